@@ -1,0 +1,36 @@
+"""Packaging. The folder kernels/ installs as `vatt_kernels`: a top-level `kernels` would collide with Hugging Face's."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+EXTRAS = {
+    "xformers": ["xformers>=0.0.35"],
+    "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
+    "tensorboard": ["tensorboard>=2.15"],
+    "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
+    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
+    "dev": ["ruff>=0.9", "mypy>=1.14"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name="vatt",
+    version="0.1.0",
+    description="VATT (video-audio-text transformers) in PyTorch, with fused token-drop kernels",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["vatt", "vatt.model", "vatt.data", "vatt_kernels"],
+    package_dir={"vatt_kernels": "kernels"},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "triton>=3.6,<3.8; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "numpy>=2.0",
+        "av>=14.0",
+        "safetensors>=0.4.5",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)
