@@ -143,7 +143,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation, one draw per clip. Defaults are the official pre-training ones; see `vatt.data.augment`."""
+    """Training augmentation, one draw per clip; defaults are the official pre-training ones (`vatt.data.augment`)."""
 
     scale_jitter: float = 0.8  # probability
     scale_range: tuple[float, float] = (0.8, 1.2)
@@ -198,7 +198,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. `dtype` is the compute type under autocast; parameters stay float32."""
+    """One run.
+
+    `dtype`: compute type under autocast (parameters stay float32); "auto" is bfloat16 on GPUs and float32 on CPUs.
+    `save_every`, `log_every`: in steps. `max_nonfinite`: steps without update, in a row, after which a run gives up.
+    `eval_windows`: temporal windows a test clip is read at; `eval_clips`: at most so many test clips.
+    """
 
     preset: str = "mbs"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -211,6 +216,7 @@ class Config:
     device: str = "auto"
     dtype: str = "auto"
     save_every: int = 1_000
+    max_nonfinite: int = 10
     keep_checkpoints: int = 3
     log_every: int = 10
     eval_windows: int = 4

@@ -1,0 +1,37 @@
+# make train | test | bench | lint | reports. The first call creates $(VENV); later ones reuse it.
+VENV ?= .venv
+# The first interpreter that runs and is 3.11 or newer.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+RUN = OMP_WAIT_POLICY=passive $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.PHONY: train test bench lint reports clean
+
+train: $(INSTALLED)
+	$(RUN) -m vatt.train --fused $(ARGS)
+
+test: $(INSTALLED)
+	$(RUN) -m pytest $(ARGS)
+
+bench: $(INSTALLED)
+	$(RUN) -m pytest --benchmark-only $(ARGS)
+	$(RUN) bench/fused_vs_reference.py
+	$(RUN) bench/tiny_training.py
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy vatt kernels bench
+
+reports: $(INSTALLED)
+	$(RUN) bench/draw_reports.py
+
+$(INSTALLED): setup.py
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

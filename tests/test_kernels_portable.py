@@ -1,0 +1,411 @@
+"""The portable operations against the literal ones: results and gradients, what they read, and what they store.
+
+Errors are measured against the literal operation in float64, in the 2-norm (one wrong element shows in it, one unlucky
+rounding does not decide it). The portable operation may be at most twice as far off as the literal one in the same
+dtype, plus one rounding of each element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import vatt_kernels as vk
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from vatt_kernels import portable, reference
+
+Operation = Callable[..., Tensor]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def results(operation: Operation, leaves: Sequence[Tensor], grad: Tensor | None = None) -> list[Tensor]:
+    """The output and the gradient of each leaf, for one incoming gradient; a strided one, as real ones often are."""
+    inputs = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+    out = operation(*inputs)
+    if grad is None:
+        grad = torch.randn(out.mT.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(99)).mT
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))]
+
+
+def assert_within_budget(
+    operation: Operation, leaves: Sequence[Tensor], dtype: torch.dtype, magnitude: float = 0.0
+) -> None:
+    """`operation(impl, *leaves)`: portable in `dtype` against reference in `dtype` and in float64.
+
+    All three start from the leaves rounded to `dtype`. `magnitude` is that of terms that cancel in the result, where
+    these are larger than it: they are what is rounded.
+    """
+    rounded = [leaf.to(dtype) for leaf in leaves]
+    exact = results(lambda *x: operation("reference", *x), [leaf.double() for leaf in rounded])
+    literal = results(lambda *x: operation("reference", *x), rounded)
+    got = results(lambda *x: operation("portable", *x), rounded)
+    for index, (e, r, p) in enumerate(zip(exact, literal, got, strict=True)):
+        assert p.dtype == r.dtype
+        assert p.shape == r.shape
+        rounding = torch.finfo(p.dtype).eps * max(float(e.norm()), magnitude * e.numel() ** 0.5)
+        allowed = 2 * float((r.double() - e).norm()) + rounding
+        error = float((p.double() - e).norm())
+        assert error <= allowed, f"{'output' if index == 0 else f'gradient {index - 1}'}: {error:.3g} > {allowed:.3g}"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the bytes of the largest tensor that any operation returns, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return out
+
+
+# projection
+
+KEEPS = {
+    "all": None,
+    "shared": torch.tensor([0, 2, 3, 9, 11], dtype=torch.int32),
+    "each": torch.tensor([[11, 0, 5], [4, 4, 1]]),
+    "none": torch.zeros(0, dtype=torch.int64),
+    "every": torch.arange(12),
+}
+
+
+def clip(kind: str) -> Tensor:
+    """[2, 5, 13, 9, 3] with borders that fill no 2x4x4 voxel (grid 2x3x2), in several layouts and dtypes."""
+    generator = torch.Generator().manual_seed(5)
+    frames = torch.randint(0, 256, (2, 5, 13, 9, 3), dtype=torch.uint8, generator=generator)
+    if kind == "planar":
+        return frames.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+    if kind == "crop":
+        large = torch.randint(0, 256, (2, 7, 20, 15, 3), dtype=torch.uint8, generator=generator)
+        return large[:, 1:6, 3:16, 4:13]
+    if kind == "every second frame":
+        return frames.repeat_interleave(2, dim=1)[:, ::2]
+    if kind == "expanded":
+        return frames[:1].expand(2, -1, -1, -1, -1)
+    return frames
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("kind", ["plain", "planar", "crop", "every second frame", "expanded"])
+def test_projection_of_bytes(keep: str, kind: str) -> None:
+    frames = clip(kind)
+
+    def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+        return vk.project_voxels(frames, weight, bias, patch=(2, 4, 4), keep=KEEPS[keep], position=position, impl=impl)
+
+    leaves = [randn(96, 7, scale=0.1), randn(7, seed=1), randn(12, 7, seed=2)]
+    assert_within_budget(operation, leaves, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("keep", KEEPS)
+def test_projection_of_floats_has_gradients_to_the_clip_too(keep: str, dtype: torch.dtype) -> None:
+    def operation(impl: str, frames: Tensor, weight: Tensor) -> Tensor:
+        return vk.project_voxels(frames, weight, patch=(2, 4, 4), keep=KEEPS[keep], scale=0.7, shift=0.2, impl=impl)
+
+    assert_within_budget(operation, [randn(2, 5, 13, 9, 3), randn(96, 7, seed=1, scale=0.1)], dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("brightness", [0, 200])
+def test_projection_of_bytes_in_low_precision(dtype: torch.dtype, brightness: int) -> None:
+    """Dark and bright clips: the mean must not cost digits."""
+    frames = torch.randint(
+        brightness, brightness + 40, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
+
+    def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+        return vk.project_voxels(frames, weight, bias, keep=torch.tensor([3, 1]), position=position, impl=impl)
+
+    leaves = [randn(3072, 33, scale=0.02) + 0.005, randn(33, seed=1), randn(4, 33, seed=2)]
+    assert_within_budget(operation, leaves, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("step", [1, 3])
+def test_projection_of_waveforms(dtype: torch.dtype, step: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randint(-(2**15), 2**15, (3, 200 * step), dtype=torch.int16, generator=generator)[:, ::step]
+    keep = vk.sample_keep(12, 5, seed=0, batch=3)
+
+    def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+        return vk.project_waveform(samples, weight, bias, patch=16, keep=keep, position=position, impl=impl)
+
+    assert_within_budget(operation, [randn(16, 9), randn(9, seed=1), randn(12, 9, seed=2)], dtype)
+
+    def of_floats(impl: str, samples: Tensor, weight: Tensor) -> Tensor:
+        return vk.project_waveform(samples, weight, patch=16, keep=keep, impl=impl)
+
+    assert_within_budget(of_floats, [randn(3, 200), randn(16, 9, seed=1)], dtype)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_dropped_voxels_are_never_read(per_sample: bool) -> None:
+    keep = vk.sample_keep(12, 5, seed=1, batch=2 if per_sample else None)
+    frames, weight, position = randn(2, 5, 13, 9, 3).float(), randn(96, 7, seed=1).float(), randn(12, 7, seed=2).float()
+
+    def operation(frames: Tensor, weight: Tensor, position: Tensor) -> Tensor:
+        return vk.project_voxels(frames, weight, patch=(2, 4, 4), keep=keep, position=position, shift=0.5)
+
+    clean = results(operation, [frames, weight, position])
+    poisoned = torch.full_like(frames, float("nan"))
+    grid, source = reference.patches(poisoned, (2, 4, 4)), reference.patches(frames, (2, 4, 4))
+    for sample in range(2):
+        for index in (keep[sample] if per_sample else keep).tolist():
+            place = (sample, index // 6, index // 2 % 3, index % 2)
+            grid[place] = source[place]
+    assert bool(poisoned.isnan().any())
+    rows = torch.full_like(position, float("nan"))
+    rows[keep.unique().long()] = position[keep.unique().long()]
+    for got, expected in zip(results(operation, [poisoned, weight, rows]), clean, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_projection_stores_no_more_than_the_kept_voxels() -> None:
+    frames = torch.zeros(2, 8, 64, 64, 3, dtype=torch.uint8)
+    weight = randn(3072, 8).float().requires_grad_()
+    keep = vk.sample_keep(32, 8, seed=0)
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = vk.project_voxels(frames, weight, keep=keep)
+        out.backward(torch.ones_like(out))
+    assert largest.bytes <= 2 * 8 * 3072 * 4  # the kept voxels as float32; all of them would be four times that
+    assert all(x is frames or x is weight or x.numel() <= keep.numel() for x in saved)
+
+
+def test_projection_follows_autocast() -> None:
+    frames, weight, bias = clip("plain"), randn(96, 7, scale=0.1).float(), randn(7).float()
+    exact = vk.project_voxels(frames, weight.double(), bias.double(), patch=(2, 4, 4), impl="reference")
+    for impl in ("reference", "portable"):
+        leaf = weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = vk.project_voxels(frames, leaf, bias, patch=(2, 4, 4), impl=impl)
+        got.sum().backward()
+        assert got.dtype == torch.float32
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
+        error = float((got.detach() - exact).abs().max() / exact.abs().max())
+        assert 1e-5 < error < 2**-7  # a product in bfloat16, and nothing worse
+
+
+# tokens
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_gather_tokens(keep: str) -> None:
+    chosen = KEEPS[keep] if KEEPS[keep] is not None else torch.arange(12).flip(0)
+
+    def operation(impl: str, x: Tensor) -> Tensor:
+        return vk.gather_tokens(x.transpose(1, 2), chosen, impl=impl)
+
+    for dtype in FLOATS:
+        assert_within_budget(operation, [randn(2, 5, 12)], dtype)
+
+
+@pytest.mark.parametrize(("tokens", "kept", "batch"), [(1568, 784, None), (33, 16, 7), (1, 1, 2), (9, 0, 3)])
+def test_both_draw_the_same_tokens(tokens: int, kept: int, batch: int | None) -> None:
+    a, b = (
+        vk.sample_keep(tokens, kept, seed=-5, offset=3, batch=batch, impl=impl) for impl in ("reference", "portable")
+    )
+    assert torch.equal(a, b)
+    assert a.dtype == b.dtype
+
+
+# attention
+
+ATTENTION = {
+    "plain": {},
+    "mask": {"mask": True},
+    "bias": {"bias": True, "scale": 1.0},
+    "mask and bias": {"mask": True, "bias": True},
+    "dropout": {"dropout_p": 0.3, "seed": 4},
+    "everything": {"mask": True, "bias": True, "dropout_p": 0.3, "seed": -4},
+}
+
+
+def attend(name: str, shape: tuple[int, ...], edges: Tensor | None = None) -> Operation:
+    settings = dict(ATTENTION[name])
+    mask = None
+    if settings.pop("mask", False):
+        mask = torch.rand(shape[:-2], generator=torch.Generator().manual_seed(3)) > 0.4
+        mask[:1] = False  # dense: a whole sequence without keys
+    use_bias = settings.pop("bias", False)
+
+    def operation(impl: str, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+        out = vk.attention(
+            q, k, v, key_mask=mask, bias_table=table if use_bias else None, max_distance=9, cu_seqlens=edges,
+            impl=impl, **settings,
+        )  # fmt: skip
+        return out + 0 * table.sum()  # so that the table has a gradient in any case
+
+    return operation
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("shape", [(3, 17, 2, 8), (1, 1, 1, 5), (2, 33, 4, 32), (2, 0, 2, 8)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_attention(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    leaves = [*(randn(*shape, seed=seed) for seed in range(3)), randn(8, shape[2], seed=4)]
+    assert_within_budget(attend(name, shape), leaves, dtype)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("lengths", [[5, 17, 0, 5, 1], [4, 4, 4], []])
+def test_packed_attention(name: str, lengths: list[int]) -> None:
+    edges = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+    shape = (sum(lengths), 2, 8)
+    leaves = [*(randn(*shape, seed=seed) for seed in range(3)), randn(8, 2, seed=4)]
+    assert_within_budget(attend(name, shape, edges), leaves, torch.float32)
+
+
+def test_attention_takes_any_layout() -> None:
+    def operation(impl: str, packed: Tensor, shared: Tensor) -> Tensor:
+        q, k, _ = packed.permute(1, 0, 3, 2, 4).unbind(0)
+        return vk.attention(q, k, shared.expand(2, 9, 3, 4), impl=impl)
+
+    assert_within_budget(operation, [randn(2, 3, 3, 9, 4), randn(1, 9, 1, 4, seed=1)], torch.float32)
+
+
+def test_both_drop_the_same_probabilities() -> None:
+    first, heads, tokens = torch.tensor([0, 33, 2**32 - 10]), 4, 33
+    for p in (0.0, 1e-9, 0.1, 0.5, 1 - 1e-12):
+        expected = reference.dropout_keep(first, tokens, heads, p, seed=2**40 + 1)
+        keys = reference.dropout_keys(first, tokens, heads, seed=2**40 + 1)
+        assert torch.equal(portable.dropout_keep(keys, p), expected)
+
+
+@pytest.mark.parametrize("name", ["dropout", "everything"])
+def test_dropout_in_blocks_gives_the_same_and_bounds_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (3, 40, 4, 8)
+    leaves = [*(randn(*shape, seed=seed) for seed in range(3)), randn(8, 4, seed=4)]
+    operation = attend(name, shape)
+    expected = results(lambda *x: operation("portable", *x), leaves)
+    monkeypatch.setattr(portable, "DROPOUT_SCORES", 40 * 40 * 5)  # 12 rows of heads in blocks of 5, 5 and 2
+    with LargestTensor() as largest:
+        got = results(lambda *x: operation("portable", *x), leaves)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert largest.bytes <= 40 * 40 * 5 * 8
+
+
+def test_attention_follows_autocast() -> None:
+    q, k, v = (randn(2, 5, 2, 8, seed=seed).float() for seed in range(3))
+    for impl in ("reference", "portable"):
+        for dropout in (0.0, 0.2):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert vk.attention(q, k, v, dropout_p=dropout, impl=impl).dtype == torch.bfloat16
+
+
+# contrastive loss
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("clips", "candidates"), [(1, 1), (7, 1), (6, 5)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("block", [4, 1024])
+def test_contrastive_loss(symmetric: bool, clips: int, candidates: int, masked: bool, block: int) -> None:
+    mask = torch.arange(clips) % 3 != 1 if masked else None
+    video_mask = torch.arange(clips) % 4 != 2 if masked else None
+
+    def operation(impl: str, video: Tensor, other: Tensor) -> Tensor:
+        module, more = (portable, {"block": block}) if impl == "portable" else (reference, {})
+        loss = module.contrastive_loss(
+            video, other, video, other, temperature=0.07, symmetric=symmetric,
+            mask=None if mask is None else mask.to(video.dtype),
+            video_mask=None if video_mask is None else video_mask.to(video.dtype), **more,
+        )  # fmt: skip
+        valid = torch.ones(clips) if mask is None or video_mask is None else mask * video_mask
+        return (loss * valid)[None]
+
+    leaves = [randn(clips, 16), randn(clips, candidates, 16, seed=1)]
+    assert_within_budget(operation, leaves, torch.float32, magnitude=1 / 0.07)
+
+
+def test_contrastive_loss_with_gathered_batches() -> None:
+    mask = torch.tensor([1, 0, 1, 1, 1, 0]).bool()
+
+    def operation(impl: str, video: Tensor, other: Tensor, all_video: Tensor, all_other: Tensor) -> Tensor:
+        loss = vk.contrastive_loss(
+            video, other, mask=mask[2:5], all_video=all_video, all_other=all_other, all_mask=mask, offset=2, impl=impl
+        )
+        return loss[None]
+
+    leaves = [randn(3, 8), randn(3, 2, 8, seed=1), randn(6, 8, seed=2), randn(6, 2, 8, seed=3)]
+    assert_within_budget(operation, leaves, torch.float32, magnitude=1 / 0.07)
+
+
+def test_contrastive_loss_needs_no_gradient_to_gathered_batches() -> None:
+    video, other = randn(3, 8).requires_grad_(), randn(3, 2, 8, seed=1)
+    loss = vk.contrastive_loss(video, other, all_video=randn(6, 8, seed=2), all_other=randn(6, 2, 8, seed=3))
+    loss.sum().backward()
+    assert video.grad is not None
+    assert other.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_contrastive_loss_is_float32_for_low_precision_and_under_autocast(dtype: torch.dtype) -> None:
+    video, other = randn(5, 8).to(dtype).requires_grad_(), randn(5, 2, 8, seed=1).to(dtype).requires_grad_()
+    exact = vk.contrastive_loss(video.double(), other.double(), impl="reference")
+    expected = torch.autograd.grad(exact.sum(), (video, other))
+    for impl in ("reference", "portable"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = vk.contrastive_loss(video, other, impl=impl)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss.double(), exact, rtol=0, atol=16 * torch.finfo(torch.float32).eps / 0.07)
+        for got, gradient in zip(torch.autograd.grad(loss.sum(), (video, other)), expected, strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(
+                got, gradient, rtol=torch.finfo(dtype).eps, atol=1e-5
+            )  # rounded once, at the end
+
+
+def test_contrastive_loss_can_be_weighted_and_differentiated_twice_over() -> None:
+    video, other = randn(6, 8).requires_grad_(), randn(6, 3, 8, seed=1).requires_grad_()
+    loss = vk.contrastive_loss(video, other)
+    each = [torch.autograd.grad(loss[i], (video, other), retain_graph=True) for i in range(6)]
+    weights = randn(6, seed=2)
+    together = torch.autograd.grad((loss * weights).sum(), (video, other))
+    for index in (0, 1):
+        expected = sum(weight * gradients[index] for weight, gradients in zip(weights, each, strict=True))
+        torch.testing.assert_close(together[index], expected)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_contrastive_loss_memory_is_linear_in_the_candidates(symmetric: bool) -> None:
+    """Nothing of the size batch x batch x captions is made or kept, forward or backward."""
+    block, width, candidates = 16, 8, 5
+    for clips in (64, 128):
+        video, other = randn(clips, width).requires_grad_(), randn(clips, candidates, width, seed=1).requires_grad_()
+        saved: list[int] = []
+
+        def pack(x: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(x.numel())
+            return x
+
+        with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = portable.contrastive_loss(
+                video, other, video, other,
+                mask=None, video_mask=None, temperature=0.07, symmetric=symmetric, block=block,
+            )  # fmt: skip
+            loss.sum().backward()
+        linear = clips * candidates * width
+        assert largest.bytes <= 8 * max(linear, block * block)
+        assert max(saved) <= linear
+        assert linear * 8 < clips * clips * candidates * 8

@@ -1,0 +1,210 @@
+"""Decodes the video and the sound of one time span of one file.
+
+Frame i of a span is shown at `start + i / fps`: the latest source frame that is not later. So any source rate, also a
+variable one, gives the frames a viewer would see. AVI stores decoding times: frames leave the decoder in the order they
+are shown, so the sorted timestamps are handed out in that order. Pixels are taken as stored: display rotation is
+applied, a sample aspect ratio is not, as in the usual frame dumps.
+
+A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
+makes the clip bad; later than that it counts as the end of the file. Errors before the first frame (recordings cut
+inside a group of pictures) are skipped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from vatt.data.reader import BadClip, Late, Reader, opened, plain, seconds_of
+from vatt.data.sound import read_audio
+
+END_TOLERANCE = 1.0  # seconds
+AVI_REORDER = 8  # frames looked ahead to sort decoding times
+MAX_ERRORS = 300  # packets that may fail before the first frame
+
+
+@dataclass(frozen=True)
+class DecodedSpan:
+    """`video` uint8 [T, h, w, 3]; `audio` int16 [round(T * rate / fps)], or None without a usable sound track.
+
+    T is smaller than asked for when the row or the file ends earlier.
+    """
+
+    video: NDArray[np.uint8]
+    audio: NDArray[np.int16] | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.video.nbytes + (0 if self.audio is None else self.audio.nbytes)
+
+
+def decode_span(
+    path: Path,
+    *,
+    start: float,
+    fps: float,
+    frames: int,
+    rate: int,
+    end: float | None = None,
+    short_side: int | None = None,
+    time_limit: float = 30.0,
+) -> DecodedSpan:
+    """Decodes up to `frames` frames at `start + i / fps` and the sound of the same span, mono at `rate` Hz.
+
+    Sample k of the sound is at `start + k / rate`, to one sample and the codec's own delay; where the sound track
+    starts late or ends early there is silence. `end`: end of the row, if any. `short_side`: frames with a larger
+    shorter side are scaled down to it, which saves memory.
+
+    Raises:
+        BadClip: no frame at `start`, a damaged stream, or more than `time_limit` seconds of wall clock.
+    """
+    if end is not None:
+        frames = min(frames, grid_frames(end - start, fps))
+    with opened(path, time_limit) as reader:
+        video = _read_video(reader, start, fps, frames, short_side)
+        audio = read_audio(reader, start, rate, round(len(video) * rate / fps))
+    return DecodedSpan(video, audio)
+
+
+def grid_frames(seconds: float, fps: float) -> int:
+    """Frames at `fps` that `seconds` hold: the last one may be cut short, a hundredth of a frame is no frame."""
+    return max(1, math.ceil(seconds * fps - 0.01))
+
+
+def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+    # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning.
+    for position in (start, start - 2.0, None):
+        if not reader.move(reader.video, position):
+            continue
+        try:
+            return _video_from(reader, start, fps, frames, short_side)
+        except Late:
+            continue
+    raise AssertionError("reading from the beginning cannot be late")
+
+
+def _video_from(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+    stream = reader.video
+    convert = _Converter(short_side)
+    slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
+    images: list[NDArray[np.uint8]] = []
+    current: VideoFrame | None = None
+    shown = ends = 0.0
+    broken: str | None = None
+    try:
+        for shown, frame in _timed_frames(reader):
+            if current is None and not reader.from_start and shown > max(start, slack):
+                raise Late
+            if current is not None:
+                count = min(frames, math.ceil((shown - slack - start) * fps - 1e-9))  # grid times before this frame
+                if count > len(images):
+                    images.extend([convert(current)] * (count - len(images)))
+                if len(images) == frames:
+                    return np.stack(images)
+            current = frame
+            ends = shown + (seconds_of(frame.duration, stream) or 1.0 / float(stream.average_rate or fps))
+    except FFmpegError as error:
+        broken = plain(error)
+    # The file has ended, or broken, before the span is complete.
+    if current is None:
+        if not reader.from_start:
+            raise Late
+        raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
+    missing = math.inf if broken is not None else 0.0
+    if reader.declared is not None:
+        missing = reader.declared - ends
+    if missing > END_TOLERANCE and ends < start + frames / fps:
+        what = "ends" if broken is None else "damaged"
+        raise BadClip(reader.path, f"{what} at {ends:.2f} s of {reader.declared or math.nan:.2f} s", whole=False)
+    if ends <= start:
+        raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
+    count = min(frames, grid_frames(ends - start, fps))
+    images.extend([convert(current)] * (count - len(images)))
+    return np.stack(images)
+
+
+def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
+    """Frames in display order with their times on the clip's clock. Raises FFmpegError where the stream breaks."""
+    stream = reader.video
+    origin = reader.origin
+    step = 1.0 / float(stream.average_rate or 25)
+    depth = AVI_REORDER if reader.container.format.name == "avi" else 0
+    times: list[float] = []
+    held: list[VideoFrame] = []
+    last = -math.inf
+    errors = 0
+    broken: FFmpegError | None = None
+
+    def emit() -> tuple[float, VideoFrame]:
+        nonlocal last
+        last = max(last, heapq.heappop(times))
+        return last, held.pop(0)
+
+    newest = 0.0
+    for packet in reader.packets(stream):
+        try:
+            decoded = stream.decode(packet)
+        except FFmpegError as error:
+            errors += 1
+            if math.isfinite(last) or held or errors > MAX_ERRORS:
+                broken = error
+                break
+            first_error = error
+            continue
+        for frame in decoded:
+            reader.deadline.check()
+            at = seconds_of(frame.pts, stream)
+            if origin is None:
+                origin = at or 0.0
+            newest = newest + step if at is None else at - origin
+            heapq.heappush(times, newest)
+            held.append(frame)
+            if len(held) > depth:
+                yield emit()
+    while held:
+        yield emit()
+    if broken is None and errors and not math.isfinite(last):
+        broken = first_error
+    if broken is not None:
+        raise broken
+
+
+class _Converter:
+    """Frames to upright RGB of one size, each distinct frame once."""
+
+    def __init__(self, short_side: int | None) -> None:
+        self.short_side = short_side
+        self.size: tuple[int, int] | None = None
+        self.reformatter = VideoReformatter()
+        self.last: tuple[VideoFrame, NDArray[np.uint8]] | None = None
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        if self.last is not None and self.last[0] is frame:
+            return self.last[1]
+        if self.size is None:
+            # A stream may change its size midway: all frames take that of the first.
+            width, height = frame.width, frame.height
+            shorter = min(width, height)
+            if self.short_side is not None and shorter > self.short_side:
+                width, height = (max(1, round(side * self.short_side / shorter)) for side in (width, height))
+            self.size = width, height
+        width, height = self.size
+        image = (
+            self.reformatter.reformat(frame, width, height, "rgb24", threads=1)
+            .to_ndarray()
+            .astype(np.uint8, copy=False)
+        )
+        quarter, rest = divmod(frame.rotation, 90)
+        if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number
+            image = np.rot90(image, quarter % 4)
+        self.last = frame, image
+        return image

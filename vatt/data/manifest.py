@@ -1,0 +1,215 @@
+"""The manifest: the one table every source of clips becomes. A CSV file, or a folder of clips, becomes a `Manifest`.
+
+Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` (several separated by ` | `), `label` and
+`split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked at
+here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+CAPTION_SEPARATOR = " | "
+COLUMNS = ("path", "start", "end", "caption", "label", "split")
+DEFAULT_SPLIT = "train"
+MEDIA_SUFFIXES = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"),
+        *(".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".3g2", ".ogv", ".vob"),
+    )
+)
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read. The message names the file, the line and the way out."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row. `index`: position in the whole manifest, also after `split`. `path`: absolute; `name`: as written.
+
+    `start` and `end` are seconds from the first frame of the file; `end` None is the end of the file.
+    """
+
+    index: int
+    path: Path
+    name: str
+    start: float = 0.0
+    end: float | None = None
+    captions: tuple[str, ...] = ()
+    label: str | None = None
+    split: str | None = DEFAULT_SPLIT
+
+
+@dataclass(frozen=True)
+class Manifest(Sequence[Clip]):
+    """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split."""
+
+    clips: tuple[Clip, ...]
+    root: Path
+    labels: tuple[str, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
+    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
+        return self.clips[index]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have clips, sorted."""
+        return tuple(sorted({clip.split for clip in self.clips if clip.split is not None}))
+
+    @property
+    def label_ids(self) -> dict[str, int]:
+        return {label: i for i, label in enumerate(self.labels)}
+
+    def split(self, name: str) -> Manifest:
+        """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
+        return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels)
+
+
+def read_manifest(source: str | Path) -> Manifest:
+    """Reads a CSV, or lists a folder of clips (recursively, sorted; captions one a line in a .txt of the same name).
+
+    Without a `split` column every clip is in "train"; an empty `split` cell puts its clip in no split.
+
+    Raises:
+        ManifestError: nothing there, no `path` column, a bad value, or no clips at all.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file or folder; give a manifest CSV or a folder of clips")
+    return _read_csv(path)
+
+
+def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Writes `clips` as a CSV that `read_manifest` gives back (indices are row numbers). Replaces the file atomically.
+
+    Clips below the CSV's folder are written relative to it, so that the folder can move; others by absolute path.
+    """
+    path = Path(os.path.abspath(path))
+    rows = [_row(clip, path) for clip in clips]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def _row(clip: Clip, path: Path) -> list[str]:
+    captions = CAPTION_SEPARATOR.join(clip.captions)
+    if _captions(captions) != clip.captions:
+        raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
+    inside = clip.path.is_relative_to(path.parent)
+    name = clip.path.relative_to(path.parent).as_posix() if inside else str(clip.path)
+    start = repr(float(clip.start)) if clip.start else ""
+    end = "" if clip.end is None else repr(float(clip.end))
+    return [name, start, end, captions, clip.label or "", clip.split or ""]
+
+
+def _captions(cell: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in cell.split(CAPTION_SEPARATOR) if part.strip())
+
+
+def _manifest(clips: list[Clip], root: Path) -> Manifest:
+    return Manifest(tuple(clips), root, tuple(sorted({clip.label for clip in clips if clip.label is not None})))
+
+
+def _read_folder(folder: Path) -> Manifest:
+    # macOS leaves ._name.mp4 beside name.mp4 on foreign disks; these and other hidden files are not clips.
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in MEDIA_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+    if not files:
+        known = " ".join(sorted(MEDIA_SUFFIXES))
+        raise ManifestError(f"{folder}: no clips in this folder; files with these suffixes are taken: {known}")
+    clips: list[Clip] = []
+    for file in files:
+        text = file.with_suffix(".txt")
+        captions: tuple[str, ...] = ()
+        if text.is_file():
+            try:
+                lines = text.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise ManifestError(f"{text}: captions are not UTF-8 text ({error}); convert the file") from error
+            captions = tuple(line.strip() for line in lines if line.strip())
+        clips.append(Clip(len(clips), file, file.relative_to(folder).as_posix(), captions=captions))
+    return _manifest(clips, folder)
+
+
+def _read_csv(path: Path) -> Manifest:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, None)
+            if not header:
+                raise ManifestError(
+                    f"{path}: the manifest is empty; its first line names the columns, e.g. path,caption"
+                )
+            columns = [name.strip().lower() for name in header]
+            key = next((name for name in ("path", "file") if name in columns), None)
+            if key is None:
+                raise ManifestError(f"{path}:1: no column `path` (or `file`); found: {', '.join(columns)}")
+            clips: list[Clip] = []
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    clips.append(_clip(len(clips), cells, columns, key, path, reader.line_num))
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 text ({error}); give a CSV, or a folder of clips") from error
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}: not a CSV ({error})") from error
+    if not clips:
+        raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
+    return _manifest(clips, path.parent)
+
+
+def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path, line: int) -> Clip:
+    where = f"{path}:{line}"
+    if any(cell.strip() for cell in cells[len(columns) :]):
+        # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
+        raise ManifestError(f"{where}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
+    row = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
+    name = row.get(key, "")
+    if not name:
+        raise ManifestError(f"{where}: no {key}; every line names a file")
+    start = _seconds(row.get("start", ""), "start", where)
+    end = _seconds(row.get("end", ""), "end", where)
+    if end is not None and end <= (start or 0.0):
+        raise ManifestError(
+            f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
+        )
+    captions = _captions(row.get("caption", ""))
+    split = (row.get("split") or None) if "split" in columns else DEFAULT_SPLIT
+    file = Path(os.path.abspath(path.parent / name))
+    return Clip(index, file, name, start or 0.0, end, captions, row.get("label") or None, split)
+
+
+def _seconds(text: str, column: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {column} is not a number of seconds: {text!r}") from error
+    if not math.isfinite(value) or value < 0:
+        raise ManifestError(f"{where}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
+    return value

@@ -1,0 +1,180 @@
+"""Zero-shot retrieval on held-out clips: `python -m vatt.evaluate --run DIR`.
+
+Each text (and each clip's sound) ranks all clips by the cosine between common-space embeddings; the embeddings of a
+clip's temporal windows are averaged first (the release's "embd" score). Paper section 4.2, Table 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import write_atomically
+from .config import ConfigError
+from .data.loader import DataError, EvalDataset, make_loader
+from .data.manifest import ManifestError, read_manifest
+from .data.synthetic import build_corpus
+from .model.vatt import VATT
+from .progress import progress_bar
+from .run import RunError, autocast_for, compute_dtype, load_model, pick_device
+
+
+class ClipEmbeddings(NamedTuple):
+    """Embeddings of the C clips that could be read, averaged over their windows, with their sounds and captions."""
+
+    video_text: Tensor  # [C, 256]
+    video_audio: Tensor  # [C, 512]
+    audio: Tensor  # [A, 512], one of each clip with sound
+    text: Tensor  # [Q, 256], one of each caption
+    audio_clip: Tensor  # [A] position of its clip in the C
+    text_clip: Tensor  # [Q]
+    clips: list[int]  # [C] manifest indices
+    bad: list[tuple[int, str]]  # manifest index and reason of each clip left out
+
+
+def ranks(similarity: Tensor, target: Tensor) -> Tensor:
+    """Rank from 1 of candidate `target[q]` in row q of similarity [Q,C]; equal candidates count as ahead of it."""
+    wanted = similarity.gather(1, target[:, None])
+    return (similarity >= wanted).sum(1)
+
+
+def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:
+    """R@1/5/10 (shares of queries) and median rank, with the chance level of R@10 beside them."""
+    if not len(target):
+        return {"queries": 0, "candidates": similarity.shape[1]}
+    rank = ranks(similarity, target)
+    recall = {f"R@{k}": (rank <= k).double().mean().item() for k in (1, 5, 10)}
+    candidates = similarity.shape[1]
+    return {
+        **recall,
+        "median_rank": rank.double().quantile(0.5).item(),
+        "queries": len(target),
+        "candidates": candidates,
+        "chance_R@10": min(10 / candidates, 1.0),
+    }
+
+
+@torch.no_grad()
+def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any) -> ClipEmbeddings:
+    """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped)."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("video_text", "video_audio", "audio", "text")}
+    clips: list[int] = []
+    sounds: list[int] = []
+    texts: list[int] = []
+    bad: list[tuple[int, str]] = []
+    captions = {clip.index: clip.captions for clip in dataset.clips}
+    bar = progress_bar(len(dataset), "evaluating", "batch")
+    for batch in make_loader(dataset, 0, len(dataset), dataset.data.workers):
+        bar.update()
+        bad.extend(batch.bad)
+        if not batch.clips:
+            continue
+        words = [(i, caption) for i, index in enumerate(batch.clips) for caption in captions[index]]
+        heard = [i for i, mask in enumerate(batch.audio_mask.tolist()) if mask]
+        batch = batch.to(device)
+        with autocast:
+            to_audio, to_text = model.embed_video(batch.video.flatten(0, 1))
+            sound = model.embed_audio(batch.audio[heard].flatten(0, 1)) if heard else None
+            ids = [dataset.tokenizer.encode(caption, dataset.model.text.words) for _, caption in words]
+            text = model.embed_text(torch.from_numpy(np.stack(ids))[None].to(device))[0] if ids else None
+        views = dataset.windows_per_clip
+        sounds += [len(clips) + i for i in heard]
+        texts += [len(clips) + i for i, _ in words]
+        clips += batch.clips
+        parts["video_text"].append(_mean_of_views(to_text, views))
+        parts["video_audio"].append(_mean_of_views(to_audio, views))
+        if sound is not None:
+            parts["audio"].append(_mean_of_views(sound, views))
+        if text is not None:
+            parts["text"].append(text.float().cpu())
+    bar.close()
+    model.train(was_training)
+    if not clips:
+        raise DataError(f"none of the {len(dataset.clips)} held-out clips could be read; the last one: {bad[-1][1]}")
+    tensors = {name: torch.cat(part) if part else torch.empty(0) for name, part in parts.items()}
+    places = {"audio_clip": torch.tensor(sounds), "text_clip": torch.tensor(texts)}
+    return ClipEmbeddings(**tensors, **places, clips=clips, bad=bad)
+
+
+def _mean_of_views(x: Tensor, views: int) -> Tensor:
+    return x.float().unflatten(0, (-1, views)).mean(1).cpu()
+
+
+def retrieval(embedded: ClipEmbeddings) -> dict[str, dict[str, float]]:
+    """Text-to-video and audio-to-video scores; a direction without queries is left out."""
+    scores = {}
+    for name, query, target, candidates in (
+        ("text_to_video", embedded.text, embedded.text_clip, embedded.video_text),
+        ("audio_to_video", embedded.audio, embedded.audio_clip, embedded.video_audio),
+    ):
+        if len(query):
+            similarity = F.normalize(query, dim=-1) @ F.normalize(candidates, dim=-1).T
+            scores[name] = retrieval_scores(similarity, target)
+    return scores
+
+
+def format_scores(scores: dict[str, dict[str, float]]) -> str:
+    lines = [
+        f"{'retrieval':<16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'queries':>9}{'clips':>7}{'chance R@10':>13}"
+    ]
+    for name, s in scores.items():
+        lines.append(
+            f"{name.replace('_', '-'):<16}{s['R@1']:>7.3f}{s['R@5']:>7.3f}{s['R@10']:>7.3f}{s['median_rank']:>7.1f}"
+            f"{s['queries']:>9.0f}{s['candidates']:>7.0f}{s['chance_R@10']:>13.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vatt.evaluate",
+        description="Zero-shot text-to-video and audio-to-video retrieval on held-out clips.",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="folder of a finished run, or its model/ folder")
+    add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: what the run was trained on)")
+    add("--split", metavar="NAME", help="rows of the manifest to use (default: the run's held-out split)")
+    add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the run's)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
+    add("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
+    args = parser.parse_args(argv)
+    try:
+        device = pick_device(args.device)
+        model, config, tokenizer = load_model(args.run, device)
+        source = args.data or config.data.source or build_corpus(clips=config.data.builtin_clips)
+        manifest = read_manifest(source)
+        clips = manifest.split(args.split or config.data.test_split)
+        if not len(clips):
+            names = ", ".join(sorted({clip.split or "none" for clip in manifest}))
+            raise RunError(f"no rows of split {args.split or config.data.test_split!r}; choose --split from: {names}")
+        windows = args.windows or config.eval_windows
+        dataset = EvalDataset(clips, config.data, config.model, tokenizer, windows, max(1, 32 // windows))
+        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+    except (ConfigError, ManifestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    scores = retrieval(embedded)
+    print(format_scores(scores))
+    for index, reason in embedded.bad:
+        print(f"left out: {manifest[index].name}: {reason}", file=sys.stderr)
+    if args.out:
+        write_atomically(args.out, (json.dumps(scores, indent=2) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Heads on the pooled (AGG) feature: the common space of pre-training and the classifier of fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .tokens import glorot_normal_, linear
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm as Keras does it: eps 1e-5, moving statistics 0.9 old + 0.1 batch, from the BIASED variance.
+
+    Statistics are computed in float32 whatever the input type.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-5, momentum=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        variance, mean = x.detach().var(dim=0, correction=0), x.detach().mean(dim=0)
+        self.running_mean.lerp_(mean, self.momentum or 0.0)
+        self.running_var.lerp_(variance, self.momentum or 0.0)
+        self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class Embeddings(NamedTuple):
+    """Common-space embeddings, not normalised (the loss does that)."""
+
+    video_audio: Tensor  # [B, 512] video, to be compared with audio
+    video_text: Tensor  # [B, 256] video, to be compared with text
+    audio: Tensor  # [B, 512]
+    text: Tensor  # [B, captions, 256]
+
+
+class CommonSpace(nn.Module):
+    """The release's FAC head: video to the fine video-audio space, from there to the coarser video-text space.
+
+    Only the video path has an MLP and batch norm; audio and text get one dense layer each (paper section 3.4).
+    """
+
+    def __init__(self, video: int, audio: int, text: int, video_audio: int, video_text: int):
+        super().__init__()
+        self.video_hidden = linear(video, video_audio, bias=False)
+        self.video_hidden_norm = BatchNorm(video_audio)
+        self.video_audio = linear(video_audio, video_audio, bias=False)
+        self.video_audio_norm = BatchNorm(video_audio)
+        self.video_text = linear(video_audio, video_text, bias=False)
+        self.video_text_norm = BatchNorm(video_text)
+        self.audio = linear(audio, video_audio)
+        self.text = linear(text, video_text)
+
+    def embed_video(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled video features [B,D] -> (to compare with audio [B,512], to compare with text [B,256])."""
+        hidden = F.relu(self.video_hidden_norm(self.video_hidden(pooled)))
+        to_audio = self.video_audio_norm(self.video_audio(hidden))
+        return to_audio, self.video_text_norm(self.video_text(F.relu(to_audio)))
+
+
+class ClassHead(nn.Module):
+    """Dropout and a dense layer: pooled [B,D] -> logits [B,classes].
+
+    `video`: glorot-normal weight, zero bias (a softmax follows). Otherwise glorot-uniform weight and the bias
+    -ln(classes - 1), so that every sigmoid starts near 1 / classes.
+    """
+
+    def __init__(self, width: int, classes: int, *, dropout: float, video: bool):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = linear(width, classes)
+        if video:
+            glorot_normal_(self.linear.weight, width, classes)
+        else:
+            nn.init.constant_(self.linear.bias, -math.log(max(classes - 1, 1)))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.linear(self.dropout(pooled))

@@ -1,0 +1,105 @@
+"""The encoders: pre-norm (video, audio, shared) and T5-style (text).
+
+Shapes: B batch, N tokens, D width, H heads. Source: paper section 3.3; numbers from the official release.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import EncoderConfig
+from ..ops import Ops
+from .tokens import glorot_uniform_, linear, mix_seed
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. `qkv` is one dense layer: rows [q; k; v], each heads x head_width.
+
+    `scale` None is head_width ** -0.5; T5 passes 1. Dropout acts on the probabilities, from `seed` alone.
+    """
+
+    def __init__(self, config: EncoderConfig, *, bias: bool, scale: float | None, ops: Ops):
+        super().__init__()
+        self.heads, self.head_width, self.scale = config.heads, config.head_width, scale
+        self.dropout, self.ops = config.dropout, ops
+        inner = config.heads * config.head_width
+        self.qkv = nn.Linear(config.width, 3 * inner, bias=bias)
+        self.out = linear(inner, config.width, bias=bias)
+        # q, k and v are three layers of the release: their fans are those of one third.
+        glorot_uniform_(self.qkv.weight, config.width, inner)
+        if bias:
+            nn.init.zeros_(self.qkv.bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B,N,D] -> q, k, v, each [B,N,H,head_width]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
+        return q, k, v
+
+    def forward(self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int,
+                seed: int) -> Tensor:  # fmt: skip
+        q, k, v = self.project(x)
+        x = self.ops.attention(
+            q, k, v, key_mask=key_mask, bias_table=bias_table, max_distance=max_distance, scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0, seed=seed,
+        )  # fmt: skip
+        return self.out(x.flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two dense layers around an exact (erf) GELU. A forward hook here sees the output before the residual."""
+
+    def __init__(self, config: EncoderConfig, *, bias: bool):
+        super().__init__()
+        self.wi = linear(config.width, config.mlp, bias=bias)
+        self.wo = linear(config.mlp, config.width, bias=bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wo(self.dropout(F.gelu(self.wi(x))))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then + mlp(norm(x)).
+
+    `text` makes it the release's T5 layer: no biases, no 1/sqrt(d), RMS norm before attention but a full LayerNorm
+    (with offset) before the MLP; the checkpoints have exactly this mixture.
+    """
+
+    def __init__(self, config: EncoderConfig, *, text: bool, ops: Ops):
+        super().__init__()
+        norm = nn.RMSNorm if text else nn.LayerNorm
+        self.attention_norm = norm(config.width, eps=1e-6)
+        self.attention = Attention(config, bias=not text, scale=1.0 if text else None, ops=ops)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = MLP(config, bias=not text)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int,
+                seed: int) -> Tensor:  # fmt: skip
+        x = x + self.dropout(self.attention(self.attention_norm(x), key_mask, bias_table, max_distance, seed))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Encoder(nn.Module):
+    """A stack of layers and a final norm: tokens [B,N,D] and optional key mask [B,N] (True = attend) -> [B,N,D].
+
+    With `buckets` it is the text encoder: T5 layers and one relative-bias table [buckets, H] shared by all of them.
+    """
+
+    def __init__(self, config: EncoderConfig, ops: Ops, *, buckets: int | None = None, max_distance: int = 64):
+        super().__init__()
+        text = buckets is not None
+        self.layers = nn.ModuleList(Layer(config, text=text, ops=ops) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6) if text else nn.LayerNorm(config.width, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+        self.bias_table: nn.Parameter | None = None
+        self.max_distance = max_distance
+        if buckets is not None:
+            self.bias_table = nn.Parameter(torch.empty(buckets, config.heads).uniform_(-0.05, 0.05))
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, seed: int = 0) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, key_mask, self.bias_table, self.max_distance, mix_seed(seed, index))
+        return self.dropout(self.norm(x))

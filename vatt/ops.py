@@ -1,0 +1,49 @@
+"""The one place that chooses between the literal and the fused operations, and can say why.
+
+Without `--fused` the model runs `vatt_kernels` in its "reference" form: a few lines of plain PyTorch an operation.
+With it, the device decides; today every device runs the "portable" form (drop before projecting, SDPA, streamed loss).
+Modules hold an `Ops`; nothing is switched by global state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import vatt_kernels
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The operations of one run. `impl` is what runs, `reason` is the line printed at start and kept in records."""
+
+    impl: str
+    reason: str
+
+    def project_voxels(self, frames: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        return vatt_kernels.project_voxels(frames, weight, bias, impl=self.impl, **options)
+
+    def project_waveform(self, samples: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
+        return vatt_kernels.project_waveform(samples, weight, bias, impl=self.impl, **options)
+
+    def sample_keep(self, tokens: int, kept: int, **options: Any) -> Tensor:
+        return vatt_kernels.sample_keep(tokens, kept, impl=self.impl, **options)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        return vatt_kernels.attention(q, k, v, impl=self.impl, **options)
+
+    def contrastive_loss(self, video: Tensor, other: Tensor, **options: Any) -> Tensor:
+        return vatt_kernels.contrastive_loss(video, other, impl=self.impl, **options)
+
+
+REFERENCE = Ops("reference", "operations: reference (literal PyTorch; --fused selects the fast ones)")
+
+
+def choose(fused: bool, device: torch.device | str) -> Ops:
+    """Operations for `device`; `fused` is what the user asked for."""
+    if not fused:
+        return REFERENCE
+    kind = torch.device(device).type
+    return Ops("portable", f"operations: fused, portable form on {kind} (PyTorch ops; no Triton kernels yet)")

@@ -1,0 +1,113 @@
+"""What a run writes down: where and with what it ran, a line of metrics a step, the loss curve."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import write_atomically
+
+PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Command, commit, versions and machine: enough to trace a figure to what made it."""
+    device = torch.device(device)
+    return {
+        "argv": sys.orig_argv[1:],
+        **_commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+    }
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a step, whole lines only, in step order also after a resume."""
+
+    def __init__(self, path: Path, *, resume_step: int | None = None):
+        if resume_step is not None and path.exists():
+            # What followed the checkpoint is computed again, to the bit; a line cut by a crash goes too.
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self._file = open(path, "a" if resume_step is not None else "w", buffering=1)  # noqa: SIM115 (kept open)
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
+    """Loss curves over steps as a PNG. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = [r["step"] for r in records if "loss" in r]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, label, colour in (
+        ("loss", "total", "black"),
+        ("video_text", "video-text", "#0072b2"),
+        ("video_audio", "video-audio", "#d55e00"),
+    ):
+        values = [r[key] for r in records if "loss" in r]
+        axes.plot(steps, values, label=label, color=colour, linewidth=1)
+    axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    def git(*command: str) -> str | None:
+        folder = Path(__file__).parent
+        try:
+            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

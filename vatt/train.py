@@ -1,0 +1,321 @@
+"""Pre-training on raw video, audio and text: `python -m vatt.train --fused`.
+
+One readable loop. Everything random is a function of (seed, step, slot), so a run that was killed and resumed
+repeats the uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from . import checkpoint
+from .checkpoint import write_atomically
+from .config import Config, ConfigError, apply_overrides, differences, to_dict, to_json
+from .data.bad_clips import BadClips
+from .data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
+from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.synthetic import build_corpus
+from .data.text import Tokenizer, VocabularyError
+from .evaluate import embed_clips, format_scores, retrieval
+from .model.loss import pretraining_loss
+from .model.tokens import mix_seed
+from .model.vatt import VATT, count_parameters
+from .ops import Ops, choose
+from .optim import Adam, learning_rate
+from .presets import PRESETS, preset
+from .progress import progress_bar
+from .records import MetricsLog, draw_losses, environment, read_metrics
+from .run import (
+    RunError,
+    autocast_for,
+    compute_dtype,
+    export_model,
+    fingerprint,
+    first_free,
+    pick_device,
+    read_config,
+    split_clips,
+    termination,
+    write_config,
+)
+
+EXAMPLES = """examples:
+  python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
+  python -m vatt.train --fused --data clips/ --steps 2000   a folder of clips, captions from .txt files beside them
+  python -m vatt.train --fused --preset mbs --data clips.csv --batch-size 64 --out runs/mbs
+  python -m vatt.train --out runs/mbs --resume              go on after a crash, exactly
+  python -m vatt.train --preset tiny --set optim.rate=3e-4 --set data.augment.flip=true --print-config
+
+A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `caption` (several separated by " | "),
+`label`, `split` (train/test); paths are relative to the CSV.
+exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vatt.train", description="Train VATT on video, audio and text.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--preset", metavar="NAME", help=f"model size and settings: {', '.join(PRESETS)} (default tiny)")
+    add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: the built-in corpus, made once)")
+    add("--out", metavar="DIR", type=Path, help="folder of the run (default: the first free runs/PRESET[-N])")
+    add("--fused", action="store_true", default=None,
+        help="fast operations: dropped tokens are never read, no attention or similarity matrix is stored")  # fmt: skip
+    add("--steps", metavar="N", type=int, help="number of updates")
+    add("--batch-size", metavar="N", type=int, help="clips an update")
+    add("--drop-rate", metavar="R", type=float, help="share of video and audio tokens dropped in training, 0 to <1")
+    add("--seed", metavar="N", type=int, help="seed of weights, batches, augmentation and dropping (default 1)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
+    add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
+    add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
+    add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
+        help="change any setting, e.g. --set optim.clip=1; repeatable; --print-config lists them all")  # fmt: skip
+    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    return parser.parse_args(argv)
+
+
+def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Config:
+    """The preset (or the saved configuration of a resumed run) with the flags and `--set` laid over it."""
+    config = saved or preset(args.preset or "tiny")
+    if saved and args.preset and args.preset != saved.preset:
+        raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
+    flags = {
+        "data.source": str(Path(args.data).absolute()) if args.data else None,
+        "data.batch_size": args.batch_size,
+        "model.drop.rate": args.drop_rate,
+        "steps": args.steps,
+        "seed": args.seed,
+        "device": args.device,
+        "dtype": args.dtype,
+        "fused": args.fused,
+    }
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    config = apply_overrides(config, given + args.overrides)
+    checks = {
+        "steps": config.steps >= 1,
+        "data.batch_size": config.data.batch_size >= 2,  # one clip has no negatives
+        "model.drop.rate": 0 <= config.model.drop.rate < 1,
+        "save_every": config.save_every >= 1,
+        "keep_checkpoints": config.keep_checkpoints >= 1,
+    }
+    for name, fine in checks.items():
+        if not fine:
+            raise ConfigError(f"{name} is out of range")
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"dtype is auto, float32 or bfloat16, got {config.dtype!r}")
+    return config
+
+
+def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step: int, autocast: Any,
+               ops: Ops) -> dict[str, Any]:  # fmt: skip
+    """One update. A non-finite loss or gradient changes nothing: weights, moments and moving statistics stay."""
+    seed = mix_seed(config.seed, step)
+    torch.manual_seed(seed)  # element-wise dropout
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    rate = learning_rate(step, config.optim, config.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    with autocast:
+        embeddings = model(batch.video, batch.audio, batch.text, seed=seed)
+    losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops)
+    losses.total.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
+    total, gradient = losses.total.item(), norm.item()
+    finite = math.isfinite(total) and math.isfinite(gradient)
+    if finite:
+        optimizer.step()
+    else:
+        for name, value in model.named_buffers():
+            value.copy_(statistics[name])
+    return {
+        "loss": total,
+        "video_text": losses.video_text.item(),
+        "video_audio": losses.video_audio.item(),
+        "gradient_norm": gradient,
+        "rate": rate,
+        "updated": finite,
+    }
+
+
+def make_tokenizer(config: Config, manifest: Manifest, out: Path) -> Tokenizer:
+    """The run's vocabulary: that of the run itself when resumed, a given word list, or one built from the captions."""
+    path = out / "vocabulary.txt"
+    if path.exists():
+        return Tokenizer.from_file(path)
+    text = config.model.text
+    if config.data.vocabulary:
+        tokenizer = Tokenizer.from_file(Path(config.data.vocabulary))
+        if len(tokenizer) > text.vocabulary:
+            raise ConfigError(f"{config.data.vocabulary} has {len(tokenizer)} words, model.text.vocabulary only "
+                              f"{text.vocabulary}; raise it with --set")  # fmt: skip
+    else:
+        captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
+        tokenizer = Tokenizer.build(captions, text.vocabulary)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def train(config: Config, out: Path, *, resume: bool) -> None:
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`."""
+    device = pick_device(config.device)
+    dtype = compute_dtype(config.dtype, device)
+    ops = choose(config.fused, device)
+    manifest = read_manifest(config.data.source or build_corpus(clips=config.data.builtin_clips))
+    clips, held_out = split_clips(manifest, config)
+    tokenizer = make_tokenizer(config, manifest, out)
+    torch.manual_seed(config.seed)
+    # Weights are drawn on the CPU so that a seed means the same model on every device.
+    model = VATT(config.model, ops).to(device)
+    optimizer = Adam(model.parameters(), config.optim)
+    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
+    start = 0
+    if resume and (found := checkpoint.load_latest(out / "checkpoints", tqdm.write)):
+        if found.state["manifest"] != fingerprint(manifest):
+            raise RunError(f"{manifest.root} changed since the run began; restore it, or start a run of its own")
+        model.load_state_dict(found.model)
+        optimizer.load_state_dict(found.state["optimizer"])
+        bad.load_state_dict(found.state["bad_clips"])
+        start = found.step
+    where = environment(device)
+    write_config(out, config, {"environment": where, "operations": ops.reason})
+    print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
+    print(ops.reason)
+    print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
+    if resume:
+        print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+
+    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
+    board = tensorboard(out) if config.tensorboard else None
+    identity = fingerprint(manifest)
+
+    def save(step: int) -> None:
+        state = {"optimizer": optimizer.state_dict(), "bad_clips": bad.state_dict(), "manifest": identity}
+        checkpoint.save(out / "checkpoints", step, model.state_dict(), state, keep=config.keep_checkpoints)
+
+    dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed)
+    autocast = autocast_for(device, dtype)
+    began, skipped = time.perf_counter(), 0
+    model.train()
+    batches = make_loader(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
+    bar = progress_bar(config.steps, "training", "step", start)
+    with termination() as signals, bar:
+        for step in range(start, config.steps):
+            tick = time.perf_counter()
+            batch = next(batches)
+            for clip, reason in bad.add(step, batch):
+                tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
+            bad.check()
+            waited = time.perf_counter() - tick
+            record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
+            seconds = time.perf_counter() - tick
+            skipped = 0 if record["updated"] else skipped + 1
+            if skipped:
+                record["clips"] = [manifest[i].name for i in batch.clips]
+                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: "
+                           f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
+            speed = {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
+                     "build_seconds": batch.seconds}  # fmt: skip
+            record = {"step": step + 1, **record, **speed, "bad_clips": len(bad), "operations": ops.impl}
+            log.write(record)
+            if board:
+                for key in ("loss", "video_text", "video_audio", "gradient_norm", "rate", "clips_per_second"):
+                    board.add_scalar(key, record[key], step + 1)
+            bar.update()
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{speed['clips_per_second']:.0f}/s",
+                                wait=f"{waited / seconds:.0%}")  # fmt: skip
+            stop = bool(signals) or skipped >= config.max_nonfinite
+            if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                save(step + 1)
+            if skipped >= config.max_nonfinite:
+                raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
+                               "metrics.jsonl names their clips; try --set optim.clip=1 or a lower "
+                               "--set optim.rate")  # fmt: skip
+            if signals:
+                tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
+                sys.exit(128 + signals[0])
+    trained = time.perf_counter() - began
+    log.close()
+    finish(config, out, model, held_out, tokenizer, bad, where | {"operations": ops.reason}, trained)
+
+
+def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
+           where: dict[str, Any], seconds: float) -> None:  # fmt: skip
+    """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
+    export_model(out, model, config, tokenizer)
+    records = read_metrics(out / "metrics.jsonl")
+    try:
+        draw_losses(records, out / "loss.png")
+    except ImportError:
+        print("no loss.png: matplotlib is missing, pip install 'vatt[bench]' brings it")
+    result: dict[str, Any] = {"environment": where, "config": to_dict(config), "steps": config.steps}
+    result["final_loss"] = sum(r["loss"] for r in records[-20:]) / len(records[-20:])
+    result["train_seconds"] = seconds  # of this process: a resumed run counts from its resume
+    result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    result["bad_clips"] = len(bad)
+    if held_out:
+        device = next(model.parameters()).device
+        few = max(1, config.data.batch_size // config.eval_windows)
+        dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few)
+        tick = time.perf_counter()
+        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+        result["retrieval"] = retrieval(embedded)
+        result["evaluate_seconds"] = time.perf_counter() - tick
+        result["held_out_bad_clips"] = len(embedded.bad)
+        print(format_scores(result["retrieval"]))
+    else:
+        print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
+    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {len(bad)} bad clips")
+
+
+def tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard=true needs TensorBoard: pip install 'vatt[tensorboard]'") from error
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        saved = None
+        if args.resume:
+            if not args.out:
+                raise ConfigError("--resume continues the run in --out; name its folder")
+            saved = read_config(args.out)
+        config = resolve_config(args, saved)
+        if args.print_config:
+            print(to_json(config), end="")
+            return 0
+        out = args.out or first_free(config.preset)
+        if saved is None and (out / "config.json").exists():
+            raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        for line in differences(saved, config) if saved else []:
+            print(f"changed since the run began: {line}")
+        out.mkdir(parents=True, exist_ok=True)
+        train(config, out, resume=args.resume)
+    except (ConfigError, ManifestError, VocabularyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, DataError, checkpoint.DamagedCheckpoint, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
