@@ -9,7 +9,8 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
     "tensorboard": ["tensorboard>=2.15"],
     "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
-    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
+    "official": ["google-crc32c>=1.5"],
+    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9", "google-crc32c>=1.5"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -22,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["vatt", "vatt.model", "vatt.data", "vatt_kernels"],
+    packages=["vatt", "vatt.model", "vatt.data", "vatt.official", "vatt_kernels"],
     package_dir={"vatt_kernels": "kernels"},
     install_requires=[
         "torch>=2.11,<2.14",

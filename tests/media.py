@@ -11,7 +11,6 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 
-TICKS = 90_000
 BITS = 8
 
 
@@ -50,19 +49,23 @@ def write_clip(
     audio_codec: str = "aac",
     gop: int = 12,
     size: int = 64,
+    ticks: int = 90_000,
 ) -> Path:
-    """Frame i, showing the number i, at `times[i]` seconds; `sound` int16 mono from second 0."""
+    """Frame i, showing the number i, at `times[i]` seconds; `sound` int16 mono from second 0.
+
+    Times are rounded to 1 / `ticks` seconds; MPEG codecs take no fine ones.
+    """
     with av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=round((len(times) - 1) / (times[-1] - times[0])))
         assert isinstance(video, VideoStream)
         video.width = video.height = size
         video.pix_fmt = "yuv420p"
-        video.time_base = video.codec_context.time_base = Fraction(1, TICKS)
+        video.time_base = video.codec_context.time_base = Fraction(1, ticks)
         video.options = {"g": str(gop), "crf": "18"} if video_codec == "libx264" else {"g": str(gop)}
         audio = container.add_stream(audio_codec, rate=rate) if sound is not None else None
         for number, at in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number % (1 << BITS), size))
-            frame.pts, frame.time_base = round(at * TICKS), Fraction(1, TICKS)
+            frame.pts, frame.time_base = round(at * ticks), Fraction(1, ticks)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if isinstance(audio, AudioStream) and sound is not None:

@@ -8,6 +8,7 @@ dtype, plus one rounding of each element.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -231,7 +232,7 @@ def test_both_draw_the_same_tokens(tokens: int, kept: int, batch: int | None) ->
 
 # attention
 
-ATTENTION = {
+ATTENTION: dict[str, dict[str, Any]] = {
     "plain": {},
     "mask": {"mask": True},
     "bias": {"bias": True, "scale": 1.0},

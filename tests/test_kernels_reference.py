@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), WRONG)
-def test_wrong_arguments_are_named(call, kind, message) -> None:
+def test_wrong_arguments_are_named(call: Callable[[], Tensor], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
 
@@ -148,8 +149,8 @@ def test_kept_tokens_are_the_smallest_philox_words(impl: str) -> None:
             reference.philox4x32_10((i, row, offset & MASK32, offset >> 32), (seed & MASK32, seed >> 32))[0]
             for i in range(50)
         ]
-        smallest = sorted(range(50), key=lambda i, words=words: (words[i], i))[:20]
-        assert keep[row].tolist() == sorted(smallest)
+        smallest = sorted((word, i) for i, word in enumerate(words))[:20]
+        assert keep[row].tolist() == sorted(i for _, i in smallest)
     assert torch.equal(vk.sample_keep(50, 20, seed=seed, offset=offset, impl=impl), keep[0])
 
 
@@ -205,7 +206,8 @@ def test_attention_is_the_official_formula() -> None:
             bucket = reference.relative_buckets(torch.tensor(key - query), 8, 6)
             bias[:, query, key] = table[bucket]
     additive = (1 - mask.double())[:, None, None, :] * -1e9 + bias
-    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=additive, scale=0.7)
+    heads_first = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    expected = F.scaled_dot_product_attention(*heads_first, attn_mask=additive, scale=0.7)
     for impl in ("reference", "portable"):
         got = vk.attention(q, k, v, key_mask=mask, bias_table=table, max_distance=6, scale=0.7, impl=impl)
         torch.testing.assert_close(got, expected.transpose(1, 2), rtol=0, atol=1e-13)

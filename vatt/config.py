@@ -36,12 +36,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """A clip of `frames` frames at `fps`, cropped to `size` x `size` pixels, cut into voxels of `patch` = (t, h, w)."""
+    """A clip of `frames` frames at `fps`, cropped to `size` x `size` pixels, cut into voxels of `patch` = (t, h, w).
+
+    `tables`: lengths of the three position tables where they are not those of the clip's grid; a spline resamples them.
+    """
 
     frames: int = 32
     size: int = 224
     fps: float = 10.0
     patch: tuple[int, int, int] = (4, 16, 16)
+    tables: tuple[int, int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -3,6 +3,9 @@
 Without `--fused` the model runs `vatt_kernels` in its "reference" form: a few lines of plain PyTorch an operation.
 With it, the device decides; today every device runs the "portable" form (drop before projecting, SDPA, streamed loss).
 Modules hold an `Ops`; nothing is switched by global state.
+
+What no fused operation ever stores (attention probabilities, relative bias and its buckets) exists in the literal form
+only; it is passed on from here for whoever looks into a model.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from typing import Any
 import torch
 import vatt_kernels
 from torch import Tensor
+from vatt_kernels.reference import attention_probabilities, relative_bias, relative_buckets
+
+__all__ = ["REFERENCE", "Ops", "attention_probabilities", "choose", "relative_bias", "relative_buckets"]
 
 
 @dataclass(frozen=True)

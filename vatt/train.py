@@ -149,10 +149,10 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     }
 
 
-def make_tokenizer(config: Config, manifest: Manifest, out: Path) -> Tokenizer:
+def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
     """The run's vocabulary: that of the run itself when resumed, a given word list, or one built from the captions."""
     path = out / "vocabulary.txt"
-    if path.exists():
+    if resume:
         return Tokenizer.from_file(path)
     text = config.model.text
     if config.data.vocabulary:
@@ -174,7 +174,7 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     ops = choose(config.fused, device)
     manifest = read_manifest(config.data.source or build_corpus(clips=config.data.builtin_clips))
     clips, held_out = split_clips(manifest, config)
-    tokenizer = make_tokenizer(config, manifest, out)
+    tokenizer = make_tokenizer(config, manifest, out, resume)
     torch.manual_seed(config.seed)
     # Weights are drawn on the CPU so that a seed means the same model on every device.
     model = VATT(config.model, ops).to(device)

@@ -2,8 +2,8 @@
 
 Frame i of a span is shown at `start + i / fps`: the latest source frame that is not later. So any source rate, also a
 variable one, gives the frames a viewer would see. AVI stores decoding times: frames leave the decoder in the order they
-are shown, so the sorted timestamps are handed out in that order. Pixels are taken as stored: display rotation is
-applied, a sample aspect ratio is not, as in the usual frame dumps.
+are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. Pixels are taken as stored:
+display rotation is applied, a sample aspect ratio is not, as in the usual frame dumps.
 
 A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
 makes the clip bad; later than that it counts as the end of the file. Errors before the first frame (recordings cut
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from vatt.data.reader import BadClip, Late, Reader, opened, plain, seconds_of
 from vatt.data.sound import read_audio
 
 END_TOLERANCE = 1.0  # seconds
+SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
@@ -81,8 +83,10 @@ def grid_frames(seconds: float, fps: float) -> int:
 
 
 def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
-    # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning.
-    for position in (start, start - 2.0, None):
+    # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
+    # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
+    near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
+    for position in (near, near - SEEK_STEP, None):
         if not reader.move(reader.video, position):
             continue
         try:
@@ -137,43 +141,47 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
     stream = reader.video
     origin = reader.origin
     step = 1.0 / float(stream.average_rate or 25)
-    depth = AVI_REORDER if reader.container.format.name == "avi" else 0
-    times: list[float] = []
-    held: list[VideoFrame] = []
+    avi = reader.container.format.name == "avi"
+    first: float | None = None  # decoding time of the first packet
+    delay = 0.0
+    at = -step
     last = -math.inf
+    times: list[float] = []
+    held: deque[VideoFrame] = deque()
     errors = 0
     broken: FFmpegError | None = None
 
     def emit() -> tuple[float, VideoFrame]:
-        nonlocal last
-        last = max(last, heapq.heappop(times))
-        return last, held.pop(0)
+        nonlocal last, delay
+        if avi and last == -math.inf and first is not None and origin is not None:
+            delay = times[0] + origin - first  # a reordering decoder is behind; the first packet is on time
+        last = max(last, heapq.heappop(times) - delay)
+        return last, held.popleft()
 
-    newest = 0.0
     for packet in reader.packets(stream):
+        if first is None:
+            first = seconds_of(packet.dts, stream)
         try:
             decoded = stream.decode(packet)
         except FFmpegError as error:
             errors += 1
-            if math.isfinite(last) or held or errors > MAX_ERRORS:
-                broken = error
+            broken = error
+            if last > -math.inf or held or errors > MAX_ERRORS:
                 break
-            first_error = error
             continue
         for frame in decoded:
             reader.deadline.check()
-            at = seconds_of(frame.pts, stream)
+            broken = None  # errors before the first frame
+            stamp = seconds_of(frame.pts, stream)
             if origin is None:
-                origin = at or 0.0
-            newest = newest + step if at is None else at - origin
-            heapq.heappush(times, newest)
+                origin = stamp or 0.0
+            at = at + step if stamp is None else stamp - origin
+            heapq.heappush(times, at)
             held.append(frame)
-            if len(held) > depth:
+            if len(held) > (AVI_REORDER if avi else 0):
                 yield emit()
     while held:
         yield emit()
-    if broken is None and errors and not math.isfinite(last):
-        broken = first_error
     if broken is not None:
         raise broken
 

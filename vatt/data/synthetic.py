@@ -52,14 +52,14 @@ CAPTIONS = 5  # per clip
 MOST_TEST_CLIPS = 100
 
 # Value -> the words captions use for it.
-SHAPES = {
+SHAPES: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "triangle": ("triangle", "wedge"),
     "cross": ("cross", "plus"),
     "ring": ("ring", "hoop"),
 }
-MOTIONS = {
+MOTIONS: dict[str, tuple[str, ...]] = {
     "left": ("moves left", "drifts to the left", "goes left"),
     "right": ("moves right", "drifts to the right", "goes right"),
     "up": ("moves up", "rises", "goes upwards"),

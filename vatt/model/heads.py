@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,14 +15,14 @@ from .tokens import glorot_normal_, linear
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm as Keras does it: eps 1e-5, moving statistics 0.9 old + 0.1 batch, from the BIASED variance.
 
-    Statistics are computed in float32 whatever the input type.
+    Statistics are computed in float32 at least.
     """
 
     def __init__(self, width: int):
         super().__init__(width, eps=1e-5, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         assert self.running_mean is not None

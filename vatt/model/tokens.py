@@ -176,7 +176,8 @@ class VideoTokens(_PatchTokens):
 
     def __init__(self, config: VideoConfig, width: int, *, inner: bool, drop: DropConfig, dropout: float, ops: Ops):
         t, h, w = config.patch
-        super().__init__(t * h * w, 3, config.grid, width, inner=inner, drop=drop, dropout=dropout, ops=ops)
+        tables = config.tables or config.grid
+        super().__init__(t * h * w, 3, tables, width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch = config.patch
 
     def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0) -> tuple[Tensor, None]:

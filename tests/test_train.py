@@ -1,0 +1,280 @@
+"""The training command as its users meet it: runs, stops, kills, resumes, wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vatt import train
+from vatt.checkpoint import load_latest
+from vatt.data.synthetic import build_corpus
+from vatt.evaluate import main as evaluate
+from vatt.evaluate import ranks, retrieval_scores
+from vatt.records import read_metrics
+
+SMALL = [
+    "--batch-size=4",
+    *("--set", "data.builtin_clips=24", "--set", "data.workers=0", "--set", "save_every=3", "--set", "optim.warmup=2"),
+    *(
+        item
+        for encoder in ("video", "audio", "text")
+        for setting in ("width=32", "layers=1", "heads=2", "head_width=16", "mlp=32", "dropout=0.1")
+        for item in ("--set", f"model.{encoder}_encoder.{setting}")
+    ),
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A built-in corpus of 24 clips in a cache of its own."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("VATT_CACHE")
+    os.environ["VATT_CACHE"] = str(folder)
+    build_corpus(clips=24, progress=False)
+    yield folder
+    if before is None:
+        del os.environ["VATT_CACHE"]
+    else:
+        os.environ["VATT_CACHE"] = before
+
+
+def run(*arguments) -> int:
+    return train.main([*SMALL, *map(str, arguments)])
+
+
+def losses(out: Path) -> list[float]:
+    return [r["loss"] for r in read_metrics(out / "metrics.jsonl")]
+
+
+def start(out: Path, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vatt.train", *SMALL, "--out", str(out), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= count:
+            return
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[0])
+        time.sleep(0.005)
+    raise AssertionError("the run did not get that far")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, cache):
+    """An uninterrupted run of 10 steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run("--out", out, "--steps", 10, "--fused") == 0
+    return out
+
+
+def test_a_run_leaves_all_it_promises(whole):
+    assert {p.name for p in whole.iterdir()} == {
+        "config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+    }  # fmt: skip
+    records = read_metrics(whole / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 11))
+    assert all(r["operations"] == "portable" for r in records)
+    result = json.loads((whole / "result.json").read_text())
+    assert result["retrieval"]["text_to_video"]["candidates"] >= 1
+    assert set(result["environment"]) >= {"argv", "commit", "dirty", "versions", "device", "cores"}
+    assert "portable" in result["environment"]["operations"]
+
+
+def test_fused_and_reference_runs_agree(whole, tmp_path):
+    assert run("--out", tmp_path / "run", "--steps", 10, "--set", "save_every=100") == 0
+    reference = losses(tmp_path / "run")
+    # Rounding grows from step to step as it would between two orders of summation.
+    assert losses(whole) == pytest.approx(reference, rel=1e-3)
+    assert losses(whole)[0] == pytest.approx(reference[0], rel=1e-6)
+
+
+def test_a_second_run_is_the_same_to_the_bit(whole, tmp_path):
+    assert run("--out", tmp_path / "run", "--steps", 10, "--fused", "--set", "data.workers=2") == 0
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    assert run("--out", tmp_path / "run", "--steps", 10, "--fused", "--seed", 2) == 0
+    assert losses(tmp_path / "run") != losses(whole)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_killed_and_resumed_is_bit_identical(whole, tmp_path, steps):
+    out = tmp_path / "run"
+    process = start(out, "--steps", 10, "--fused")
+    wait_for_steps(process, out, steps)
+    process.kill()
+    process.communicate()
+    assert run("--out", out, "--resume") == 0
+    assert losses(out) == losses(whole)
+    a, b = load_latest(out / "checkpoints"), load_latest(whole / "checkpoints")
+    assert all(torch.equal(a.model[name], b.model[name]) for name in b.model)
+
+
+def test_sigterm_saves_and_exits_143(whole, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, "--steps", 10, "--fused")
+    wait_for_steps(process, out, 4)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, said
+    assert "--resume" in said
+    saved = load_latest(out / "checkpoints").step
+    assert saved == len(losses(out)) >= 4
+    assert run("--out", out, "--resume") == 0
+    assert losses(out) == losses(whole)
+
+
+def test_damaged_checkpoint_is_noticed_and_the_previous_one_used(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("--out", out, "--steps", 10, "--fused") == 0
+    newest = sorted((out / "checkpoints").iterdir())[-1]
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(bytes(data))
+    assert run("--out", out, "--resume") == 0
+    printed = capsys.readouterr().out
+    assert "model.safetensors does not match its checksum; using step-00000009" in printed
+    assert losses(out) == losses(whole)
+
+
+def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monkeypatch, capsys):
+    loss, calls = train.pretraining_loss, []
+
+    def broken(*arguments):
+        calls.append(1)
+        result = loss(*arguments)
+        return result._replace(total=result.total * float("nan")) if len(calls) == 2 else result
+
+    monkeypatch.setattr(train, "pretraining_loss", broken)
+    out = tmp_path / "run"
+    assert run("--out", out, "--steps", 2, "--fused", "--set", "save_every=1") == 0
+    before, after = (train.checkpoint.load(out / "checkpoints" / f"step-0000000{n}") for n in (1, 2))
+    assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
+    record = read_metrics(out / "metrics.jsonl")[1]
+    assert record["updated"] is False
+    assert len(record["clips"]) == 4
+    said = capsys.readouterr().err
+    assert "step 2" in said
+    assert record["clips"][0] in said
+
+
+def test_a_run_without_any_finite_loss_gives_up(tmp_path, monkeypatch, capsys):
+    loss = train.pretraining_loss
+    monkeypatch.setattr(train, "pretraining_loss", lambda *a: loss(*a)._replace(total=loss(*a).total * float("inf")))
+    assert run("--out", tmp_path / "run", "--steps", 50, "--set", "max_nonfinite=3") == 1
+    assert "3 steps in a row without a finite loss" in capsys.readouterr().err
+
+
+def test_out_folder_of_another_run_is_refused(whole, capsys):
+    assert run("--out", whole, "--steps", 3) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_resume_without_a_run_is_refused(tmp_path, capsys):
+    assert run("--out", tmp_path / "none", "--resume") == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_resume_with_another_manifest_is_refused(whole, tmp_path, capsys, cache):
+    other = tmp_path / "other.csv"
+    clip = next(cache.rglob("*.mp4"))
+    other.write_text(f"path,caption\n{clip},one\n{clip},two\n{clip},three\n{clip},four\n")
+    assert run("--out", whole, "--resume", "--data", other) == 1
+    assert "changed since the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "optim.rat=1"], "did you mean 'optim.rate'"),
+        (["--preset", "tinny"], "did you mean 'tiny'"),
+        (["--drop-rate", "1.0"], "model.drop.rate"),
+        (["--batch-size", "1"], "data.batch_size"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--dtype", "float8"], "float8"),
+        (["--data", "missing.csv"], "missing.csv"),
+        (["--resume"], "--out"),
+    ],
+)
+def test_wrong_usage_exits_2_and_says_what_is_wrong(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_print_config_prints_what_would_run(capsys):
+    assert train.main(["--preset", "mbs", "--drop-rate", "0.75", "--set", "loss.form=paper", "--print-config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["model"]["drop"]["rate"], printed["loss"]["form"]) == (0.75, "paper")
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    for flag in ("--preset", "--data", "--out", "--fused", "--steps", "--batch-size", "--seed", "--device", "--dtype",
+                 "--resume", "--drop-rate", "--set", "--print-config"):  # fmt: skip
+        lines = [line for line in text.splitlines() if line.strip().startswith(flag)]
+        assert lines, flag
+    assert "exit codes" in text
+
+
+def test_manifest_without_test_rows_says_so_and_writes_no_retrieval(tmp_path, cache, capsys):
+    clips = sorted(cache.rglob("*.mp4"))[:6]
+    (tmp_path / "m.csv").write_text("path,caption\n" + "".join(f"{c},a shape {i}\n" for i, c in enumerate(clips)))
+    out = tmp_path / "run"
+    assert run("--data", tmp_path / "m.csv", "--out", out, "--steps", 2) == 0
+    assert "no retrieval" in capsys.readouterr().out
+    assert "retrieval" not in json.loads((out / "result.json").read_text())
+
+
+def test_bad_clips_are_replaced_counted_and_named_once(tmp_path, cache, capsys):
+    clips = sorted(cache.rglob("*.mp4"))[:6]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clips[0].read_bytes()[:200])
+    rows = "".join(f"{c},a shape {i}\n" for i, c in enumerate([broken, *clips, tmp_path / "gone.mp4"]))
+    (tmp_path / "m.csv").write_text("path,caption\n" + rows)
+    out = tmp_path / "run"
+    assert run("--data", tmp_path / "m.csv", "--out", out, "--steps", 6) == 0
+    said = capsys.readouterr().err
+    assert said.count("broken.mp4") == said.count("gone.mp4") == 1
+    table = (out / "bad_clips.csv").read_text()
+    assert "broken.mp4" in table
+    assert "gone.mp4" in table
+    assert json.loads((out / "result.json").read_text())["bad_clips"] == 2
+
+
+def test_too_many_bad_clips_stop_the_run(tmp_path, cache, capsys):
+    clip = next(cache.rglob("*.mp4"))
+    rows = "".join(f"{tmp_path}/gone{i}.mp4,x\n" for i in range(40)) + f"{clip},y\n" * 4
+    (tmp_path / "m.csv").write_text("path,caption\n" + rows)
+    assert run("--data", tmp_path / "m.csv", "--out", tmp_path / "run", "--steps", 30) == 1
+    assert "bad_clips.csv" in capsys.readouterr().err
+
+
+def test_evaluate_repeats_the_scores_of_the_run(whole, tmp_path, capsys):
+    assert evaluate(["--run", str(whole), "--out", str(tmp_path / "scores.json")]) == 0
+    wanted = json.loads((whole / "result.json").read_text())["retrieval"]
+    assert json.loads((tmp_path / "scores.json").read_text()) == wanted
+
+
+def test_evaluate_needs_a_finished_run(tmp_path, capsys):
+    assert evaluate(["--run", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_ranks_count_ties_against_the_query():
+    similarity = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.2, 0.2], [0.0, 0.3, 0.9]])
+    assert ranks(similarity, torch.tensor([0, 1, 1])).tolist() == [1, 3, 2]
+    scores = retrieval_scores(similarity, torch.tensor([0, 1, 1]))
+    assert (scores["R@1"], scores["R@5"], scores["median_rank"]) == (pytest.approx(1 / 3), 1.0, 2.0)

@@ -1,0 +1,194 @@
+"""Official checkpoint -> our tensors, and the folder that is written.
+
+    OUT/model.safetensors       weights and moving statistics under our names
+    OUT/config.json             settings, sizes, where the weights came from; fine-tuned models: "classifier"
+    OUT/optimizer.safetensors   on request: `m.NAME` and `v.NAME` (Adam) or `momentum.NAME`, and `iter`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config import Config
+from ..model.vatt import VATT, Classifier
+from ..ops import REFERENCE, Ops
+from ..presets import PRESETS
+from ..run import write_config
+from ..tf_checkpoint import TFCheckpoint
+from .names import SLOT, VALUE, Place, place, variable
+from .sizes import Description, describe
+
+HEAD_DROPOUT = {"video": 0.5, "audio": 0.0}  # of the release's fine-tuning
+_COUNTERS = "num_batches_tracked"  # of torch's batch norm; the release has none
+
+
+class MapError(ValueError):
+    """Variables without a place, places without a variable, or shapes that differ: nothing may be written."""
+
+
+@dataclass
+class Mapped:
+    """A checkpoint's variables and their places in our model.
+
+    `places` and `shapes` by variable name; `tensors` are our model's, on the meta device.
+    """
+
+    description: Description
+    shapes: dict[str, tuple[int, ...]]
+    places: dict[str, Place]
+    tensors: dict[str, Tensor]
+
+    def coverage(self) -> Iterable[str]:
+        """One line a variable."""
+        for name, where in sorted(self.places.items()):
+            yield f"{name}  {_text(self.shapes[name])} -> {where}"
+
+    @property
+    def numbers(self) -> int:
+        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def build(description: Description, ops: Ops = REFERENCE) -> nn.Module:
+    """Our model of that description, with fresh weights: `VATT`, or `Classifier` for a fine-tuned checkpoint."""
+    if description.modality is None:
+        return VATT(description.config, ops)
+    assert description.classes is not None
+    dropout = HEAD_DROPOUT[description.modality]
+    return Classifier(description.config, description.modality, description.classes, head_dropout=dropout, ops=ops)
+
+
+def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None) -> Mapped:
+    """Finds the place of every model variable among checkpoint `entries` (key -> shape).
+
+    Raises `SizeError` for a checkpoint of no known model and `MapError` unless variables and places match one to one,
+    shapes included. Optimiser state and bookkeeping are left out.
+    """
+    shapes = {name: shape for key, shape in entries.items() if (name := variable(key)) is not None}
+    description = describe(shapes, settings)
+    with torch.device("meta"):
+        tensors = {k: t for k, t in build(description).state_dict().items() if not k.endswith(_COUNTERS)}
+    places, problems = {}, []
+    free = {(name, third) for name in tensors for third in ((0, 1, 2) if ".qkv." in name else (None,))}
+    for name, shape in shapes.items():
+        where = place(name, description.modality, description.agnostic)
+        if where is None or where.name not in tensors:
+            problems.append(f"{name} {_text(shape)}: unmatched, no part of our model")
+        elif (where.name, where.third) not in free:
+            problems.append(f"{name}: {where} is taken by another variable")
+        else:
+            expected = where.shape(tensors[where.name], shape)
+            free.discard((where.name, where.third))
+            places[name] = where
+            if shape != expected:
+                problems.append(f"{name}: shape {_text(shape)}, {where} needs {_text(expected)}")
+    problems += [f"no variable for our {Place(name, third)}" for name, third in sorted(free, key=str)]
+    if problems:
+        raise MapError(f"{len(problems)} variables do not match:\n  " + "\n  ".join(problems))
+    return Mapped(description, shapes, places, tensors)
+
+
+def map_checkpoint(checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None) -> Mapped:
+    """`map_variables` for an open checkpoint; the variables must be float32 besides."""
+    mapped = map_variables({key: checkpoint.shape(key) for key in checkpoint}, settings)
+    for name in mapped.places:
+        if checkpoint.dtype(name + VALUE) != np.float32:
+            raise MapError(f"{name} holds {checkpoint.dtype(name + VALUE)}, expected float32")
+    return mapped
+
+
+def read_weights(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
+    """All of our model's tensors, float32; batch counters are the checkpoint's step."""
+    weights = _assemble(checkpoint, mapped, mapped.places, VALUE)
+    counters = {name.replace("running_mean", _COUNTERS) for name in weights if name.endswith("running_mean")}
+    return weights | {name: torch.tensor(read_step(checkpoint) or 0) for name in counters}
+
+
+def _assemble(checkpoint: TFCheckpoint, mapped: Mapped, names: Iterable[str], suffix: str) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for name in names:
+        where = mapped.places[name]
+        ours = mapped.tensors[where.name]
+        if where.name not in result:
+            result[where.name] = torch.empty(ours.shape)
+        value = torch.from_numpy(checkpoint[name + suffix])
+        where.part(result[where.name]).copy_(where.to_ours(value, ours))
+    return result
+
+
+def read_step(checkpoint: TFCheckpoint) -> int | None:
+    key = f"optimizer/iter{VALUE}"
+    return int(checkpoint[key]) if key in checkpoint else None
+
+
+def slots(checkpoint: TFCheckpoint) -> tuple[str, ...]:
+    """Kinds of moments the checkpoint holds: ("m", "v"), ("momentum",) or ()."""
+    found = {key.partition(SLOT)[2].removesuffix(VALUE) for key in checkpoint if SLOT in key}
+    return tuple(sorted(found))
+
+
+def read_moments(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
+    """Moments in the layout of our parameters, named KIND.PARAMETER, and `iter` (int64).
+
+    Frozen tables and moving statistics have none. Raises `MapError` when the checkpoint has no optimiser state, or
+    moments for a part of a parameter only.
+    """
+    kinds, step = slots(checkpoint), read_step(checkpoint)
+    if not kinds or step is None:
+        raise MapError("the checkpoint holds no optimiser state; convert it without --with-optimizer")
+    moments = {"iter": torch.tensor(step)}
+    for kind in kinds:
+        suffix = f"{SLOT}{kind}{VALUE}"
+        names = [name for name in mapped.places if name + suffix in checkpoint]
+        with_moment = {mapped.places[name].name for name in names}
+        for name, where in mapped.places.items():
+            if where.name in with_moment and name + suffix not in checkpoint:
+                raise MapError(f"{name} has no moment {kind!r}, other parts of {where.name} do")
+            if name in names and checkpoint.shape(name + suffix) != mapped.shapes[name]:
+                raise MapError(f"{name}: moment {kind!r} has another shape than the variable")
+        assembled = _assemble(checkpoint, mapped, names, suffix)
+        moments |= {f"{kind}.{name}": tensor for name, tensor in assembled.items()}
+    return moments
+
+
+def preset_name(description: Description) -> str:
+    """The preset whose model this is, or "official"."""
+    if description.modality is None:
+        for name, preset in PRESETS.items():
+            if preset().model == description.config:
+                return name
+    return "official"
+
+
+def write_folder(out: Path, description: Description, weights: dict[str, Tensor], moments: dict[str, Tensor] | None,
+                 record: dict[str, Any]) -> None:  # fmt: skip
+    """Writes `out` under another name and renames it when complete. `out` must not exist, or be an empty folder."""
+    config = Config(preset=preset_name(description), model=description.config)
+    if description.modality is not None:
+        record = record | {"classifier": {"modality": description.modality, "classes": description.classes}}
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".writing-{out.name}-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        save_file(weights, temporary / "model.safetensors")
+        if moments is not None:
+            save_file(moments, temporary / "optimizer.safetensors")
+        write_config(temporary, config, record)
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
