@@ -1,4 +1,4 @@
-"""Packaging. The folder kernels/ installs as `vatt_kernels`: a top-level `kernels` would collide with Hugging Face's."""
+"""Packaging. The folder kernels/ installs as `vatt_kernels`: a top-level `kernels` collides with Hugging Face's."""
 
 from pathlib import Path
 

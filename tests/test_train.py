@@ -15,7 +15,7 @@ from vatt import train
 from vatt.checkpoint import load_latest
 from vatt.data.synthetic import build_corpus
 from vatt.evaluate import main as evaluate
-from vatt.evaluate import ranks, retrieval_scores
+from vatt.metrics import ranks, retrieval_scores
 from vatt.records import read_metrics
 
 SMALL = [

@@ -1,7 +1,7 @@
 """Zero-shot retrieval on held-out clips: `python -m vatt.evaluate --run DIR`.
 
 Each text (and each clip's sound) ranks all clips by the cosine between common-space embeddings; the embeddings of a
-clip's temporal windows are averaged first (the release's "embd" score). Paper section 4.2, Table 4.
+clip's temporal windows are averaged first (the release's "embd" score). Paper, Table 4.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .config import ConfigError
 from .data.loader import DataError, EvalDataset, make_loader
 from .data.manifest import ManifestError, read_manifest
 from .data.synthetic import build_corpus
+from .metrics import retrieval_scores
 from .model.vatt import VATT
 from .progress import progress_bar
 from .run import RunError, autocast_for, compute_dtype, load_model, pick_device
@@ -38,28 +39,6 @@ class ClipEmbeddings(NamedTuple):
     text_clip: Tensor  # [Q]
     clips: list[int]  # [C] manifest indices
     bad: list[tuple[int, str]]  # manifest index and reason of each clip left out
-
-
-def ranks(similarity: Tensor, target: Tensor) -> Tensor:
-    """Rank from 1 of candidate `target[q]` in row q of similarity [Q,C]; equal candidates count as ahead of it."""
-    wanted = similarity.gather(1, target[:, None])
-    return (similarity >= wanted).sum(1)
-
-
-def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:
-    """R@1/5/10 (shares of queries) and median rank, with the chance level of R@10 beside them."""
-    if not len(target):
-        return {"queries": 0, "candidates": similarity.shape[1]}
-    rank = ranks(similarity, target)
-    recall = {f"R@{k}": (rank <= k).double().mean().item() for k in (1, 5, 10)}
-    candidates = similarity.shape[1]
-    return {
-        **recall,
-        "median_rank": rank.double().quantile(0.5).item(),
-        "queries": len(target),
-        "candidates": candidates,
-        "chance_R@10": min(10 / candidates, 1.0),
-    }
 
 
 @torch.no_grad()

@@ -87,7 +87,7 @@ def tiny() -> Config:
     Colour and left-right are what its captions are about, so it neither flips nor shifts hues. The word table is
     trained: there is no word2vec for a vocabulary built from captions.
     """
-    encoder = EncoderConfig(width=128, layers=4, heads=4, head_width=32, mlp=512, dropout=0.0)
+    encoder = EncoderConfig(width=128, layers=4, heads=4, head_width=32, mlp=256, dropout=0.0)
     return Config(
         preset="tiny",
         model=ModelConfig(
@@ -96,7 +96,7 @@ def tiny() -> Config:
             text=TextConfig(words=16, captions=5, vocabulary=1_024, embedding=64, freeze_embedding=False),
             video_encoder=encoder,
             audio_encoder=encoder,
-            text_encoder=replace(encoder, layers=2),
+            text_encoder=replace(encoder, width=64, layers=2, heads=2),
             shared_encoder=encoder,
             post_width=128,
             head=HeadConfig(video_audio=128, video_text=128),
@@ -108,8 +108,8 @@ def tiny() -> Config:
             cache_gb=1.0,
             augment=AugmentConfig(flip=False, colour_jitter=0.0),
         ),
-        optim=OptimConfig(rate=1e-3, final_rate=1e-5, warmup=100, clip=1.0),
-        steps=900,
+        optim=OptimConfig(rate=1e-3, final_rate=1e-5, warmup=50, clip=1.0),
+        steps=600,
         save_every=200,
         eval_windows=2,
     )

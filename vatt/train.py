@@ -201,6 +201,8 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     identity = fingerprint(manifest)
 
     def save(step: int) -> None:
+        if len(bad):
+            bad.write()  # refreshes the counts
         state = {"optimizer": optimizer.state_dict(), "bad_clips": bad.state_dict(), "manifest": identity}
         checkpoint.save(out / "checkpoints", step, model.state_dict(), state, keep=config.keep_checkpoints)
 

@@ -3,13 +3,16 @@
 Order: each epoch is a permutation drawn from (seed, epoch), cut into whole batches; a corpus smaller than a batch wraps
 around. The window, the captions and every augmentation of a clip are drawn from (seed, step, slot, attempt). A clip
 that cannot be decoded is replaced by one that is not in the batch, drawn from the same numbers with the next attempt,
-never from what a process happens to know already; the batch tells which clips were bad and why.
+never from what a process happens to know already; the batch tells which clips were bad and why. One thing is outside
+of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +31,7 @@ from vatt.data.text import Tokenizer
 from vatt.data.windows import Window, WindowReader
 
 MAX_ATTEMPTS = 32
+LOOK_SECONDS = 5.0  # how often a waiting main process looks whether its workers live
 _ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
 
 
@@ -299,20 +303,33 @@ def make_loader(dataset: BatchSource, start: int, count: int, workers: int, pref
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
-        timeout=dataset.longest_seconds,
+        timeout=min(LOOK_SECONDS, dataset.longest_seconds),
     )
+    batches = iter(loader)
+    waited = 0.0
     try:
-        for batch in loader:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if str(error).startswith("Caught "):  # raised by the dataset, and not foreseen: its traceback says more
+                    raise
+                # After each time-out the loader has looked whether its workers live, and can be asked again.
+                waited += loader.timeout
+                if "timed out" in str(error) and waited < dataset.longest_seconds:
+                    continue
+                raise DataError(
+                    f"a data worker stopped ({error}); if memory ran out (or /dev/shm, in a container), lower "
+                    "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
+                ) from error
+            waited = 0.0
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-    except RuntimeError as error:
-        if isinstance(error, DataError) or "DataLoader" not in str(error):
-            raise
-        raise DataError(
-            f"a data worker stopped ({error}); if memory ran out (or /dev/shm, in a container), lower data.batch_size, "
-            "data.prefetch or data.cache_gb; data.workers=0 builds the batches in the main process"
-        ) from error
+    finally:
+        del batches  # ends the workers now, also while somebody holds on to the traceback
 
 
 class _Carrier(Dataset["Batch | DataError"]):
@@ -335,6 +352,15 @@ def _as_is(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    # A worker's parent by process id is the fork server, which outlives a killed main process as long as workers do.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @lru_cache(maxsize=2)

@@ -47,7 +47,7 @@ class Embeddings(NamedTuple):
 class CommonSpace(nn.Module):
     """The release's FAC head: video to the fine video-audio space, from there to the coarser video-text space.
 
-    Only the video path has an MLP and batch norm; audio and text get one dense layer each (paper section 3.4).
+    Only the video path has an MLP and batch norm; audio and text get one dense layer each (paper section 3.3).
     """
 
     def __init__(self, video: int, audio: int, text: int, video_audio: int, video_text: int):

@@ -1,4 +1,4 @@
-"""The losses: video-text MIL-NCE and video-audio NCE (paper section 3.5), and the two of fine-tuning.
+"""The losses: video-text MIL-NCE and video-audio NCE (paper section 3.4), and the two of fine-tuning.
 
 `contrastive_loss` of vatt_kernels gives one term a clip; masks, averages and the weights of the pairs are here.
 """
@@ -27,7 +27,7 @@ class Losses(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """The batches of all ranks, this one's included; `offset` is its first row. Gradients flow through the embeddings."""
+    """The batches of all ranks, this one's included, whose first row is `offset`. Embeddings carry gradients."""
 
     embeddings: Embeddings
     audio_mask: Tensor
@@ -51,7 +51,7 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
     video [B,D], other [B,L,D] (L candidates a clip), mask [B] bool or 0/1: whether the clip has the other modality.
     Clips without it still serve as negative videos. Official release: `asymmetric_nce` (default), `symmetric_nce`,
     which also reads `video_mask` [B] and then multiplies two averages, as the release does.
-    "paper" is equation (3)-(4) taken literally: one denominator over both directions with each positive counted once.
+    "paper" is the formula of that section taken literally: one denominator over both directions, positives once.
     With `others`, negatives come from all ranks; positives and the average stay this rank's.
     """
     if config.form not in FORMS:
@@ -80,7 +80,7 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
 
 def pretraining_loss(embeddings: Embeddings, audio_mask: Tensor, text_mask: Tensor, config: LossConfig, ops: Ops, *,
                      video_mask: Tensor | None = None, gathered: Gathered | None = None) -> Losses:  # fmt: skip
-    """Both pairs and their weighted mean (official), or weighted sum for "paper" (equation 5)."""
+    """Both pairs and their weighted mean (official), or weighted sum for "paper"."""
     all_text = all_audio = None
     if gathered is not None:
         e = gathered.embeddings

@@ -1,7 +1,7 @@
 """From raw input to tokens: voxels, waveform patches and words; positions, DropToken and the AGG token.
 
 Shapes: B batch, T frames, H W pixels, S samples, L words, N tokens, K kept tokens, D width.
-Source: paper section 3.1-3.3; numbers from the official release.
+Source: paper section 3.1 (tokenisation, positions, DropToken); numbers from the official release.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The encoders: pre-norm (video, audio, shared) and T5-style (text).
 
-Shapes: B batch, N tokens, D width, H heads. Source: paper section 3.3; numbers from the official release.
+Shapes: B batch, N tokens, D width, H heads. Source: paper section 3.2; numbers from the official release.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Official checkpoint -> our tensors, and the folder that is written.
 
-    OUT/model.safetensors       weights and moving statistics under our names
-    OUT/config.json             settings, sizes, where the weights came from; fine-tuned models: "classifier"
-    OUT/optimizer.safetensors   on request: `m.NAME` and `v.NAME` (Adam) or `momentum.NAME`, and `iter`
+OUT/model.safetensors       weights and moving statistics under our names
+OUT/config.json             settings, sizes, where the weights came from; fine-tuned models: "classifier"
+OUT/optimizer.safetensors   on request: `m.NAME` and `v.NAME` (Adam) or `momentum.NAME`, and `iter`
 """
 
 from __future__ import annotations
@@ -71,14 +71,15 @@ def build(description: Description, ops: Ops = REFERENCE) -> nn.Module:
     return Classifier(description.config, description.modality, description.classes, head_dropout=dropout, ops=ops)
 
 
-def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None) -> Mapped:
+def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None, *,
+                  need_heads: bool = True) -> Mapped:  # fmt: skip
     """Finds the place of every model variable among checkpoint `entries` (key -> shape).
 
     Raises `SizeError` for a checkpoint of no known model and `MapError` unless variables and places match one to one,
     shapes included. Optimiser state and bookkeeping are left out.
     """
     shapes = {name: shape for key, shape in entries.items() if (name := variable(key)) is not None}
-    description = describe(shapes, settings)
+    description = describe(shapes, settings, need_heads=need_heads)
     with torch.device("meta"):
         tensors = {k: t for k, t in build(description).state_dict().items() if not k.endswith(_COUNTERS)}
     places, problems = {}, []
@@ -101,9 +102,10 @@ def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str,
     return Mapped(description, shapes, places, tensors)
 
 
-def map_checkpoint(checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None) -> Mapped:
+def map_checkpoint(checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None, *,
+                   need_heads: bool = True) -> Mapped:  # fmt: skip
     """`map_variables` for an open checkpoint; the variables must be float32 besides."""
-    mapped = map_variables({key: checkpoint.shape(key) for key in checkpoint}, settings)
+    mapped = map_variables({key: checkpoint.shape(key) for key in checkpoint}, settings, need_heads=need_heads)
     for name in mapped.places:
         if checkpoint.dtype(name + VALUE) != np.float32:
             raise MapError(f"{name} holds {checkpoint.dtype(name + VALUE)}, expected float32")

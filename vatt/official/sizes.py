@@ -37,6 +37,7 @@ class Description:
     """What a checkpoint holds. `modality` and `classes` belong to fine-tuned models and are None for pre-trained ones.
 
     `assumed`: what keys and shapes cannot tell, a line each. `unread`: settings that no size of the model depends on.
+    `heads_known` False: the assumed head width does not fit; the config counts one head and only `inspect` goes on.
     """
 
     config: ModelConfig
@@ -44,6 +45,7 @@ class Description:
     classes: int | None = None
     assumed: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    heads_known: bool = True
 
     @property
     def agnostic(self) -> bool:
@@ -68,25 +70,31 @@ class Description:
             else:
                 yield f"text       {c.text.vocabulary} words of width {c.text.embedding}, {c.text.words} a caption"
             if not self.agnostic:
-                yield f"  encoder  {_encoder_line({'video': c.video_encoder, 'audio': c.audio_encoder}.get(name, c.text_encoder))}"
+                encoders = {"video": c.video_encoder, "audio": c.audio_encoder, "text": c.text_encoder}
+                yield f"  encoder  {self._encoder_line(encoders[name])}"
         if self.agnostic:
-            yield f"encoder    {_encoder_line(c.shared_encoder)}, then {c.post_width}; one for all modalities"
+            yield f"encoder    {self._encoder_line(c.shared_encoder)}, then {c.post_width}; one for all modalities"
         if self.modality is None:
             yield f"head       video-audio space {c.head.video_audio}, video-text space {c.head.video_text}"
 
+    def _encoder_line(self, e: EncoderConfig) -> str:
+        known = self.heads_known or e.heads > 1
+        heads = f"{e.heads} heads of {e.head_width}" if known else f"unknown heads, {e.head_width} wide in all"
+        return f"{e.layers} layers, width {e.width}, {heads}, MLP {e.mlp}"
 
-def _encoder_line(e: EncoderConfig) -> str:
-    return f"{e.layers} layers, width {e.width}, {e.heads} heads of {e.head_width}, MLP {e.mlp}"
 
+def describe(shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None, *,
+             need_heads: bool = True) -> Description:  # fmt: skip
+    """Kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`.
 
-def describe(shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None) -> Description:
-    """Kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`."""
-    return _Reader(shapes, settings or {}).describe()
+    `need_heads` False: goes on, with a note, where the assumed head width does not fit.
+    """
+    return _Reader(shapes, settings or {}, need_heads).describe()
 
 
 class _Reader:
-    def __init__(self, shapes: Mapping[str, Shape], settings: Mapping[str, Any]):
-        self.shapes, self.settings = shapes, settings
+    def __init__(self, shapes: Mapping[str, Shape], settings: Mapping[str, Any], need_heads: bool):
+        self.shapes, self.settings, self.need_heads = shapes, settings, need_heads
         self.found = Description(ModelConfig())
         self.found.unread = [name for name in settings if name not in _READ]
 
@@ -120,6 +128,12 @@ class _Reader:
             raise SizeError(f"settings: {name!r} holds sizes by name, got {section!r}")
         return section
 
+    def whole(self, section: str, name: str) -> int | None:
+        value = self.section(section).get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise SizeError(f"settings: {section}.{name} is a positive whole number, got {value!r}")
+        return value
+
     def agree(self, section: str, facts: dict[str, Any]) -> None:
         """Settings that the checkpoint itself tells must say the same; the rest is listed as unread."""
         for name, value in self.section(section).items():
@@ -136,15 +150,19 @@ class _Reader:
         mlp = self.shape(f"{root}layers/0/feed_forward/mlp/wi/kernel", 2)[1]
         pattern = re.compile(re.escape(MODEL + root) + r"layers/(\d+)/")
         layers = 1 + max(int(match[1]) for name in self.shapes if (match := pattern.match(name)))
-        given = self.section(section)
-        head_width, number = given.get("d_kv"), given.get("num_heads", heads)
+        head_width, number = self.whole(section, "d_kv"), self.whole(section, "num_heads") or heads
         if head_width is None and number is None:
             head_width = HEAD_WIDTH
+            if inner % HEAD_WIDTH and not self.need_heads:
+                self.found.heads_known = False
+                note = f"{section}: nothing, heads of {HEAD_WIDTH} do not fit; convert needs --config"
+                self.found.assumed.append(note)
+                return EncoderConfig(width, layers, 1, inner, mlp)
             self.found.assumed.append(f"{section}: attention heads are {HEAD_WIDTH} wide")
+        if head_width is None:
+            head_width = inner // (number or 1)
         if number is None:
             number = inner // head_width
-        if head_width is None:
-            head_width = inner // number
         if number * head_width != inner or (heads is not None and number != heads):
             raise SizeError(
                 f"{section}: {number} heads of {head_width} do not make the checkpoint's q width of {inner}"
@@ -205,7 +223,7 @@ class _Reader:
         bias = f"{root}base_lm/layers/0/{attention}/relative_attention_bias/embeddings"
         buckets, heads = self.shape(bias, 2)
         text_encoder = self.encoder(f"{root}base_lm/", "text", attention, heads)
-        distance = self.section("text").get("max_relative_distance")
+        distance = self.whole("text", "max_relative_distance")
         if distance is None:
             distance = MAX_DISTANCE
             self.found.assumed.append(f"text: T5 maximum distance {MAX_DISTANCE}")
@@ -250,4 +268,5 @@ class _Reader:
         if f"{MODEL}_base/pre_proj/kernel" in self.shapes:
             post_width = self.shape("_base/post_proj/kernel", 2)[1]
             return ModelConfig(kind="agnostic", shared_encoder=encoder, post_width=post_width, **parts)
-        return ModelConfig(**parts, **{f"{modality}_encoder": encoder})
+        parts[f"{modality}_encoder"] = encoder
+        return ModelConfig(**parts)

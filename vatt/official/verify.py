@@ -1,26 +1,71 @@
-"""Our model against recorded arrays of the official one: `python -m vatt.official verify DIR`.
-
-DIR holds config.json (sizes), checkpoints ckpt_*/ and .npz files of inputs and outputs. Every array is compared or
-used as an input; one that nothing reads is a failure, so that no recording is passed over.
-
-An array passes when each element is within `absolute + relative * |recorded|` and, where `scaled` is given, the
-largest error is within `scaled` times the largest recorded value: 1e-4 alone would not notice a wrong epsilon.
-"""
+"""`verify`: every recording of a folder against our model, one row an array."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+import re
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ..ops import Ops
-from ..tf_checkpoint import TFCheckpoint
 from . import models, parts, towers
-from .convert import Mapped, build, map_checkpoint, read_weights
+from .recording import Fixtures, Recording, Row, VerifyError
+
+CHECKS: dict[str, Callable[[Recording], None]] = {
+    "video_vit": towers.video_vit,
+    "audio_wat": towers.audio_wat,
+    "text_t5": towers.text_t5,
+    "unified": towers.unified,
+    "relative_buckets": towers.buckets,
+    "spline": towers.spline,
+    "tx_fac_full": models.tx_fac_full,
+    "ut_fac_full": models.ut_fac_full,
+    "fac_head": models.fac_head,
+    "finetune_video": models.finetune,
+    "finetune_audio": models.finetune,
+    "finetune_video_from_agnostic": models.finetune,
+    "nce_losses": parts.nce_losses,
+    "schedules": parts.schedules,
+    "optimizers": parts.optimizers,
+    "metrics": parts.metrics,
+}
+
+
+def verify_file(name: str, fixtures: Fixtures) -> list[Row]:
+    """Rows of NAME.npz. Raises `VerifyError` when the file cannot be read or lacks an input."""
+    path = fixtures.folder / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise VerifyError(f"{path} is missing") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise VerifyError(f"{path} cannot be read: {error}") from error
+    recording = Recording(name, arrays, fixtures)
+    CHECKS[name](recording)
+    return recording.finish()
+
+
+def verify_folder(folder: Path, ops: Ops) -> Iterator[list[Row]]:
+    """Rows of one file after the other; a missing or unknown file is a failed row."""
+    fixtures = Fixtures(folder, ops)
+    for name in CHECKS:
+        try:
+            yield verify_file(name, fixtures)
+        except (VerifyError, ValueError) as error:
+            yield [Row(name, "", np.nan, np.nan, "", False, str(error))]
+    for path in sorted(folder.glob("*.npz")):
+        if path.stem not in CHECKS:
+            yield [Row(path.stem, "", np.nan, np.nan, "", False, "no check knows this file")]
+
+
+HEADER = f"{'file':<30}{'max abs':>9}{'max rel':>9}  {'tolerance':<23}{'':6}array"
+
+
+def format_row(row: Row) -> str:
+    array = re.sub(r"model/layer_with_weights-0/", "", row.array)
+    note = f"  ({row.note})" if row.note else ""
+    numbers = f"{row.absolute:>9.1e}{row.relative:>9.1e}"
+    return f"{row.file:<30}{numbers}  {row.tolerance:<23}{'pass' if row.passed else 'FAIL':6}{array}{note}"

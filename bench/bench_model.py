@@ -1,0 +1,90 @@
+"""pytest-benchmark: the operations and a tiny training step, reference beside fused. `pytest --benchmark-only`.
+
+Groups hold rivals of one job. Every benchmark first shows that what it times agrees with the literal operation in
+float64 as well as the literal one does in float32; a red one is not timed. Sizes suit a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+import vatt_kernels
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from vatt.data.loader import Batch
+from vatt.model.vatt import VATT
+from vatt.ops import choose
+from vatt.optim import Adam
+from vatt.presets import preset
+from vatt.train import train_step
+
+IMPLEMENTATIONS = ("reference", "portable")
+Job = Callable[[str, torch.dtype], list[Tensor]]  # implementation, dtype -> outputs and gradients
+
+
+def noise(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_with_gradients(operation: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The operation's output and the gradients of all leaves, for a fixed incoming gradient."""
+    leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    out = operation(*leaves)
+    out.backward(noise(*out.shape, seed=99).to(dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def measure(benchmark: BenchmarkFixture, job: Job, impl: str, rounds: int) -> None:
+    """Checks the numbers of `impl` against float64, then times it."""
+    exact = job("reference", torch.float64)
+    literal, this = job("reference", torch.float32), job(impl, torch.float32)
+    for position, (x, of_literal, of_this) in enumerate(zip(exact, literal, this, strict=True)):
+        floor = torch.finfo(torch.float32).eps * x.norm()
+        allowed = 2 * torch.maximum((of_literal - x).norm(), floor)
+        assert (of_this - x).norm() <= allowed, f"{impl}: tensor {position} is wrong, nothing is timed"
+    benchmark.pedantic(job, args=(impl, torch.float32), rounds=rounds, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.benchmark(group="voxel projection, 2 clips of 16x112x112, half dropped, forward + backward")
+def test_projection(benchmark: BenchmarkFixture, impl: str) -> None:
+    frames = torch.randint(0, 256, (2, 16, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    weight, bias, position = noise(3072, 256, seed=2) / 55, noise(256, seed=3), noise(196, 256, seed=4)
+    keep = vatt_kernels.sample_keep(196, 98, seed=5)
+
+    def job(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        def operation(weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+            return vatt_kernels.project_voxels(frames, weight, bias, keep=keep, position=position, impl=impl)
+
+        return run_with_gradients(operation, [weight, bias, position], dtype)
+
+    measure(benchmark, job, impl, rounds=20)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.benchmark(group="attention, 393 tokens, 12 heads of 64, forward + backward")
+def test_attention(benchmark: BenchmarkFixture, impl: str) -> None:
+    q, k, v = (noise(1, 393, 12, 64, seed=seed) for seed in (1, 2, 3))
+
+    def job(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        return run_with_gradients(lambda q, k, v: vatt_kernels.attention(q, k, v, impl=impl), [q, k, v], dtype)
+
+    measure(benchmark, job, impl, rounds=10)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.benchmark(group="MIL-NCE, 512 clips of 5 captions, width 256, forward + backward")
+def test_loss(benchmark: BenchmarkFixture, impl: str) -> None:
+    video, text = noise(512, 256, seed=1), noise(512, 5, 256, seed=2)
+
+    def job(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        def operation(video: Tensor, text: Tensor) -> Tensor:
+            return vatt_kernels.contrastive_loss(video, text, temperature=0.07, impl=impl)
+
+        return run_with_gradients(operation, [video, text], dtype)
+
+    measure(benchmark, job, impl, rounds=10)

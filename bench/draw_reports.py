@@ -1,0 +1,51 @@
+"""Redraws every page and figure under reports/ from its JSON, and the index README.md from all of them.
+
+Nothing is measured: what a page says is what its JSON holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fused_vs_reference
+import harness
+import tiny_training
+from harness import Drawer, ReportError
+
+DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in (fused_vs_reference, tiny_training)}
+
+
+def drawer(path: Path) -> Drawer:
+    """Who draws the report in `path`. Raises `ReportError` when nobody does."""
+    name = harness.load(path).name
+    if name not in DRAWERS:
+        raise ReportError(f"{path}: no benchmark is called {name!r} (there are {', '.join(DRAWERS)}); delete the file")
+    return DRAWERS[name]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python bench/draw_reports.py",
+        description="Draw the .md and .png of every report, and the index, from the JSON files.",
+    )
+    parser.add_argument("--reports", type=Path, default=harness.REPORTS, metavar="DIR",
+                        help="folder of reports, <machine>/<name>.json in it (default: reports/ here)")  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        paths = harness.report_paths(args.reports)
+        for path in paths:
+            harness.render(path, drawer(path))
+            print(path.with_suffix(".md"))
+        (args.reports / "README.md").write_text(harness.index(args.reports), encoding="utf-8")
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.reports / 'README.md'}: {len(paths)} reports")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

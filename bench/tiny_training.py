@@ -1,0 +1,244 @@
+"""The tiny preset trained on the built-in corpus from several seeds: held-out retrieval, loss curves and where time goes.
+
+Each seed is one `python -m vatt.train --fused` in a process of its own, as a newcomer would start it. The corpus goes to
+a new cache, so the first run writes it and its wall time is that of a first run on a new machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Drawer, Report, ReportError, number, table
+
+from vatt.presets import preset
+from vatt.progress import progress_bar
+from vatt.records import read_metrics
+
+NAME = "tiny_training"
+DIRECTIONS = {"text_to_video": "text to video", "audio_to_video": "audio to video"}
+GOALS = {"text_to_video": 0.80, "audio_to_video": 0.75}  # R@10 among 100 clips, where chance is 0.1
+SEED_STYLES = [(harness.BLUE, "-"), (harness.ORANGE, "--"), (harness.GREEN, "-."), (harness.PINK, ":")]
+CURVE_POINTS = 90
+EXAMPLES = """examples:
+  python bench/tiny_training.py                        seeds 1, 2, 3: about 15 minutes on two cores
+  python bench/tiny_training.py --resume               go on after a crash: finished seeds are kept
+  python bench/tiny_training.py --seeds 1 2 3 4 5 --set model.drop.rate=0.75 --out runs/reports
+  python bench/tiny_training.py --quick                three short runs, two minutes, to see it work
+
+exit codes: 0 done, 1 a run failed or lost a step, 2 wrong usage."""
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python bench/tiny_training.py", epilog=EXAMPLES,
+        description="Train the tiny preset from several seeds and report held-out retrieval, mean and spread.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="one run each (default 1 2 3)")
+    add("--steps", type=int, metavar="N", help="updates a run (default: the preset's; with --quick 20)")
+    add("--set", action="append", default=[], dest="overrides", metavar="A.B=C",
+        help="any setting of vatt.train, for all runs; repeatable")  # fmt: skip
+    add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
+        help="runs go to DIR/seed-N and the corpus to DIR/cache; DIR must be new (default runs/tiny_training, "
+        "with --quick runs/tiny_training-quick)")  # fmt: skip
+    harness.add_common_flags(parser)
+    args = parser.parse_args(argv)
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds names a seed twice")
+    args.steps = args.steps or (20 if args.quick else preset("tiny").steps)
+    if args.quick:
+        if args.work == parser.get_default("work"):
+            args.work = args.work.with_name(f"{NAME}-quick")
+        args.overrides = ["data.builtin_clips=120", *args.overrides]
+    args.work = args.work.absolute()
+    return args
+
+
+def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Trains one seed from scratch and returns its row. Raises `ReportError` when the run fails."""
+    run = args.work / f"seed-{seed}"
+    shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
+    cache = args.work / "cache"
+    cold = not cache.exists()
+    command = [sys.executable, "-m", "vatt.train", "--fused", "--preset", "tiny", "--seed", str(seed),
+               "--steps", str(args.steps), "--out", str(run)]  # fmt: skip
+    for override in args.overrides:
+        command += ["--set", override]
+    tick = time.perf_counter()
+    with open(args.work / f"seed-{seed}.log", "w", encoding="utf-8") as log:
+        code = subprocess.run(command, env={**os.environ, "VATT_CACHE": str(cache)}, stdout=log,
+                              stderr=subprocess.STDOUT).returncode  # fmt: skip
+    wall = time.perf_counter() - tick
+    if code:
+        last = Path(log.name).read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise ReportError(f"the run of seed {seed} ended with exit code {code}: {''.join(last)} (all of it: {log.name})")
+    result = json.loads((run / "result.json").read_text())
+    records = read_metrics(run / "metrics.jsonl")
+    return {
+        "seed": seed,
+        "cold_cache": cold,
+        "operations": result["environment"]["operations"],
+        "wall_seconds": wall,
+        "train_seconds": result["train_seconds"],
+        "evaluate_seconds": result["evaluate_seconds"],
+        "other_seconds": wall - result["train_seconds"] - result["evaluate_seconds"],
+        "wait_share": result["wait_share"],
+        "steps_without_update": sum(not record["updated"] for record in records),
+        "bad_clips": result["bad_clips"],
+        "final_loss": result["final_loss"],
+        "retrieval": result["retrieval"],
+        "curve": curve(records),
+    }
+
+
+def curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """At most CURVE_POINTS means over as many stretches of steps, with the middle step of each."""
+    size = math.ceil(len(records) / CURVE_POINTS)
+    points = []
+    for begin in range(0, len(records), size):
+        part = records[begin : begin + size]
+        means = {key: statistics.fmean(r[key] for r in part) for key in ("loss", "video_text", "video_audio")}
+        points.append({"step": statistics.fmean(r["step"] for r in part), **means})
+    return points
+
+
+def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
+    """Runs the missing seeds; the report is saved after each."""
+    known = {row["seed"] for row in report.rows}
+    args.work.mkdir(parents=True, exist_ok=True)
+    with progress_bar(len(args.seeds), NAME, "run", len(known)) as bar:
+        for seed in args.seeds:
+            if seed in known:
+                continue
+            report.rows.append(run_seed(args, seed))
+            report.gate["checks"] = [{"seed": r["seed"], "steps_without_update": r["steps_without_update"],
+                                      "green": not r["steps_without_update"]} for r in report.rows]  # fmt: skip
+            report.gate["green"] = all(check["green"] for check in report.gate["checks"])
+            report.save(path)
+            bar.update()
+    report.finished = True
+    report.save(path)
+
+
+def recall(report: Report, direction: str, key: str = "R@10") -> list[float]:
+    return [row["retrieval"][direction][key] for row in report.rows]
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean, and the standard deviation of the sample where there are two values or more."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def page(report: Report) -> str:
+    s = report.settings
+    candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
+    chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
+    full = not report.quick
+    parts = [f"{s['steps']} steps of the tiny preset on the built-in corpus, one run a seed. Held-out retrieval among "
+             f"{candidates} clips whose attribute combinations are not in the training split; chance of R@10 is "
+             f"{chance:.2g}."
+             + (f" Goal: R@10 of at least {GOALS['text_to_video']} text to video and {GOALS['audio_to_video']} audio to "
+                "video." if full else "")]  # fmt: skip
+    keys = ("R@1", "R@5", "R@10", "median_rank")
+    rows = [[str(r["seed"]), *(number(r["retrieval"][d][k], 1 if k == "median_rank" else 3)
+                               for d in DIRECTIONS for k in keys), number(r["final_loss"], 3)]
+            for r in report.rows]  # fmt: skip
+    rows.append(["mean ± deviation", *(mean_and_spread(recall(report, d, k), 1 if k == "median_rank" else 3)
+                                       for d in DIRECTIONS for k in keys),
+                 mean_and_spread([r["final_loss"] for r in report.rows])])  # fmt: skip
+    columns = [f"{name}: {key.replace('_', ' ')}" for name in DIRECTIONS.values() for key in keys]
+    parts += ["## Retrieval", table(["seed", *columns, "final loss"], rows)]
+    parts += ["## Time", table(
+        ["seed", "corpus", "wall s", "training s", "evaluation s", "other s", "waiting for data", "bad clips"],
+        [[str(r["seed"]), "written" if r["cold_cache"] else "found", *(number(r[f"{k}_seconds"], 1)
+          for k in ("wall", "train", "evaluate", "other")), f"{r['wait_share']:.1%}", str(r["bad_clips"])]
+         for r in report.rows]),
+        "Wall: the whole process. Other: imports, writing the corpus where it was not there, exporting the model, "
+        "drawing. Waiting: share of the steps' time in which no batch was ready."]  # fmt: skip
+    lost = sum(r["steps_without_update"] for r in report.rows)
+    parts += ["## Numerics", f"Steps without an update, because loss or gradient was not finite: {lost}. "
+              f"{report.rows[0]['operations'].capitalize()}."]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def figure(report: Report, plt: Any) -> Any:
+    """Loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
+    figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(4, 3, 3))
+    for index, row in enumerate(report.rows):
+        colour, line = SEED_STYLES[index % len(SEED_STYLES)]
+        losses.plot([p["step"] for p in row["curve"]], [p["loss"] for p in row["curve"]], color=colour, linestyle=line,
+                    linewidth=1.3, label=f"seed {row['seed']}")  # fmt: skip
+    losses.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
+    width = 0.8 / len(report.rows)
+    for index, row in enumerate(report.rows):
+        places = [i + (index - (len(report.rows) - 1) / 2) * width for i in range(len(DIRECTIONS))]
+        heights = [row["retrieval"][d]["R@10"] for d in DIRECTIONS]
+        drawn = bars.bar(places, heights, width * 0.9, color=SEED_STYLES[index % len(SEED_STYLES)][0],
+                         label=f"seed {row['seed']}")  # fmt: skip
+        bars.bar_label(drawn, fmt="%.2f", fontsize=8)
+    chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
+    bars.axhline(chance, color=harness.BLACK, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
+    if not report.quick:
+        for place, direction in enumerate(DIRECTIONS):
+            bars.hlines(GOALS[direction], place - 0.45, place + 0.45, color=harness.BLACK, linestyle=":",
+                        label="goal" if not place else None)  # fmt: skip
+    bars.set(xticks=range(len(DIRECTIONS)), xticklabels=DIRECTIONS.values(), ylabel="R@10", ylim=(0, 1.25),
+             yticks=[0, 0.2, 0.4, 0.6, 0.8, 1], title="Held-out retrieval")  # fmt: skip
+    bottom = [0.0] * len(report.rows)
+    labels = [f"seed {r['seed']}\n{'first run' if r['cold_cache'] else ''}" for r in report.rows]
+    for key, label, colour, hatch in (("train", "training", harness.BLUE, ""), ("evaluate", "evaluation", harness.ORANGE, "//"),
+                                      ("other", "corpus, start, export", harness.GREEN, "..")):  # fmt: skip
+        heights = [r[f"{key}_seconds"] for r in report.rows]
+        times.bar(labels, heights, 0.7, bottom=bottom, label=label, color=colour, hatch=hatch, edgecolor="white")
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    times.set(ylabel="seconds", title="Wall time of a run", ylim=(0, 1.35 * max(bottom)))
+    for axes in (losses, bars, times):
+        axes.grid(alpha=0.3, axis="both" if axes is losses else "y")
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8, ncols=1 if axes is losses else 2, loc="upper right" if axes is losses else "upper center")
+    return figure
+
+
+DRAWER = Drawer(page, figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(None if argv is None else list(argv))
+    try:
+        if args.work.exists() and any(args.work.iterdir()) and not args.resume:
+            raise ReportError(f"{args.work} holds runs already: continue with --resume, delete it, or name another --work")
+        settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
+        method = {
+            "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",
+            "wall time": "time.perf_counter around the process; training and evaluation as the run reports them",
+            "spread": "standard deviation of the sample over seeds",
+        }
+        title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
+        root = harness.output_folder(args)
+        report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
+                                           resume=args.resume, quick=args.quick)  # fmt: skip
+        measure(args, report, path)
+        harness.publish(path, DRAWER, root)
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(page(harness.load(path)))
+    return 0 if report.gate["green"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

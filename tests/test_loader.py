@@ -1,0 +1,383 @@
+"""Batches as a function of (seed, step), whatever the workers, the cache, the restarts and the broken files do."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import numbers, onset, steady, tone_burst, write_clip
+
+from vatt.config import AudioConfig, AugmentConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
+from vatt.data import loader, reader
+from vatt.data.bad_clips import BadClips
+from vatt.data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
+from vatt.data.manifest import Clip, Manifest, read_manifest
+from vatt.data.reader import BadClip
+from vatt.data.text import Tokenizer
+from vatt.data.windows import WindowReader
+
+RATE = 16_000
+MODEL = ModelConfig(
+    video=VideoConfig(frames=8, size=32, fps=10.0),
+    audio=AudioConfig(samples=12_800, rate=RATE),
+    text=TextConfig(words=4, captions=2, vocabulary=40),
+)
+PLAIN = AugmentConfig(scale_jitter=0.0, flip=False, colour_jitter=0.0, audio_noise=0.0)
+DATA = DataConfig(batch_size=4)
+GOOD = 10
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Ten clips of 2 s (two without sound, two without a caption) and three that cannot be used."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = ["path,caption,label"]
+    for i in range(GOOD):
+        sound = None if i < 2 else tone_burst(2.0, 0.1 * i, RATE)
+        write_clip(folder / f"{i}.mp4", steady(2.0, 25), sound, RATE, gop=25)
+        lines.append(f"{i}.mp4,{'' if 2 <= i < 4 else f'clip {i} | number {i}'},{'even' if i % 2 == 0 else ''}")
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("no video " * 50)
+    data = (folder / "9.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    lines += ["empty.mp4,,", "text.mp4,,", "cut.mp4,,"]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return read_manifest(folder / "manifest.csv")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: Manifest) -> Tokenizer:
+    return Tokenizer.build([caption for clip in corpus for caption in clip.captions], 40)
+
+
+def training(corpus: Manifest, tokenizer: Tokenizer, data: DataConfig = DATA, seed: int = 7) -> ClipDataset:
+    return ClipDataset(corpus, data, MODEL, tokenizer, seed)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ("video", "audio", "text", "audio_mask", "text_mask", "label")
+    return (
+        all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+        and a.clips == b.clips
+        and a.bad == b.bad
+        and a.tried == b.tried
+    )
+
+
+def good(corpus: Manifest) -> Manifest:
+    return Manifest(corpus.clips[:GOOD], corpus.root, corpus.labels)
+
+
+def test_shapes_masks_and_labels(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    batch = training(corpus, tokenizer)[0]
+    assert batch.video.shape == (4, 8, 32, 32, 3)
+    assert batch.video.dtype == torch.uint8
+    assert batch.audio.shape == (4, 12_800)
+    assert batch.text.shape == (4, 2, 4)
+    seen = set()
+    for step in range(8):
+        batch = training(corpus, tokenizer)[step]
+        for row, index in enumerate(batch.clips):
+            seen.add(index)
+            assert batch.audio_mask[row] == (index >= 2)
+            assert index >= 2 or not batch.audio[row].any()
+            assert batch.text_mask[row] == (not 2 <= index < 4)
+            assert bool(batch.text[row].all(dim=1).any()) is False  # two words in four places
+            assert bool(batch.text[row].any()) == (not 2 <= index < 4)
+            assert batch.label[row] == (0 if index % 2 == 0 else -1)
+    assert seen == set(range(GOOD))
+
+
+def test_every_epoch_holds_every_clip_at_most_once(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    dataset = training(corpus, tokenizer)
+    assert dataset.steps_per_epoch == 3
+    epochs = [[dataset.planned(step, slot) for step in range(e, e + 3) for slot in range(4)] for e in (0, 3)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    small = ClipDataset(Manifest(corpus.clips[:3], corpus.root, corpus.labels), DATA, MODEL, tokenizer, 7)
+    places = [small.planned(step, slot) for step in range(3) for slot in range(4)]
+    assert all(sorted(places[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))  # wraps, evenly
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_restarts_change_nothing(corpus: Manifest, tokenizer: Tokenizer, workers: int) -> None:
+    wanted = [training(corpus, tokenizer)[step] for step in range(7)]
+    assert any(batch.bad for batch in wanted)
+    start = 0 if workers == 1 else 3
+    got = list(make_loader(training(corpus, tokenizer), start, 7 - start, workers, prefetch=2))
+    assert len(got) == 7 - start
+    assert all(same(a, b) for a, b in zip(got, wanted[start:], strict=True))
+    alone = list(make_loader(training(corpus, tokenizer), 5, 2, 0))
+    assert all(same(a, b) for a, b in zip(alone, wanted[5:], strict=True))
+
+
+def test_other_seeds_and_steps_give_other_batches(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    assert not same(training(corpus, tokenizer, seed=7)[0], training(corpus, tokenizer, seed=8)[0])
+    one = Manifest(corpus.clips[5:6], corpus.root, corpus.labels)
+    dataset = training(one, tokenizer)
+    assert not torch.equal(dataset[0].video[0], dataset[0].video[1])  # slots draw apart
+    assert not torch.equal(dataset[0].video, dataset[1].video)
+
+
+def test_replacement_depends_on_the_step_only(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    veteran = training(corpus, tokenizer)
+    history = [veteran[step] for step in range(9)]
+    for step in (8, 2, 5):
+        assert same(training(corpus, tokenizer)[step], history[step])  # one that has seen nothing
+    for step, batch in enumerate(history):
+        assert all(index < GOOD for index in batch.clips)
+        planned = {veteran.planned(step, slot) for slot in range(4)}
+        assert {index for index, _ in batch.bad} >= {index for index in planned if index >= GOOD}
+        for index in batch.clips:  # whoever stands in was not in the batch already
+            assert index in planned or index not in [i for i in planned if i < GOOD]
+    reasons = {index: reason for batch in history for index, reason in batch.bad}
+    assert reasons[GOOD] == "empty file"
+    assert reasons[GOOD + 1].startswith("not a video")
+    assert set(reasons) == {GOOD, GOOD + 1, GOOD + 2}
+
+
+def test_nothing_but_bad_clips(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    bad = Manifest(corpus.clips[GOOD:], corpus.root, corpus.labels)
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="32 clips in a row could not be used"):
+            next(make_loader(training(bad, tokenizer), 0, 1, workers))
+    with pytest.raises(DataError, match="no clips"):
+        training(corpus.split("validation"), tokenizer)
+
+
+def test_cache_size_changes_nothing(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    # 2 s at 10 fps of 48 x 48 pixels and 16 kHz: about 0.2 MB a clip.
+    sizes = [replace(DATA, cache_gb=gb, workers=1) for gb in (1.0, 5e-4, 1e-9)]
+    datasets = [training(corpus, tokenizer, data) for data in sizes]
+    for step in (0, 1, 2, 0, 3, 1):
+        first, *others = [dataset[step] for dataset in datasets]
+        assert all(same(first, other) for other in others)
+
+
+def test_cached_windows_are_those_decoded_alone(corpus: Manifest) -> None:
+    cached = WindowReader(MODEL.video, MODEL.audio, 64, 30.0, cache_bytes=10**8)
+    alone = WindowReader(MODEL.video, MODEL.audio, 64, 30.0)
+    for clip in (corpus[4], replace(corpus[6], index=50, start=0.5, end=1.9)):
+        assert cached.last_offset(clip) == alone.last_offset(clip)
+        for offset in range(alone.last_offset(clip) + 1):
+            a, b = cached.read(clip, offset), alone.read(clip, offset)
+            assert (a.video == b.video).all()
+            assert a.audio is not None
+            assert b.audio is not None
+            assert a.audio.shape == b.audio.shape == (12_800,)
+            heard = [w.audio is not None and np.abs(w.audio.astype(int)).max() > 8000 for w in (a, b)]
+            assert heard[0] == heard[1]
+            if heard[0]:
+                assert abs(onset(a.audio, RATE) - onset(b.audio, RATE)) <= 2 / RATE
+    assert alone.last_offset(corpus[4]) == 12
+    assert alone.last_offset(replace(corpus[4], start=0.5, end=1.9)) == 6
+
+
+def test_a_short_clip_repeats_with_sound_in_step(tmp_path: Path) -> None:
+    write_clip(tmp_path / "short.mp4", steady(0.52, 25), tone_burst(0.52, 0.2, RATE, 0.05), RATE)
+    clip = Clip(0, tmp_path / "short.mp4", "short.mp4")
+    for cache in (0, 10**8):
+        window = WindowReader(VideoConfig(20, 32, 10.0), AudioConfig(32_000, RATE), 64, 30.0, cache).read(clip, 0)
+        period = 6  # 0.52 s begin six frames at 10 fps
+        assert numbers(window.video)[:period] == [0, 2, 5, 7, 10, 12]
+        assert (window.video == window.video[np.arange(20) % period]).all()
+        assert window.audio is not None
+        samples = period * RATE // 10
+        assert (window.audio == window.audio[np.arange(32_000) % samples]).all()
+        assert onset(window.audio[samples:], RATE) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_evaluation_covers_clips_in_order(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    data = replace(DATA, augment=PLAIN)
+    dataset = EvalDataset(corpus, data, replace(MODEL, video=replace(MODEL.video, size=64)), tokenizer, windows=3)
+    batches = list(make_loader(dataset, 0, len(dataset), 1))
+    assert [index for batch in batches for index in batch.clips] == list(range(GOOD))
+    assert [index for batch in batches for index, _ in batch.bad] == [GOOD, GOOD + 1, GOOD + 2]
+    assert [index for batch in batches for index in batch.tried] == list(range(13))
+    assert batches[0].video.shape == (4, 3, 8, 64, 64, 3)
+    assert batches[0].audio.shape == (4, 3, 12_800)
+    assert batches[3].video.shape == (0, 3, 8, 64, 64, 3)  # one chunk of bad clips only
+    # 20 frames, windows of 8: offsets 0, 6, 12 at 10 fps of a 25 fps file.
+    firsts = [numbers(window.numpy())[0] for window in batches[0].video[1]]
+    assert firsts == [0, 15, 30]
+    assert same(dataset[1], batches[1])
+
+
+def test_evaluation_of_long_rows_reads_windows_one_by_one(tmp_path: Path) -> None:
+    write_clip(tmp_path / "long.mp4", steady(24.0, 10), tone_burst(24.0, 12.0, RATE), RATE)
+    clip = Clip(0, tmp_path / "long.mp4", "long.mp4")
+    windows = WindowReader(MODEL.video, MODEL.audio, 64, 30.0).read_spaced(clip, 3)
+    assert [numbers(window.video)[0] for window in windows] == [0, 116, 232]
+    assert windows[1].audio is not None
+    assert 11.6 + onset(windows[1].audio, RATE) == pytest.approx(12.0, abs=2e-3)
+
+
+def test_a_stuck_clip_is_cut_off_and_replaced(
+    corpus: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = reader.Reader.packets
+
+    def slow(self: reader.Reader, stream: object) -> object:
+        for packet in honest(self, stream):  # type: ignore[arg-type]
+            if self.path.name == "5.mp4":
+                time.sleep(0.1)
+            yield packet
+
+    monkeypatch.setattr(reader.Reader, "packets", slow)
+    dataset = training(good(corpus), tokenizer, replace(DATA, decode_seconds=0.5))
+    step = next(step for step in range(9) if 5 in [dataset.planned(step, slot) for slot in range(4)])
+    batch = dataset[step]
+    assert (5, "took longer than 0.5 s") in batch.bad
+    assert 5 not in batch.clips
+    assert len(batch.clips) == 4
+
+
+class Killed:
+    """A batch source whose process dies, as one does that runs out of memory."""
+
+    longest_seconds = 60.0
+
+    def __getitem__(self, index: int) -> Batch:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class Stuck(Killed):
+    longest_seconds = 1.0
+
+    def __getitem__(self, index: int) -> Batch:
+        time.sleep(600)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("source", [Killed(), Stuck()])
+def test_dead_and_stuck_workers_are_an_error(source: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
+    with pytest.raises(DataError, match=r"a data worker stopped.*data\.workers=0"):
+        next(make_loader(source, 0, 2, 1))
+
+
+class Slow(Killed):
+    """Writes its process id to the file `folder`/pid, then works for ever."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __getitem__(self, index: int) -> Batch:
+        (Path(self.folder) / "part").write_text(str(os.getpid()))
+        os.rename(Path(self.folder) / "part", Path(self.folder) / "pid")
+        time.sleep(600)
+        raise AssertionError
+
+
+def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
+    code = (
+        "from test_loader import Slow\nfrom vatt.data.loader import make_loader\n"
+        f"if __name__ == '__main__':\n    next(make_loader(Slow({str(tmp_path)!r}), 0, 1, 1))\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": path})
+    worker = 0
+    try:
+        assert wait_for(lambda: (tmp_path / "pid").exists())
+        worker = int((tmp_path / "pid").read_text())
+        process.kill()
+        process.wait()
+        assert wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def fake(clips: list[int], bad: list[tuple[int, str]]) -> Batch:
+    nothing = torch.zeros(0)
+    tried = clips + [index for index, _ in bad]
+    return Batch(nothing, nothing, nothing, nothing, nothing, nothing, clips, tried, bad, 0.0)
+
+
+def test_record_of_bad_clips(corpus: Manifest, tmp_path: Path) -> None:
+    record = BadClips(tmp_path / "bad_clips.csv", corpus, 0.1)
+    new = record.add(3, fake([0, 1], [(12, "cut"), (10, "empty file")]))
+    assert [(clip.name, reason) for clip, reason in new] == [("cut.mp4", "cut"), ("empty.mp4", "empty file")]
+    assert record.add(4, fake([2], [(10, "empty file")])) == []  # named once
+    record.write()
+    with open(tmp_path / "bad_clips.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["reason"], row["first_step"], row["count"]) for row in rows] == [
+        ("10", "empty file", "3", "2"),
+        ("12", "cut", "3", "1"),
+    ]
+    assert rows[0]["path"] == str(corpus[10].path)
+    assert (len(record), record.events, record.tried) == (2, 3, 5)
+    record.check()  # 2 of at least 32
+
+    path = tmp_path / "state.pt"
+    torch.save(record.state_dict(), path)
+    again = BadClips(tmp_path / "again.csv", corpus, 0.1)
+    again.load_state_dict(torch.load(path, weights_only=True))
+    assert again.add(9, fake([0], [(12, "cut")])) == []
+    assert again.tried == 5
+    again.add(9, fake([], [(3, "x"), (4, "x")]))
+    with pytest.raises(DataError, match=r"4 of 7 clips tried.*max_bad_share = 0\.1.*again\.csv"):
+        again.check()
+    assert (tmp_path / "again.csv").is_file()
+    with pytest.raises(DataError, match="13 clips"):
+        BadClips(tmp_path / "x.csv", good(corpus), 0.1).load_state_dict(record.state_dict())
+
+
+def test_a_row_beyond_the_end_of_its_file_is_bad(corpus: Manifest) -> None:
+    for cache in (0, 10**8):
+        rows = WindowReader(MODEL.video, MODEL.audio, 64, 30.0, cache)
+        with pytest.raises(BadClip, match="the video ends"):
+            rows.read(replace(corpus[4], start=5.0, end=8.0), 0)
+
+
+def test_word_list_must_fit_the_table(corpus: Manifest) -> None:
+    with pytest.raises(DataError, match="50 words but the model's table 40"):
+        training(corpus, Tokenizer([f"w{i}" for i in range(48)]))
+
+
+def test_real_corpus(shared: Path, tmp_path: Path) -> None:
+    """Every clip of the real manifest, the awkward ones too, through the loader at once."""
+    manifest = read_manifest(shared / "data/clips/manifest.csv")
+    tokenizer = Tokenizer.build([caption for clip in manifest for caption in clip.captions], 1000)
+    model = replace(MODEL, text=replace(MODEL.text, vocabulary=1000))
+    dataset = ClipDataset(manifest, replace(DATA, batch_size=10), model, tokenizer, seed=1)
+    record = BadClips(tmp_path / "bad_clips.csv", manifest, 0.3)
+    events: list[tuple[int, str]] = []
+    for step in range(5):
+        batch = dataset[step]
+        assert len(batch.clips) == 10
+        record.add(step, batch)
+        events += batch.bad
+    record.check()
+    assert record.tried == 50
+    broken = {f"awkward/{name}" for name in ("corrupted.mp4", "no_timescale.mp4")}  # these have a good beginning
+    hopeless = {
+        "awkward/chunk_out_of_range.mp4",
+        "awkward/invalid_userdata.mp4",
+        "awkward/bipbop_nonfragment_header.mp4",
+        "awkward/invalid-bitstream.webm",
+        "awkward/result.webm",
+        "awkward/opus_audioinit.mp4",
+    }
+    names = {manifest[index].name for index, _ in events}
+    assert hopeless <= names <= hopeless | broken

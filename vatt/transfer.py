@@ -1,0 +1,112 @@
+"""Fine-tuning starts from a pre-trained model: its weights into a `Classifier`, and a report of what differs.
+
+As the release does it: the backbone of the classifier's modality is copied by name, position tables of another length
+go through the spline, the class head starts fresh. Unlike the release, nothing that stays behind goes unsaid.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .model.tokens import resample_table
+from .model.vatt import Classifier
+from .official.convert import HEAD_DROPOUT, map_checkpoint, read_weights
+from .ops import choose
+from .run import RunError, read_config
+from .tf_checkpoint import TFCheckpoint
+
+
+@dataclass
+class Transfer:
+    """What `load_backbone` did, by tensor name. `loaded` + `resampled` + `mismatched` + `fresh` is the classifier."""
+
+    loaded: list[str] = field(default_factory=list)
+    resampled: list[tuple[str, int, int]] = field(default_factory=list)  # rows of the table before and after
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)  # theirs, ours
+    fresh: list[str] = field(default_factory=list)  # the class head, and what the source does not have
+    unused: list[str] = field(default_factory=list)  # of the source: other modalities, its head
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [f"resampled {name}: {old} -> {new} rows" for name, old, new in self.resampled]
+        lines += [
+            f"NOT loaded {name}: shape {list(theirs)}, here {list(ours)}" for name, theirs, ours in self.mismatched
+        ]
+        lines += [f"starts fresh: {name}" for name in self.fresh]
+        groups: dict[str, int] = {}
+        for name in self.unused:
+            group = ".".join(name.split(".")[: 3 if name.startswith("backbone.") else 1])
+            groups[group] = groups.get(group, 0) + 1
+        lines += [f"not used: {group} ({count} tensors)" for group, count in sorted(groups.items())]
+        return "\n".join(lines)
+
+
+def read_source(source: str | Path) -> dict[str, Tensor]:
+    """Weights of an exported model, a finished run, a checkpoint folder, or an official checkpoint (PREFIX).
+
+    Raises `RunError` for a folder without a model and `CheckpointError` for an official checkpoint that is damaged.
+    """
+    source = Path(source)
+    for folder in (source / "model", source):
+        if (path := folder / "model.safetensors").is_file():
+            try:
+                return load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{path} cannot be read: {error}") from error
+    has_index = source.is_dir() and any(source.glob("*.index"))
+    if not has_index and not Path(f"{str(source).removesuffix('.index')}.index").is_file():
+        raise RunError(f"{source} is neither a folder with model.safetensors nor an official checkpoint's PREFIX")
+    with TFCheckpoint(source) as checkpoint:
+        return read_weights(checkpoint, map_checkpoint(checkpoint, need_heads=False))
+
+
+@torch.no_grad()
+def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
+    """Copies the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place.
+
+    `source` as in `read_source`. The head always starts fresh. Raises `RunError` when the encoder finds no weights at
+    all, e.g. those of a modality-agnostic model for a modality-specific one; print the report for the rest.
+    """
+    theirs = read_source(source)
+    report = Transfer()
+    for name, ours in classifier.state_dict().items():
+        value = theirs.get(name)
+        if value is None or name.startswith("head."):
+            report.fresh.append(name)
+        elif value.shape == ours.shape:
+            ours.copy_(value)
+            report.loaded.append(name)
+        elif ".position.tables." in name and value.shape[1:] == ours.shape[1:]:
+            ours.copy_(resample_table(value.to(ours.device), len(ours)))
+            report.resampled.append((name, len(value), len(ours)))
+        else:
+            report.mismatched.append((name, tuple(value.shape), tuple(ours.shape)))
+    report.unused = [name for name in theirs if name in report.fresh or name not in classifier.state_dict()]
+    if not any(name.startswith("backbone.encoder.") for name in report.loaded):
+        found = sorted({".".join(name.split(".")[:3]) for name in theirs if name.startswith("backbone.encoder.")})
+        wanted = next(iter(classifier.backbone.encoder))
+        raise RunError(
+            f"{source}: no weights for backbone.encoder.{wanted} (the source has: {', '.join(found) or 'no encoder'}); "
+            "check model.kind, the modality and the sizes of the classifier"
+        )
+    return report
+
+
+def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
+    """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
+    config = read_config(folder)
+    head = json.loads((folder / "config.json").read_text()).get("classifier")
+    if head is None:
+        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.run.load_model reads it")
+    modality, classes = head["modality"], head["classes"]
+    dropout = HEAD_DROPOUT[modality]
+    classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
+    classifier.load_state_dict(read_source(folder))
+    return classifier.to(device).eval()
