@@ -16,13 +16,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from vatt.data.loader import Batch
+from vatt.model.loss import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import choose
 from vatt.optim import Adam
 from vatt.presets import preset
 from vatt.train import train_step
 
-IMPLEMENTATIONS = ("reference", "portable")
+OPS = {"reference": choose(False, "cpu"), "portable": choose(True, "cpu")}
 Job = Callable[[str, torch.dtype], list[Tensor]]  # implementation, dtype -> outputs and gradients
 
 
@@ -38,18 +39,22 @@ def run_with_gradients(operation: Callable[..., Tensor], leaves: list[Tensor], d
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
-def measure(benchmark: BenchmarkFixture, job: Job, impl: str, rounds: int) -> None:
-    """Checks the numbers of `impl` against float64, then times it."""
+def agree(job: Job, impl: str) -> None:
+    """Fails when a tensor of `impl` is more than twice as far from float64 as the literal float32 one."""
     exact = job("reference", torch.float64)
     literal, this = job("reference", torch.float32), job(impl, torch.float32)
     for position, (x, of_literal, of_this) in enumerate(zip(exact, literal, this, strict=True)):
-        floor = torch.finfo(torch.float32).eps * x.norm()
-        allowed = 2 * torch.maximum((of_literal - x).norm(), floor)
+        spacing = torch.finfo(torch.float32).eps * x.norm()
+        allowed = 2 * torch.maximum((of_literal - x).norm(), spacing)
         assert (of_this - x).norm() <= allowed, f"{impl}: tensor {position} is wrong, nothing is timed"
+
+
+def measure(benchmark: BenchmarkFixture, job: Job, impl: str, rounds: int) -> None:
+    agree(job, impl)
     benchmark.pedantic(job, args=(impl, torch.float32), rounds=rounds, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", OPS)
 @pytest.mark.benchmark(group="voxel projection, 2 clips of 16x112x112, half dropped, forward + backward")
 def test_projection(benchmark: BenchmarkFixture, impl: str) -> None:
     frames = torch.randint(0, 256, (2, 16, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -65,7 +70,7 @@ def test_projection(benchmark: BenchmarkFixture, impl: str) -> None:
     measure(benchmark, job, impl, rounds=20)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", OPS)
 @pytest.mark.benchmark(group="attention, 393 tokens, 12 heads of 64, forward + backward")
 def test_attention(benchmark: BenchmarkFixture, impl: str) -> None:
     q, k, v = (noise(1, 393, 12, 64, seed=seed) for seed in (1, 2, 3))
@@ -76,7 +81,7 @@ def test_attention(benchmark: BenchmarkFixture, impl: str) -> None:
     measure(benchmark, job, impl, rounds=10)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", OPS)
 @pytest.mark.benchmark(group="MIL-NCE, 512 clips of 5 captions, width 256, forward + backward")
 def test_loss(benchmark: BenchmarkFixture, impl: str) -> None:
     video, text = noise(512, 256, seed=1), noise(512, 5, 256, seed=2)
@@ -88,3 +93,35 @@ def test_loss(benchmark: BenchmarkFixture, impl: str) -> None:
         return run_with_gradients(operation, [video, text], dtype)
 
     measure(benchmark, job, impl, rounds=10)
+
+
+@pytest.mark.parametrize("impl", OPS)
+@pytest.mark.benchmark(group="training step of the tiny preset, 16 clips, half dropped")
+def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
+    config = preset("tiny")
+    model, clips = config.model, 16
+    draw = torch.Generator().manual_seed(1)
+    batch = Batch(
+        video=torch.randint(0, 256, (clips, model.video.frames, 64, 64, 3), dtype=torch.uint8, generator=draw),
+        audio=0.1 * torch.randn(clips, model.audio.samples, generator=draw),
+        text=torch.randint(1, model.text.vocabulary, (clips, 5, model.text.words), generator=draw),
+        audio_mask=torch.ones(clips), text_mask=torch.ones(clips), label=torch.full((clips,), -1),
+        clips=list(range(clips)), tried=list(range(clips)), bad=[], seconds=0.0,
+    )  # fmt: skip
+
+    def build(impl: str) -> VATT:
+        torch.manual_seed(2)
+        return VATT(model, OPS[impl]).train()
+
+    def job(impl: str, dtype: torch.dtype) -> list[Tensor]:
+        trained = build(impl).to(dtype)
+        embeddings = trained(batch.video, batch.audio.to(dtype), batch.text, seed=3)
+        losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, OPS[impl])
+        losses.total.backward()
+        return [losses.total.detach(), *(p.grad for p in trained.parameters() if p.grad is not None)]
+
+    agree(job, impl)
+    trained = build(impl)
+    optimizer = Adam(trained.parameters(), config.optim)
+    benchmark.pedantic(train_step, args=(trained, optimizer, batch, config, 0, nullcontext(), OPS[impl]), rounds=10,
+                       warmup_rounds=1)  # fmt: skip

@@ -229,7 +229,8 @@ def page(report: Report) -> str:
         f"{video['frames']}x{video['size']}x{video['size']} uint8 frames, {s['encoder']['layers']} layers of width "
         f"{s['encoder']['width']}. \"reference\" projects all patches, then drops, and stores attention probabilities; "
         f"\"fused\" is the portable form of the fused operations. FLOPs are 2 x MAC of every product, forward and "
-        f"backward; \"FLOP ratio\" is what a step would gain if dropped tokens cost nothing at all."
+        f"backward; \"FLOP ratio\" is what a step would gain if dropped tokens cost nothing at all. More than "
+        f"that is gained where time goes to what attention stores, which shrinks with the square of the tokens."
     )  # fmt: skip
     noise = max(((r["p80"] - r["p20"]) / r["p50"] for r in report.rows if r["p50"]), default=None)
     parts.append(f"Widest p20 to p80 range of a row: {number(noise and 100 * noise, 1, ' % of its median')}.")
@@ -312,8 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                        "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
         }  # fmt: skip
         video = config.video
-        title = (f"Fused (portable) against reference: {args.preset} video, "
-                 f"{video.frames}x{video.size}x{video.size}, {args.layers} layers")  # fmt: skip
+        title = (f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
+                 f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}")  # fmt: skip
         root = harness.output_folder(args)
         report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
                                            resume=args.resume, quick=args.quick)  # fmt: skip

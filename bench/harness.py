@@ -259,9 +259,9 @@ def write_page(report: Report, drawer: Drawer) -> str:
     return "\n".join([*lines, f"Drawn from [{report.name}.json]({report.name}.json) by `make reports`.", ""])
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column to the left, numbers to the right."""
-    ruler = ["---", *["---:"] * (len(columns) - 1)]
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A Markdown table, the first `left` columns to the left, the rest to the right."""
+    ruler = ["---"] * left + ["---:"] * (len(columns) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ruler, *rows])
 
 
@@ -298,11 +298,8 @@ def index(root: Path) -> str:
     head = ("# Reports\n\nWhat was measured, where, and by which commit. Each page and figure is drawn from the JSON "
             "of the same name; `make reports` redraws them and this index. Experiments, failed ones too, are in "
             "[LOG.md](LOG.md).\n\n")  # fmt: skip
-    return (
-        head
-        + (table(["report", "what", "machine", "date", "commit", "numerics"], rows) if rows else "None yet.")
-        + "\n"
-    )
+    columns = ["report", "what", "machine", "date", "commit", "numerics"]
+    return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
 
 
 def publish(path: Path, drawer: Drawer, root: Path) -> None:

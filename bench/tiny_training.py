@@ -1,7 +1,7 @@
-"""The tiny preset trained on the built-in corpus from several seeds: held-out retrieval, loss curves and where time goes.
+"""The tiny preset trained on the built-in corpus from several seeds: held-out retrieval, loss curves, wall times.
 
-Each seed is one `python -m vatt.train --fused` in a process of its own, as a newcomer would start it. The corpus goes to
-a new cache, so the first run writes it and its wall time is that of a first run on a new machine.
+Each seed is one `python -m vatt.train --fused` in a process of its own, as a newcomer would start it. The corpus goes
+to a new cache, so the first run writes it and its wall time is that of a first run on a new machine.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     run = args.work / f"seed-{seed}"
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
     cache = args.work / "cache"
-    cold = not cache.exists()
+    cold = not any(cache.glob("*/corpus.json"))  # part of a finished corpus only
     command = [sys.executable, "-m", "vatt.train", "--fused", "--preset", "tiny", "--seed", str(seed),
                "--steps", str(args.steps), "--out", str(run)]  # fmt: skip
     for override in args.overrides:
@@ -84,7 +84,9 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     wall = time.perf_counter() - tick
     if code:
         last = Path(log.name).read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise ReportError(f"the run of seed {seed} ended with exit code {code}: {''.join(last)} (all of it: {log.name})")
+        raise ReportError(
+            f"the run of seed {seed} ended with exit code {code}: {''.join(last)} (all of it: {log.name})"
+        )
     result = json.loads((run / "result.json").read_text())
     records = read_metrics(run / "metrics.jsonl")
     return {
@@ -133,7 +135,7 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
     report.save(path)
 
 
-def recall(report: Report, direction: str, key: str = "R@10") -> list[float]:
+def scores(report: Report, direction: str, key: str) -> list[float]:
     return [row["retrieval"][direction][key] for row in report.rows]
 
 
@@ -147,31 +149,31 @@ def page(report: Report) -> str:
     s = report.settings
     candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
-    full = not report.quick
-    parts = [f"{s['steps']} steps of the tiny preset on the built-in corpus, one run a seed. Held-out retrieval among "
+    intro = (f"{s['steps']} steps of the tiny preset on the built-in corpus, one run a seed. Held-out retrieval among "
              f"{candidates} clips whose attribute combinations are not in the training split; chance of R@10 is "
-             f"{chance:.2g}."
-             + (f" Goal: R@10 of at least {GOALS['text_to_video']} text to video and {GOALS['audio_to_video']} audio to "
-                "video." if full else "")]  # fmt: skip
-    keys = ("R@1", "R@5", "R@10", "median_rank")
-    rows = [[str(r["seed"]), *(number(r["retrieval"][d][k], 1 if k == "median_rank" else 3)
-                               for d in DIRECTIONS for k in keys), number(r["final_loss"], 3)]
-            for r in report.rows]  # fmt: skip
-    rows.append(["mean ± deviation", *(mean_and_spread(recall(report, d, k), 1 if k == "median_rank" else 3)
-                                       for d in DIRECTIONS for k in keys),
-                 mean_and_spread([r["final_loss"] for r in report.rows])])  # fmt: skip
-    columns = [f"{name}: {key.replace('_', ' ')}" for name in DIRECTIONS.values() for key in keys]
-    parts += ["## Retrieval", table(["seed", *columns, "final loss"], rows)]
-    parts += ["## Time", table(
-        ["seed", "corpus", "wall s", "training s", "evaluation s", "other s", "waiting for data", "bad clips"],
-        [[str(r["seed"]), "written" if r["cold_cache"] else "found", *(number(r[f"{k}_seconds"], 1)
-          for k in ("wall", "train", "evaluate", "other")), f"{r['wait_share']:.1%}", str(r["bad_clips"])]
-         for r in report.rows]),
-        "Wall: the whole process. Other: imports, writing the corpus where it was not there, exporting the model, "
-        "drawing. Waiting: share of the steps' time in which no batch was ready."]  # fmt: skip
+             f"{chance:.2g}.")  # fmt: skip
+    if not report.quick:
+        intro += f" Goal: R@10 of at least {GOALS['text_to_video']} from text and {GOALS['audio_to_video']} from audio."
+    rows = []
+    for direction, name in DIRECTIONS.items():
+        digits = {"R@1": 3, "R@5": 3, "R@10": 3, "median_rank": 1}
+        rows += [[f"{name}, seed {r['seed']}", *(number(r["retrieval"][direction][k], n) for k, n in digits.items())]
+                 for r in report.rows]  # fmt: skip
+        rows.append([f"**{name}, mean ± deviation**", *(mean_and_spread(scores(report, direction, k), n)
+                                                        for k, n in digits.items())])  # fmt: skip
+    parts = [intro, "## Retrieval", table(["query", "R@1", "R@5", "R@10", "median rank"], rows)]
+    rows = [[str(r["seed"]), number(r["final_loss"], 3), "written" if r["cold_cache"] else "found",
+             *(number(r[f"{k}_seconds"], 1) for k in ("wall", "train", "evaluate", "other")), f"{r['wait_share']:.1%}",
+             str(r["bad_clips"])] for r in report.rows]  # fmt: skip
+    columns = ["seed", "final loss", "corpus", "wall s", "training s", "evaluation s", "other s", "waiting for data",
+               "bad clips"]  # fmt: skip
+    parts += ["## Time", table(columns, rows),
+              "Wall: the whole process. Other: imports, writing the corpus where it was not there, exporting the "
+              "model, drawing. Waiting: share of the steps' time in which no batch was ready. "
+              "Final loss: mean of the last 20 steps."]  # fmt: skip
     lost = sum(r["steps_without_update"] for r in report.rows)
     parts += ["## Numerics", f"Steps without an update, because loss or gradient was not finite: {lost}. "
-              f"{report.rows[0]['operations'].capitalize()}."]  # fmt: skip
+              f"In every run, {report.rows[0]['operations']}."]  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -200,8 +202,9 @@ def figure(report: Report, plt: Any) -> Any:
              yticks=[0, 0.2, 0.4, 0.6, 0.8, 1], title="Held-out retrieval")  # fmt: skip
     bottom = [0.0] * len(report.rows)
     labels = [f"seed {r['seed']}\n{'first run' if r['cold_cache'] else ''}" for r in report.rows]
-    for key, label, colour, hatch in (("train", "training", harness.BLUE, ""), ("evaluate", "evaluation", harness.ORANGE, "//"),
-                                      ("other", "corpus, start, export", harness.GREEN, "..")):  # fmt: skip
+    shares = (("train", "training", harness.BLUE, ""), ("evaluate", "evaluation", harness.ORANGE, "//"),
+              ("other", "corpus, start, export", harness.GREEN, ".."))  # fmt: skip
+    for key, label, colour, hatch in shares:
         heights = [r[f"{key}_seconds"] for r in report.rows]
         times.bar(labels, heights, 0.7, bottom=bottom, label=label, color=colour, hatch=hatch, edgecolor="white")
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
@@ -209,7 +212,9 @@ def figure(report: Report, plt: Any) -> Any:
     for axes in (losses, bars, times):
         axes.grid(alpha=0.3, axis="both" if axes is losses else "y")
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8, ncols=1 if axes is losses else 2, loc="upper right" if axes is losses else "upper center")
+        axes.legend(
+            fontsize=8, ncols=1 if axes is losses else 2, loc="upper right" if axes is losses else "upper center"
+        )
     return figure
 
 
@@ -220,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
         if args.work.exists() and any(args.work.iterdir()) and not args.resume:
-            raise ReportError(f"{args.work} holds runs already: continue with --resume, delete it, or name another --work")
+            raise ReportError(
+                f"{args.work} holds runs already: continue with --resume, delete it, or name another --work"
+            )
         settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
         method = {
             "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",

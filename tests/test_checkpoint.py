@@ -75,7 +75,7 @@ def test_state_is_never_unpickled(tmp_path):
     torch.save({"step": 1, "x": Evil()}, path / "state.pt")
     sums = f'{{"model.safetensors": "{checkpoint._sha256(path / "model.safetensors")}", '
     (path / "checksums.json").write_text(sums + f'"state.pt": "{checkpoint._sha256(path / "state.pt")}"}}')
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         checkpoint.load(path)
 
 

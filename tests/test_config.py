@@ -16,7 +16,8 @@ def test_presets_survive_json(name):
 
 def test_overrides_reach_nested_settings_and_keep_types():
     config = apply_overrides(
-        Config(), ["optim.rate=3e-4", "model.video.patch=2,8,8", "data.augment.flip=false", "loss.form=paper", "steps=7"]
+        Config(),
+        ["optim.rate=3e-4", "model.video.patch=2,8,8", "data.augment.flip=false", "loss.form=paper", "steps=7"],
     )
     assert config.optim.rate == 3e-4
     assert config.model.video.patch == (2, 8, 8)

@@ -120,6 +120,20 @@ def test_killed_and_resumed_is_bit_identical(whole, tmp_path, steps):
     assert all(torch.equal(a.model[name], b.model[name]) for name in b.model)
 
 
+def test_killed_while_a_checkpoint_is_written(whole, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, "--steps", 10, "--fused", "--set", "save_every=1")
+    wait_for_steps(process, out, 3)
+    while process.poll() is None and not list((out / "checkpoints").glob(".writing-*")):
+        pass
+    process.kill()
+    process.communicate()
+    assert list((out / "checkpoints").glob(".writing-*")), "the kill came too late to interrupt a save"
+    assert run("--out", out, "--resume") == 0
+    assert losses(out) == losses(whole)
+    assert not list((out / "checkpoints").glob(".writing-*"))
+
+
 def test_sigterm_saves_and_exits_143(whole, tmp_path):
     out = tmp_path / "run"
     process = start(out, "--steps", 10, "--fused")
@@ -278,3 +292,29 @@ def test_ranks_count_ties_against_the_query():
     assert ranks(similarity, torch.tensor([0, 1, 1])).tolist() == [1, 3, 2]
     scores = retrieval_scores(similarity, torch.tensor([0, 1, 1]))
     assert (scores["R@1"], scores["R@5"], scores["median_rank"]) == (pytest.approx(1 / 3), 1.0, 2.0)
+
+
+def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
+    real = train.make_loader
+
+    def breaking(dataset, start, count, *rest):
+        for index, batch in enumerate(real(dataset, start, count, *rest)):
+            if index == 2:
+                raise train.DataError("the disk went away")
+            yield batch
+
+    monkeypatch.setattr(train, "make_loader", breaking)
+    out = tmp_path / "run"
+    assert run("--out", out, "--steps", 5, "--set", "save_every=100") == 1
+    assert load_latest(out / "checkpoints").step == 2
+
+
+def test_tensorboard_writes_events_or_says_what_to_install(tmp_path, capsys):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert run("--out", tmp_path / "run", "--steps", 1, "--set", "tensorboard=true") == 2
+        assert "vatt[tensorboard]" in capsys.readouterr().err
+    else:
+        assert run("--out", tmp_path / "run", "--steps", 1, "--set", "tensorboard=true") == 0
+        assert list((tmp_path / "run" / "tensorboard").iterdir())

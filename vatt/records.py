@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -35,7 +36,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a step, whole lines only, in step order also after a resume."""
+    """metrics.jsonl: one JSON object a step, in step order also after a resume; null stands for NaN and infinity."""
 
     def __init__(self, path: Path, *, resume_step: int | None = None):
         if resume_step is not None and path.exists():
@@ -45,7 +46,8 @@ class MetricsLog:
         self._file = open(path, "a" if resume_step is not None else "w", buffering=1)  # noqa: SIM115 (kept open)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(strict) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -62,15 +64,15 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    steps = [r["step"] for r in records if "loss" in r]
+    records = [r for r in records if r["updated"]]
+    steps = [r["step"] for r in records]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label, colour in (
         ("loss", "total", "black"),
         ("video_text", "video-text", "#0072b2"),
         ("video_audio", "video-audio", "#d55e00"),
     ):
-        values = [r[key] for r in records if "loss" in r]
-        axes.plot(steps, values, label=label, color=colour, linewidth=1)
+        axes.plot(steps, [r[key] for r in records], label=label, color=colour, linewidth=1)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -193,6 +193,11 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
     print(ops.reason)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
+    if len(clips) < config.data.batch_size:
+        print(f"note: a batch of {config.data.batch_size} repeats clips, which then are negatives of themselves; "
+              "--batch-size lowers it")  # fmt: skip
+    if config.model.text.freeze_embedding:
+        print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
 
@@ -215,10 +220,14 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     with termination() as signals, bar:
         for step in range(start, config.steps):
             tick = time.perf_counter()
-            batch = next(batches)
-            for clip, reason in bad.add(step, batch):
-                tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
-            bad.check()
+            try:
+                batch = next(batches)
+                for clip, reason in bad.add(step, batch):
+                    tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
+                bad.check()
+            except DataError:
+                save(step)  # what was learned so far; --resume goes on once the data is mended
+                raise
             waited = time.perf_counter() - tick
             record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
             seconds = time.perf_counter() - tick
@@ -263,7 +272,8 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
     except ImportError:
         print("no loss.png: matplotlib is missing, pip install 'vatt[bench]' brings it")
     result: dict[str, Any] = {"environment": where, "config": to_dict(config), "steps": config.steps}
-    result["final_loss"] = sum(r["loss"] for r in records[-20:]) / len(records[-20:])
+    last = [r["loss"] for r in records[-20:] if r["updated"]]
+    result["final_loss"] = sum(last) / len(last) if last else None
     result["train_seconds"] = seconds  # of this process: a resumed run counts from its resume
     result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
     result["bad_clips"] = len(bad)

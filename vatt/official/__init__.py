@@ -3,6 +3,7 @@
 names.py     which checkpoint variable is which of our parameters
 sizes.py     kind and sizes of the model, from keys and shapes
 convert.py   weights and moments in our layout; the folder that is written
-verify.py    our model against recorded outputs of the official one: rows, tolerances, the list of checks
-towers.py, models.py, parts.py    the checks themselves
+recording.py recorded arrays of the official model, tolerances, rows
+verify.py    the list of checks; towers.py, models.py and parts.py hold them
+__main__.py  the commands
 """

@@ -51,14 +51,14 @@ class Mapped:
     def coverage(self) -> Iterable[str]:
         """One line a variable."""
         for name, where in sorted(self.places.items()):
-            yield f"{name}  {_text(self.shapes[name])} -> {where}"
+            yield f"{name}  {_shape_text(self.shapes[name])} -> {where}"
 
     @property
     def numbers(self) -> int:
         return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
 
 
-def _text(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
@@ -87,7 +87,7 @@ def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str,
     for name, shape in shapes.items():
         where = place(name, description.modality, description.agnostic)
         if where is None or where.name not in tensors:
-            problems.append(f"{name} {_text(shape)}: unmatched, no part of our model")
+            problems.append(f"{name} {_shape_text(shape)}: unmatched, no part of our model")
         elif (where.name, where.third) not in free:
             problems.append(f"{name}: {where} is taken by another variable")
         else:
@@ -95,7 +95,7 @@ def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str,
             free.discard((where.name, where.third))
             places[name] = where
             if shape != expected:
-                problems.append(f"{name}: shape {_text(shape)}, {where} needs {_text(expected)}")
+                problems.append(f"{name}: shape {_shape_text(shape)}, {where} needs {_shape_text(expected)}")
     problems += [f"no variable for our {Place(name, third)}" for name, third in sorted(free, key=str)]
     if problems:
         raise MapError(f"{len(problems)} variables do not match:\n  " + "\n  ".join(problems))

@@ -264,7 +264,10 @@ class _Reader:
         modality = "video" if f"{MODEL}_base/voxel_to_patch/kernel" in self.shapes else "audio"
         self.found.modality, self.found.classes = modality, self.shape("_ops/cls/bias", 1)[0]
         sizes, encoder = self.specific_tower(modality, "_base/")
-        parts: dict[str, Any] = {modality: sizes}
+        # The release fine-tunes at rates of its own: every second frame of 25 a second, every second sample of 48 kHz.
+        rates: dict[str, Any] = {"fps": 12.5} if modality == "video" else {"rate": 24_000}
+        self.found.assumed.append("data: 12.5 frames/s" if modality == "video" else "data: 24 kHz")
+        parts: dict[str, Any] = {modality: replace(sizes, **rates)}
         if f"{MODEL}_base/pre_proj/kernel" in self.shapes:
             post_width = self.shape("_base/post_proj/kernel", 2)[1]
             return ModelConfig(kind="agnostic", shared_encoder=encoder, post_width=post_width, **parts)
