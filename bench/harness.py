@@ -105,6 +105,8 @@ def open_report(name: str, title: str, *, settings: dict[str, Any], method: dict
     begun = load(path)
     changed = [f"{key}: {begun.settings.get(key)} -> {value}" for key, value in settings.items()
                if begun.settings.get(key) != value]  # fmt: skip
+    if begun.environment["threads"] != where["threads"]:
+        changed.append(f"threads: {begun.environment['threads']} -> {where['threads']}")
     if begun.sources != fresh.sources:
         changed.append(f"program: {begun.source} -> {fresh.source}")
     if changed:

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import harness
 from harness import Drawer, Report, ReportError, number, table
+from tqdm import tqdm
 
 from vatt.presets import preset
 from vatt.progress import progress_bar
@@ -52,8 +54,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], dest="overrides", metavar="A.B=C",
         help="any setting of vatt.train, for all runs; repeatable")  # fmt: skip
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
-        help="runs go to DIR/seed-N and the corpus to DIR/cache; DIR must be new (default runs/tiny_training, "
-        "with --quick runs/tiny_training-quick)")  # fmt: skip
+        help="runs go to DIR/seed-N and the corpus to DIR/corpus, which are cleared first unless --resume (default "
+        "runs/tiny_training, with --quick runs/tiny_training-quick)")  # fmt: skip
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds):
@@ -67,16 +69,27 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def clear(work: Path) -> None:
+    """Removes what an earlier benchmark left in `work`. Raises `ReportError`, and removes nothing, if more is there."""
+    found = list(work.iterdir()) if work.exists() else []
+    strangers = [path.name for path in found if not re.fullmatch(r"corpus|seed-\d+(\.log)?", path.name)]
+    if strangers:
+        raise ReportError(f"{work} holds {strangers[0]}, which is not of this benchmark; name another --work")
+    for path in found:
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Trains one seed from scratch and returns its row. Raises `ReportError` when the run fails."""
     run = args.work / f"seed-{seed}"
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
-    cache = args.work / "cache"
+    cache = args.work / "corpus"
     cold = not any(cache.glob("*/corpus.json"))  # part of a finished corpus only
     command = [sys.executable, "-m", "vatt.train", "--fused", "--preset", "tiny", "--seed", str(seed),
                "--steps", str(args.steps), "--out", str(run)]  # fmt: skip
     for override in args.overrides:
         command += ["--set", override]
+    tqdm.write(f"seed {seed}: tail -f {args.work / f'seed-{seed}.log'} shows its steps", file=sys.stderr)
     tick = time.perf_counter()
     with open(args.work / f"seed-{seed}.log", "w", encoding="utf-8") as log:
         code = subprocess.run(command, env={**os.environ, "VATT_CACHE": str(cache)}, stdout=log,
@@ -120,6 +133,8 @@ def curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
 def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
     """Runs the missing seeds; the report is saved after each."""
     known = {row["seed"] for row in report.rows}
+    if not args.resume:
+        clear(args.work)
     args.work.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(args.seeds), NAME, "run", len(known)) as bar:
         for seed in args.seeds:
@@ -224,10 +239,6 @@ DRAWER = Drawer(page, figure)
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
-        if args.work.exists() and any(args.work.iterdir()) and not args.resume:
-            raise ReportError(
-                f"{args.work} holds runs already: continue with --resume, delete it, or name another --work"
-            )
         settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
         method = {
             "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",

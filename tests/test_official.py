@@ -345,3 +345,12 @@ def test_errors_are_values_to_catch():
     with pytest.raises(SizeError, match="not a VATT checkpoint"):
         map_variables({"x" + VALUE: (1,)})
     assert issubclass(MapError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "rate"), [("vit_base-k400", 12.5, 48_000), ("wat_base-audioset", 10.0, 24_000)]
+)
+def test_fine_tuned_models_read_clips_at_their_own_rates(shared, name, fps, rate):
+    rows = read_csv(shared / "parity" / "variables" / f"variables-finetune-{name}.csv")
+    model = map_variables({row["checkpoint_key"]: shape_of(row) for row in rows}).description.config
+    assert (model.video.fps, model.audio.rate) == (fps, rate)

@@ -188,6 +188,7 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
         optimizer.load_state_dict(found.state["optimizer"])
         bad.load_state_dict(found.state["bad_clips"])
         start = found.step
+    board = tensorboard(out) if config.tensorboard else None
     where = environment(device)
     write_config(out, config, {"environment": where, "operations": ops.reason})
     print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
@@ -202,7 +203,6 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
 
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
-    board = tensorboard(out) if config.tensorboard else None
     identity = fingerprint(manifest)
 
     def save(step: int) -> None:
