@@ -120,7 +120,11 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """At most CURVE_POINTS means over as many stretches of steps, with the middle step of each."""
+    """At most CURVE_POINTS means over as many stretches of steps, with the middle step of each.
+
+    Steps without an update have no loss to speak of and are left out; the gate counts them.
+    """
+    records = [record for record in records if record["updated"]]
     size = math.ceil(len(records) / CURVE_POINTS)
     points = []
     for begin in range(0, len(records), size):

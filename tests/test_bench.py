@@ -181,8 +181,10 @@ def test_training_report_is_drawn_with_mean_and_spread(tmp_path):
 
 
 def test_curves_keep_every_step_in_a_mean():
-    records = [{"step": n + 1, "loss": float(n), "video_text": 0.0, "video_audio": 0.0} for n in range(905)]
-    points = tiny_training.curve(records)
+    zero = {"video_text": 0.0, "video_audio": 0.0}
+    records = [{"step": n + 1, "loss": float(n), "updated": True, **zero} for n in range(905)]
+    lost = {"step": 906, "loss": None, "updated": False, "video_text": None, "video_audio": None}
+    points = tiny_training.curve([*records, lost])
     assert len(points) <= tiny_training.CURVE_POINTS
     assert all(b["step"] > a["step"] for a, b in pairwise(points))
     assert points[0]["loss"] == points[0]["step"] - 1
