@@ -1,4 +1,4 @@
-"""Redraws every page and figure under reports/ from its JSON, and the index README.md from all of them.
+"""Redraws every page and figure under reports/ from its JSON, the index and the table in the project's README.
 
 Nothing is measured: what a page says is what its JSON holds.
 """
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             harness.render(path, drawer(path))
             print(path.with_suffix(".md"))
         (args.reports / "README.md").write_text(harness.index(args.reports), encoding="utf-8")
+        if args.reports == harness.REPORTS:
+            harness.write_front_table(harness.ROOT / "README.md", harness.front_table(args.reports, DRAWERS))
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -266,6 +266,20 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def front(report: Report) -> list[tuple[str, str]]:
+    dropout = min(r["dropout"] for r in report.rows)
+    lines = []
+    for r in report.rows:
+        if r["implementation"] == "reference" or r["dropout"] != dropout:
+            continue
+        what = f"video step of `{report.settings['preset']}` on a CPU, {r['drop_rate']:.0%} dropped, fused (portable)"
+        result = f"{r['reference_time']:.2f}x as fast as reference with 1/{r['reference_memory']:.2f} of its memory"
+        if r["drop_rate"]:
+            result += f"; {r['speedup']:.2f}x as fast as without dropping (FLOP ratio {r['flop_ratio']:.2f})"
+        lines.append((what, result))
+    return lines
+
+
 def gib(value: float | None) -> float | None:
     return None if value is None else value / 2**30
 
@@ -295,7 +309,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure)
+DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,9 @@ REPORTS = ROOT / "reports"
 BLUE, ORANGE, GREEN, PINK, BLACK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"
 
 
+FRONT_BEGIN, FRONT_END = "<!-- measured: drawn by make reports -->", "<!-- end of measured -->"
+
+
 class ReportError(RuntimeError):
     """A report that cannot be read, continued or drawn; the message names the file and the way out."""
 
@@ -221,6 +224,7 @@ class Drawer(NamedTuple):
 
     page: Callable[[Report], str]  # Markdown below the heading
     figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
+    front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of the project's README
 
 
 def render(path: Path, drawer: Drawer) -> None:
@@ -302,6 +306,27 @@ def index(root: Path) -> str:
             "[LOG.md](LOG.md).\n\n")  # fmt: skip
     columns = ["report", "what", "machine", "date", "commit", "numerics"]
     return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
+
+
+def front_table(root: Path, drawers: Mapping[str, Drawer]) -> str:
+    """What README says was measured, made from the JSONs under `root`; quick and unfinished runs are left out."""
+    rows = []
+    for path in report_paths(root):
+        report = load(path)
+        if report.quick or not report.finished:
+            continue
+        place = f"[{report.machine}](reports/{path.relative_to(root).with_suffix('.md').as_posix()})"
+        rows += [[what, result, place, report.source] for what, result in drawers[report.name].front(report)]
+    return table(["what", "measured", "where", "commit"], rows, left=4) if rows else "Nothing yet."
+
+
+def write_front_table(readme: Path, text: str) -> None:
+    """Replaces what stands between the two markers in `readme`. Raises `ReportError` without them."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(FRONT_BEGIN)
+    _, end, after = rest.partition(FRONT_END)
+    if not begin or not end:
+        raise ReportError(f"{readme}: the lines {FRONT_BEGIN} and {FRONT_END} are missing")
+    readme.write_text(f"{before}{FRONT_BEGIN}\n{text}\n{FRONT_END}{after}", encoding="utf-8")
 
 
 def publish(path: Path, drawer: Drawer, root: Path) -> None:

@@ -196,6 +196,19 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
+def front(report: Report) -> list[tuple[str, str]]:
+    candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
+    chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
+    lines = [
+        (f"`tiny` on the built-in corpus, {name.lower()} R@10 among {candidates} held-out clips (chance {chance:.2g})",
+         f"{mean_and_spread(scores(report, direction, 'R@10'))}, {len(report.rows)} seeds")
+        for direction, name in DIRECTIONS.items()
+    ]  # fmt: skip
+    first = report.rows[0]
+    made = ", corpus generation included" if first["cold_cache"] else ""
+    return [*lines, (f"the whole of that run{made}", f"{first['wall_seconds']:.0f} s on {report.machine}")]
+
+
 def figure(report: Report, plt: Any) -> Any:
     """Loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
     figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(4, 3, 3))
@@ -237,7 +250,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure)
+DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

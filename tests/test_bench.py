@@ -231,13 +231,15 @@ def test_the_index_names_machine_commit_and_state(tmp_path):
     assert "quick run" in second
 
 
-def test_committed_pages_say_what_their_json_says():
+def test_committed_pages_and_readme_say_what_the_json_says():
     for path in harness.report_paths(harness.REPORTS):
         drawn = harness.write_page(harness.load(path), draw_reports.drawer(path))
         assert path.with_suffix(".md").read_text() == drawn, f"{path}: `make reports` has not run"
         assert path.with_suffix(".png").exists()
     if harness.report_paths(harness.REPORTS):
         assert (harness.REPORTS / "README.md").read_text() == harness.index(harness.REPORTS)
+    table = harness.front_table(harness.REPORTS, draw_reports.DRAWERS)
+    assert f"{harness.FRONT_BEGIN}\n{table}\n{harness.FRONT_END}" in (harness.ROOT / "README.md").read_text()
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):

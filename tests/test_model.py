@@ -61,10 +61,10 @@ def test_fused_equals_reference_in_results_and_gradients(kind, drop):
     for ours, plain, exact in zip(fused, reference, truth, strict=True):
         assert error(ours, exact) <= 2 * error(plain, exact) + 16 * eps
     assert fused_gradients.keys() == gradients.keys() == truth_gradients.keys()
-    # A gradient that is zero in exact arithmetic has no digits to compare: scale by the largest of the model.
+    # A gradient that vanishes in exact arithmetic (a shift before batch norm) carries the rounding of what cancels.
     largest = max(g.norm() for g in truth_gradients.values())
     for name, exact in truth_gradients.items():
-        allowed = 2 * (gradients[name].double() - exact).norm() + 64 * eps * (exact.norm() + 1e-3 * largest)
+        allowed = 2 * (gradients[name].double() - exact).norm() + 16 * eps * largest
         assert (fused_gradients[name].double() - exact).norm() <= allowed, name
 
 
