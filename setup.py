@@ -9,10 +9,14 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
     "tensorboard": ["tensorboard>=2.15"],
     "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
+    "features": ["pandas>=2.2", "pyarrow>=15"],
+    "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
-    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9", "google-crc32c>=1.5"],
+    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
+# The tests cover what these extras bring.
+EXTRAS["test"] += EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data at {SHARED}; set VATT_SHARED to the folder that holds parity/ and data/")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of its own with a built-in corpus of 24 clips; VATT_CACHE names it until the session ends."""
+    from vatt.data.synthetic import build_corpus
+
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("VATT_CACHE")
+    os.environ["VATT_CACHE"] = str(folder)
+    build_corpus(clips=24, progress=False)
+    yield folder
+    if before is None:
+        del os.environ["VATT_CACHE"]
+    else:
+        os.environ["VATT_CACHE"] = before

@@ -15,7 +15,7 @@ from vatt.official.__main__ import main
 from vatt.official.convert import MapError, build, map_variables, preset_name
 from vatt.official.names import SLOT, VALUE, variable
 from vatt.official.sizes import SizeError
-from vatt.run import load_model
+from vatt.pretrained import load_config, load_vatt
 from vatt.tf_checkpoint import TFCheckpoint
 from vatt.transfer import load_classifier
 
@@ -125,7 +125,7 @@ def test_converted_pretrained_model_runs(fixtures, tmp_path, name, capsys):
         assert f"{name_}  " in printed
     assert f"{len(variables)} of {len(variables)} model variables converted" in printed
     (out / "vocabulary.txt").write_text("dog\ncat\n")
-    model, config, _ = load_model(out, torch.device("cpu"))
+    model, config = load_vatt(out), load_config(out)
     assert isinstance(model, VATT)
     assert not model.training
     with np.load(fixtures / f"{name.removeprefix('ckpt_')}_full.npz") as npz:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vatt.data.text import PAD, UNKNOWN, Tokenizer, VocabularyError
+from vatt.data.text import PAD, Tokenizer, VocabularyError
 
 
 def test_encode_strips_punctuation_lowers_cuts_and_pads() -> None:
     tokenizer = Tokenizer(["a", "dog", "dont", "runs"])
     assert tokenizer.encode("A DOG, runs!", 6).tolist() == [2, 3, 5, PAD, PAD, PAD]
-    assert tokenizer.encode("don't\tfly", 4).tolist() == [4, UNKNOWN, PAD, PAD]
+    assert tokenizer.encode("don't\tfly", 4).tolist() == [4, tokenizer.unknown, PAD, PAD]
     assert tokenizer.encode("dog " * 20, 16).tolist() == [3] * 16
     assert tokenizer.encode("?!", 3).tolist() == [PAD] * 3
     assert tokenizer.encode("a", 16).dtype == np.int64
@@ -33,9 +33,26 @@ def test_save_and_read_back(tmp_path: Path) -> None:
     assert Tokenizer.from_file(tmp_path / "plain.txt").words == ("<pad>", "<unk>", "dog", "cat")
 
 
+@pytest.mark.parametrize("content", ["<pad>\n<bos>\ndog\n<unk>\ncat\n", "2 dog\n0 <pad>\n4 cat\n3 <unk>\n1 <bos>\n"])
+def test_a_word_list_with_marks_of_its_own_keeps_its_ids(tmp_path: Path, content: str) -> None:
+    (tmp_path / "words.txt").write_text(content)
+    tokenizer = Tokenizer.from_file(tmp_path / "words.txt")
+    assert tokenizer.encode("dog cat bird", 4).tolist() == [2, 4, 3, PAD]
+    tokenizer.save(tmp_path / "again.txt")
+    assert Tokenizer.from_file(tmp_path / "again.txt").words == tokenizer.words
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"a\n\nb\n", "words.txt:2"), (b"a\na\n", "twice"), (b"", "empty"), (b"\xff\xfe\x00", "UTF-8")],
+    [
+        (b"a\n\nb\n", "words.txt:2"),
+        (b"a\na\n", "twice"),
+        (b"", "empty"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"dog\n<pad>\n<unk>\n", "starts with <pad>"),
+        (b"<pad>\ndog\n", "holds both"),
+        (b"0 <pad>\n1 <unk>\n1 dog\n", "ids are not 0 to 2"),
+    ],
 )
 def test_bad_word_lists(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "words.txt").write_bytes(content)

@@ -1,7 +1,6 @@
 """The training command as its users meet it: runs, stops, kills, resumes, wrong input."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,10 +12,11 @@ import torch
 
 from vatt import train
 from vatt.checkpoint import load_latest
-from vatt.data.synthetic import build_corpus
 from vatt.evaluate import main as evaluate
 from vatt.metrics import ranks, retrieval_scores
 from vatt.records import read_metrics
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 SMALL = [
     "--batch-size=4",
@@ -28,20 +28,6 @@ SMALL = [
         for item in ("--set", f"model.{encoder}_encoder.{setting}")
     ),
 ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """A built-in corpus of 24 clips in a cache of its own."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("VATT_CACHE")
-    os.environ["VATT_CACHE"] = str(folder)
-    build_corpus(clips=24, progress=False)
-    yield folder
-    if before is None:
-        del os.environ["VATT_CACHE"]
-    else:
-        os.environ["VATT_CACHE"] = before
 
 
 def run(*arguments) -> int:

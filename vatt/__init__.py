@@ -1,9 +1,34 @@
-"""VATT: video-audio-text transformers in PyTorch (Akbari et al., NeurIPS 2021)."""
+"""VATT: video-audio-text transformers in PyTorch (Akbari et al., NeurIPS 2021).
+
+    import vatt
+    model = vatt.load("DIR")                     # trained, converted or downloaded; eval mode
+    config = vatt.load_config("DIR")             # its settings; config.model holds sizes, frames, rates
+    tokenizer = vatt.load_tokenizer("DIR")       # its word list
+    model = vatt.VATT.from_pretrained("user/name")   # from the Hugging Face hub, with pip install 'vatt[hub]'
+
+These names are imported when they are first used: `import vatt` itself does not import torch.
+"""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported: OpenMP threads that spin while they wait make a step 10 times slower as soon as a decoding
 # worker shares the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+if TYPE_CHECKING:
+    from .hub import VATT as VATT
+    from .pretrained import load as load
+    from .pretrained import load_config as load_config
+    from .pretrained import load_tokenizer as load_tokenizer
+
 __version__ = "0.1.0"
+
+_LAZY = {"VATT": "hub", "load": "pretrained", "load_config": "pretrained", "load_tokenizer": "pretrained"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

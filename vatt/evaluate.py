@@ -22,10 +22,12 @@ from .config import ConfigError
 from .data.loader import DataError, EvalDataset, make_loader
 from .data.manifest import ManifestError, read_manifest
 from .data.synthetic import build_corpus
+from .data.text import VocabularyError
 from .metrics import retrieval_scores
 from .model.vatt import VATT
+from .pretrained import load_config, load_tokenizer, load_vatt
 from .progress import progress_bar
-from .run import RunError, autocast_for, compute_dtype, load_model, pick_device
+from .run import RunError, autocast_for, compute_dtype, pick_device
 
 
 class ClipEmbeddings(NamedTuple):
@@ -130,7 +132,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         device = pick_device(args.device)
-        model, config, tokenizer = load_model(args.run, device)
+        model = load_vatt(args.run, device=device)
+        config, tokenizer = load_config(args.run), load_tokenizer(args.run)
         source = args.data or config.data.source or build_corpus(clips=config.data.builtin_clips)
         manifest = read_manifest(source)
         clips = manifest.split(args.split or config.data.test_split)
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         windows = args.windows or config.eval_windows
         dataset = EvalDataset(clips, config.data, config.model, tokenizer, windows, max(1, 32 // windows))
         embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
-    except (ConfigError, ManifestError) as error:
+    except (ConfigError, ManifestError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, DataError, OSError) as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from .checkpoint import write_atomically
@@ -27,7 +27,6 @@ from .config import Config, ConfigError, from_dict, to_dict
 from .data.manifest import Manifest
 from .data.text import Tokenizer
 from .model.vatt import VATT
-from .ops import choose
 
 
 class RunError(RuntimeError):
@@ -101,20 +100,6 @@ def export_model(out: Path, model: VATT, config: Config, tokenizer: Tokenizer) -
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     return final
-
-
-def load_model(folder: Path, device: torch.device, *, fused: bool | None = None) -> tuple[VATT, Config, Tokenizer]:
-    """The model in `folder` (an exported model, or a finished run that holds one) in eval mode, with its settings."""
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    config = read_config(folder)
-    tokenizer = Tokenizer.from_file(folder / "vocabulary.txt")
-    model = VATT(config.model, choose(config.fused if fused is None else fused, device))
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder / 'model.safetensors'} cannot be read: {error}; is the run finished?") from error
-    model.load_state_dict(weights)
-    return model.to(device).eval(), config, tokenizer
 
 
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:

@@ -104,7 +104,7 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
     config = read_config(folder)
     head = json.loads((folder / "config.json").read_text()).get("classifier")
     if head is None:
-        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.run.load_model reads it")
+        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
     modality, classes = head["modality"], head["classes"]
     dropout = HEAD_DROPOUT[modality]
     classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))

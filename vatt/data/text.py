@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-PAD, UNKNOWN = 0, 1
+PAD = 0
 PAD_WORD, UNKNOWN_WORD = "<pad>", "<unk>"
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NUMBERED = re.compile(r"(\d+) (\S+)")
 
 
 class VocabularyError(ValueError):
@@ -26,24 +28,29 @@ def split_words(text: str) -> list[str]:
 
 
 class Tokenizer:
-    """Words to ids. Id 0 is padding, id 1 any word that is not in the list; there are no begin or end marks."""
+    """Words to ids. Id 0 is padding, `unknown` any word that is not in the list; no begin or end marks are added."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words`: the list, without or with `<pad>` and `<unk>` in front."""
-        if tuple(words[:2]) != (PAD_WORD, UNKNOWN_WORD):
+        """`words`: the list in the order of ids. One without `<pad>` gets `<pad>`, `<unk>` in front (ids 0 and 1);
+        one with it, as the official list, starts with it (the models mask id 0) and has `<unk>` anywhere."""
+        if PAD_WORD not in words and UNKNOWN_WORD not in words:
             words = [PAD_WORD, UNKNOWN_WORD, *words]
         self.words = tuple(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         if len(self.ids) != len(self.words):
             double = next(word for word, count in Counter(self.words).items() if count > 1)
             raise VocabularyError(f"the word {double!r} is listed twice; ids would be ambiguous, remove one")
+        if self.words[0] != PAD_WORD or UNKNOWN_WORD not in self.ids:
+            raise VocabularyError(f"a list with {PAD_WORD} or {UNKNOWN_WORD} starts with {PAD_WORD} and holds both; "
+                                  "leave both out to have them added")  # fmt: skip
+        self.unknown = self.ids[UNKNOWN_WORD]
 
     def __len__(self) -> int:
         return len(self.words)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Reads one word a line; the line number is the id, after `<pad>` and `<unk>`."""
+        """Reads one word a line, in the order of ids; or lines of id and word, as official word lists may have."""
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -55,6 +62,12 @@ class Tokenizer:
             raise VocabularyError(f"{path}:{words.index('') + 1}: an empty line; give one word a line")
         if not words:
             raise VocabularyError(f"{path}: the word list is empty; give one word a line")
+        numbered = [_NUMBERED.fullmatch(word) for word in words]
+        if all(numbered):
+            by_id = {int(match[1]): match[2] for match in numbered if match}
+            if sorted(by_id) != list(range(len(words))):
+                raise VocabularyError(f"{path}: the ids are not 0 to {len(words) - 1}, each once; repair the list")
+            words = [by_id[i] for i in range(len(words))]
         try:
             return cls(words)
         except VocabularyError as error:
@@ -76,7 +89,7 @@ class Tokenizer:
     def encode(self, text: str, words: int = 16) -> NDArray[np.int64]:
         """int64 [words]: cut off or padded with 0."""
         ids = np.full(words, PAD, np.int64)
-        found = [self.ids.get(word, UNKNOWN) for word in split_words(text)[:words]]
+        found = [self.ids.get(word, self.unknown) for word in split_words(text)[:words]]
         ids[: len(found)] = found
         return ids
 
