@@ -34,20 +34,6 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any], *, keep: int) -> Path:
     """Writes checkpoint `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
 from .config import ConfigError, to_dict
 from .data.bad_clips import LEAST_TRIED
 from .data.loader import Batch, DataError, EvalDataset, make_loader
 from .data.manifest import Clip, Manifest, ManifestError, read_manifest
 from .data.text import Tokenizer, VocabularyError
 from .features import Arrays, FeaturesError, assemble, check_format, read_features, read_shard, write_shard
+from .files import write_atomically
 from .model.vatt import VATT
 from .ops import choose
 from .pretrained import VOCABULARY, load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint

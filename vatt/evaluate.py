@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import write_atomically
 from .config import ConfigError
 from .data.loader import DataError, EvalDataset, make_loader
 from .data.manifest import ManifestError, read_manifest
 from .data.synthetic import build_corpus
 from .data.text import VocabularyError
+from .files import write_atomically
 from .metrics import retrieval_scores
 from .model.vatt import VATT
 from .pretrained import load_config, load_tokenizer, load_vatt

@@ -1,7 +1,8 @@
 """The one place that chooses between the literal and the fused operations, and can say why.
 
 Without `--fused` the model runs `vatt_kernels` in its "reference" form: a few lines of plain PyTorch an operation.
-With it, the device decides; today every device runs the "portable" form (drop before projecting, SDPA, streamed loss).
+With it, the device decides: CUDA runs the Triton kernels, any other device the "portable" form (drop before projecting,
+SDPA, streamed loss), and a CPU with TRITON_INTERPRET=1 in its environment the Triton kernels in Triton's interpreter.
 Modules hold an `Ops`; nothing is switched by global state.
 
 What no fused operation ever stores (attention probabilities, relative bias and its buckets) exists in the literal form
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 import vatt_kernels
 from torch import Tensor
+from vatt_kernels.checks import has_triton, interpreting
 from vatt_kernels.reference import attention_probabilities, relative_bias, relative_buckets
+
+from .config import ConfigError
 
 __all__ = ["REFERENCE", "Ops", "attention_probabilities", "choose", "relative_bias", "relative_buckets"]
 
@@ -48,8 +52,23 @@ REFERENCE = Ops("reference", "operations: reference (literal PyTorch; --fused se
 
 
 def choose(fused: bool, device: torch.device | str) -> Ops:
-    """Operations for `device`; `fused` is what the user asked for."""
+    """Operations for `device`; `fused` is what the user asked for.
+
+    Raises:
+        ConfigError: the fused operations of `device` cannot run here; there is no silent fallback.
+    """
     if not fused:
         return REFERENCE
     kind = torch.device(device).type
-    return Ops("portable", f"operations: fused, portable form on {kind} (PyTorch ops; no Triton kernels yet)")
+    interpreted = kind == "cpu" and interpreting()
+    if kind != "cuda" and not interpreted:
+        return Ops("portable", f"operations: fused, portable form on {kind} (PyTorch ops)")
+    if not has_triton():
+        asked = "TRITON_INTERPRET=1 asks for the Triton kernels" if interpreted else "on CUDA they are Triton kernels"
+        way_out = "unset TRITON_INTERPRET" if interpreted else "run without --fused"
+        raise ConfigError(f"--fused: {asked}, and the package triton is not installed; install it, or {way_out}")
+    if interpreted:
+        return Ops(
+            "triton", "operations: fused, Triton kernels in Triton's interpreter on cpu (TRITON_INTERPRET=1; slow)"
+        )
+    return Ops("triton", f"operations: fused, Triton kernels on {kind}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import write_atomically
+from .files import write_atomically
 
 PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
 

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
 from .config import Config, ConfigError, from_dict, to_dict
 from .data.manifest import Manifest
 from .data.text import Tokenizer
+from .files import write_atomically
 from .model.vatt import VATT
 
 

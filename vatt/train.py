@@ -19,7 +19,6 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint
-from .checkpoint import write_atomically
 from .config import Config, ConfigError, apply_overrides, differences, to_dict, to_json
 from .data.bad_clips import BadClips
 from .data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
@@ -27,6 +26,7 @@ from .data.manifest import Manifest, ManifestError, read_manifest
 from .data.synthetic import build_corpus
 from .data.text import Tokenizer, VocabularyError
 from .evaluate import embed_clips, format_scores, retrieval
+from .files import write_atomically
 from .model.loss import pretraining_loss
 from .model.tokens import mix_seed
 from .model.vatt import VATT, count_parameters
