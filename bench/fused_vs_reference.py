@@ -20,8 +20,7 @@ from flops import video_flops
 from harness import Drawer, Report, ReportError, number, table
 from torch import Tensor
 
-from vatt.config import DropConfig, ModelConfig, to_dict
-from vatt.model.tokens import kept_tokens
+from vatt.config import DropConfig, ModelConfig, kept_tokens, to_dict
 from vatt.model.vatt import Backbone
 from vatt.ops import choose
 from vatt.presets import PRESETS, preset

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # vatt comes before torch everywhere in bench: it sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported.
-from vatt.checkpoint import write_atomically
+from vatt.files import write_atomically
 from vatt.records import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,7 +280,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ReportError("figures need matplotlib: pip install 'vatt[bench]'") from error
+        raise ReportError("figures need matplotlib: pip install -e '.[bench]' in the project's folder") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -14,7 +14,7 @@ from vatt.data.text import Tokenizer
 from vatt.model.heads import BatchNorm
 from vatt.model.vatt import VATT
 from vatt.presets import tiny
-from vatt.run import export_model
+from vatt.run import write_model_folder
 
 ENCODER = EncoderConfig(width=32, layers=1, heads=2, head_width=16, mlp=32, dropout=0.0)
 
@@ -39,4 +39,5 @@ def write_model(folder: Path, corpus: Path, seed: int = 1) -> Path:
             module.train().momentum = 1.0
     model.embed_video(clips)
     folder.mkdir(parents=True, exist_ok=True)
-    return export_model(folder, model, config, tokenizer)
+    write_model_folder(folder / "model", model.state_dict(), config, {}, tokenizer)
+    return folder / "model"

@@ -244,7 +244,7 @@ def test_committed_pages_and_readme_say_what_the_json_says():
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ReportError, match=r"vatt\[bench\]"):
+    with pytest.raises(ReportError, match=r"pip install -e '\.\[bench\]'"):
         harness.pyplot()
 
 

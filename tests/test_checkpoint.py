@@ -58,6 +58,25 @@ def test_no_whole_checkpoint_is_an_error_that_names_all(tmp_path):
         checkpoint.load_latest(tmp_path)
 
 
+def test_saving_a_whole_step_again_keeps_it(tmp_path):
+    path = checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
+    before = (path / "model.safetensors").stat().st_ino
+    checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
+    assert (path / "model.safetensors").stat().st_ino == before
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
+
+    def full(*_):
+        raise checkpoint.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 2, weights(2), {}, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_saving_after_a_resume_from_an_older_one_drops_the_damaged_newer(tmp_path):
     checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
     (tmp_path / "step-00000009").mkdir()

@@ -156,12 +156,30 @@ def test_missing_empty_foreign_and_endless_files(tmp_path: Path) -> None:
         ("text.mp4", "not a video"),
         ("pipe.mp4", "not a file"),
         (".", "not a file"),
+        ("a\0b.mp4", "no path of a file"),
+        ("\ud800.mp4", "no path of a file"),
     ):
         with pytest.raises(BadClip) as error:
             decode(tmp_path / name)
         assert error.value.reason.startswith(reason)
         with pytest.raises(BadClip):
             probe(tmp_path / name)
+
+
+def test_what_the_headers_make_the_library_raise_is_a_bad_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(tmp_path / "a.mp4", steady(1.0, 10.0))
+
+    def wrong(*_: object) -> None:
+        raise ZeroDivisionError("a rate of 1/0")
+
+    monkeypatch.setattr("vatt.data.reader.Reader._open", wrong)
+    with pytest.raises(BadClip, match="1/0"):
+        decode(tmp_path / "a.mp4")
+
+
+def test_an_end_beyond_all_numbers_is_the_end_of_the_file(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", steady(1.0, 10.0))
+    assert len(decode(tmp_path / "a.mp4", frames=100, end=1e308).video) == 10
 
 
 def test_sound_only_and_cover_pictures_are_no_video(tmp_path: Path) -> None:

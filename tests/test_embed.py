@@ -195,6 +195,18 @@ def test_resume_refuses_other_settings(model, corpus, tmp_path, monkeypatch, cap
     assert "windows: 1, now 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b""])
+def test_damaged_settings_are_named_with_the_way_out(model, corpus, tmp_path, capsys, content):
+    parts = tmp_path / "f.npz.parts"
+    parts.mkdir()
+    (parts / "settings.json").write_bytes(content)
+    assert run(model, corpus, tmp_path / "f.npz", "--resume") == 1
+    said = capsys.readouterr().err
+    assert "settings.json is damaged" in said
+    assert f"delete {parts}" in said
+    assert said.count("\n") == 1
+
+
 def test_an_output_is_not_overwritten(whole, model, corpus, capsys):
     before = whole.read_bytes()
     assert run(model, corpus, whole) == 2
@@ -222,7 +234,9 @@ def mixed(corpus, tmp_path) -> Path:
 
 
 def test_bad_clips_are_named_counted_and_listed(mixed, model, corpus, tmp_path, capsys):
-    assert run(model, mixed, tmp_path / "f.npz") == 0
+    assert run(model, mixed, tmp_path / "strict.npz") == 1  # 2 of 5 are too many, few as they are
+    assert "2 of 4 clips tried" in capsys.readouterr().err
+    assert run(model, mixed, tmp_path / "f.npz", "--max-bad-share", 0.5) == 0
     said = capsys.readouterr()
     assert "gone.mp4: missing" in said.err
     assert "broken.mp4" in said.err
@@ -281,11 +295,11 @@ def test_real_clips(shared, model, tmp_path):
 
 
 def test_parquet_holds_the_same(mixed, model, corpus, tmp_path):
-    pandas = pytest.importorskip("pandas", reason="pip install 'vatt[features]'")
-    pytest.importorskip("pyarrow", reason="pip install 'vatt[features]'")
+    pandas = pytest.importorskip("pandas", reason="pip install -e '.[features]'")
+    pytest.importorskip("pyarrow", reason="pip install -e '.[features]'")
     for data in (mixed, corpus):
         npz, parquet = tmp_path / f"{data.stem}.npz", tmp_path / f"{data.stem}.parquet"
-        assert run(model, data, npz) == run(model, data, parquet) == 0
+        assert run(model, data, npz, "--max-bad-share=0.5") == run(model, data, parquet, "--max-bad-share=0.5") == 0
         assert equal(read_features(npz).arrays, read_features(parquet).arrays)
         subset = read_features(parquet, ("path", "caption", "text_clip", "video_to_text")).arrays
         assert equal(subset, read_features(npz, tuple(subset)).arrays)
@@ -301,7 +315,7 @@ def test_parquet_holds_the_same(mixed, model, corpus, tmp_path):
 def test_parquet_without_pyarrow_names_the_extra_before_any_work(model, corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert run(model, corpus, tmp_path / "f.parquet") == 2
-    assert "pip install 'vatt[features]'" in capsys.readouterr().err
+    assert "pip install -e '.[features]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -323,7 +337,8 @@ def test_wrong_usage_says_what_is_wrong(model, corpus, tmp_path, monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argument", ["--windows=0", "--batch-size=0", "--dtype=float8", "--max-bad-share=-1"])
+@pytest.mark.parametrize("argument", ["--windows=0", "--batch-size=0", "--dtype=float8", "--max-bad-share=-1",
+                                      "--max-bad-share=nan"])  # fmt: skip
 def test_values_out_of_range_exit_2(model, corpus, tmp_path, argument, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(model, corpus, tmp_path / "f.npz", argument)

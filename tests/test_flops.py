@@ -8,8 +8,7 @@ import torch
 from flops import video_flops
 from torch.utils.flop_counter import FlopCounterMode
 
-from vatt.config import DropConfig, EncoderConfig, ModelConfig, VideoConfig
-from vatt.model.tokens import kept_tokens
+from vatt.config import DropConfig, EncoderConfig, ModelConfig, VideoConfig, kept_tokens
 from vatt.model.vatt import Backbone
 from vatt.ops import choose
 from vatt.presets import BASE, LARGE, MEDIUM

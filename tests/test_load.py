@@ -79,8 +79,15 @@ def test_load_says_what_is_wrong(run, tmp_path):
     saved = json.loads((tmp_path / "m/config.json").read_text())
     saved["config"]["model"]["video_encoder"]["layers"] = 2
     (tmp_path / "m/config.json").write_text(json.dumps(saved))
-    with pytest.raises(RunError, match=r"model\.safetensors does not fit .*config\.json"):
+    with pytest.raises(RunError, match=r"model\.safetensors does not fit .*config\.json: .*video\.layers\.1\.\S* is "
+                                       r"missing, and \d+ more differ$") as error:  # fmt: skip
         vatt.load(tmp_path / "m")
+    assert "\n" not in str(error.value)
+    for wrong in ({}, [], None, {"modality": "smell", "classes": 5}, {"modality": "audio", "classes": 0}):
+        (tmp_path / "m/config.json").write_text(json.dumps({**saved, "classifier": wrong}))
+        with pytest.raises(RunError, match=r'config\.json: "classifier" must hold'):
+            vatt.load(tmp_path / "m")
+    (tmp_path / "m/config.json").write_text(json.dumps(saved))
     (tmp_path / "m/model.safetensors").write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"model\.safetensors"):
         vatt.load(tmp_path / "m")
@@ -97,13 +104,13 @@ def test_fingerprint_is_of_the_weights_alone(run):
 def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "vatt.hub", raising=False)
-    with pytest.raises(ImportError, match=r"pip install 'vatt\[hub\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[hub\]'"):
         vatt.VATT  # noqa: B018
 
 
 @pytest.fixture
 def hub():
-    pytest.importorskip("huggingface_hub", reason="pip install 'vatt[hub]'")
+    pytest.importorskip("huggingface_hub", reason="pip install -e '.[hub]'")
     import vatt.hub
 
     return vatt.hub

@@ -19,7 +19,7 @@ from vatt.config import AudioConfig, AugmentConfig, DataConfig, ModelConfig, Tex
 from vatt.data import loader, reader
 from vatt.data.bad_clips import BadClips
 from vatt.data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
-from vatt.data.manifest import Clip, Manifest, read_manifest
+from vatt.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.text import Tokenizer
 from vatt.data.windows import WindowReader
@@ -327,20 +327,68 @@ def test_record_of_bad_clips(corpus: Manifest, tmp_path: Path) -> None:
     ]
     assert rows[0]["path"] == str(corpus[10].path)
     assert (len(record), record.events, record.tried) == (2, 3, 5)
-    record.check()  # 2 of at least 32
+    assert record.share == 2 / 13  # of all clips there are: 5 tried say little, 13 all there is to say
+    record.write()
+    written = record.path.read_bytes()
 
     path = tmp_path / "state.pt"
     torch.save(record.state_dict(), path)
     again = BadClips(tmp_path / "again.csv", corpus, 0.1)
     again.load_state_dict(torch.load(path, weights_only=True))
+    assert again.path.read_bytes() == written
     assert again.add(9, fake([0], [(12, "cut")])) == []
-    assert again.tried == 5
+    again.check()  # 1 of 13: those of the process before do not count
+    assert (len(again), again.events, again.tried) == (2, 4, 2)
     again.add(9, fake([], [(3, "x"), (4, "x")]))
-    with pytest.raises(DataError, match=r"4 of 7 clips tried.*max_bad_share = 0\.1.*again\.csv"):
+    with pytest.raises(DataError, match=r"3 of 4 clips tried.*max_bad_share = 0\.1.*again\.csv"):
         again.check()
-    assert (tmp_path / "again.csv").is_file()
     with pytest.raises(DataError, match="13 clips"):
         BadClips(tmp_path / "x.csv", good(corpus), 0.1).load_state_dict(record.state_dict())
+
+
+def test_a_run_that_stopped_resumes_once_its_files_are_mended(corpus: Manifest, tmp_path: Path) -> None:
+    record = BadClips(tmp_path / "bad_clips.csv", corpus, 0.1)
+    record.add(0, fake([0, 1], [(10, "cut")]))
+    record.check()
+    state, kept = record.state_dict(), record.path.read_bytes()
+    record.add(1, fake([2], [(11, "cut"), (12, "cut")]))
+    with pytest.raises(DataError, match="3 of 6"):
+        record.check()
+    mended = BadClips(record.path, corpus, 0.1)
+    mended.load_state_dict(state)
+    assert mended.path.read_bytes() == kept  # what step 1 saw is not true any more
+    mended.add(1, fake([2, 11, 12], []))
+    mended.check()
+    mended.load_state_dict({"size": len(corpus), "records": []})
+    assert not mended.path.exists()
+
+
+def test_a_failed_write_of_the_record_leaves_the_old_one(
+    corpus: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = BadClips(tmp_path / "bad_clips.csv", corpus, 0.1)
+    record.add(0, fake([], [(10, "cut")]))
+    before = record.path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", full)
+    for write in (lambda: record.add(1, fake([], [(11, "cut")])),
+                  lambda: Tokenizer(["dog"]).save(tmp_path / "words.txt"),
+                  lambda: write_manifest(tmp_path / "m.csv", corpus)):  # fmt: skip
+        with pytest.raises(OSError, match="disk full"):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_clips.csv"]
+    assert record.path.read_bytes() == before
+
+
+def test_a_file_name_that_is_no_text_is_written_as_it_is(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    manifest = Manifest((Clip(0, tmp_path / name, name),), tmp_path, ())
+    record = BadClips(tmp_path / "bad_clips.csv", manifest, 1.0)
+    record.add(0, fake([], [(0, "cut")]))
+    assert b"/caf\xe9.mp4,0,cut,0,1" in record.path.read_bytes()
 
 
 def test_a_row_beyond_the_end_of_its_file_is_bad(corpus: Manifest) -> None:

@@ -62,6 +62,10 @@ def test_spreadsheet_habits(tmp_path: Path, encoding: str, newline: str) -> None
         ("path,label\n,x\n", ["m.csv:2", "path"]),
         ("path,caption\na,one, two\n", ["m.csv:2", "quotes"]),
         ("path\n", ["m.csv", "no clips"]),
+        ('path,caption\na,x\nb,"a dog\n' + "c,a cat\n" * 1000, ["m.csv:3", "quote"]),
+        ('path,caption\na,"x\ny"\nb,"a dog\nc,"a cat"\n', ["m.csv:4", "quote"]),
+        ('path,caption\na,"x\ny"\nb,a dog, a cat\n', ["m.csv:4", "quotes"]),
+        ("path,caption, Caption\na,x,y\n", ["m.csv:1", "two columns `caption`"]),
         ("", ["m.csv", "empty"]),
     ],
 )
@@ -70,6 +74,12 @@ def test_errors_name_the_place(tmp_path: Path, text: str, words: list[str]) -> N
         read_manifest(write(tmp_path / "m.csv", text))
     for word in words:
         assert word in str(error.value)
+
+
+def test_quoted_quotes_and_line_ends_and_foreign_columns_of_one_name_are_read(tmp_path: Path) -> None:
+    text = 'path,note,caption,note\na,1,"a ""red""\ncar, parked",2\nb,,c,\n'
+    manifest = read_manifest(write(tmp_path / "m.csv", text))
+    assert [clip.captions for clip in manifest] == [('a "red"\ncar, parked',), ("c",)]
 
 
 def test_binary_file_and_missing_file(tmp_path: Path) -> None:

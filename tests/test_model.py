@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from vatt.config import DropConfig, EncoderConfig, LossConfig
+from vatt.config import DropConfig, EncoderConfig, LossConfig, kept_tokens
 from vatt.model.heads import BatchNorm, Embeddings
 from vatt.model.loss import FORMS, pair_loss, pretraining_loss
-from vatt.model.tokens import kept_tokens, resample_table, spline_matrix
+from vatt.model.tokens import resample_table, spline_matrix
 from vatt.model.vatt import VATT, Backbone, Classifier, count_parameters
 from vatt.ops import REFERENCE, choose
 from vatt.presets import preset

@@ -327,7 +327,18 @@ def test_inspect_tells_kind_sizes_and_step(fixtures, name, wanted, capsys):
 
 def test_inspect_of_nothing_is_an_error(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "ckpt-1")]) == 1
-    assert str(tmp_path / "ckpt-1") in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(tmp_path / "ckpt-1") in said
+    assert "no such file" in said
+
+
+def test_interrupted_exits_130(tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vatt.official.__main__.inspect", interrupt)
+    assert main(["inspect", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["convert"], ["verify"]])

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import wave
 from pathlib import Path
 
@@ -107,6 +109,26 @@ def test_several_indices_are_one(index, model, corpus, folder, capsys):
     one, several = ask(capsys, "--index", index, "a square"), ask(capsys, "a square", "--index", *files)
     assert [r["path"] for r in one[0]["results"]] == [r["path"] for r in several[0]["results"]]
     assert one[0]["results"][0]["captions"] == several[0]["results"][0]["captions"]
+    (twice,) = ask(capsys, "a square", "--index", index, index.parent / "." / index.name, "--top", 48)
+    assert len(twice["results"]) == 24
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(index):
+    command = [sys.executable, "-m", "vatt.search", "--index", str(index), *["a square"] * 200, "--top=24"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "text: a square\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_interrupted_exits_130(index, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "search", interrupt)
+    assert search.main(["--index", str(index), "a square"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_index_of_another_model_is_refused(index, corpus, model, tmp_path, capsys):

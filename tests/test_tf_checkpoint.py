@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("google_crc32c", reason="pip install 'vatt[official]'")
+pytest.importorskip("google_crc32c", reason="pip install -e '.[official]'")
 
 from bundle_writer import write
 
@@ -265,8 +265,16 @@ def test_missing_and_misnamed_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="data-00000-of-00002, byte 0: missing"):
         TFCheckpoint(prefix)
     (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "nothing", tmp_path / "nothing.index", tmp_path / "folder"):
-        with pytest.raises(CheckpointError, match="PREFIX"):
+    (tmp_path / "several").mkdir()
+    several = write(tmp_path / "several" / "a", tensors()).parent
+    write(several / "b", tensors())
+    for path, what in (
+        (tmp_path / "nothing", r"no such file, nor nothing\.index"),
+        (tmp_path / "nothing.index", "no such file"),
+        (tmp_path / "folder", "holds no .index file"),
+        (several, r"2 \.index files \(a, b\), name one"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{what}.*PREFIX"):
             TFCheckpoint(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("google_crc32c", reason="pip install 'vatt[official]'")
+pytest.importorskip("google_crc32c", reason="pip install -e '.[official]'")
 
 from bundle_writer import MAGIC, STRING, block, crc, entry, header, number, part, table, varint, write
 

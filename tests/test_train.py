@@ -1,6 +1,7 @@
 """The training command as its users meet it: runs, stops, kills, resumes, wrong input."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,55 @@ def test_resume_without_a_run_is_refused(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
+def test_resume_cannot_change_what_the_weights_are(whole, tmp_path, capsys):
+    assert run("--out", whole, "--resume", "--set", "model.video_encoder.layers=2") == 2
+    assert "model.video_encoder.layers: 1 -> 2" in capsys.readouterr().err
+    assert run("--out", whole, "--resume", "--steps", 4) == 2
+    assert "step 10 already" in capsys.readouterr().err
+
+
+def test_resume_with_other_words_is_refused(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    with open(out / "vocabulary.txt", "a") as file:
+        file.write("zebra\n")
+    assert run("--out", out, "--resume") == 1
+    assert "vocabulary.txt: the words changed" in capsys.readouterr().err
+
+
+def test_a_damaged_config_is_read_back_from_the_checkpoint(whole, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "config.json").write_text("{")
+    shutil.rmtree(out / "checkpoints" / "step-00000010")
+    assert train.main(["--out", str(out), "--resume"]) == 0
+    assert "using the settings in" in capsys.readouterr().out
+    assert losses(out) == losses(whole)
+
+
+def test_killed_before_the_corpus_is_there(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    train.write_config(out, train.resolve_config(train.parse_arguments([*SMALL, "--steps", "1"])), {})
+    assert run("--out", out, "--resume") == 0
+    assert len(losses(out)) == 1
+
+
+def test_stopped_for_bad_clips_mended_and_resumed(tmp_path, cache, capsys):
+    clips = sorted(cache.rglob("*.mp4"))[:12]
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i, clip in enumerate(clips):
+        (folder / f"{i:02d}.mp4").write_bytes(b"" if i % 2 else clip.read_bytes())
+    arguments = ("--data", folder, "--out", tmp_path / "run", "--steps", 4, "--set", "data.max_bad_share=0.2")
+    assert run(*arguments) == 1
+    assert "max_bad_share" in capsys.readouterr().err
+    for i, clip in enumerate(clips):
+        (folder / f"{i:02d}.mp4").write_bytes(clip.read_bytes())
+    assert run("--out", tmp_path / "run", "--resume") == 0
+    assert len(losses(tmp_path / "run")) == 4
+
+
 def test_resume_with_another_manifest_is_refused(whole, tmp_path, capsys, cache):
     other = tmp_path / "other.csv"
     clip = next(cache.rglob("*.mp4"))
@@ -204,6 +254,17 @@ def test_resume_with_another_manifest_is_refused(whole, tmp_path, capsys, cache)
         (["--dtype", "float8"], "float8"),
         (["--data", "missing.csv"], "missing.csv"),
         (["--resume"], "--out"),
+        (["--set", "eval_windows=0"], "eval_windows must be at least 1, got 0"),
+        (["--set", "data.workers=-1"], "data.workers must be at least 0"),
+        (["--set", "model.video.patch=32,16,16"], "model.video.patch must be at most 16 frames"),
+        (["--set", "model.video.patch=0,16,16"], "model.video.patch"),
+        (["--set", "optim.rate=nan"], "optim.rate"),
+        (["--set", "seed=-1"], "seed"),
+        (["--set", "loss.temperature=0"], "loss.temperature"),
+        (["--set", "data.augment.scale_range=1.2,0.8"], "data.augment.scale_range"),
+        (["--set", "model.drop.sampling=foo"], "batch or sample"),
+        (["--drop-rate", "0.99"], "low enough to keep one of the 64 video tokens"),
+        (["--device", "meta"], "meta"),
     ],
 )
 def test_wrong_usage_exits_2_and_says_what_is_wrong(arguments, message, capsys, monkeypatch, tmp_path):
@@ -268,9 +329,28 @@ def test_evaluate_repeats_the_scores_of_the_run(whole, tmp_path, capsys):
     assert json.loads((tmp_path / "scores.json").read_text()) == wanted
 
 
+def test_evaluate_takes_all_rows_of_a_folder_without_splits(whole, tmp_path, cache, capsys):
+    for i, clip in enumerate(sorted(cache.rglob("*.mp4"))[:3]):
+        (tmp_path / f"{i}.mp4").write_bytes(clip.read_bytes())
+        (tmp_path / f"{i}.txt").write_text(f"a red shape {i}\n!!!\n")  # the second caption has no word
+    assert evaluate(["--run", str(whole), "--data", str(tmp_path), "--out", str(tmp_path / "s.json")]) == 0
+    scores = json.loads((tmp_path / "s.json").read_text())["text_to_video"]
+    assert (scores["candidates"], scores["queries"]) == (3, 3)
+
+
+@pytest.mark.parametrize("arguments", [["--windows", "-1"], ["--split", "nowhere"], ["--out", "/nowhere/s.json"]])
+def test_evaluate_wrong_usage_exits_2(whole, arguments, capsys):
+    assert evaluate(["--run", str(whole), *arguments]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_evaluate_needs_a_finished_run(tmp_path, capsys):
     assert evaluate(["--run", str(tmp_path)]) == 1
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_ranks_of_nan_are_the_worst():
+    assert ranks(torch.full((2, 5), float("nan")), torch.tensor([0, 1])).tolist() == [5, 5]
 
 
 def test_ranks_count_ties_against_the_query():

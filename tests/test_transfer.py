@@ -116,6 +116,9 @@ def test_a_classifier_comes_back_as_it_was(tmp_path):
     again = load_classifier(tmp_path / "model", torch.device("cpu"))
     samples = torch.randn(4, 12_800)
     assert torch.equal(again(samples, views=2), classifier(samples, views=2))
+    write_folder(tmp_path / "other", Description(tiny().model, "audio", 8), classifier.state_dict(), None, {})
+    with pytest.raises(RunError, match=r"head\.linear\.weight has shape \[7, \d+\], here \[8, \d+\], and 1 more"):
+        load_classifier(tmp_path / "other", torch.device("cpu"))
     export(tmp_path / "pretrained", tiny())
     with pytest.raises(RunError, match="not a classifier"):
         load_classifier(tmp_path / "pretrained", torch.device("cpu"))

@@ -4,7 +4,7 @@
     model = vatt.load("DIR")                     # trained, converted or downloaded; eval mode
     config = vatt.load_config("DIR")             # its settings; config.model holds sizes, frames, rates
     tokenizer = vatt.load_tokenizer("DIR")       # its word list
-    model = vatt.VATT.from_pretrained("user/name")   # from the Hugging Face hub, with pip install 'vatt[hub]'
+    model = vatt.VATT.from_pretrained("user/name")   # from the Hugging Face hub, with pip install -e '.[hub]'
 
 These names are imported when they are first used: `import vatt` itself does not import torch.
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,6 +40,8 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".writing-{final.name}"
+    if _is_whole(final):  # resumed here: the same step of the same run
+        return final
     for leftover in folder.glob(".writing-*"):  # of a run that was killed while saving
         shutil.rmtree(leftover)
     temporary.mkdir()
@@ -50,8 +53,10 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any
         for file in temporary.iterdir():
             _sync(file)
         _sync(temporary)
-    except BaseException:  # a full disk: give the space back, keep the older checkpoints
+    except BaseException as error:  # a full disk: give the space back, keep the older checkpoints
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError | RuntimeError):
+            raise OSError(f"{final} cannot be written: {error}") from error
         raise
     # Newer ones exist only when a run resumed from an older checkpoint because they are damaged.
     kept = [p for p in _checkpoints(folder) if p.name < final.name]
@@ -62,6 +67,14 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any
     for old in kept[: max(len(kept) + 1 - keep, 0)]:
         shutil.rmtree(old)
     return final
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load(path)
+    except DamagedCheckpoint:
+        return False
+    return True
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -112,6 +112,16 @@ class DropConfig:
     sampling: str = "batch"
 
 
+def kept_tokens(tokens: int, drop_rate: float) -> int:
+    """Tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
+
+    The tiny summand undoes float error only: (1 - 0.8) * 10 is 1.9999999999999996 and means 2.
+    """
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"the drop rate is a share in [0, 1), got {drop_rate}")
+    return int((1 - drop_rate) * tokens + 1e-9)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """`kind` "specific": three encoders `video_encoder`, `audio_encoder`, `text_encoder`.

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .config import ConfigError, to_dict
-from .data.bad_clips import LEAST_TRIED
+from .data.bad_clips import bad_share
 from .data.loader import Batch, DataError, EvalDataset, make_loader
 from .data.manifest import Clip, Manifest, ManifestError, read_manifest
 from .data.text import Tokenizer, VocabularyError
@@ -53,7 +53,7 @@ arrays (C clips, A with sound, Q captions, D width of the backbone; means over t
   audio_pooled [A,D]  audio_embedding [A,512]     audio_clip [A]: which of the C clips
   text_pooled [Q,D]   text_embedding [Q,256]      text_clip [Q], caption [Q]
   path row start end split label [C]; bad_path bad_row bad_reason; metadata: JSON
-Parquet holds a row a clip (pip install 'vatt[features]'); `python -m pydoc vatt.features` tells all of both formats.
+Parquet holds a row a clip (pip install -e '.[features]'); `python -m pydoc vatt.features` tells all of both formats.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on with --resume)."""
 
 
@@ -172,9 +172,10 @@ def make_shards(
                     bar.update(len(batch.tried))
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                 write_shard(_shard(parts, shard), _concatenate(kept))
-                if bad > max_bad * max(tried, LEAST_TRIED):
+                if bad_share(bad, tried, len(dataset.clips)) > max_bad:
                     raise DataError(f"{bad} of {tried} clips tried could not be used, more than the share of "
-                                    f"{max_bad:g} that --max-bad-share allows; they are named above")  # fmt: skip
+                                    f"{max_bad:g} that --max-bad-share allows; they are named above. Allow more and "
+                                    f"--resume, or mend them, delete {parts} and start over")  # fmt: skip
     if bad == tried:
         raise DataError(f"none of the {tried} clips could be read")
     return [_shard(parts, i) for i in range(count)]
@@ -200,7 +201,7 @@ def open_parts(out: Path, parts: Path, metadata: dict[str, Any], resume: bool) -
             if path.exists():
                 raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
     elif out.exists() or settings.exists():
-        begun = read_features(out, ()).metadata if out.exists() else json.loads(settings.read_text())
+        begun = read_features(out, ()).metadata if out.exists() else _read_settings(settings)
         differ = [f"{name}: {begun.get(name)!r}, now {metadata[name]!r}" for name in IDENTITY
                   if begun.get(name) != metadata[name]]  # fmt: skip
         if differ:
@@ -211,6 +212,16 @@ def open_parts(out: Path, parts: Path, metadata: dict[str, Any], resume: bool) -
     parts.mkdir(parents=True)
     write_atomically(settings, (json.dumps(metadata, indent=2) + "\n").encode())
     return metadata
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} is damaged (no JSON object); delete {path.parent} to start over")
+    return settings
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -237,7 +248,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, least in (("windows", 1), ("batch_size", 1), ("workers", 0), ("max_bad_share", 0)):
         value = getattr(args, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # so that NaN is refused
             parser.error(f"--{name.replace('_', '-')} is at least {least}, got {value:g}")
     return args
 

@@ -21,7 +21,7 @@ from .config import ConfigError
 from .data.loader import DataError, EvalDataset, make_loader
 from .data.manifest import ManifestError, read_manifest
 from .data.synthetic import build_corpus
-from .data.text import VocabularyError
+from .data.text import VocabularyError, split_words
 from .files import write_atomically
 from .metrics import retrieval_scores
 from .model.vatt import VATT
@@ -61,7 +61,7 @@ def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any) -> ClipEmbeddi
         bad.extend(batch.bad)
         if not batch.clips:
             continue
-        words = [(i, caption) for i, index in enumerate(batch.clips) for caption in captions[index]]
+        words = [(i, c) for i, index in enumerate(batch.clips) for c in captions[index] if split_words(c)]
         heard = [i for i, mask in enumerate(batch.audio_mask.tolist()) if mask]
         batch = batch.to(device)
         with autocast:
@@ -125,36 +125,43 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="folder of a finished run, or its model/ folder")
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: what the run was trained on)")
-    add("--split", metavar="NAME", help="rows of the manifest to use (default: the run's held-out split)")
+    add("--split", metavar="NAME", help="rows of the manifest (default: the held-out split; all of --data without one)")
     add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the run's)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
     args = parser.parse_args(argv)
     try:
+        if args.windows is not None and args.windows < 1:
+            raise ConfigError(f"--windows must be at least 1, got {args.windows}")
+        if args.out and not args.out.parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {args.out.parent}")
         device = pick_device(args.device)
         model = load_vatt(args.run, device=device)
         config, tokenizer = load_config(args.run), load_tokenizer(args.run)
-        source = args.data or config.data.source or build_corpus(clips=config.data.builtin_clips)
-        manifest = read_manifest(source)
+        manifest = read_manifest(args.data or config.data.source or build_corpus(clips=config.data.builtin_clips))
         clips = manifest.split(args.split or config.data.test_split)
+        if not len(clips) and args.data and not args.split:
+            clips = manifest  # of a user's own: all there is
         if not len(clips):
-            names = ", ".join(sorted({clip.split or "none" for clip in manifest}))
-            raise RunError(f"no rows of split {args.split or config.data.test_split!r}; choose --split from: {names}")
+            wanted = args.split or config.data.test_split
+            raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
         windows = args.windows or config.eval_windows
         dataset = EvalDataset(clips, config.data, config.model, tokenizer, windows, max(1, 32 // windows))
         embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+        scores = retrieval(embedded)
+        print(format_scores(scores))
+        for index, reason in embedded.bad:
+            print(f"left out: {manifest[index].name}: {reason}", file=sys.stderr)
+        if args.out:
+            write_atomically(args.out, (json.dumps(scores, indent=2) + "\n").encode())
     except (ConfigError, ManifestError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    scores = retrieval(embedded)
-    print(format_scores(scores))
-    for index, reason in embedded.bad:
-        print(f"left out: {manifest[index].name}: {reason}", file=sys.stderr)
-    if args.out:
-        write_atomically(args.out, (json.dumps(scores, indent=2) + "\n").encode())
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

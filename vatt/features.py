@@ -164,7 +164,9 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: pip install 'vatt[features]'; .npz works without") from error
+        raise ConfigError(
+            "Parquet needs pyarrow: pip install -e '.[features]' in the project's folder; .npz works without"
+        ) from error
     return pyarrow, pyarrow.parquet
 
 

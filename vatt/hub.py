@@ -1,4 +1,4 @@
-"""`vatt.VATT`: the model with `from_pretrained`, `save_pretrained` and `push_to_hub` (`pip install 'vatt[hub]'`).
+"""`vatt.VATT`: the model with `from_pretrained`, `save_pretrained` and `push_to_hub` (extra `hub`).
 
     model = vatt.VATT.from_pretrained("DIR or user/name")      # eval mode, float32, on the CPU
     model.tokenizer.encode("a dog pulls a sled")               # None for a model without word list
@@ -26,7 +26,7 @@ try:
     from huggingface_hub import ModelHubMixin, snapshot_download
 except ImportError as error:
     raise ImportError(
-        "vatt.hub needs huggingface_hub: pip install 'vatt[hub]'; vatt.load(DIR) works without"
+        "vatt.hub needs huggingface_hub: pip install -e '.[hub]' in the project's folder; vatt.load(DIR) works without"
     ) from error
 
 

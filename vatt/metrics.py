@@ -15,7 +15,7 @@ from torch import Tensor
 def ranks(similarity: Tensor, target: Tensor) -> Tensor:
     """Rank from 1 of candidate `target[q]` in row q of similarity [Q,C]; equal candidates count as ahead of it."""
     wanted = similarity.gather(1, target[:, None])
-    return (similarity >= wanted).sum(1)
+    return (~(similarity < wanted)).sum(1)
 
 
 def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:

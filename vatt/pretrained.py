@@ -18,7 +18,7 @@ from .data.text import Tokenizer, VocabularyError
 from .model.vatt import VATT, Classifier
 from .ops import choose
 from .run import RunError, read_config
-from .transfer import load_classifier, read_source
+from .transfer import load_classifier, load_exactly
 
 VOCABULARY = "vocabulary.txt"
 
@@ -41,10 +41,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
     config = load_config(folder)
     if not _is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused)
-    try:
-        return load_classifier(folder, device, fused=config.fused if fused is None else fused)
-    except RuntimeError as error:
-        raise _misfit(folder, error) from error
+    return load_classifier(folder, device, fused=config.fused if fused is None else fused)
 
 
 def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT:
@@ -61,20 +58,11 @@ def load_weights(model: VATT, folder: str | Path) -> None:
     if _is_classifier(folder):
         raise RunError(f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one "
                        "(vatt.load reads both)")  # fmt: skip
-    try:
-        model.load_state_dict(read_source(folder))
-    except RuntimeError as error:
-        raise _misfit(folder, error) from error
+    load_exactly(model, folder)
 
 
 def _is_classifier(folder: Path) -> bool:
     return "classifier" in json.loads((folder / "config.json").read_text())
-
-
-def _misfit(folder: Path, error: RuntimeError) -> RunError:
-    if isinstance(error, RunError):  # says it all
-        return error
-    return RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {error}")
 
 
 def load_config(folder: str | Path) -> Config:

@@ -14,19 +14,21 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
+from .check_config import check
 from .config import Config, ConfigError, from_dict, to_dict
-from .data.manifest import Manifest
+from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
 from .files import write_atomically
-from .model.vatt import VATT
 
 
 class RunError(RuntimeError):
@@ -47,8 +49,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
@@ -64,11 +66,12 @@ def autocast_for(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def fingerprint(manifest: Manifest) -> str:
-    """Changes when a clip, its span, its captions or its split do; a resumed run must see the same manifest."""
+def fingerprint(rows: Iterable[Clip | str]) -> str:
+    """Changes when a clip, its span, its captions or its split do, or a word; a resumed run must see the same."""
     digest = hashlib.sha256()
-    for clip in manifest:
-        digest.update(repr((clip.name, clip.start, clip.end, clip.captions, clip.label, clip.split)).encode())
+    for row in rows:
+        content = row if isinstance(row, str) else (row.name, row.start, row.end, row.captions, row.label, row.split)
+        digest.update(repr(content).encode())
     return digest.hexdigest()
 
 
@@ -78,28 +81,45 @@ def write_config(out: Path, config: Config, record: dict[str, Any]) -> None:
 
 
 def read_config(out: Path) -> Config:
-    """Settings of the run or exported model in `out`."""
+    """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
     path = out / "config.json"
     try:
-        return from_dict(Config, json.loads(path.read_text())["config"])
+        config = from_dict(Config, json.loads(path.read_text())["config"])
+        check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is not a run's config: {error}") from error
+    return config
 
 
-def export_model(out: Path, model: VATT, config: Config, tokenizer: Tokenizer) -> Path:
-    """Writes OUT/model, replacing an earlier one only when the new one is complete."""
-    final, temporary = out / "model", out / ".writing-model"
+def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Config, record: dict[str, Any],
+                       words: Tokenizer | None) -> None:  # fmt: skip
+    """Writes weights, settings (with `record` beside them) and vocabulary; `folder` changes only when all is there.
+
+    Raises:
+        OSError: something cannot be written; an earlier model in `folder` is still there.
+    """
+    temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
-              temporary / "model.safetensors")  # fmt: skip
-    write_config(temporary, config, {})
-    tokenizer.save(temporary / "vocabulary.txt")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    return final
+    temporary.mkdir(parents=True)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+                  temporary / "model.safetensors")  # fmt: skip
+        write_config(temporary, config, record)
+        if words is not None:
+            words.save(temporary / "vocabulary.txt")
+        # Until the new one has its name the old one is kept under another.
+        old = folder.with_name(f".old-{folder.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ EXAMPLES = """examples:
   python -m vatt.search --index features.npz --audio bark.wav --json
 
 Words after --index that do not end in .npz or .parquet are texts.
-exit codes: 0 done, 1 failed, 2 wrong usage."""
+exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 
 class Query(NamedTuple):
@@ -171,7 +172,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     # `--index a.npz "a dog"` is how people write it, and argparse gives --index all of it.
     files = [name for name in args.index if name.endswith(SUFFIXES)]
     args.texts = [name for name in args.index if name not in files] + args.texts
-    args.index = files
+    args.index = list({Path(name).resolve(): name for name in files}.values())  # each clip once
     if not files:
         parser.error(f"--index takes files of features, ending in {' or '.join(SUFFIXES)}")
     if not (args.texts or args.audio or args.video):
@@ -221,22 +222,33 @@ def format_results(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:
+    for warning in (line for answer in answers for line in answer["warnings"]):
+        print(f"warning: {warning}", file=sys.stderr)
+    try:
+        if args.json:
+            print(json.dumps({"index": args.index, "queries": answers}, indent=2, ensure_ascii=False))
+        else:
+            print("\n\n".join(format_results(answer) for answer in answers))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has what it wants (`| head -1`). What is left in the buffer must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        answers = search(args)
+        print_answers(args, search(args))
     except (ConfigError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, FeaturesError, BadClip, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for warning in (line for answer in answers for line in answer["warnings"]):
-        print(f"warning: {warning}", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"index": args.index, "queries": answers}, indent=2, ensure_ascii=False))
-    else:
-        print("\n\n".join(format_results(answer) for answer in answers))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -38,7 +38,9 @@ def _masked_crc32c(*parts: bytes) -> bytes:
     try:
         from google_crc32c import extend
     except ImportError as error:
-        raise ImportError("reading TensorFlow checkpoints needs crc32c: pip install 'vatt[official]'") from error
+        raise ImportError(
+            "reading TensorFlow checkpoints needs crc32c: pip install -e '.[official]' in the project's folder"
+        ) from error
     crc = reduce(extend, parts, 0)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
 
@@ -135,7 +137,11 @@ def _index_file(path: Path) -> Path:
         latest = re.search(r'^model_checkpoint_path: "(?:.*/)?([^/"]+)"', state, re.MULTILINE)
         found = [path / f"{latest[1]}.index"] if latest else found  # a folder it names is another machine's
     if len(found) != 1 or not found[0].is_file():
-        raise CheckpointError(path, None, None, "no index, or several with equal right", "Give PREFIX of PREFIX.index.")
+        what = f"no such file, nor {index.name}"
+        if path.exists():
+            names = ", ".join(file.stem for file in found[:3]) + ("" if len(found) <= 3 else ", ...")
+            what = f"{len(found)} .index files ({names}), name one" if len(found) > 1 else "holds no .index file"
+        raise CheckpointError(path, None, None, what, "Give PREFIX of PREFIX.index.")
     return found[0]
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint
-from .config import Config, ConfigError, apply_overrides, differences, to_dict, to_json
+from .check_config import check
+from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict, to_json
 from .data.bad_clips import BadClips
 from .data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
 from .data.manifest import Manifest, ManifestError, read_manifest
@@ -39,7 +41,6 @@ from .run import (
     RunError,
     autocast_for,
     compute_dtype,
-    export_model,
     fingerprint,
     first_free,
     pick_device,
@@ -47,6 +48,7 @@ from .run import (
     split_clips,
     termination,
     write_config,
+    write_model_folder,
 )
 
 EXAMPLES = """examples:
@@ -59,6 +61,9 @@ EXAMPLES = """examples:
 A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `caption` (several separated by " | "),
 `label`, `split` (train/test); paths are relative to the CSV.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
+
+
+FIXED = ("model.", "data.vocabulary:", "preset:")  # what a resumed run cannot change
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,7 +96,7 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
     if saved and args.preset and args.preset != saved.preset:
         raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
     flags = {
-        "data.source": str(Path(args.data).absolute()) if args.data else None,
+        "data.source": args.data,
         "data.batch_size": args.batch_size,
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
@@ -102,18 +107,14 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
     }
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
     config = apply_overrides(config, given + args.overrides)
-    checks = {
-        "steps": config.steps >= 1,
-        "data.batch_size": config.data.batch_size >= 2,  # one clip has no negatives
-        "model.drop.rate": 0 <= config.model.drop.rate < 1,
-        "save_every": config.save_every >= 1,
-        "keep_checkpoints": config.keep_checkpoints >= 1,
-    }
-    for name, fine in checks.items():
-        if not fine:
-            raise ConfigError(f"{name} is out of range")
-    if config.dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"dtype is auto, float32 or bfloat16, got {config.dtype!r}")
+    # A run may be resumed from another folder.
+    given_paths = (config.data.source, config.data.vocabulary)
+    source, words = (str(Path(path).expanduser().absolute()) if path else "" for path in given_paths)
+    config = replace(config, data=replace(config.data, source=source, vocabulary=words))
+    check(config)
+    for line in differences(saved, config) if saved else []:
+        if line.startswith(FIXED) and not line.startswith("model.drop."):
+            raise ConfigError(f"a run keeps its model and words; this would change {line}; start a new one")
     return config
 
 
@@ -152,27 +153,21 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
     """The run's vocabulary: that of the run itself when resumed, a given word list, or one built from the captions."""
     path = out / "vocabulary.txt"
-    if resume:
+    if resume and path.exists():
         return Tokenizer.from_file(path)
-    text = config.model.text
     if config.data.vocabulary:
-        tokenizer = Tokenizer.from_file(Path(config.data.vocabulary))
-        if len(tokenizer) > text.vocabulary:
-            raise ConfigError(f"{config.data.vocabulary} has {len(tokenizer)} words, model.text.vocabulary only "
-                              f"{text.vocabulary}; raise it with --set")  # fmt: skip
+        tokenizer = Tokenizer.from_file(config.data.vocabulary)
     else:
         captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, text.vocabulary)
+        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary)
     tokenizer.save(path)
     return tokenizer
 
 
-def train(config: Config, out: Path, *, resume: bool) -> None:
+def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool) -> None:
     """Runs `config` in folder `out`, from its newest checkpoint if `resume`."""
-    device = pick_device(config.device)
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
-    manifest = read_manifest(config.data.source or build_corpus(clips=config.data.builtin_clips))
     clips, held_out = split_clips(manifest, config)
     tokenizer = make_tokenizer(config, manifest, out, resume)
     torch.manual_seed(config.seed)
@@ -180,17 +175,20 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     model = VATT(config.model, ops).to(device)
     optimizer = Adam(model.parameters(), config.optim)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
+    identity = {"manifest": fingerprint(manifest), "words": fingerprint(tokenizer.words)}
     start = 0
     if resume and (found := checkpoint.load_latest(out / "checkpoints", tqdm.write)):
-        if found.state["manifest"] != fingerprint(manifest):
-            raise RunError(f"{manifest.root} changed since the run began; restore it, or start a run of its own")
+        for what, place in (("manifest", manifest.root), ("words", out / "vocabulary.txt")):
+            if found.state[what] != identity[what]:
+                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
+        if found.step > config.steps:
+            raise ConfigError(f"steps is {config.steps}, but the run is at step {found.step} already")
         model.load_state_dict(found.model)
         optimizer.load_state_dict(found.state["optimizer"])
         bad.load_state_dict(found.state["bad_clips"])
         start = found.step
     board = tensorboard(out) if config.tensorboard else None
-    where = environment(device)
-    write_config(out, config, {"environment": where, "operations": ops.reason})
+    where = environment(device) | {"operations": ops.reason}
     print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
     print(ops.reason)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
@@ -203,13 +201,13 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
 
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
-    identity = fingerprint(manifest)
+    provenance = json.dumps({"config": to_dict(config), "environment": where})
 
-    def save(step: int) -> None:
+    def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
         if len(bad):
             bad.write()  # refreshes the counts
-        state = {"optimizer": optimizer.state_dict(), "bad_clips": bad.state_dict(), "manifest": identity}
-        checkpoint.save(out / "checkpoints", step, model.state_dict(), state, keep=config.keep_checkpoints)
+        state = {"optimizer": optimizer.state_dict(), "bad_clips": bad_clips or bad.state_dict(), "record": provenance}
+        checkpoint.save(out / "checkpoints", step, model.state_dict(), state | identity, keep=config.keep_checkpoints)
 
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed)
     autocast = autocast_for(device, dtype)
@@ -220,13 +218,14 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
     with termination() as signals, bar:
         for step in range(start, config.steps):
             tick = time.perf_counter()
+            before = bad.state_dict()
             try:
                 batch = next(batches)
                 for clip, reason in bad.add(step, batch):
                     tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
                 bad.check()
             except DataError:
-                save(step)  # what was learned so far; --resume goes on once the data is mended
+                save(step, before)  # what was learned so far; --resume goes on once the data is mended
                 raise
             waited = time.perf_counter() - tick
             record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
@@ -259,23 +258,24 @@ def train(config: Config, out: Path, *, resume: bool) -> None:
                 sys.exit(128 + signals[0])
     trained = time.perf_counter() - began
     log.close()
-    finish(config, out, model, held_out, tokenizer, bad, where | {"operations": ops.reason}, trained)
+    finish(config, out, model, held_out, tokenizer, bad, where, trained)
 
 
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
            where: dict[str, Any], seconds: float) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
-    export_model(out, model, config, tokenizer)
+    write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
     records = read_metrics(out / "metrics.jsonl")
     try:
         draw_losses(records, out / "loss.png")
     except ImportError:
-        print("no loss.png: matplotlib is missing, pip install 'vatt[bench]' brings it")
+        print("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
     result: dict[str, Any] = {"environment": where, "config": to_dict(config), "steps": config.steps}
     last = [r["loss"] for r in records[-20:] if r["updated"]]
     result["final_loss"] = sum(last) / len(last) if last else None
     result["train_seconds"] = seconds  # of this process: a resumed run counts from its resume
-    result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
+        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
     result["bad_clips"] = len(bad)
     if held_out:
         device = next(model.parameters()).device
@@ -297,8 +297,20 @@ def tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError("tensorboard=true needs TensorBoard: pip install 'vatt[tensorboard]'") from error
+        raise ConfigError("tensorboard=true needs TensorBoard: pip install -e '.[tensorboard]'") from error
     return SummaryWriter(str(out / "tensorboard"))
+
+
+def saved_config(out: Path) -> Config:
+    """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
+    try:
+        return read_config(out)
+    except RunError as error:
+        found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
+        if found is None:
+            raise
+        print(f"{error}; using the settings in {found.path}")
+        return from_dict(Config, json.loads(found.state["record"])["config"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume:
             if not args.out:
                 raise ConfigError("--resume continues the run in --out; name its folder")
-            saved = read_config(args.out)
+            saved = saved_config(args.out)
         config = resolve_config(args, saved)
         if args.print_config:
             print(to_json(config), end="")
@@ -318,14 +330,25 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
         for line in differences(saved, config) if saved else []:
             print(f"changed since the run began: {line}")
+        device = pick_device(config.device)
+        manifest = read_manifest(config.data.source) if config.data.source else None
+        if manifest is not None:
+            split_clips(manifest, config)  # nothing is written for a run that cannot start
         out.mkdir(parents=True, exist_ok=True)
-        train(config, out, resume=args.resume)
+        # First of all: whatever happens next, --resume knows what to do.
+        write_config(out, config, {"environment": environment(device)})
+        if manifest is None:
+            manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))
+        train(config, out, device, manifest, resume=args.resume)
     except (ConfigError, ManifestError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunError, DataError, checkpoint.DamagedCheckpoint, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .model.tokens import resample_table
 from .model.vatt import Classifier
@@ -102,11 +102,33 @@ def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
 def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
     """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
     config = read_config(folder)
-    head = json.loads((folder / "config.json").read_text()).get("classifier")
-    if head is None:
+    saved = json.loads((folder / "config.json").read_text())
+    if "classifier" not in saved:
         raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
-    modality, classes = head["modality"], head["classes"]
-    dropout = HEAD_DROPOUT[modality]
+    try:
+        modality, classes = saved["classifier"]["modality"], saved["classifier"]["classes"]
+        dropout = HEAD_DROPOUT[modality]
+        if type(classes) is not int or classes < 1:
+            raise ValueError(f"classes {classes!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
+                       f"a number of classes ({error})") from error  # fmt: skip
     classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
-    classifier.load_state_dict(read_source(folder))
+    load_exactly(classifier, folder)
     return classifier.to(device).eval()
+
+
+def load_exactly(model: nn.Module, folder: Path) -> None:
+    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
+    ours, theirs = model.state_dict(), read_source(folder)
+    differ = [f"{name} is missing" for name in ours if name not in theirs]
+    differ += [f"{name} is unknown" for name in theirs if name not in ours]
+    differ += [
+        f"{name} has shape {list(theirs[name].shape)}, here {list(tensor.shape)}"
+        for name, tensor in ours.items()
+        if name in theirs and theirs[name].shape != tensor.shape
+    ]
+    if differ:
+        more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+        raise RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {differ[0]}{more}")
+    model.load_state_dict(theirs)

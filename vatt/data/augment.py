@@ -5,6 +5,8 @@ horizontal flip, then colour jitter on [0, 1] in the order brightness, saturatio
 the release, all small: jitter and resize are one bilinear resample instead of two (and only of the pixels that the crop
 shows), and the result is rounded back to uint8 once, at the end (at most 1/510 of full scale), so that batches stay a
 quarter of the size; the model turns them into x * 2 / 255 - 1. Bilinear means half-pixel centres and no antialiasing.
+Before all that, also for evaluation, the decoder shrinks larger sources to a shorter side of `short_side` (336 for size
+224 and the default jitter) with libswscale's bilinear filter, which antialiases; the release resizes the stored frames.
 
 Everything is numpy on one thread, so that a batch does not depend on how many threads a process has.
 """

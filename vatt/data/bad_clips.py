@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from vatt.data.loader import Batch, DataError
 from vatt.data.manifest import Clip, Manifest
+from vatt.files import write_atomically
 
 COLUMNS = ("path", "row", "reason", "first_step", "count")
-LEAST_TRIED = 32  # a share of fewer clips says nothing
+LEAST_TRIED = 32  # a share of fewer clips says nothing, unless there are no more
+
+
+def bad_share(bad: int, tried: int, clips: int) -> float:
+    """`bad` over the clips tried so far, these taken as at least 32 or, if that is fewer, as all `clips`."""
+    return bad / max(tried, min(LEAST_TRIED, clips), 1)
 
 
 @dataclass
@@ -26,17 +29,21 @@ class _Record:
 
 
 class BadClips:
-    """Kept by the main process. `path`: the CSV (`row` is the manifest index); `max_share` as in `DataConfig`."""
+    """Kept by the main process. `path`: the CSV (`row` is the manifest index); `max_share` as in `DataConfig`.
+
+    The records are of the whole run and survive a resume. The share is of the clips that this process tried: whoever
+    mends the files of a run that stopped, and resumes it, is not held to what they were before.
+    """
 
     def __init__(self, path: str | Path, clips: Manifest, max_share: float) -> None:
         self.path, self.max_share = Path(path), max_share
         self._clips = {clip.index: clip for clip in clips}
-        self._size = max(self._clips, default=-1) + 1
-        self._tried = np.zeros(self._size, bool)
         self._records: dict[int, _Record] = {}
+        self._tried: set[int] = set()
+        self._bad: set[int] = set()  # of those tried
 
     def __len__(self) -> int:
-        """Distinct bad clips."""
+        """Distinct bad clips of the whole run."""
         return len(self._records)
 
     @property
@@ -45,19 +52,20 @@ class BadClips:
 
     @property
     def tried(self) -> int:
-        """Distinct clips tried."""
-        return int(self._tried.sum())
+        """Distinct clips tried by this process."""
+        return len(self._tried)
 
     @property
     def share(self) -> float:
-        """Distinct bad clips over distinct clips tried, these taken as at least 32."""
-        return len(self._records) / max(self.tried, LEAST_TRIED)
+        """`bad_share` of the distinct clips that this process tried."""
+        return bad_share(len(self._bad), self.tried, len(self._clips))
 
     def add(self, step: int, batch: Batch) -> list[tuple[Clip, str]]:
         """Takes a batch's record; returns the clips seen to be bad for the first time, and writes the CSV if any."""
-        self._tried[batch.tried] = True
+        self._tried.update(batch.tried)
         new = []
         for index, reason in batch.bad:
+            self._bad.add(index)
             record = self._records.get(index)
             if record is None:
                 self._records[index] = _Record(reason, step, 1)
@@ -72,28 +80,31 @@ class BadClips:
         """Raises DataError when more than `max_share` of the clips tried are bad."""
         if self.share > self.max_share:
             raise DataError(
-                f"{len(self)} of {self.tried} clips tried could not be used, more than data.max_bad_share = "
+                f"{len(self._bad)} of {self.tried} clips tried could not be used, more than data.max_bad_share = "
                 f"{self.max_share:g} allows; the reasons are in {self.path}"
             )
 
     def write(self) -> None:
         """Writes the CSV atomically, in the order of the manifest."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for index in sorted(self._records):
-                record = self._records[index]
-                writer.writerow([self._clips[index].path, index, record.reason, record.first_step, record.count])
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for index, record in sorted(self._records.items()):
+            writer.writerow([self._clips[index].path, index, record.reason, record.first_step, record.count])
+        # A file name need not be UTF-8: its bytes come out as they are on the disk.
+        write_atomically(self.path, text.getvalue().encode(errors="surrogateescape"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and one tensor (a bit for each clip), so that `torch.load(weights_only=True)` takes it back."""
+        """Plain values, so that `torch.load(weights_only=True)` takes it back."""
         records = [[index, r.reason, r.first_step, r.count] for index, r in sorted(self._records.items())]
-        return {"tried": torch.from_numpy(np.packbits(self._tried)), "size": self._size, "records": records}
+        return {"size": len(self._clips), "records": records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["size"] != self._size:
-            raise DataError(f"the saved record is of {state['size']} clips, the manifest now has {self._size}")
-        self._tried = np.unpackbits(state["tried"].numpy(), count=self._size).astype(bool)
+        """Takes the records back and makes the CSV say the same: it may hold clips of steps that are done again."""
+        if state["size"] != len(self._clips):
+            raise DataError(f"the saved record is of {state['size']} clips, the manifest now has {len(self._clips)}")
         self._records = {index: _Record(reason, step, count) for index, reason, step, count in state["records"]}
+        if self._records:
+            self.write()
+        else:
+            self.path.unlink(missing_ok=True)

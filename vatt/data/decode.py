@@ -31,6 +31,7 @@ from vatt.data.sound import read_audio
 END_TOLERANCE = 1.0  # seconds
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
+MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
 
@@ -79,7 +80,7 @@ def decode_span(
 
 def grid_frames(seconds: float, fps: float) -> int:
     """Frames at `fps` that `seconds` hold: the last one may be cut short, a hundredth of a frame is no frame."""
-    return max(1, math.ceil(seconds * fps - 0.01))
+    return max(1, math.ceil(min(seconds * fps, MAX_FRAMES) - 0.01))
 
 
 def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:

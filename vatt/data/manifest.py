@@ -8,12 +8,15 @@ here: a corpus of millions is listed in seconds, and what cannot be decoded is m
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
+
+from vatt.files import write_atomically
 
 CAPTION_SEPARATOR = " | "
 COLUMNS = ("path", "start", "end", "caption", "label", "split")
@@ -105,12 +108,11 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     """
     path = Path(os.path.abspath(path))
     rows = [_row(clip, path) for clip in clips]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _row(clip: Clip, path: Path) -> list[str]:
@@ -157,9 +159,11 @@ def _read_folder(folder: Path) -> Manifest:
 
 
 def _read_csv(path: Path) -> Manifest:
+    row = 1  # line on which the row being read begins
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
+            # Not strict, a quote that nothing closes would silently take all lines after it into one cell.
+            reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if not header:
                 raise ManifestError(
@@ -169,14 +173,22 @@ def _read_csv(path: Path) -> Manifest:
             key = next((name for name in ("path", "file") if name in columns), None)
             if key is None:
                 raise ManifestError(f"{path}:1: no column `path` (or `file`); found: {', '.join(columns)}")
+            double = sorted({name for name in columns if columns.count(name) > 1} & {*COLUMNS, key})
+            if double:
+                raise ManifestError(f"{path}:1: two columns `{double[0]}`; keep one, or rename the other")
+            row = reader.line_num + 1
             clips: list[Clip] = []
             for cells in reader:
                 if any(cell.strip() for cell in cells):
-                    clips.append(_clip(len(clips), cells, columns, key, path, reader.line_num))
+                    clips.append(_clip(len(clips), cells, columns, key, path, row))
+                row = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error}); give a CSV, or a folder of clips") from error
     except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}: not a CSV ({error})") from error
+        raise ManifestError(
+            f"{path}:{row}: not a CSV ({error}, at line {reader.line_num}); close the quotes of this row, and write a "
+            'quote inside of them twice: "a ""red"" car"'
+        ) from error
     if not clips:
         raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
     return _manifest(clips, path.parent)

@@ -73,6 +73,8 @@ class Reader:
         except OSError as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror})"
             raise BadClip(path, reason) from error
+        except ValueError as error:
+            raise BadClip(path, f"no path of a file ({error})") from error
         if not stat.S_ISREG(status.st_mode):
             raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever
         if status.st_size == 0:
@@ -102,7 +104,7 @@ class Reader:
                     stream.codec_context.thread_count = 1  # workers are the parallelism
             if self.video.codec_context is None or not self.video.time_base:
                 raise BadClip(self.path, "video of an unknown codec")
-        except BadClip:
+        except BaseException:
             self.container.close()
             raise
         self.fresh = self.from_start = True
@@ -181,14 +183,12 @@ class Reader:
 
 @contextlib.contextmanager
 def opened(path: Path, time_limit: float) -> Iterator[Reader]:
-    """An open file. Whatever the decoders make of a broken one inside the block comes out as `BadClip`."""
-    reader = Reader(path, Deadline(path, time_limit))
+    """An open file. Whatever the decoders make of a broken one, here or inside the block, comes out as `BadClip`."""
     try:
-        yield reader
+        with contextlib.closing(Reader(path, Deadline(path, time_limit))) as reader:
+            yield reader
     except (FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
         raise BadClip(path, f"cannot be decoded ({type(error).__name__}: {plain(error)})") from error
-    finally:
-        reader.close()
 
 
 def probe(path: Path, *, time_limit: float = 30.0) -> ClipInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import string
 from collections import Counter
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vatt.files import write_atomically
 
 PAD = 0
 PAD_WORD, UNKNOWN_WORD = "<pad>", "<unk>"
@@ -81,10 +82,7 @@ class Tokenizer:
         return cls(ranked[: max(0, size - 2)])
 
     def save(self, path: str | Path) -> None:
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(word + "\n" for word in self.words), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(Path(path), "".join(word + "\n" for word in self.words).encode())
 
     def encode(self, text: str, words: int = 16) -> NDArray[np.int64]:
         """int64 [words]: cut off or padded with 0."""

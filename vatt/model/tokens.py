@@ -14,18 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AudioConfig, DropConfig, TextConfig, VideoConfig
+from ..config import AudioConfig, DropConfig, TextConfig, VideoConfig, kept_tokens
 from ..ops import Ops
-
-
-def kept_tokens(tokens: int, drop_rate: float) -> int:
-    """Tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
-
-    The tiny summand undoes float error only: (1 - 0.8) * 10 is 1.9999999999999996 and means 2.
-    """
-    if not 0 <= drop_rate < 1:
-        raise ValueError(f"the drop rate is a share in [0, 1), got {drop_rate}")
-    return int((1 - drop_rate) * tokens + 1e-9)
 
 
 def mix_seed(seed: int, tag: int) -> int:
@@ -132,8 +122,6 @@ class _PatchTokens(nn.Module):
     def __init__(self, patch_size: int, channels: int, tables: tuple[int, ...], width: int, *, inner: bool,
                  drop: DropConfig, dropout: float, ops: Ops):  # fmt: skip
         super().__init__()
-        if drop.sampling not in ("batch", "sample"):
-            raise ValueError(f'drop.sampling is "batch" or "sample", got {drop.sampling!r}')
         self.ops, self.drop = ops, drop
         self.weight = nn.Parameter(torch.empty(patch_size * channels, width))
         self.bias = nn.Parameter(torch.zeros(width))

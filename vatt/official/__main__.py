@@ -119,7 +119,7 @@ def verify(folder: Path, fused: bool) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0: done; 1: a checkpoint, folder or comparison failed; 2: wrong arguments."""
+    """Exit status 0: done; 1: a checkpoint, folder or comparison failed; 2: wrong arguments; 130: interrupted."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m vatt.official", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -151,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
