@@ -49,13 +49,14 @@ def attention(
         scale: factor on q k^T; None is D**-0.5. T5 passes 1.0.
         dropout_p: probability of dropping a probability, 0 <= p < 1; the rest is scaled by 1 / (1 - p).
         seed: of the dropout mask; 64 bits are used.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         The shape of q. In its dtype, or autocast's where that is on.
 
     Raises:
         ValueError, TypeError: a shape, a dtype, a length or a probability does not fit.
+        RuntimeError, ImportError: `impl` was given and cannot run here.
     """
     packed = cu_seqlens is not None
     layout = "[total, H, D] (packed, as cu_seqlens is given)" if packed else "[B, N, H, D]"
@@ -91,11 +92,11 @@ def attention(
         raise ValueError(f"attention: dropout_p must satisfy 0 <= p < 1, got {dropout_p}")
     check_same_device("attention", q=q, k=k, v=v, key_mask=key_mask, bias_table=bias_table)
     dtype = compute_dtype(q, q.dtype)
-    chosen = implementation(impl)
+    compute = implementation("attention", impl, q.device)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
     with torch.autocast(q.device.type, enabled=False):
-        out: Tensor = chosen.attention(
+        out: Tensor = compute(
             q.to(dtype),
             k.to(dtype),
             v.to(dtype),

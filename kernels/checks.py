@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NoReturn
 
 import torch
@@ -10,25 +14,65 @@ from torch import Tensor
 
 from . import portable, reference
 
-IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "portable": portable}
+IMPLEMENTATIONS = {"reference": reference, "portable": portable}
+TRITON_FILES = {
+    "project": "projection_triton",
+    "sample_keep": "tokens_triton",
+    "gather_tokens": "tokens_triton",
+    "attention": "attention_triton",
+    "contrastive_loss": "contrastive_triton",
+}
 
 
-def implementation(impl: str | None) -> ModuleType:
-    """The module that computes. None is "portable" on every device.
+@functools.cache
+def has_triton() -> bool:
+    """Whether the package is installed; looking does not import it."""
+    return find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for. Triton reads the variable when a kernel's file is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")
+
+
+def default_implementation(device: torch.device) -> str:
+    """What `impl=None` means: "triton" on CUDA if it is installed, and on a CPU where its interpreter is asked for."""
+    if device.type == "cuda":
+        return "triton" if has_triton() else "portable"
+    return "triton" if device.type == "cpu" and interpreting() else "portable"
+
+
+def implementation(op: str, impl: str | None, device: torch.device) -> Callable[..., Tensor]:
+    """The function that computes `op` (a key of TRITON_FILES) for tensors on `device`.
 
     Raises:
-        NotImplementedError: "triton" was asked for; an explicit request never falls back silently.
+        RuntimeError: "triton" was asked for and cannot run on `device`; an explicit request never falls back silently.
+        ImportError: "triton" was asked for and is not installed.
         ValueError: no implementation has this name.
     """
-    if impl is None:
-        return portable
+    impl = default_implementation(device) if impl is None else impl
     if impl == "triton":
-        raise NotImplementedError(
-            'impl="triton": no Triton implementation exists yet; choose impl="portable" or impl="reference"'
-        )
+        return _triton(op, device)
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is unknown; choose None or one of {', '.join(map(repr, IMPLEMENTATIONS))}")
-    return IMPLEMENTATIONS[impl]
+        known = ", ".join(map(repr, (*IMPLEMENTATIONS, "triton")))
+        raise ValueError(f"impl={impl!r} is unknown; choose None or one of {known}")
+    chosen: Callable[..., Tensor] = getattr(IMPLEMENTATIONS[impl], op)
+    return chosen
+
+
+def _triton(op: str, device: torch.device) -> Callable[..., Tensor]:
+    ways_out = 'choose impl="portable" or impl="reference"'
+    if not has_triton():
+        raise ImportError(f'{op}: impl="triton" needs the package triton, which is not installed; {ways_out}')
+    if device.type == "cpu" and not interpreting():
+        raise RuntimeError(
+            f'{op}: impl="triton" needs tensors on a CUDA device, got {device}; {ways_out}, or set TRITON_INTERPRET=1 '
+            "before Python starts to run the kernels in Triton's interpreter (slow, for checking)"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise RuntimeError(f'{op}: impl="triton" needs tensors on a CUDA device, got {device}; {ways_out}')
+    chosen: Callable[..., Tensor] = getattr(importlib.import_module(f".{TRITON_FILES[op]}", __package__), op)
+    return chosen
 
 
 def shape_of(x: Tensor) -> str:

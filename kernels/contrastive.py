@@ -21,16 +21,20 @@ nothing: multiply it away. The official numbers are, with B the local batch and 
 Legend: B clips of this rank, G clips of all ranks, L candidates a clip, D width.
 FLOPs: 8 B G L D forward (two directions), 24 B G L D backward (every tile is computed again).
 Bytes: B D + G L D values and one statistic a row are kept; tiles of at most `block` x `block` scores exist at a time.
-Limits: statistics and products in float32 (float64 for float64 inputs), also under autocast.
+Limits: statistics and products in float32 (float64 for float64 inputs), also under autocast. Triton multiplies unit
+vectors of the inputs' dtype if they share one, accumulates in float32, and takes no float64.
 
 Source: Akbari et al. 2021, section 3.4 (NCE and MIL-NCE); merged denominator, masks and eps 1e-12 as the release.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
+from . import portable, reference
 from .checks import check_same_device, implementation, shape_error
 
 
@@ -61,13 +65,14 @@ def contrastive_loss(
         all_video, all_other, all_mask, all_video_mask: [G, D], [G, L, D], [G], [G]: the batches of all ranks, this
             rank's included; gradients flow to them where they require it. None: this rank is alone.
         offset: the row of all_* at which this rank's batch begins.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         [B] float32 (float64 for float64 inputs): the loss of each clip.
 
     Raises:
         ValueError, TypeError: a shape, a dtype or a combination of arguments does not fit.
+        RuntimeError, ImportError: `impl` was given and cannot run here.
     """
     op = "contrastive_loss"
     if video.ndim != 2 or not video.is_floating_point():
@@ -84,8 +89,10 @@ def contrastive_loss(
             shape_error(op, name, f"[{batch}]", given)
     if (all_video is None) != (all_other is None):
         raise ValueError(f"{op}: all_video and all_other come together; pass both or neither")
-    double = any(x is not None and x.dtype == torch.float64 for x in (video, other, all_video, all_other))
-    dtype = torch.float64 if double else torch.float32
+    compute = implementation(op, impl, video.device)
+    common = reduce(torch.promote_types, (x.dtype for x in (video, other, all_video, all_other) if x is not None))
+    statistics = torch.float64 if common == torch.float64 else torch.float32
+    dtype = statistics if compute in (reference.contrastive_loss, portable.contrastive_loss) else common
     video, other = video.to(dtype), other.to(dtype)
     if all_video is None or all_other is None:
         if all_mask is not None or all_video_mask is not None or offset:
@@ -106,15 +113,14 @@ def contrastive_loss(
             raise ValueError(f"{op}: rows {offset}..{offset + batch - 1} of this rank do not lie in the {total} of all")
     check_same_device(op, video=video, other=other, all_video=all_video, all_other=all_other)
     check_same_device(op, video=video, all_mask=all_mask, all_video_mask=all_video_mask)
-    chosen = implementation(impl)
     with torch.autocast(video.device.type, enabled=False):
-        loss: Tensor = chosen.contrastive_loss(
+        loss: Tensor = compute(
             video,
             other,
             all_video.to(dtype),
             all_other.to(dtype),
-            mask=None if all_mask is None else all_mask.to(dtype),
-            video_mask=None if all_video_mask is None else all_video_mask.to(dtype),
+            mask=None if all_mask is None else all_mask.to(statistics),
+            video_mask=None if all_video_mask is None else all_video_mask.to(statistics),
             temperature=temperature,
             symmetric=symmetric,
         )

@@ -9,8 +9,8 @@ Legend: B batch, T H W frames rows columns, C channels, S samples, N patches of 
 P values a patch, d width.
 FLOPs: 2 B K P d forward, as much again for the gradient of the weight (and of float inputs, where asked for).
 Bytes: B K P values read once forward and once more in the backward, which gathers again instead of saving patches.
-Limits: double backward is not defined. The inner two dimensions of `frames` (columns, channels) should be contiguous;
-any other layout is copied first.
+Limits: double backward is not defined; "triton" multiplies in bfloat16, float16 and float32, not in float64. The inner
+two dimensions of `frames` (columns, channels) should be contiguous; any other layout is copied first.
 
 Source: Akbari et al. 2021, section 3.1 (tokenisation, DropToken); patch order and VALID borders as the release.
 """
@@ -48,13 +48,14 @@ def project_voxels(
         keep: [K] or [B, K] int32 or int64, voxels to keep in (t, h, w) order, columns fastest; None keeps all N.
         position: [N, d], added to each kept voxel's row.
         scale, shift: input normalisation `scale * x + shift`; defaults 2/255 and -1 for uint8, 1 and 0 for floats.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         [B, K, d] in the dtype of `weight`. Under autocast the product runs in autocast's dtype, the rest does not.
 
     Raises:
         ValueError, TypeError, IndexError: a shape, a dtype or an index in `keep` does not fit.
+        RuntimeError, ImportError: `impl` was given and cannot run here.
     """
     if frames.ndim != 5:
         shape_error("project_voxels", "frames", "[B, T, H, W, C], channels last", frames)
@@ -88,13 +89,14 @@ def project_waveform(
         keep: [K] or [B, K] int32 or int64; None keeps all N = S // patch.
         position: [N, d], added to each kept patch's row.
         scale, shift: input normalisation `scale * x + shift`; defaults 1/32768 and 0 for int16, 1 and 0 for floats.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         [B, K, d] in the dtype of `weight`. Under autocast the product runs in autocast's dtype, the rest does not.
 
     Raises:
         ValueError, TypeError, IndexError: a shape, a dtype or an index in `keep` does not fit.
+        RuntimeError, ImportError: `impl` was given and cannot run here.
     """
     if samples.ndim != 2:
         shape_error("project_waveform", "samples", "[B, S]", samples)
@@ -139,9 +141,9 @@ def _project(
     check_same_device(op, frames=frames, weight=weight, bias=bias, keep=keep, position=position)
     scale, shift = (default if given is None else given for given, default in zip(normalise, defaults, strict=True))
     dtype = compute_dtype(weight, weight.dtype)
-    chosen = implementation(impl)
+    compute = implementation("project", impl, frames.device)
     with torch.autocast(weight.device.type, enabled=False):
-        result: Tensor = chosen.project(
+        result: Tensor = compute(
             frames, weight, bias, patch=patch, keep=keep, position=position, scale=scale, shift=shift, dtype=dtype
         )
     return result

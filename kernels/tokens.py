@@ -39,13 +39,14 @@ def sample_keep(
         offset: tells draws of one seed apart (a step, a layer, a modality); 64 bits are used.
         batch: None for one draw that all samples share (as the release does), else one draw for each of `batch` rows.
         device: where to draw; None is the CPU. The numbers do not depend on it.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         [K], or [batch, K], int32, ascending.
 
     Raises:
         ValueError: `kept` is not in 0..tokens, `batch` is negative or `tokens` does not fit into 31 bits.
+        RuntimeError, ImportError: `impl` was given and cannot run on `device`.
     """
     if not 0 <= tokens < 2**31:
         raise ValueError(f"sample_keep: tokens must lie in 0..2**31-1, got {tokens}")
@@ -53,10 +54,9 @@ def sample_keep(
         raise ValueError(f"sample_keep: kept must lie in 0..{tokens} (the number of tokens), got {kept}")
     if batch is not None and batch < 0:
         raise ValueError(f"sample_keep: batch must be None or a number of rows, got {batch}")
-    drawn: Tensor = implementation(impl).sample_keep(
-        tokens, kept, seed=seed, offset=offset, batch=batch, device=torch.device("cpu" if device is None else device)
-    )
-    return drawn
+    place = torch.device("cpu" if device is None else device)
+    draw = implementation("sample_keep", impl, place)
+    return draw(tokens, kept, seed=seed, offset=offset, batch=batch, device=place)
 
 
 def gather_tokens(x: Tensor, keep: Tensor, *, impl: str | None = None) -> Tensor:
@@ -65,17 +65,17 @@ def gather_tokens(x: Tensor, keep: Tensor, *, impl: str | None = None) -> Tensor
     Args:
         x: [B, N, D], any dtype.
         keep: [K] or [B, K] int32 or int64.
-        impl: "reference", "portable" or None (portable).
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
 
     Returns:
         [B, K, D] in the dtype of `x`.
 
     Raises:
         ValueError, TypeError, IndexError: a shape, a dtype or an index in `keep` does not fit.
+        RuntimeError, ImportError: `impl` was given and cannot run here.
     """
     if x.ndim != 3:
         shape_error("gather_tokens", "x", "[B, N, D]", x)
     check_keep("gather_tokens", keep, x.shape[0], x.shape[1])
     check_same_device("gather_tokens", x=x, keep=keep)
-    taken: Tensor = implementation(impl).gather_tokens(x, keep)
-    return taken
+    return implementation("gather_tokens", impl, x.device)(x, keep)

@@ -380,7 +380,7 @@ def test_tensorboard_writes_events_or_says_what_to_install(tmp_path, capsys):
         import tensorboard  # noqa: F401
     except ImportError:
         assert run("--out", tmp_path / "run", "--steps", 1, "--set", "tensorboard=true") == 2
-        assert "vatt[tensorboard]" in capsys.readouterr().err
+        assert ".[tensorboard]" in capsys.readouterr().err
     else:
         assert run("--out", tmp_path / "run", "--steps", 1, "--set", "tensorboard=true") == 0
         assert list((tmp_path / "run" / "tensorboard").iterdir())

@@ -1,0 +1,273 @@
+"""`python -m vatt_kernels.aot`: compile every Triton kernel for GPUs that are not here, and look at the machine code.
+
+For each case that the `*_triton` modules list: registers, spilled bytes, shared memory, matrix instructions,
+asynchronous copies by width in bits, and of the innermost loop its length and, for wgmma, waits beside products (as
+many waits as products mean that ptxas serialised them). What is one machine code for several shapes is compiled once.
+
+Expected of bfloat16 and float16 on NVIDIA: no spills, and shared memory within a block's limit; where tiles have 64
+rows or more, wgmma (sm_90), not serialised, or tcgen05 (sm_100), and wide asynchronous copies if the loop is pipelined.
+float32 and other vendors are reported only. The exit code is 1 when an expectation fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from .aot_case import AotCase
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes that a block may ask for
+SHORT = {"*bf16", "*fp16"}
+TENSOR = ("HMMA", "HGMMA", "UTCHMMA", "v_mfma")
+
+
+class Found(NamedTuple):
+    """What one compilation made of one case. `loop` counts the instructions of the innermost loop with products."""
+
+    name: str
+    arch: str
+    shape: str
+    warps: int
+    stages: int
+    registers: int = 0
+    spilled: int = 0
+    shared: int = 0
+    matrix: dict[str, int] | None = None
+    copies: dict[str, int] | None = None
+    loop: int = 0
+    products: int = 0
+    waits: int = 0
+    failures: tuple[str, ...] = ()
+
+
+def gather_cases() -> list[AotCase]:
+    """The cases of all `*_triton` modules beside this file that list some, one for each machine code."""
+    cases: dict[tuple[object, ...], AotCase] = {}
+    for path in sorted(Path(__file__).parent.glob("*_triton.py")):
+        module = importlib.import_module(f"{__package__}.{path.stem}")
+        for case in getattr(module, "aot_cases", list)():
+            key = (id(case.kernel), *map(repr, case[2:8]), case.archs)
+            shapes = [cases[key].shape] if key in cases else []
+            if case.shape not in "; ".join(shapes).split("; "):
+                shapes.append(case.shape)
+            cases[key] = case._replace(shape="; ".join(shapes))
+    return list(cases.values())
+
+
+def short(case: AotCase) -> bool:
+    return not SHORT.isdisjoint(case.signature.values())
+
+
+def default(case: AotCase) -> bool:
+    """Whether the case is compiled without --all: those of bfloat16, and those that hold no floating numbers."""
+    types = set(case.signature.values())
+    return "*bf16" in types or types.isdisjoint({"*fp16", "*fp32"})
+
+
+def number_of(arch: str) -> int:
+    """`sm_90` -> 90, `gfx942` -> 942, as in `AotCase.archs`."""
+    return int(re.sub(r"\D", "", arch))
+
+
+def tool(name: str) -> str:
+    """A program of the CUDA toolkit that the triton wheel brings along.
+
+    Raises:
+        FileNotFoundError: this build of triton has none.
+    """
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: install the triton wheel for Linux x86-64")
+    return str(path)
+
+
+def compiled(case: AotCase, arch: str) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    target = GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", number_of(arch), 32)
+    names = list(case.signature)
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in case.divisible}
+    source = ASTSource(case.kernel, case.signature, case.constexprs, attributes)
+    return triton.compile(source, target=target, options={"num_warps": case.warps, "num_stages": case.stages})
+
+
+def opcode(instruction: str) -> str:
+    """`@!P0 HGMMA.64x64x16.F32.BF16 R24, ...` -> `HGMMA.64x64x16.F32.BF16`."""
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0]
+
+
+def tally(opcodes: Iterable[str], kinds: tuple[str, ...]) -> dict[str, int]:
+    found = Counter(kind for code in opcodes for kind in kinds if code.startswith(kind))
+    return {kind: found[kind] for kind in kinds if found[kind]}
+
+
+def copies_by_width(opcodes: list[str]) -> dict[str, int]:
+    """Asynchronous copies: LDGSTS by bits that a thread copies, and those of the tensor memory accelerator."""
+    found: Counter[str] = Counter()
+    for code in opcodes:
+        if code.startswith("LDGSTS"):
+            width = re.search(r"\.(64|128)\b", code)
+            found[f"LDGSTS.{width[1] if width else 32}"] += 1
+        elif code.startswith("UTMALDG"):
+            found["UTMALDG"] += 1
+    return dict(found)
+
+
+def main_loop(sass: list[tuple[int, str]]) -> list[str]:
+    """Opcodes of the innermost loop with most matrix instructions, of (address, instruction) in order of addresses."""
+    place = {address: index for index, (address, _) in enumerate(sass)}
+    loops = []
+    for index, (address, instruction) in enumerate(sass):
+        target = re.search(r"\bBRA\b.*\b(0x[0-9a-f]+)", instruction)
+        begin = place.get(int(target[1], 16)) if target else None
+        if begin is not None and sass[begin][0] < address:
+            opcodes = [opcode(text) for _, text in sass[begin : index + 1]]
+            loops.append((begin, index, sum(tally(opcodes, TENSOR).values()), opcodes))
+    loops = [loop for loop in loops if loop[2]]
+    inner = [a for a in loops if not any(a[:2] != b[:2] and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return max(inner, key=lambda loop: loop[2])[3] if inner else []
+
+
+def inspect_nvidia(case: AotCase, kernel: Any, found: Found) -> Found:
+    with TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        command = [tool("cuobjdump"), "-res-usage", "-sass", str(cubin)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if usage is None:
+        raise RuntimeError(f"{found.name} on {found.arch}: cuobjdump printed no resource usage")
+    sass = [(int(a, 16), code) for a, code in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\*", text, re.M)]
+    opcodes, loop = [opcode(code) for _, code in sass], main_loop(sass)
+    return found._replace(
+        registers=int(usage[1]),
+        spilled=int(usage[2]),
+        shared=kernel.metadata.shared,
+        matrix=tally(opcodes, TENSOR if short(case) else (*TENSOR, "FFMA")),
+        copies=copies_by_width(opcodes),
+        loop=len(loop),
+        products=sum(tally(loop, ("HGMMA",)).values()),
+        waits=sum(tally(loop, ("WARPGROUP.DEPBAR",)).values()),
+    )
+
+
+def inspect_amd(kernel: Any, found: Found) -> Found:
+    text = kernel.asm["amdgcn"]
+
+    def figure(name: str) -> int:
+        match = re.search(rf"\.{name}:\s+(\d+)", text)
+        return int(match[1]) if match else 0
+
+    return found._replace(
+        registers=figure("vgpr_count"),
+        spilled=figure("private_segment_fixed_size"),
+        shared=kernel.metadata.shared,
+        matrix={"v_mfma": len(re.findall(r"\bv_mfma", text))},
+    )
+
+
+def unmet(case: AotCase, kernel: Any, found: Found) -> tuple[str, ...]:
+    """Expectations that do not hold, in words."""
+    failures = []
+    if found.spilled:
+        failures.append(f"spills {found.spilled} bytes")
+    if found.shared > SHARED_LIMIT[found.arch]:
+        failures.append(f"shared memory {found.shared} > {SHARED_LIMIT[found.arch]} bytes")
+    wanted = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}.get(found.arch)
+    if case.tiles_of_64 and wanted and wanted not in (found.matrix or {}):
+        failures.append(f"no {wanted}")
+    if case.tiles_of_64 and case.stages > 1 and found.loop and not set(found.copies or {}) - {"LDGSTS.32"}:
+        failures.append("no wide asynchronous copy")
+    if found.products > 1 and found.waits >= found.products:
+        failures.append(f"wgmma serialised: {found.waits} waits for {found.products} products ({notes(kernel)})")
+    return tuple(failures)
+
+
+def notes(kernel: Any) -> str:
+    """What ptxas says about serialised wgmma."""
+    with TemporaryDirectory() as folder:
+        ptx = Path(folder) / "kernel.ptx"
+        ptx.write_text(kernel.asm["ptx"])
+        command = [tool("ptxas"), "-arch", "sm_90a", "-v", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
+        said = subprocess.run(command, capture_output=True, text=True).stderr
+    return "; ".join(sorted(set(re.findall(r"\(C75\d\d\)", said)))) or "ptxas gives no reason"
+
+
+def check(case: AotCase, arch: str) -> Found:
+    """Compile one case for one arch; what cannot be compiled is a failure as well."""
+    found = Found(case.name, arch, case.shape, case.warps, case.stages)
+    try:
+        kernel = compiled(case, arch)
+    except Exception as error:  # whatever triton's passes raise: the other cases are still worth a look
+        return found._replace(failures=(f"does not compile: {type(error).__name__}: {' '.join(str(error).split())}",))
+    if arch.startswith("gfx"):
+        return inspect_amd(kernel, found)
+    found = inspect_nvidia(case, kernel, found)
+    return found._replace(failures=unmet(case, kernel, found)) if short(case) else found
+
+
+def table(rows: list[Found]) -> str:
+    """Markdown, one line for each case and arch."""
+    head = "kernel|arch|warps|stages|registers|spills|shared|matrix|async copies|loop|waits/wgmma|"
+    lines = [f"|{head}|", "|---" * (head.count("|") + 1) + "|"]
+    for row in rows:
+        counts = [" ".join(f"{kind} {n}" for kind, n in (kinds or {}).items()) for kinds in (row.matrix, row.copies)]
+        waits = f"{row.waits}/{row.products}" if row.products else ""
+        figures = (row.warps, row.stages, row.registers, row.spilled, row.shared, *counts, row.loop, waits)
+        cells = (row.name, row.arch, *figures, "; ".join(row.failures) or "ok")
+        lines.append("|" + "|".join(map(str, cells)) + "|")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vatt_kernels.aot", description="Compile for GPUs that are not here."
+    )
+    parser.add_argument("--arch", nargs="+", choices=ARCHS, default=list(ARCHS[:3]), help="default: %(default)s")
+    parser.add_argument("--all", action="store_true", help="float16 and float32 too, not only bfloat16")
+    parser.add_argument("--first", action="store_true", help="of each kernel only the case that is listed first")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only cases with TEXT in their names")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled; unset it")
+    import triton
+    from tqdm import tqdm
+
+    cases = [case for case in gather_cases() if options.match in case.name]
+    if not options.all:
+        cases = [case for case in cases if default(case)]
+    work: list[tuple[AotCase, str]] = []
+    for arch in options.arch:
+        fitting = [case for case in cases if not case.archs or number_of(arch) in case.archs]
+        if options.first:
+            fitting = list({id(case.kernel): case for case in reversed(fitting)}.values())[::-1]
+        work += [(case, arch) for case in fitting]
+    if not work:
+        parser.error(f"no case matches {options.match!r}")
+    rows = [check(case, arch) for case, arch in tqdm(work, unit="kernel")]
+    failed = sum(bool(row.failures) for row in rows)
+    print(f"triton {triton.__version__}: {len(rows)} compilations, {failed} miss an expectation\n\n{table(rows)}")
+    if options.json:
+        record = {"triton": triton.__version__, "argv": sys.argv[1:], "rows": [row._asdict() for row in rows]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

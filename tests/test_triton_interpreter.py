@@ -1,0 +1,154 @@
+"""Which implementation answers where, and the Triton tests in Triton's interpreter, a process for each file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from vatt_kernels import checks
+
+from vatt.config import ConfigError
+from vatt.ops import choose
+from vatt.records import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.name for path in (ROOT / "tests").glob("test_triton_*.py") if path.name != Path(__file__).name)
+SMALL = [
+    *("--set", "data.builtin_clips=24", "--set", "data.workers=0", "--set", "eval_windows=1", "--batch-size=4"),
+    *("--set", "model.video.frames=8", "--set", "model.video.size=32", "--set", "model.audio.samples=3200"),
+    *("--set", "model.text.words=8", "--set", "model.text.captions=2"),
+    *(
+        item
+        for encoder in ("video", "audio", "text")
+        for setting in ("width=32", "layers=1", "heads=2", "head_width=16", "mlp=32", "dropout=0.1")
+        for item in ("--set", f"model.{encoder}_encoder.{setting}")
+    ),
+]
+
+
+def run_here(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m arguments` in a process of its own, on one core and without a GPU."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"} | variables
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_here(*arguments, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_in_the_interpreter(file: str) -> None:
+    pytest.importorskip("triton")
+    done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "[100%]" in done.stdout  # not all of it was skipped
+
+
+@pytest.mark.usefixtures("cache")
+def test_training_in_the_interpreter_agrees_with_portable(tmp_path: Path) -> None:
+    """The first loss is one of equal weights; the later ones have the kernels' gradients in them."""
+    pytest.importorskip("triton")
+    records = {}
+    for impl, run in (("portable", run_here), ("triton", run_interpreted)):
+        out = tmp_path / impl
+        done = run("vatt.train", "--fused", "--preset=tiny", "--steps=3", "--device=cpu", *SMALL, f"--out={out}")
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        records[impl] = read_metrics(out / "metrics.jsonl")
+        assert [record["operations"] for record in records[impl]] == [impl] * 3
+    assert "operations: fused, Triton kernels in Triton's interpreter on cpu" in done.stdout
+    for portable, triton in zip(records["portable"], records["triton"], strict=True):
+        for name in ("loss", "gradient_norm"):
+            assert triton[name] == pytest.approx(portable[name], rel=1e-4)
+
+
+# which implementation answers
+
+
+def triton_is(monkeypatch: pytest.MonkeyPatch, *, installed: bool, interpreted: bool) -> None:
+    monkeypatch.setattr(checks, "has_triton", lambda: installed)
+    monkeypatch.setattr("vatt.ops.has_triton", lambda: installed)
+    monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
+
+
+@pytest.mark.parametrize(
+    ("device", "installed", "interpreted", "expected"),
+    [
+        ("cpu", True, False, "portable"),
+        ("cpu", True, True, "triton"),
+        ("cpu", False, True, "triton"),  # it was asked for, so that it is missing has to show
+        ("cuda", True, False, "triton"),
+        ("cuda", False, False, "portable"),
+        ("mps", True, True, "portable"),
+    ],
+)
+def test_the_device_decides(
+    device: str, installed: bool, interpreted: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton_is(monkeypatch, installed=installed, interpreted=interpreted)
+    assert checks.default_implementation(torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("impl", "device", "installed", "interpreted", "kind", "message"),
+    [
+        ("triton", "cpu", True, False, RuntimeError, r"CUDA device, got cpu.*portable.*TRITON_INTERPRET=1"),
+        ("triton", "cpu", False, True, ImportError, r"not installed.*portable"),
+        (None, "cpu", False, True, ImportError, r"not installed.*portable"),
+        ("triton", "cuda", False, False, ImportError, r"not installed.*portable"),
+        ("triton", "mps", True, True, RuntimeError, r"CUDA device, got mps.*portable"),
+        ("fast", "cpu", True, False, ValueError, r"'fast' is unknown.*'reference', 'portable', 'triton'"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_run_is_an_error(
+    impl: str | None,
+    device: str,
+    installed: bool,
+    interpreted: bool,
+    kind: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    triton_is(monkeypatch, installed=installed, interpreted=interpreted)
+    for op in checks.TRITON_FILES:
+        with pytest.raises(kind, match=message):
+            checks.implementation(op, impl, torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("fused", "device", "interpreted", "impl", "reason"),
+    [
+        (False, "cuda", True, "reference", "literal PyTorch; --fused selects"),
+        (True, "cpu", False, "portable", "fused, portable form on cpu"),
+        (True, "cpu", True, "triton", r"Triton's interpreter on cpu \(TRITON_INTERPRET=1"),
+        (True, "cuda:1", False, "triton", "fused, Triton kernels on cuda$"),
+        (True, "mps", False, "portable", "fused, portable form on mps"),
+    ],
+)
+def test_a_run_says_which_operations_it_has(
+    fused: bool, device: str, interpreted: bool, impl: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton_is(monkeypatch, installed=True, interpreted=interpreted)
+    ops = choose(fused, device)
+    assert ops.impl == impl
+    assert re.search(reason, ops.reason)
+
+
+@pytest.mark.parametrize(
+    ("device", "interpreted", "message"),
+    [
+        ("cuda", False, r"on CUDA.*not installed; install it, or run without --fused"),
+        ("cpu", True, r"TRITON_INTERPRET=1.*not installed; install it, or unset TRITON_INTERPRET"),
+    ],
+)
+def test_a_run_that_cannot_have_its_operations_does_not_start(
+    device: str, interpreted: bool, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton_is(monkeypatch, installed=False, interpreted=interpreted)
+    with pytest.raises(ConfigError, match=message):
+        choose(True, device)
