@@ -107,12 +107,21 @@ def test_killed_and_resumed_is_bit_identical(whole, tmp_path, steps):
     assert all(torch.equal(a.model[name], b.model[name]) for name in b.model)
 
 
+SLOW_SAVE = """
+import sys, time
+from vatt import checkpoint, train
+sync = checkpoint._sync
+checkpoint._sync = lambda path: (time.sleep(0.5), sync(path))
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
 def test_killed_while_a_checkpoint_is_written(whole, tmp_path):
     out = tmp_path / "run"
-    process = start(out, "--steps", 10, "--fused", "--set", "save_every=1")
-    wait_for_steps(process, out, 3)
-    while process.poll() is None and not list((out / "checkpoints").glob(".writing-*")):
-        pass
+    arguments = [*SMALL, "--out", str(out), "--steps", "10", "--fused"]
+    process = subprocess.Popen([sys.executable, "-c", SLOW_SAVE, *arguments], stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((out / "checkpoints").glob(".writing-*/checksums.json")):
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     assert list((out / "checkpoints").glob(".writing-*")), "the kill came too late to interrupt a save"
