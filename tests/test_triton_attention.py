@@ -103,11 +103,10 @@ def test_dense(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_within_budget(attend(name, shape), leaves_of(shape), dtype)
 
 
-@pytest.mark.parametrize("shape", [(1, 130, 1, 64), (1, 64, 1, 24)])
+@pytest.mark.parametrize(("name", "shape"), [("plain", (1, 130, 1, 64)), ("dropout", (1, 64, 1, 24))])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_last_tile_full_or_not(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    for name in ("plain", "dropout"):
-        assert_within_budget(attend(name, shape), leaves_of(shape), dtype)
+def test_last_tile_full_or_not(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert_within_budget(attend(name, shape), leaves_of(shape), dtype)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -120,8 +119,8 @@ def test_packed(name: str, lengths: list[int], heads: int, dtype: torch.dtype) -
 
 
 def test_packed_lengths_may_be_bounded_from_above() -> None:
-    shape = (45, 2, 16)
-    operation = attend("everything", shape, [0, 40, 45], max_seqlen=70)
+    shape = (38, 1, 16)
+    operation = attend("everything", shape, [0, 33, 38], max_seqlen=70)
     assert_within_budget(operation, leaves_of(shape), torch.float16)
 
 
@@ -197,7 +196,7 @@ def test_dropout_mask_is_that_of_the_specification(p: float, seed: int, tokens: 
 
 
 def test_gradients_repeat_to_the_last_bit() -> None:
-    shape = (2, 40, 1, 16) if DEVICE == "cpu" else (16, 300, 8, 64)
+    shape = (1, 33, 1, 16) if DEVICE == "cpu" else (16, 300, 8, 64)
     leaves = [x.half() for x in leaves_of(shape)]
     runs = [results(lambda *x: attend("everything", shape)("triton", *x), leaves) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
