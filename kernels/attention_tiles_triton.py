@@ -82,11 +82,10 @@ class Problem(NamedTuple):
         return (self.sequences * self.heads * tiles,)
 
 
-ONE_TILE = 32  # tokens up to which a sequence is a single tile
-# Chosen offline by padded width: compiled for sm_80, sm_90 and sm_100 without spills; no GPU has measured it. It serves
-# text, where a tile of 64 would be 7 % full; a relative bias of more tokens, whose gather the pipeliner would give a
-# tile of its own in shared memory; and float32, whose exact products run on ordinary cores and spill in larger tiles.
-SMALL = {64: Launch(ONE_TILE, ONE_TILE, 4, 1), 128: Launch(ONE_TILE, ONE_TILE, 8, 1)}
+# Tokens up to which a sequence is one tile, and the tile of small launches: of text, where a tile of 64 would be 7 %
+# full; of a relative bias of more tokens, whose gather the pipeliner would give a tile of its own in shared memory; and
+# of float32, whose exact products run on ordinary cores and spill in larger tiles.
+ONE_TILE = 32
 
 
 def column_of(padded: int) -> int:

@@ -155,5 +155,5 @@ def test_the_checksum_of_the_strings_lengths_counts_by_itself(tmp_path: Path) ->
 def test_without_crc32c_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = write(tmp_path / "ckpt", {"w": np.zeros(4, "<f4")})
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    with pytest.raises(ImportError, match=r"pip install 'vatt\[official\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[official\]'"):
         TFCheckpoint(prefix)
