@@ -15,6 +15,7 @@ Source: Dao 2023, "FlashAttention-2", algorithm 1; relative bias: Raffel et al. 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ from .attention_tiles_triton import (
     strides,
     tile_at,
 )
+from .library import differentiable, operator, present, signed64
 
 LENGTHS = (301, 393, 601, 785, 801, 901, 1177, 1201, 1569, 1601, 2401, 3201)  # what the drop rates keep, and AGG
 
@@ -206,25 +208,81 @@ def attention_forward(
     return out, lse
 
 
-class _Attention(torch.autograd.Function):
-    """q, k, v, bias_table are differentiable; saves them with out and lse, and computes probabilities again."""
+ARGUMENTS = (
+    "Tensor? bias_table, Tensor? key_mask, SymInt max_distance, Tensor? cu_seqlens, SymInt? max_seqlen, float scale, "
+    "float dropout_p, SymInt seed"
+)
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor | None, options: dict[str, Any]
-    ) -> Tensor:
-        out, lse = attention_forward(q, k, v, bias_table=bias_table, **options)
-        tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
-        ctx.save_for_backward(q, k, v, bias_table, out, lse, *tensors.values())
-        ctx.names, ctx.options = list(tensors), {name: x for name, x in options.items() if name not in tensors}
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias_table, out, lse, *tensors = ctx.saved_tensors
-        options = ctx.options | dict(zip(ctx.names, tensors, strict=True))
-        return *attention_backward(grad, q, k, v, out, lse, bias_table=bias_table, **options), None
+def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return attention_forward(q, k, v, **_named(settings))
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv, d_table = attention_backward(grad, q, k, v, out, lse, **_named(settings))
+    return dq, dk, dv, grad.new_empty(0) if d_table is None else d_table
+
+
+def _named(settings: tuple[Any, ...]) -> dict[str, Any]:
+    """ARGUMENTS by name; the backward's launcher takes them in another order."""
+    names = ("bias_table", "key_mask", "max_distance", "cu_seqlens", "max_seqlen", "scale", "dropout_p", "seed")
+    return dict(zip(names, settings, strict=True))
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    statistics = 2 if q.dtype == torch.float32 else 1
+    total = math.prod(q.shape[:-2])
+    return q.new_empty(q.shape), q.new_empty(statistics, q.shape[-2], total, dtype=torch.float32)
+
+
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias_table: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    d_table = grad.new_empty(0) if bias_table is None else bias_table.new_empty(bias_table.shape)
+    return *(x.new_empty(q.shape) for x in (q, k, v)), d_table
+
+
+def _forward_flops(q: torch.Size, *shapes: Any, out_shape: Any) -> int:
+    """Packed sequences count as if each had `max_seqlen` tokens: the shapes do not tell their lengths."""
+    longest = q[1] if len(q) == 4 else shapes[6]
+    return 4 * math.prod(q) * longest
+
+
+def _backward_flops(grad: torch.Size, *shapes: Any, out_shape: Any) -> int:
+    """Of the products in the formula; computing the scores again is the implementation's own expense."""
+    longest = grad[1] if len(grad) == 4 else shapes[9]
+    return 8 * math.prod(grad) * longest
+
+
+_attention = operator(
+    f"attention(Tensor q, Tensor k, Tensor v, {ARGUMENTS}) -> (Tensor, Tensor)", _forward, _fake_forward, _forward_flops
+)
+_attention_backward = operator(
+    f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {ARGUMENTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward, _fake_backward, _backward_flops,
+)  # fmt: skip
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bias_table, key_mask, max_distance, cu_seqlens, *settings = inputs
+    ctx.save_for_backward(q, k, v, *output, bias_table, key_mask, cu_seqlens)
+    ctx.max_distance, ctx.settings = max_distance, settings
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, of_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Saves q, k, v, out and statistics, and computes probabilities again; nobody differentiates the statistics."""
+    if grad is None:
+        return (None,) * 11
+    *tensors, bias_table, key_mask, cu_seqlens = ctx.saved_tensors
+    gradients = _attention_backward(grad, *tensors, bias_table, key_mask, ctx.max_distance, cu_seqlens, *ctx.settings)
+    return *present(gradients, ctx.needs_input_grad[:4]), *[None] * 7
+
+
+differentiable(_attention, _save, _gradients, _attention_backward)
 
 
 def attention(
@@ -245,14 +303,12 @@ def attention(
 
     Reads `cu_seqlens` on the host where `max_seqlen` is missing, and on a CPU, where that costs nothing.
     """
-    if cu_seqlens is not None and (max_seqlen is None or not cu_seqlens.is_cuda):
+    if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
         bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
         max_seqlen = max(end - begin for begin, end in bounds)
-    options = {
-        "key_mask": key_mask, "max_distance": max_distance, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen,
-        "scale": scale, "dropout_p": dropout_p, "seed": seed,
-    }  # fmt: skip
-    out: Tensor = _Attention.apply(q, k, v, bias_table, options)
+    out: Tensor = _attention(
+        q, k, v, bias_table, key_mask, max_distance, cu_seqlens, max_seqlen, scale, dropout_p, signed64(seed)
+    )[0]
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,13 +14,7 @@ from torch import Tensor
 from . import portable, reference
 
 IMPLEMENTATIONS = {"reference": reference, "portable": portable}
-TRITON_FILES = {
-    "project": "projection_triton",
-    "sample_keep": "tokens_triton",
-    "gather_tokens": "tokens_triton",
-    "attention": "attention_triton",
-    "contrastive_loss": "contrastive_triton",
-}
+OPERATIONS = ("project", "sample_keep", "gather_tokens", "attention", "contrastive_loss")
 
 
 @functools.cache
@@ -43,7 +36,7 @@ def default_implementation(device: torch.device) -> str:
 
 
 def implementation(op: str, impl: str | None, device: torch.device) -> Callable[..., Tensor]:
-    """The function that computes `op` (a key of TRITON_FILES) for tensors on `device`.
+    """The function that computes `op` (one of OPERATIONS) for tensors on `device`.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run on `device`; an explicit request never falls back silently.
@@ -62,7 +55,7 @@ def implementation(op: str, impl: str | None, device: torch.device) -> Callable[
 
 def _triton(op: str, device: torch.device) -> Callable[..., Tensor]:
     ways_out = 'choose impl="portable" or impl="reference"'
-    if not has_triton():
+    if not torch.compiler.is_compiling() and not has_triton():  # a tracer cannot look; the import below fails as well
         raise ImportError(f'{op}: impl="triton" needs the package triton, which is not installed; {ways_out}')
     if device.type == "cpu" and not interpreting():
         raise RuntimeError(
@@ -71,8 +64,32 @@ def _triton(op: str, device: torch.device) -> Callable[..., Tensor]:
         )
     if device.type not in ("cpu", "cuda"):
         raise RuntimeError(f'{op}: impl="triton" needs tensors on a CUDA device, got {device}; {ways_out}')
-    chosen: Callable[..., Tensor] = getattr(importlib.import_module(f".{TRITON_FILES[op]}", __package__), op)
-    return chosen
+    return _imported(op)
+
+
+def _imported(op: str) -> Callable[..., Tensor]:
+    """By import statements, which torch.compile traces, unlike importlib; not before it is time: they import triton."""
+    match op:
+        case "project":
+            from . import projection_triton
+
+            return projection_triton.project
+        case "sample_keep":
+            from . import tokens_triton
+
+            return tokens_triton.sample_keep
+        case "gather_tokens":
+            from . import tokens_triton
+
+            return tokens_triton.gather_tokens
+        case "attention":
+            from . import attention_triton
+
+            return attention_triton.attention
+        case _:
+            from . import contrastive_triton
+
+            return contrastive_triton.contrastive_loss
 
 
 def shape_of(x: Tensor) -> str:
@@ -91,12 +108,15 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 
 
 def check_keep(op: str, keep: Tensor, batch: int, tokens: int) -> None:
-    """`keep` is [K] or [batch, K], int32 or int64, in 0..tokens-1. Values are read on a CPU only (no GPU waits)."""
+    """`keep` is [K] or [batch, K], int32 or int64, in 0..tokens-1.
+
+    Values are read on a CPU only, and not while torch.compile traces: neither a GPU nor a graph waits for them.
+    """
     if keep.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: keep must hold int32 or int64 indices, got {keep.dtype}")
     if keep.ndim not in (1, 2) or (keep.ndim == 2 and keep.shape[0] != batch):
         shape_error(op, "keep", f"[K] or [{batch}, K]", keep)
-    if keep.device.type == "cpu" and keep.numel():
+    if keep.device.type == "cpu" and not torch.compiler.is_compiling() and keep.numel():
         low, high = (int(value) for value in keep.aminmax())
         if low < 0 or high >= tokens:
             raise IndexError(f"{op}: keep must lie in 0..{tokens - 1} (there are {tokens} tokens), got {low}..{high}")

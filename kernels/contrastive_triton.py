@@ -21,6 +21,7 @@ Source: VATT (Akbari et al. 2021), section 3.4.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from .contrastive_forward_triton import (
     row_sums,
     unit_vectors,
 )
+from .library import differentiable, operator, present
 
 # Gradients by scores are scaled to this maximum (twice it in the symmetric form): a softmax of a large batch lies below
 # the smallest float16. With it, what is a 4e-9th of the largest is still a normal number.
@@ -216,38 +218,79 @@ def contrastive_backward(
     return grad_video, grad_other, grad_all_video, grad_all_other
 
 
-class _ContrastiveLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        video: Tensor,
-        other: Tensor,
-        all_video: Tensor | None,
-        all_other: Tensor | None,
-        mask: Tensor | None,
-        video_mask: Tensor | None,
-        temperature: float,
-        symmetric: bool,
-    ) -> Tensor:
-        video, other = video.contiguous(), other.contiguous()
-        if all_video is not None and all_other is not None:
-            all_video, all_other = all_video.contiguous(), all_other.contiguous()
-        inputs = (video, other, all_video, all_other, mask, video_mask)
-        loss, *statistics = contrastive_forward(*inputs, temperature, symmetric)
-        ctx.save_for_backward(*statistics, *inputs)
-        ctx.settings = temperature, symmetric
-        return loss
+ARGUMENTS = (
+    "Tensor video, Tensor other, Tensor? all_video, Tensor? all_other, Tensor? mask, Tensor? video_mask, "
+    "float temperature, bool symmetric"
+)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        forth, back, pairs, video, other, all_video, all_other, mask, video_mask = ctx.saved_tensors
-        temperature, symmetric = ctx.settings
-        gradients = contrastive_backward(
-            grad, forth, back, pairs, video, other, all_video, all_other, mask, video_mask, temperature, symmetric,
-            ctx.needs_input_grad[:4],
-        )  # fmt: skip
-        return *gradients, None, None, None, None
+
+def _backward(
+    grad: Tensor, forth: Tensor, back: Tensor, pairs: Tensor, video: Tensor, other: Tensor, *settings: Any
+) -> tuple[Tensor, ...]:
+    gradients = contrastive_backward(grad, forth, back, pairs, video, other, *settings)
+    return tuple(grad.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _fake_forward(video: Tensor, other: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    clips, candidates = other.shape[:2]
+    shapes = ((clips,), (clips,), (clips,), (clips, candidates))
+    return tuple(video.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+def _fake_backward(
+    grad: Tensor, forth: Tensor, back: Tensor, pairs: Tensor, video: Tensor, other: Tensor, all_video: Tensor | None,
+    all_other: Tensor | None, mask: Tensor | None, video_mask: Tensor | None, temperature: float, symmetric: bool,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    inputs = (video, other, all_video, all_other)
+    return tuple(
+        x.new_empty(x.shape) if need and x is not None else grad.new_empty(0)
+        for x, need in zip(inputs, needed, strict=True)
+    )
+
+
+def _forward_flops(
+    video: torch.Size, other: torch.Size, all_video: torch.Size | None, *settings: Any, out_shape: Any
+) -> int:
+    """Both matrices of scores, also where a rank alone computes one of them only."""
+    return 4 * (video if all_video is None else all_video)[0] * math.prod(other)
+
+
+def _backward_flops(
+    grad: torch.Size, forth: Any, back: Any, pairs: Any, video: torch.Size, other: torch.Size,
+    all_video: torch.Size | None, *settings: Any, out_shape: Any
+) -> int:  # fmt: skip
+    """Twice the forward; computing the scores again is the implementation's own expense."""
+    return 2 * _forward_flops(video, other, all_video, out_shape=None)
+
+
+_loss = operator(
+    f"contrastive_loss({ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    contrastive_forward, _fake_forward, _forward_flops,
+)  # fmt: skip
+_loss_backward = operator(
+    f"contrastive_loss_backward(Tensor grad, Tensor forth, Tensor back, Tensor pairs, {ARGUMENTS}, bool[] needed) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward, _fake_backward, _backward_flops,
+)  # fmt: skip
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:], *inputs[:6])
+    ctx.settings = inputs[6:]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Of the losses; nobody differentiates the statistics."""
+    if grad is None:
+        return (None,) * 8
+    needed = ctx.needs_input_grad[:4]
+    gradients = _loss_backward(grad, *ctx.saved_tensors, *ctx.settings, needed)
+    return *present(gradients, needed), *[None] * 4
+
+
+differentiable(_loss, _save, _gradients, _loss_backward)
 
 
 def contrastive_loss(
@@ -286,6 +329,6 @@ def contrastive_loss(
     alone = all_video is video and all_other is other
     if not video.shape[0]:
         return (video.sum(dim=1) + other.sum(dim=(1, 2))).float()  # empty, and no kernel to launch
-    gathered = (None, None) if alone else (all_video, all_other)
-    loss: Tensor = _ContrastiveLoss.apply(video, other, *gathered, mask, video_mask, temperature, symmetric)
+    gathered = (None, None) if alone else (all_video.contiguous(), all_other.contiguous())
+    loss: Tensor = _loss(video.contiguous(), other.contiguous(), *gathered, mask, video_mask, temperature, symmetric)[0]
     return loss

@@ -128,7 +128,7 @@ def _project(
         raise TypeError(f"{op}: weight must be floating point, got {weight.dtype}")
     if weight.ndim != 2 or weight.shape[0] != values:
         shape_error(op, "weight", f"[{values}, d] (a patch {patch} of {frames.shape[-1]} channels)", weight)
-    tokens = math.prod(size // step for size, step in zip(frames.shape[1:4], patch, strict=True))
+    tokens = math.prod([size // step for size, step in zip(frames.shape[1:4], patch, strict=True)])
     if tokens == 0:
         raise ValueError(f"{op}: the input {shape_of(frames)} is smaller than one patch {patch}")
     width = weight.shape[1]

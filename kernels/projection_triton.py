@@ -22,6 +22,8 @@ Source: as `projection`. All launch choices were chosen offline, by registers, s
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from .aot_case import AotCase
 from .checks import interpreting
+from .library import differentiable, operator, present
 from .projection_kernels_triton import project_kernel, starts_kernel, weight_kernel
 from .reference import patches
 from .tokens_triton import segment_sum
@@ -211,56 +214,109 @@ def clip_gradient(narrow: Tensor, weight: Tensor, frames: Tensor, patch: Patch, 
     return gradient
 
 
-class _Project(torch.autograd.Function):
-    """Saves the clip and gathers again in the backward."""
+def _forward(
+    frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
+    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    t, h, w = patch
+    offset = shift + scale * CENTRE.get(frames.dtype, 0)
+    extra = None if bias is None else bias.float()
+    if offset:
+        sums = weight.sum(dim=0, dtype=torch.float32) * offset
+        extra = sums if extra is None else sums + extra
+    if extra is not None:
+        extra = extra.contiguous()
+    if position is not None:
+        position = position.contiguous()
+    clip = describe(frames, (t, h, w), keep)
+    y = project_forward(clip, weight.to(dtype).contiguous(), extra, position, scale, weight.dtype)
+    return y.view(frames.shape[0], clip.kept, weight.shape[1])
 
-    @staticmethod
-    def forward(
-        ctx: Any, frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
-        patch: Patch, scale: float, shift: float, dtype: torch.dtype,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(frames, weight, keep)
-        ctx.patch, ctx.dtype, ctx.scale = patch, dtype, scale
-        ctx.shift = shift + scale * CENTRE.get(frames.dtype, 0)
-        ctx.bias = None if bias is None else bias.dtype
-        ctx.position = None if position is None else (position.shape[0], position.dtype)
-        extra = None if bias is None else bias.float()
-        if ctx.shift:
-            sums = weight.sum(dim=0, dtype=torch.float32) * ctx.shift
-            extra = sums if extra is None else sums + extra
-        if extra is not None:
-            extra = extra.contiguous()
-        if position is not None:
-            position = position.contiguous()
-        clip = describe(frames, patch, keep)
-        y = project_forward(clip, weight.to(dtype).contiguous(), extra, position, scale, weight.dtype)
-        return y.view(frames.shape[0], clip.kept, weight.shape[1])
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        frames, weight, keep = ctx.saved_tensors
-        need_frames, need_weight, need_bias, need_position = ctx.needs_input_grad[:4]
-        grad = grad.contiguous()
-        d_frames = d_weight = d_bias = d_position = None
-        with torch.autocast(grad.device.type, enabled=False):
-            if need_position:
-                tokens, dtype = ctx.position
-                of_positions = position_gradient(grad, keep, tokens)
-                d_position, sums = of_positions.to(dtype), of_positions.sum(dim=0)
-            else:
-                sums = grad.sum(dim=(0, 1), dtype=torch.float32)
-            if need_bias:
-                d_bias = sums.to(ctx.bias)
-            if need_weight:
-                clip = describe(frames, ctx.patch, keep)
-                extra = sums * ctx.shift if ctx.shift else None
-                dy = grad.to(ctx.dtype).flatten(0, 1)
-                d_weight = project_weight_gradient(clip, dy, extra, ctx.scale, weight.dtype)
-            if need_frames:
-                narrow = (grad * ctx.scale).to(ctx.dtype)
-                d_frames = clip_gradient(narrow, weight.to(ctx.dtype), frames, ctx.patch, keep)
-        return d_frames, d_weight, d_bias, d_position, None, None, None, None, None
+def _backward(
+    grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
+    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype, needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of frames, weight, bias and position where `needed`, else empty. The clip is gathered again."""
+    t, h, w = patch
+    need_frames, need_weight, need_bias, need_position = needed
+    offset = shift + scale * CENTRE.get(frames.dtype, 0)
+    grad = grad.contiguous()
+    d_frames = d_weight = d_bias = d_position = grad.new_empty(0)
+    with torch.autocast(grad.device.type, enabled=False):
+        if need_position and position is not None:
+            of_positions = position_gradient(grad, keep, position.shape[0])
+            d_position, sums = of_positions.to(position.dtype), of_positions.sum(dim=0)
+        else:
+            sums = grad.sum(dim=(0, 1), dtype=torch.float32)
+        if need_bias and bias is not None:
+            d_bias = sums.to(bias.dtype, copy=True)
+        if need_weight:
+            clip = describe(frames, (t, h, w), keep)
+            extra = sums * offset if offset else None
+            dy = grad.to(dtype).flatten(0, 1)
+            d_weight = project_weight_gradient(clip, dy, extra, scale, weight.dtype)
+        if need_frames:
+            narrow = (grad * scale).to(dtype)
+            d_frames = clip_gradient(narrow, weight.to(dtype), frames, (t, h, w), keep)
+    return d_frames, d_weight, d_bias, d_position
+
+
+def _fake_forward(
+    frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
+    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    tokens = math.prod([size // step for size, step in zip(frames.shape[1:4], patch, strict=True)])
+    kept = tokens if keep is None else keep.shape[-1]
+    return weight.new_empty(frames.shape[0], kept, weight.shape[1])
+
+
+def _fake_backward(
+    grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
+    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype, needed: Sequence[bool],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    inputs = (frames, weight, bias, position)
+    return tuple(
+        x.new_empty(x.shape) if need and x is not None else grad.new_empty(0)
+        for x, need in zip(inputs, needed, strict=True)
+    )
+
+
+def _forward_flops(
+    frames: torch.Size, weight: torch.Size, bias: Any, position: Any, keep: Any, *settings: Any, out_shape: torch.Size
+) -> int:
+    return 2 * math.prod(out_shape) * weight[0]
+
+
+def _backward_flops(
+    grad: torch.Size, frames: torch.Size, weight: torch.Size, *settings: Any, out_shape: Any, **more: Any
+) -> int:
+    return 2 * math.prod(grad) * weight[0] * sum(settings[-1][:2])  # of frames and weight, where needed
+
+
+ARGUMENTS = (
+    "Tensor frames, Tensor weight, Tensor? bias, Tensor? position, Tensor? keep, int[] patch, float scale, "
+    "float shift, ScalarType dtype"
+)
+_project = operator(f"project({ARGUMENTS}) -> Tensor", _forward, _fake_forward, _forward_flops)
+_project_backward = operator(
+    f"project_backward(Tensor grad, {ARGUMENTS}, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward, _fake_backward, _backward_flops,
+)  # fmt: skip
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.settings = inputs[5:]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:4]
+    gradients = _project_backward(grad, *ctx.saved_tensors, *ctx.settings, needed)
+    return *present(gradients, needed), *[None] * 5
+
+
+differentiable(_project, _save, _gradients, _project_backward)
 
 
 def project(
@@ -280,7 +336,7 @@ def project(
         raise TypeError(f'project: impl="triton" multiplies in bfloat16, float16 or float32, got {dtype}; {ways_out}')
     if dtype == torch.bfloat16 and interpreting():
         raise TypeError(f"project: Triton's interpreter cannot multiply in bfloat16; {ways_out}")
-    y: Tensor = _Project.apply(frames, weight, bias, position, keep, patch, scale, shift, dtype)
+    y: Tensor = _project(frames, weight, bias, position, keep, patch, scale, shift, dtype)
     return y
 
 

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
+from .library import differentiable, operator, signed64
 
 KEYS = 1024  # keys a program: 8 each for 128 threads
 GATHERED_ROWS = 8  # rows a program: with 256 columns 16 bytes a thread and row in 16-bit dtypes, 4 loads in flight
@@ -96,7 +97,7 @@ def signed32(word: int) -> int:
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+def _draw(tokens: int, kept: int, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
     """The keys in one launch, the selection on the device as in `portable`: keys differ, so there are no ties."""
     rows = 1 if batch is None else batch
     keys = torch.empty(rows, tokens, dtype=torch.int64, device=device)
@@ -108,6 +109,22 @@ def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | 
     chosen = keys.topk(kept, dim=1, largest=False, sorted=False).values & (2**31 - 1)
     keep = chosen.sort(dim=1).values.int()
     return keep[0] if batch is None else keep
+
+
+def _fake_draw(tokens: int, kept: int, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+    shape = (kept,) if batch is None else (batch, kept)
+    return torch.empty(shape, dtype=torch.int32, device=device)
+
+
+_sample_keep = operator(
+    "sample_keep(SymInt tokens, SymInt kept, SymInt seed, SymInt offset, SymInt? batch, Device device) -> Tensor",
+    _draw, _fake_draw,
+)  # fmt: skip
+
+
+def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+    keep: Tensor = _sample_keep(tokens, kept, signed64(seed), signed64(offset), batch, device)
+    return keep
 
 
 def gather_forward(x: Tensor, keep: Tensor) -> Tensor:
@@ -162,23 +179,40 @@ def summed_rows(over_batch: bool) -> int:
     return 8 if over_batch else 1
 
 
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(keep)
-        ctx.tokens = x.shape[1]
-        return gather_forward(x, keep)
+def _fake_gather(x: Tensor, keep: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], keep.shape[-1], x.shape[2])
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return segment_sum(grad, ctx.saved_tensors[0], ctx.tokens, over_batch=False), None
+
+def _scatter(grad: Tensor, keep: Tensor, tokens: int) -> Tensor:
+    return segment_sum(grad, keep, tokens, over_batch=False)
+
+
+def _fake_scatter(grad: Tensor, keep: Tensor, tokens: int) -> Tensor:
+    return grad.new_empty(grad.shape[0], tokens, grad.shape[2])
+
+
+_gather_tokens = operator("gather_tokens(Tensor x, Tensor keep) -> Tensor", gather_forward, _fake_gather)
+_scatter_tokens = operator(
+    "gather_tokens_backward(Tensor grad, Tensor keep, SymInt tokens) -> Tensor", _scatter, _fake_scatter
+)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.tokens = inputs[0].shape[1]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return _scatter_tokens(grad, ctx.saved_tensors[0], ctx.tokens), None
+
+
+differentiable(_gather_tokens, _save, _gradients, _scatter_tokens)
 
 
 def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
     if x.element_size() not in WORDS or x.is_complex():
         raise TypeError(f'gather_tokens: impl="triton" takes real values, got {x.dtype}; use impl="portable"')
-    y: Tensor = _GatherTokens.apply(x, keep)
+    y: Tensor = _gather_tokens(x, keep)
     return y
 
 

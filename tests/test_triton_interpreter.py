@@ -115,7 +115,7 @@ def test_what_was_asked_for_and_cannot_run_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     triton_is(monkeypatch, installed=installed, interpreted=interpreted)
-    for op in checks.TRITON_FILES:
+    for op in checks.OPERATIONS:
         with pytest.raises(kind, match=message):
             checks.implementation(op, impl, torch.device(device))
 

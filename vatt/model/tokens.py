@@ -6,6 +6,7 @@ Source: paper section 3.1 (tokenisation, positions, DropToken); numbers from the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -129,7 +130,7 @@ class _PatchTokens(nn.Module):
         self.position = PositionTables(tables, width)
         self.agg = nn.Parameter(torch.empty(width))
         self.dropout = nn.Dropout(dropout)
-        self.table_tokens = int(np.prod(tables))
+        self.table_tokens = math.prod(tables)
         # A strided convolution's fans count the whole patch on both sides.
         glorot_uniform_(self.weight, patch_size * channels, patch_size * width)
         glorot_normal_(self.agg, width, width)
@@ -171,7 +172,7 @@ class VideoTokens(_PatchTokens):
     def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0) -> tuple[Tensor, None]:
         grid = tuple(size // p for size, p in zip(frames.shape[1:4], self.patch, strict=True))
         if keep is None:
-            keep = self.draw(frames.shape[0], int(np.prod(grid)), seed, frames.device)
+            keep = self.draw(frames.shape[0], math.prod(grid), seed, frames.device)
 
         def project(position: Tensor | None) -> Tensor:
             return self.ops.project_voxels(
