@@ -44,7 +44,8 @@ class Batch:
     """B clips, with T frames, S samples, L captions of W words; evaluation batches have a windows axis after B.
 
     video uint8 [B, T, H, W, 3]; audio float32 [B, S], about [-1, 1] (zeros without sound); text int64 [B, L, W] (zeros
-    without a caption); audio_mask and text_mask float32 [B], 1 where there is any; label int64 [B], -1 without one.
+    without a caption); audio_mask and text_mask float32 [B], 1 where there is any; label int64 [B], -1 where a clip has
+    none or several.
     `clips`: manifest indices of the rows; `tried`: those plus the bad ones; `bad`: (manifest index, reason) of each
     clip that was replaced or left out; `seconds`: time it took to build the batch.
     """
@@ -150,7 +151,7 @@ class _Clips(Dataset[Batch]):
             audio_mask=torch.tensor([float(s.audio is not None) for s in samples]),
             text_mask=torch.tensor([float(s.has_text) for s in samples]),
             label=torch.tensor(
-                [self._labels[s.clip.label] if s.clip.label else -1 for s in samples], dtype=torch.int64
+                [self._labels[s.clip.labels[0]] if len(s.clip.labels) == 1 else -1 for s in samples], dtype=torch.int64
             ),
             clips=[s.clip.index for s in samples],
             tried=tried,

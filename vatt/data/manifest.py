@@ -1,7 +1,7 @@
 """The manifest: the one table every source of clips becomes. A CSV file, or a folder of clips, becomes a `Manifest`.
 
-Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` (several separated by ` | `), `label` and
-`split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked at
+Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` and `label` (several separated by ` | `),
+and `split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked at
 here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
 """
 
@@ -48,6 +48,11 @@ class Clip:
     captions: tuple[str, ...] = ()
     label: str | None = None
     split: str | None = DEFAULT_SPLIT
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that `label` names: none, one, or several separated as captions are."""
+        return _captions(self.label or "")
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def _captions(cell: str) -> tuple[str, ...]:
 
 
 def _manifest(clips: list[Clip], root: Path) -> Manifest:
-    return Manifest(tuple(clips), root, tuple(sorted({clip.label for clip in clips if clip.label is not None})))
+    return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})))
 
 
 def _read_folder(folder: Path) -> Manifest:
