@@ -1,8 +1,8 @@
 """The manifest: the one table every source of clips becomes. A CSV file, or a folder of clips, becomes a `Manifest`.
 
 Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` and `label` (several separated by ` | `),
-and `split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked at
-here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
+and `split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked
+at here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
 """
 
 from __future__ import annotations
