@@ -18,6 +18,9 @@ bench: $(INSTALLED)
 	$(RUN) -m pytest --benchmark-only $(ARGS)
 	$(RUN) bench/fused_vs_reference.py
 	$(RUN) bench/tiny_training.py
+	$(RUN) bench/model_sizes.py
+	$(RUN) bench/resolution_sweep.py
+	$(RUN) bench/aot_table.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -10,12 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import aot_table
 import fused_vs_reference
 import harness
+import model_sizes
+import resolution_sweep
 import tiny_training
 from harness import Drawer, ReportError
 
-DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in (fused_vs_reference, tiny_training)}
+BENCHMARKS = (aot_table, fused_vs_reference, model_sizes, resolution_sweep, tiny_training)
+DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
 
 
 def drawer(path: Path) -> Drawer:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_same_device, compute_dtype, implementation, shape_error, shape_of
+from .checks import check_same_device, compute_dtype, implementation, shape_error, shape_of, without_autocast
 
 
 def attention(
@@ -95,7 +95,7 @@ def attention(
     compute = implementation("attention", impl, q.device)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         out: Tensor = compute(
             q.to(dtype),
             k.to(dtype),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import NoReturn
 
@@ -125,6 +126,13 @@ def check_keep(op: str, keep: Tensor, batch: int, tokens: int) -> None:
 def compute_dtype(tensor: Tensor, default: torch.dtype) -> torch.dtype:
     """The dtype of matrix products: autocast's where it is on for the tensor's device, else `default`."""
     kind = tensor.device.type
-    if torch.is_autocast_enabled(kind) and default != torch.float64:
+    if default != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return default
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Operations keep the dtypes they choose; on devices without autocast (meta) there is nothing to stop."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from . import portable, reference
-from .checks import check_same_device, implementation, shape_error
+from .checks import check_same_device, implementation, shape_error, without_autocast
 
 
 def contrastive_loss(
@@ -113,7 +113,7 @@ def contrastive_loss(
             raise ValueError(f"{op}: rows {offset}..{offset + batch - 1} of this rank do not lie in the {total} of all")
     check_same_device(op, video=video, other=other, all_video=all_video, all_other=all_other)
     check_same_device(op, video=video, all_mask=all_mask, all_video_mask=all_video_mask)
-    with torch.autocast(video.device.type, enabled=False):
+    with without_autocast(video.device):
         loss: Tensor = compute(
             video,
             other,

@@ -22,7 +22,15 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_keep, check_same_device, compute_dtype, implementation, shape_error, shape_of
+from .checks import (
+    check_keep,
+    check_same_device,
+    compute_dtype,
+    implementation,
+    shape_error,
+    shape_of,
+    without_autocast,
+)
 
 
 def project_voxels(
@@ -142,7 +150,7 @@ def _project(
     scale, shift = (default if given is None else given for given, default in zip(normalise, defaults, strict=True))
     dtype = compute_dtype(weight, weight.dtype)
     compute = implementation("project", impl, frames.device)
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device):
         result: Tensor = compute(
             frames, weight, bias, patch=patch, keep=keep, position=position, scale=scale, shift=shift, dtype=dtype
         )

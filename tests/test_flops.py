@@ -2,7 +2,6 @@
 
 import csv
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -102,13 +101,6 @@ def test_the_paper_leaves_out_half_of_attention_and_nothing_else_of_the_products
         assert true.forward - products == ops["P V"] == true.attention // 2
 
 
-@pytest.fixture
-def meta(monkeypatch):
-    """Autocast knows no meta device; nothing here runs under it."""
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
-
-
 def count(config: ModelConfig, batch: int) -> tuple[int, int]:
     """FLOPs that PyTorch's counter sees in a whole literal model on meta tensors: (forward, forward and backward).
 
@@ -130,7 +122,7 @@ def count(config: ModelConfig, batch: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("name", "rate"), [("tiny", 0.0), *((name, 0.5) for name in PRESETS)])
-def test_true_count_equals_what_the_whole_model_runs_on_meta_tensors(meta, name, rate):
+def test_true_count_equals_what_the_whole_model_runs_on_meta_tensors(name, rate):
     # Layers are all alike: two, or the four of a tiny model, show what the counter would see of 24, in less time.
     model = preset(name).model
     encoders = {field: getattr(model, field) for field in model.__dataclass_fields__ if field.endswith("_encoder")}

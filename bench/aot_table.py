@@ -1,0 +1,155 @@
+"""What the kernels compile to for GPUs that are not here: registers, spills, shared memory, matrix instructions.
+
+Runs `python -m vatt_kernels.aot --all` and keeps its figures. They are the compiler's, so they do not depend on the
+machine that compiles; nothing is timed, and a kernel that compiles well may still be slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Drawer, Report, ReportError, table
+
+NAME = "aot_table"
+ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
+FAMILIES = ("attention", "contrastive", "voxels", "waveform", "int16 waveform", "tokens")
+EXAMPLES = """examples:
+  python bench/aot_table.py                   all kernels and dtypes for four architectures, about 15 minutes
+  python bench/aot_table.py --quick           the first case of each kernel, two minutes
+
+exit codes: 0 every expectation holds, 1 a kernel misses one or nothing compiles, 2 wrong usage."""
+
+
+def family(name: str) -> str:
+    """The operation a case belongs to, by the beginning of its name."""
+    fitting = [family for family in FAMILIES if name.startswith(family)]
+    return max(fitting, key=len) if fitting else name.partition(" ")[0]
+
+
+def compile_all(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of `python -m vatt_kernels.aot` with these arguments. Raises `ReportError` when it does not end well."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "aot.json"
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "vatt_kernels.aot", *arguments, "--json", str(path)]
+        done = subprocess.run(command, cwd=harness.ROOT, env=environment, stdout=subprocess.DEVNULL, check=False)
+        if not path.exists():
+            raise ReportError(f"{' '.join(command[1:])} ended with exit code {done.returncode} and without figures")
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def expected(row: dict[str, Any]) -> bool:
+    """Whether something is expected of a row: of the chosen bfloat16 and float16 configurations, on NVIDIA GPUs."""
+    return " fp32" not in row["name"] and not row["arch"].startswith("gfx")
+
+
+def page(report: Report) -> str:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in report.rows:
+        groups[family(row["name"]), row["arch"]].append(row)
+    summary = []
+    for (name, arch), rows in sorted(groups.items()):
+        held = [row for row in rows if expected(row)]
+        summary.append([
+            name, arch, str(len(rows)), str(len(held)), str(max(row["registers"] for row in rows)),
+            str(max((row["spilled"] for row in held), default=0)), str(max(row["spilled"] for row in rows)),
+            str(max(row["shared"] for row in rows)), str(sum(bool(row["failures"]) for row in rows)),
+        ])  # fmt: skip
+    columns = ["kernels of", "arch", "compiled", "held to expectations", "most registers", "spilled bytes of these",
+               "of all", "most shared bytes", "missed"]  # fmt: skip
+    every = [[row["name"], row["arch"], str(row["warps"]), str(row["stages"]), str(row["registers"]),
+              str(row["spilled"]), str(row["shared"]), counts(row["matrix"]), counts(row["copies"]),
+              f"{row['waits']}/{row['products']}" if row["products"] else "", "; ".join(row["failures"]) or "ok"]
+             for row in report.rows]  # fmt: skip
+    heads = ["kernel", "arch", "warps", "stages", "registers", "spilled", "shared", "matrix", "async copies",
+             "waits/wgmma", "verdict"]  # fmt: skip
+    return "\n\n".join([
+        "Expected of bfloat16 and float16 on sm_80, sm_90 and sm_100: no spills, shared memory within the limit, and "
+        "in kernels with tiles of 64 rows or more HGMMA (sm_90) or UTCHMMA (sm_100), wide asynchronous loads, and "
+        "fewer waits than wgmma. Float32 products are IEEE, not TF32, and run on ordinary cores: reported only, as is "
+        "gfx942.",
+        table(columns, summary, left=2), "## Every case", table(heads, every, left=2),
+    ])  # fmt: skip
+
+
+def counts(kinds: dict[str, int] | None) -> str:
+    return " ".join(f"{kind} {number}" for kind, number in (kinds or {}).items())
+
+
+def figure(report: Report, plt: Any) -> Any:
+    """Registers of every case, a column for each architecture."""
+    archs = [arch for arch in ARCHS if any(row["arch"] == arch for row in report.rows)]
+    drawn, axes = plt.subplots(1, len(archs), figsize=(3.2 * len(archs), 4.2), sharey=True, squeeze=False)
+    for axis, arch in zip(axes[0], archs, strict=True):
+        for held, colour in ((True, harness.BLUE), (False, harness.ORANGE)):
+            rows = [row for row in report.rows if row["arch"] == arch and expected(row) == held]
+            places = [FAMILIES.index(family(row["name"])) for row in rows]
+            axis.scatter(places, [row["registers"] for row in rows], s=14, color=colour, alpha=0.6,
+                         label="bf16, fp16" if held else "reported only")  # fmt: skip
+        axis.set_title(arch)
+        axis.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=60, ha="right")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("registers a thread")
+    axes[0][0].legend(fontsize=8)
+    drawn.tight_layout(rect=(0, 0, 1, 0.93))
+    return drawn
+
+
+def front(report: Report) -> list[tuple[str, str]]:
+    held = [row for row in report.rows if expected(row)]
+    good = sum(not row["failures"] for row in held)
+    return [("kernels compiled ahead of time for sm_80, sm_90, sm_100 in bfloat16 and float16 (never run on a GPU)",
+             f"{good} of {len(held)} without spills and as expected, Triton {report.settings['triton']}")]  # fmt: skip
+
+
+DRAWER = Drawer(page, figure, front)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python bench/aot_table.py", description=__doc__.partition("\n")[0], epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=ARCHS, help="default: all four")
+    harness.add_common_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        import triton
+
+        arguments = ["--first" if args.quick else "--all", "--arch", *args.arch]
+        report, path = harness.open_report(
+            NAME, "The kernels, compiled ahead of time",
+            settings={"arch": args.arch, "triton": triton.__version__},
+            method={"compiler": f"Triton {triton.__version__} with its own ptxas; cases equal in all constants once"},
+            out=harness.output_folder(args), resume=False, quick=args.quick,
+        )  # fmt: skip
+        report.rows = compile_all(arguments)
+        failures = [f"{row['name']} {row['arch']}: {'; '.join(row['failures'])}" for row in report.rows
+                    if row["failures"]]  # fmt: skip
+        report.gate = {"green": None, "checks": failures}  # numerics are not what a compiler can show
+        report.finished = True
+        report.save(path)
+        harness.publish(path, DRAWER, path.parents[1])
+    except ImportError as error:
+        print(f"error: {error}; compiling needs the package triton", file=sys.stderr)
+        return 1
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(failures) or f"all {len(report.rows)} compilations are as expected")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
