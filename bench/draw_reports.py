@@ -12,13 +12,14 @@ from pathlib import Path
 
 import aot_table
 import fused_vs_reference
+import gpu_report
 import harness
 import model_sizes
 import resolution_sweep
 import tiny_training
 from harness import Drawer, ReportError
 
-BENCHMARKS = (aot_table, fused_vs_reference, model_sizes, resolution_sweep, tiny_training)
+BENCHMARKS = (aot_table, fused_vs_reference, gpu_report, model_sizes, resolution_sweep, tiny_training)
 DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
 
 

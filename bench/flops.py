@@ -109,7 +109,7 @@ def backbone_flops(model: ModelConfig, modality: str, *, drop: bool, project_all
         total += encoder_flops(encoder, kept + 1)
     else:
         patches = model.video.tokens if modality == "video" else model.audio.tokens
-        kept = kept_tokens(patches, model.drop.rate) if drop else patches
+        kept = kept_tokens(patches, model.drop.rate, model.drop.align) if drop else patches
         if modality == "video":
             total = video_flops(encoder, model.video, kept, project_all=project_all)
         else:

@@ -248,7 +248,7 @@ def write_page(report: Report, drawer: Drawer) -> str:
     if not report.finished:
         notes.append("**Unfinished: rows or repeats are missing; `--resume` goes on.**")
     if report.gate["green"] is False:
-        notes.append("**The numerics are red: no comparison is printed.**")
+        notes.append("**Some numerics are red: nothing is compared with what is wrong.**")
     facts = {
         "machine": f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
                    f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",

@@ -24,7 +24,7 @@ from flops import backbone_flops, vatt_flops
 from harness import Report
 from torch import Tensor
 
-from vatt.config import EncoderConfig, LossConfig, ModelConfig, kept_tokens
+from vatt.config import DropConfig, EncoderConfig, LossConfig, ModelConfig, kept_tokens
 from vatt.files import write_atomically
 from vatt.model.heads import Embeddings
 from vatt.model.loss import pretraining_loss
@@ -68,10 +68,11 @@ class Case:
     @property
     def tokens(self) -> dict[str, int]:
         """Tokens that enter each encoder, AGG among them; of text, those of one caption."""
-        model, rate = self.model, self.model.drop.rate if self.drops else 0.0
-        counts = {"video": kept_tokens(model.video.tokens, rate) + 1}
+        model, drop = self.model, self.model.drop if self.drops else DropConfig(0.0)
+        counts = {"video": kept_tokens(model.video.tokens, drop.rate, drop.align) + 1}
         if self.whole:
-            counts |= {"audio": kept_tokens(model.audio.tokens, rate) + 1, "text": model.text.words + 1}
+            audio = kept_tokens(model.audio.tokens, drop.rate, drop.align) + 1
+            counts |= {"audio": audio, "text": model.text.words + 1}
         return counts
 
     @property

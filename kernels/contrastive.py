@@ -19,7 +19,7 @@ nothing: multiply it away. The official numbers are, with B the local batch and 
     symmetric:  mean(loss * mask * B / sum(mask) * video_mask * B / sum(video_mask))
 
 Legend: B clips of this rank, G clips of all ranks, L candidates a clip, D width.
-FLOPs: 8 B G L D forward (two directions), 24 B G L D backward (every tile is computed again).
+FLOPs: 4 B G L D forward (two directions), 12 B G L D backward (every tile is computed again).
 Bytes: B D + G L D values and one statistic a row are kept; tiles of at most `block` x `block` scores exist at a time.
 Limits: statistics and products in float32 (float64 for float64 inputs), also under autocast. Triton multiplies unit
 vectors of the inputs' dtype if they share one, accumulates in float32, and takes no float64.

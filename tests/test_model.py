@@ -85,6 +85,15 @@ def test_kept_tokens_of_the_paper(tokens, rate, kept):
     assert kept_tokens(tokens, rate) == kept
 
 
+@pytest.mark.parametrize(
+    ("rate", "align", "kept"),
+    [(0.5, 64, 767), (0.75, 64, 383), (0.25, 128, 1151), (0.999, 64, 63), (0.001, 64, 1535), (0, 64, 1568)],
+)
+def test_aligned_draws_fill_tiles_together_with_agg(rate, align, kept):
+    assert kept_tokens(1568, rate, align) == kept
+    assert rate == 0 or (kept + 1) % align == 0
+
+
 @pytest.mark.parametrize("rate", [1.0, -0.1])
 def test_impossible_drop_rates_are_refused(rate):
     with pytest.raises(ValueError, match="drop rate"):

@@ -96,6 +96,8 @@ def _model(m: ModelConfig) -> Iterator[Finding]:
     for tokens, what in ((v.tokens, "video"), (a.tokens, "audio")):
         kept = kept_tokens(tokens, m.drop.rate)
         yield "model.drop.rate", kept >= 1, f"low enough to keep one of the {tokens} {what} tokens"
+        filled = 1 <= m.drop.align <= (tokens + 1) // 2
+        yield "model.drop.align", filled, f"at least 1 and at most half of the {tokens} {what} tokens and AGG"
 
 
 def _encoder(name: str, e: EncoderConfig) -> Iterator[Finding]:

@@ -106,20 +106,29 @@ class DropConfig:
     """DropToken. `rate` is the share of video and audio tokens DROPPED in training (the paper's drop rate).
 
     `sampling`: "batch" draws once for the whole batch (official), "sample" once for each clip.
+    `align`: sequences (kept tokens and AGG) become the nearest multiple of it that there are tokens for, so that the
+    tiles of a GPU kernel are full: 64 keeps 767 of 1568 tokens at rate 0.5 instead of 784. 1 is official.
     """
 
     rate: float = 0.5
     sampling: str = "batch"
+    align: int = 1
 
 
-def kept_tokens(tokens: int, drop_rate: float) -> int:
+def kept_tokens(tokens: int, drop_rate: float, align: int = 1) -> int:
     """Tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
 
+    With `align` the kept tokens and one AGG token are then rounded to the nearest multiple of it, at least one and at
+    most what `tokens` can fill; where nothing is dropped, nothing is rounded.
     The tiny summand undoes float error only: (1 - 0.8) * 10 is 1.9999999999999996 and means 2.
     """
     if not 0 <= drop_rate < 1:
         raise ValueError(f"the drop rate is a share in [0, 1), got {drop_rate}")
-    return int((1 - drop_rate) * tokens + 1e-9)
+    kept = int((1 - drop_rate) * tokens + 1e-9)
+    if align == 1 or drop_rate == 0:
+        return kept
+    multiples = min(max(1, (kept + 1 + align // 2) // align), (tokens + 1) // align)
+    return multiples * align - 1
 
 
 @dataclass(frozen=True)

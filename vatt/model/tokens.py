@@ -142,7 +142,7 @@ class _PatchTokens(nn.Module):
         """
         if not self.training or self.drop.rate == 0:
             return None
-        kept = min(kept_tokens(self.table_tokens, self.drop.rate), tokens)
+        kept = min(kept_tokens(self.table_tokens, self.drop.rate, self.drop.align), tokens)
         rows = batch if self.drop.sampling == "sample" else None
         return self.ops.sample_keep(tokens, kept, seed=seed, batch=rows, device=device)
 

@@ -1,0 +1,162 @@
+"""The GPU report without a GPU: the dry run, what red rows do, and that a unit that dies costs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gpu_page
+import gpu_report
+import gpu_rows
+import harness
+import pytest
+from gpu_report import DRAWER, Unit, in_processes
+from gpu_rows import BY_NAME
+from rivals import providers
+
+
+@pytest.fixture(autouse=True)
+def few_and_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three correctness units; files that someone edits meanwhile make no other program."""
+    units = gpu_report.correctness_units(True, "cpu")
+    wanted = ("attention, plain, bfloat16", "attention, plain, float32", "contrastive_loss, MIL-NCE, float16")
+    few = [unit for unit in units if unit.key.removeprefix("correctness, ") in wanted]
+    monkeypatch.setattr(gpu_report, "correctness_units", lambda dry, device: few)
+    monkeypatch.setattr(harness, "_sources", lambda: "one")
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes an operation compute something else, or raise."""
+
+    def change(name: str, error: Exception | None = None) -> None:
+        right = BY_NAME[name]
+
+        def operation(*, impl: str | None, **given: Any) -> Any:
+            if error is not None and impl is None:
+                raise error
+            out = right.operation(impl=impl, **given)
+            return out if impl is not None else out * 1.1
+
+        monkeypatch.setitem(BY_NAME, name, replace(right, operation=operation))
+
+    return change
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "publish", lambda path, drawer, root: None)
+
+
+def run(out: Path, *flags: str) -> tuple[int, harness.Report]:
+    code = gpu_report.main(["--dry-run", "--out", str(out), *flags])
+    return code, harness.load(next(out.glob("*/gpu_report.json")))
+
+
+def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, begun = run(tmp_path, "--only", "correctness")
+    assert not begun.finished
+    begun.rows.pop()
+    path = next(tmp_path.glob("*/gpu_report.json"))
+    begun.save(path)
+    code, report = run(tmp_path, "--resume")
+    assert code == 0
+    assert report.rows[: len(begun.rows)] == begun.rows
+    assert {row["kind"] for row in report.rows} == {"ceilings", "correctness", "kernel", "training"}
+    assert len({(row["key"], row.get("provider"), row.get("implementation")) for row in report.rows}) == len(
+        report.rows
+    )
+    assert (report.finished, report.quick, report.settings["dry_run"], report.gate["green"]) == (True,) * 4
+    timed = [row for row in report.rows if row["kind"] == "kernel" and "forward" in row]
+    assert {row["operation"] for row in timed if row["provider"] == "ours"} == set(BY_NAME)
+    rivals = {"reference", "SDPA flash", "SDPA math", "Conv3d, then gather", "Conv, then gather", "materialised scores"}
+    assert {row["provider"] for row in timed} == {"ours", *rivals}
+    assert all(row["unable"] for row in report.rows if row["kind"] == "kernel" and "forward" not in row)
+    for row in timed:
+        forward = row["forward"]
+        assert forward["p20"] <= forward["p50"] <= forward["p80"]
+        assert forward["rate"] == pytest.approx(forward["flops"] / forward["p50"])
+    steps = [row for row in report.rows if row["kind"] == "training"]
+    assert {row["implementation"] for row in steps if row["p50"]} == set(gpu_rows.IMPLEMENTATIONS)
+    page = path.with_suffix(".md").read_text()
+    assert gpu_page.DRY in page
+    assert page == harness.write_page(harness.load(path), DRAWER)
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert "| attention forward | plain |" in capsys.readouterr().out
+    assert harness.front_table(tmp_path, {"gpu_report": DRAWER}) == "Nothing yet."
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("error", [None, RuntimeError("kernel does not compile")])
+def test_a_failing_kernel_is_red_and_not_compared(
+    error: Exception | None, wrong: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong("attention", error)
+    code, report = run(tmp_path, "--only", "correctness", "kernels")
+    assert code == 1
+    assert report.gate["green"] is False
+    red = [row for row in report.rows if not row.get("green", True)]
+    assert {(row["kind"], row["operation"]) for row in red} == {("correctness", "attention"), ("kernel", "attention")}
+    for row in red:
+        assert "does not compile" in row["error"] if error else "output" in row["red"]
+        assert "forward" not in row
+    others = [row for row in report.rows if row["kind"] == "kernel" and row["operation"] != "attention"]
+    assert any(row["forward"]["over_ours"] for row in others if "forward" in row)
+    assert all(row["forward"]["over_ours"] is None for row in report.rows
+               if row.get("operation") == "attention" and "forward" in row)  # fmt: skip
+    assert gpu_page.front(report) == []
+    assert "RED" in capsys.readouterr().out
+    assert "## Red" in gpu_page.page(report)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_does_not_fit_into_the_minutes_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = run(tmp_path, "--minutes", "1e-9")
+    assert code == 0
+    assert not report.finished
+    assert "training, tiny, full, 0.1, 0.5, fused" in report.method["left_out"]
+    assert "left out, --resume goes on" in capsys.readouterr().out
+
+
+def some(behaviour: str) -> list[dict[str, Any]]:
+    """A unit for a child process."""
+    if behaviour == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "hangs":
+        time.sleep(600)
+    if behaviour == "raises":
+        raise ValueError("no")
+    return [{"kind": "correctness", "green": True, "pid": os.getpid(), "av": "av" in sys.modules}]
+
+
+def test_a_unit_that_dies_hangs_or_raises_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_report, "UNIT_SECONDS", 1.0)
+    order = ["works", "raises", "works again", "dies", "hangs"]
+    units = [Unit("correctness", {"case": name}, some, (name,)) for name in order]
+    found = {unit.about["case"]: rows[0] for unit, rows in in_processes(units, 1, "cpu", time.monotonic() + 100)}
+    assert list(found) == order
+    assert found["works"]["pid"] == found["works again"]["pid"]
+    assert not found["works"]["av"]  # GPU machines need no decoder
+    assert "ValueError: no" in found["raises"]["error"]
+    assert "exit code -11" in found["dies"]["error"]
+    assert "took longer" in found["hangs"]["error"]
+    assert all(json.dumps(row) for row in found.values())
+
+
+def test_the_benchmark_has_every_operation_with_all_its_providers() -> None:
+    import bench_kernels
+
+    jobs = {(job.values[0].name, job.values[3].name) for job in bench_kernels.JOBS}
+    assert jobs == {(name, provider.name) for name in BY_NAME for provider in providers(name)}
+
+
+def test_a_dry_run_is_not_published(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu_report.main(["--dry-run", "--out", str(harness.REPORTS)])
+    assert "never published" in capsys.readouterr().err
