@@ -21,6 +21,7 @@ bench: $(INSTALLED)
 	$(RUN) bench/model_sizes.py
 	$(RUN) bench/resolution_sweep.py
 	$(RUN) bench/aot_table.py
+	$(RUN) bench/droptoken_sweep.py $(if $(ESC10),--esc10 $(ESC10))
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

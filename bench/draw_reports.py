@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aot_table
+import droptoken_page
 import fused_vs_reference
 import gpu_report
 import harness
@@ -19,7 +20,7 @@ import resolution_sweep
 import tiny_training
 from harness import Drawer, ReportError
 
-BENCHMARKS = (aot_table, fused_vs_reference, gpu_report, model_sizes, resolution_sweep, tiny_training)
+BENCHMARKS = (aot_table, droptoken_page, fused_vs_reference, gpu_report, model_sizes, resolution_sweep, tiny_training)
 DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
 
 

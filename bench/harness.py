@@ -225,6 +225,7 @@ class Drawer(NamedTuple):
     page: Callable[[Report], str]  # Markdown below the heading
     figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
     front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of the project's README
+    csv: Callable[[Path], object] | None = None  # writes the rows beside the JSON in this path, as a table
 
 
 def render(path: Path, drawer: Drawer) -> None:
@@ -236,6 +237,8 @@ def render(path: Path, drawer: Drawer) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=120)
     plt.close(figure)
     path.with_suffix(".md").write_text(write_page(report, drawer), encoding="utf-8")
+    if drawer.csv is not None:
+        drawer.csv(path)
 
 
 def write_page(report: Report, drawer: Drawer) -> str:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -303,7 +304,12 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
              ylim=(0, None))  # fmt: skip
 
 
-DRAWER = Drawer(page, figure, front)
+def draw_csv(path: Path) -> None:
+    """The CSV beside the JSON in `path`."""
+    steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
+
+
+DRAWER = Drawer(page, figure, front, draw_csv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -329,7 +335,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                        dtype=args.dtype) for clip, rate in checked]  # fmt: skip
         green = steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
         harness.publish(path, DRAWER, root)
-        steps.write_csv(path.with_suffix(".csv"), report.rows)
     except (ReportError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

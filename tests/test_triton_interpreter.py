@@ -17,7 +17,8 @@ from vatt.ops import choose
 from vatt.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path.name for path in (ROOT / "tests").glob("test_triton_*.py") if path.name != Path(__file__).name)
+FILES = ["test_spec.py", *sorted(path.name for path in (ROOT / "tests").glob("test_triton_*.py"))]
+FILES.remove(Path(__file__).name)
 SMALL = [
     *("--set", "data.builtin_clips=24", "--set", "data.workers=0", "--set", "eval_windows=1", "--batch-size=4"),
     *("--set", "model.video.frames=8", "--set", "model.video.size=32", "--set", "model.audio.samples=3200"),

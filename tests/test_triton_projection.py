@@ -100,7 +100,7 @@ def clip(kind: str) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "keep"),
-    [*(("plain", keep) for keep in KEEPS), *((kind, "each") for kind in ("planar", "crop", "time first", "expanded"))],
+    [(kind, "each") for kind in ("planar", "crop", "time first")],
 )
 def test_projection_of_bytes(kind: str, keep: str) -> None:
     frames = clip(kind)
@@ -111,15 +111,6 @@ def test_projection_of_bytes(kind: str, keep: str) -> None:
     leaves = [randn(96, 7, scale=0.1), randn(7, seed=1), randn(12, 7, seed=2)]
     assert_within_budget(operation, leaves, torch.float32)
     assert_within_budget(operation, leaves, torch.float16, expanded=True)
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("keep", KEEPS)
-def test_projection_of_floats_has_gradients_to_the_clip_too(keep: str, dtype: torch.dtype) -> None:
-    def operation(impl: str, frames: Tensor, weight: Tensor) -> Tensor:
-        return vk.project_voxels(frames, weight, patch=(2, 4, 4), keep=chosen(keep), scale=0.7, shift=0.2, impl=impl)
-
-    assert_within_budget(operation, [randn(2, 5, 13, 9, 3), randn(96, 7, seed=1, scale=0.1)], dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -138,9 +129,8 @@ def test_projection_of_full_voxels_in_low_precision(dtype: torch.dtype, brightne
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("step", [1, 3])
-def test_projection_of_waveforms(dtype: torch.dtype, step: int) -> None:
-    samples = randint(-(2**15), 2**15, 3, 200 * step, dtype=torch.int16)[:, ::step]
+def test_projection_of_waveforms_of_every_third_sample(dtype: torch.dtype) -> None:
+    samples = randint(-(2**15), 2**15, 3, 600, dtype=torch.int16)[:, ::3]
     keep = vk.sample_keep(12, 5, seed=0, batch=3, device=DEVICE)
 
     def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
