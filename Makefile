@@ -21,6 +21,9 @@ bench: $(INSTALLED)
 	$(RUN) bench/model_sizes.py
 	$(RUN) bench/resolution_sweep.py
 	$(RUN) bench/aot_table.py
+	$(RUN) bench/decode.py
+	$(RUN) bench/soak.py
+	$(RUN) bench/videomae.py
 	$(RUN) bench/droptoken_sweep.py $(if $(ESC10),--esc10 $(ESC10))
 
 lint: $(INSTALLED)

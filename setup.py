@@ -12,11 +12,12 @@ EXTRAS = {
     "features": ["pandas>=2.2", "pyarrow>=15"],
     "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
+    "webdataset": ["webdataset>=1.0"],
     "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
 # The tests cover what these extras bring.
-EXTRAS["test"] += EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"]
+EXTRAS["test"] += EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

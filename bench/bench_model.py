@@ -1,4 +1,4 @@
-"""pytest-benchmark: the operations and a tiny training step, reference beside fused. `pytest --benchmark-only`.
+"""pytest-benchmark: operations and a tiny training step, reference beside fused; the video model beside VideoMAE.
 
 Groups hold rivals of one job. Every benchmark first shows that what it times agrees with the literal operation in
 float64 as well as the literal one does in float32; a red one is not timed. Sizes suit a CPU.
@@ -10,8 +10,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
+import steps
 import torch
 import vatt_kernels
+import videomae
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
@@ -105,8 +107,9 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
         video=torch.randint(0, 256, (clips, model.video.frames, 64, 64, 3), dtype=torch.uint8, generator=draw),
         audio=0.1 * torch.randn(clips, model.audio.samples, generator=draw),
         text=torch.randint(1, model.text.vocabulary, (clips, 5, model.text.words), generator=draw),
-        audio_mask=torch.ones(clips), text_mask=torch.ones(clips), label=torch.full((clips,), -1),
-        clips=list(range(clips)), tried=list(range(clips)), bad=[], seconds=0.0,
+        video_mask=torch.ones(clips), audio_mask=torch.ones(clips), text_mask=torch.ones(clips),
+        label=torch.full((clips,), -1), labels=torch.zeros(clips, 0), clips=list(range(clips)),
+        tried=list(range(clips)), bad=[], seconds=0.0, decode_seconds=0.0,
     )  # fmt: skip
 
     def build(impl: str) -> VATT:
@@ -125,3 +128,21 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
     optimizer = Adam(trained.parameters(), config.optim)
     benchmark.pedantic(train_step, args=(trained, optimizer, batch, config, 0, nullcontext(), OPS[impl]), rounds=10,
                        warmup_rounds=1)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", videomae.MODELS)
+@pytest.mark.parametrize("mode", videomae.MODES)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.benchmark(group="Base video model, 1568 patches, batch 1, beside VideoMAE-Base")
+def test_video_model(benchmark: BenchmarkFixture, dtype: str, rate: float, mode: str, model: str) -> None:
+    """One round in turn shows the order of magnitude; bench/videomae.py alternates and repeats."""
+    pytest.importorskip("transformers", reason="the rival needs transformers: pip install transformers")
+    if dtype == "bfloat16" and not videomae.fast_bfloat16():
+        pytest.skip("this CPU has no bfloat16 instructions: a step would take minutes")
+    layers, size = (12, 224) if benchmark.enabled else (1, 64)
+    row = {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode}
+    if model == "vatt":
+        case = steps.Case(videomae.video_model(layers, size, rate), True, dtype=dtype)
+        assert steps.numerics(case)["green"], "the numerics are red, nothing is timed"
+    benchmark.pedantic(videomae.make(row, layers, size), rounds=1, warmup_rounds=1)

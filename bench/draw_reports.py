@@ -11,16 +11,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aot_table
+import decode
 import droptoken_page
 import fused_vs_reference
 import gpu_report
 import harness
 import model_sizes
 import resolution_sweep
+import soak
 import tiny_training
+import videomae
 from harness import Drawer, ReportError
 
-BENCHMARKS = (aot_table, droptoken_page, fused_vs_reference, gpu_report, model_sizes, resolution_sweep, tiny_training)
+BENCHMARKS = (
+    aot_table,
+    decode,
+    droptoken_page,
+    fused_vs_reference,
+    gpu_report,
+    model_sizes,
+    resolution_sweep,
+    soak,
+    tiny_training,
+    videomae,
+)
 DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
 
 

@@ -52,6 +52,7 @@ def test_model_stands_below_commands_and_beside_data(upper):
 
 def test_commands_import_each_other_only_downwards():
     assert importers("vatt", "vatt.train") == []
+    assert importers("vatt", "vatt.finetune") == []
 
 
 @pytest.mark.parametrize("name", ["bench", "tests"])
@@ -65,7 +66,22 @@ def test_reference_stands_alone_and_portable_on_it():
         assert {".".join(m.split(".")[:2]) for m in inner} - {"kernels"} <= allowed | {f"kernels.{file}"}
 
 
-@pytest.mark.parametrize("optional", ["matplotlib", "pandas", "xformers", "nvidia", "tensorboard", "google_crc32c"])
+@pytest.mark.parametrize(
+    "optional",
+    [
+        "matplotlib",
+        "pandas",
+        "xformers",
+        "nvidia",
+        "tensorboard",
+        "google_crc32c",
+        "webdataset",
+        "torchcodec",
+        "decord",
+        "transformers",
+        "sklearn",
+    ],
+)
 def test_optional_packages_are_imported_inside_functions_only(optional):
     for folder in ("vatt", "kernels"):
         for path in sorted((ROOT / folder).rglob("*.py")):

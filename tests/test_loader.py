@@ -13,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import numbers, onset, steady, tone_burst, write_clip
+from media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
+from media_alone import write_image, write_sound
 
 from vatt.config import AudioConfig, AugmentConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
 from vatt.data import loader, reader
 from vatt.data.bad_clips import BadClips
-from vatt.data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
+from vatt.data.batch import Batch, DataError
+from vatt.data.clips import Sample
+from vatt.data.loader import ClipDataset, EvalDataset, make_loader
 from vatt.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.text import Tokenizer
+from vatt.data.watch import Watch
 from vatt.data.windows import WindowReader
 
 RATE = 16_000
@@ -63,7 +67,7 @@ def training(corpus: Manifest, tokenizer: Tokenizer, data: DataConfig = DATA, se
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = ("video", "audio", "text", "audio_mask", "text_mask", "label")
+    tensors = ("video", "audio", "text", "video_mask", "audio_mask", "text_mask", "label", "labels")
     return (
         all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
         and a.clips == b.clips
@@ -240,10 +244,106 @@ def test_a_stuck_clip_is_cut_off_and_replaced(
     assert len(batch.clips) == 4
 
 
+@pytest.fixture(scope="module")
+def mixed(corpus: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Two images, two sounds, a clip without sound and one with: all there is in one manifest."""
+    folder = tmp_path_factory.mktemp("mixed")
+    write_image(folder / "90%d.png", numbered_frame(90))  # not a sequence of numbered images
+    write_image(folder / "170.jpg", numbered_frame(170))
+    write_sound(folder / "a.wav", tone_burst(2.0, 1.5, RATE), RATE)
+    write_sound(folder / "b.flac", tone_burst(0.5, 0.2, RATE, 0.05), RATE)
+    lines = ["path,caption,label", "90%d.png,a picture,dog | cat", "170.jpg,,cat", "a.wav,a tone,bird", "b.flac,,"]
+    lines += [f"{corpus.root}/{i}.mp4,,bird" for i in (0, 5)]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return read_manifest(folder / "manifest.csv")
+
+
+def test_images_sounds_and_clips_share_a_batch(mixed: Manifest, tokenizer: Tokenizer) -> None:
+    data, model = replace(DATA, augment=PLAIN), replace(MODEL, video=replace(MODEL.video, size=64))
+    batch = EvalDataset(mixed, data, model, tokenizer, 2, 6, needs=())[0]
+    assert not batch.bad
+    assert batch.video_mask.tolist() == [1, 1, 0, 0, 1, 1]
+    assert batch.audio_mask.tolist() == [0, 0, 1, 1, 0, 1]
+    assert batch.text_mask.tolist() == [1, 0, 1, 0, 0, 0]
+    assert batch.label.tolist() == [-1, 1, 0, -1, 0, 0]
+    assert mixed.labels == ("bird", "cat", "dog")
+    assert batch.labels.tolist() == [[0, 1, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert [numbers(view.numpy()) for view in batch.video[0]] == [[90] * 8] * 2
+    assert numbers(batch.video[1, 0].numpy()) == [170] * 8
+    assert not batch.video[2:4].any()
+    assert not batch.audio[[0, 1, 4]].any()
+    sound = (batch.audio * 32768).to(torch.int16).numpy()
+    assert onset(sound[2, 1], RATE) == pytest.approx(1.5 - 1.2, abs=2e-4)  # windows of 0.8 s: the last one is at 1.2 s
+    assert not sound[2, 0].any()
+    assert (sound[3, 0, :4_800] == sound[3, 0, 8_000:]).all()  # half a second repeats
+    assert onset(sound[3, 0, 8_000:], RATE) == pytest.approx(0.2, abs=2e-4)
+    first = ClipDataset(mixed, replace(data, batch_size=6), model, tokenizer, 3, needs=())[0]
+    assert sorted(first.clips) == list(range(6))
+    assert [first.video_mask[first.clips.index(i)].item() for i in range(6)] == batch.video_mask.tolist()
+
+
+@pytest.mark.parametrize(
+    ("read", "needs", "used", "reason"),
+    [
+        (("video", "audio", "text"), ("video",), {0, 1, 4, 5}, "no video stream"),
+        (("audio",), ("audio",), {2, 3, 5}, "no sound"),
+        (("video", "text"), ("video", "text"), {0}, "no caption"),
+    ],
+)
+def test_a_clip_without_what_the_task_needs_is_bad(
+    mixed: Manifest, tokenizer: Tokenizer, read: tuple[str, ...], needs: tuple[str, ...], used: set[int], reason: str
+) -> None:
+    dataset = EvalDataset(mixed, DATA, MODEL, tokenizer, 2, 6, frames=4, read=read, needs=needs)
+    batch = dataset[0]
+    assert set(batch.clips) == used
+    assert {index for index, _ in batch.bad} == set(range(6)) - used
+    assert reason in {why for _, why in batch.bad}
+    assert batch.video.shape == (len(used), 2, 4 if "video" in read else 0, 32, 32, 3)  # what is not read has no data
+    assert batch.audio.shape == (len(used), 2, 12_800 if "audio" in read else 0)
+    trained = ClipDataset(mixed, replace(DATA, batch_size=1), MODEL, tokenizer, 1, read=read, needs=needs)
+    assert all(set(trained[step].clips) <= used for step in range(4))
+
+
+def test_what_is_read_is_a_choice_among_modalities(mixed: Manifest, tokenizer: Tokenizer) -> None:
+    for read, needs in ((("pictures",), ()), (("audio",), ("video",)), (("text",), ())):
+        with pytest.raises(ValueError, match="video or audio among them"):
+            EvalDataset(mixed, DATA, MODEL, tokenizer, read=read, needs=needs)
+
+
+class Hanging(ClipDataset):
+    """A decoder that does not come back from clip 5, whatever its deadline is."""
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        with self.watch.decoding(clip):
+            if clip.index == 5:
+                time.sleep(600)
+        return super()._read(clip, rng)
+
+
+def test_a_decoder_that_hangs_is_ended_with_its_worker(
+    corpus: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
+    dataset = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)
+    dataset.watch.limit = 2.0
+    batches = list(make_loader(dataset, 0, 6, 2))
+    assert [index for batch in batches for index, _ in batch.bad].count(5) >= 2
+    assert {reason for batch in batches for _, reason in batch.bad} == {"its decoder hung for 2 s and was ended"}
+    fresh = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)
+    fresh.watch.stuck = dataset.watch.stuck  # known from the start
+    assert all(same(batch, fresh[step]) for step, batch in enumerate(batches))
+
+
+def test_batches_tell_what_they_cost(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    batch = training(good(corpus), tokenizer)[0]
+    assert 0 < batch.decode_seconds < batch.seconds
+
+
 class Killed:
     """A batch source whose process dies, as one does that runs out of memory."""
 
     longest_seconds = 60.0
+    watch = Watch(60.0)
 
     def __getitem__(self, index: int) -> Batch:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -310,7 +410,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 def fake(clips: list[int], bad: list[tuple[int, str]]) -> Batch:
     nothing = torch.zeros(0)
     tried = clips + [index for index, _ in bad]
-    return Batch(nothing, nothing, nothing, nothing, nothing, nothing, clips, tried, bad, 0.0)
+    return Batch(*[nothing] * 8, clips, tried, bad, 0.0, 0.0)
 
 
 def test_record_of_bad_clips(corpus: Manifest, tmp_path: Path) -> None:

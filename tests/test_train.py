@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vatt import train
+from vatt import loop, train
 from vatt.checkpoint import load_latest
 from vatt.evaluate import main as evaluate
 from vatt.metrics import ranks, retrieval_scores
@@ -370,7 +370,7 @@ def test_ranks_count_ties_against_the_query():
 
 
 def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
-    real = train.make_loader
+    real = loop.make_loader
 
     def breaking(dataset, start, count, *rest):
         for index, batch in enumerate(real(dataset, start, count, *rest)):
@@ -378,7 +378,7 @@ def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
                 raise train.DataError("the disk went away")
             yield batch
 
-    monkeypatch.setattr(train, "make_loader", breaking)
+    monkeypatch.setattr(loop, "make_loader", breaking)
     out = tmp_path / "run"
     assert run("--out", out, "--steps", 5, "--set", "save_every=100") == 1
     assert load_latest(out / "checkpoints").step == 2

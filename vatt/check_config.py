@@ -62,6 +62,7 @@ def _data(c: Config) -> Iterator[Finding]:
     yield "data.builtin_clips", d.builtin_clips >= 2, "at least 2"
     yield _share("data.max_bad_share", d.max_bad_share)
     yield "data.decode_seconds", 0 < d.decode_seconds < math.inf, "above 0"
+    yield "data.decoder", d.decoder in ("auto", "pyav", "dali"), "auto, pyav or dali"
     yield _share("data.augment.scale_jitter", a.scale_jitter)
     yield _share("data.augment.colour_jitter", a.colour_jitter)
     low, high = a.scale_range

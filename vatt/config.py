@@ -187,6 +187,7 @@ class DataConfig:
     `cache_gb`: decoded clips kept in memory, summed over workers; 0 is off (right for corpora larger than memory).
     `max_bad_share`: a run stops when a larger share of the clips it tried could not be decoded.
     `decode_seconds`: time limit for one clip.
+    `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
     """
 
     source: str = ""
@@ -199,6 +200,7 @@ class DataConfig:
     cache_gb: float = 0.0
     max_bad_share: float = 0.3
     decode_seconds: float = 30.0
+    decoder: str = "auto"
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,21 @@ from . import checkpoint
 from .check_config import check
 from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict, to_json
 from .data.bad_clips import BadClips
-from .data.loader import Batch, ClipDataset, DataError, EvalDataset, make_loader
+from .data.dali import choose_decoder, make_dali_loader
+from .data.loader import Batch, ClipDataset, DataError, EvalDataset
 from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.shards import absolute_source
 from .data.synthetic import build_corpus
 from .data.text import Tokenizer, VocabularyError
 from .evaluate import embed_clips, format_scores, retrieval
 from .files import write_atomically
+from .loop import Session, run_steps
 from .model.loss import pretraining_loss
 from .model.tokens import mix_seed
 from .model.vatt import VATT, count_parameters
 from .ops import Ops, choose
 from .optim import Adam, learning_rate
 from .presets import PRESETS, preset
-from .progress import progress_bar
 from .records import MetricsLog, draw_losses, environment, read_metrics
 from .run import (
     RunError,
@@ -46,7 +49,6 @@ from .run import (
     pick_device,
     read_config,
     split_clips,
-    termination,
     write_config,
     write_model_folder,
 )
@@ -73,7 +75,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--preset", metavar="NAME", help=f"model size and settings: {', '.join(PRESETS)} (default tiny)")
-    add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: the built-in corpus, made once)")
+    add("--data", metavar="PATH", help="manifest CSV, folder of clips or tar shards (default: the built-in corpus)")
     add("--out", metavar="DIR", type=Path, help="folder of the run (default: the first free runs/PRESET[-N])")
     add("--fused", action="store_true", default=None,
         help="fast operations: dropped tokens are never read, no attention or similarity matrix is stored")  # fmt: skip
@@ -82,6 +84,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--drop-rate", metavar="R", type=float, help="share of video and audio tokens dropped in training, 0 to <1")
     add("--seed", metavar="N", type=int, help="seed of weights, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
+    add("--decoder", metavar="NAME",
+        help="of video: pyav (CPU), dali (NVIDIA GPU; pip install -e '.[dali]') or auto (default)")  # fmt: skip
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
     add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
     add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
@@ -101,6 +105,7 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
         "seed": args.seed,
+        "data.decoder": args.decoder,
         "device": args.device,
         "dtype": args.dtype,
         "fused": args.fused,
@@ -108,8 +113,8 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
     config = apply_overrides(config, given + args.overrides)
     # A run may be resumed from another folder.
-    given_paths = (config.data.source, config.data.vocabulary)
-    source, words = (str(Path(path).expanduser().absolute()) if path else "" for path in given_paths)
+    words = str(Path(config.data.vocabulary).expanduser().absolute()) if config.data.vocabulary else ""
+    source = absolute_source(config.data.source) if config.data.source else ""
     config = replace(config, data=replace(config.data, source=source, vocabulary=words))
     check(config)
     for line in differences(saved, config) if saved else []:
@@ -130,7 +135,8 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     optimizer.zero_grad(set_to_none=True)
     with autocast:
         embeddings = model(batch.video, batch.audio, batch.text, seed=seed)
-    losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops)
+    losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
+                              video_mask=batch.video_mask)  # fmt: skip
     losses.total.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
     total, gradient = losses.total.item(), norm.item()
@@ -175,22 +181,17 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     model = VATT(config.model, ops).to(device)
     optimizer = Adam(model.parameters(), config.optim)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
-    identity = {"manifest": fingerprint(manifest), "words": fingerprint(tokenizer.words)}
-    start = 0
-    if resume and (found := checkpoint.load_latest(out / "checkpoints", tqdm.write)):
-        for what, place in (("manifest", manifest.root), ("words", out / "vocabulary.txt")):
-            if found.state[what] != identity[what]:
-                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
-        if found.step > config.steps:
-            raise ConfigError(f"steps is {config.steps}, but the run is at step {found.step} already")
-        model.load_state_dict(found.model)
-        optimizer.load_state_dict(found.state["optimizer"])
-        bad.load_state_dict(found.state["bad_clips"])
-        start = found.step
-    board = tensorboard(out) if config.tensorboard else None
-    where = environment(device) | {"operations": ops.reason}
+    dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed)
+    decoder, why = choose_decoder(config.data.decoder, device, dataset)
+    where = environment(device) | {"operations": ops.reason, "decoder": why}
+    identity = {"manifest": (fingerprint(manifest), manifest.root),
+                "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
+    session = Session(out, manifest, model, optimizer, bad, identity,
+                      json.dumps({"config": to_dict(config), "environment": where}))  # fmt: skip
+    start = session.restore(config.steps) if resume else 0
     print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
     print(ops.reason)
+    print(why)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
     if len(clips) < config.data.batch_size:
         print(f"note: a batch of {config.data.batch_size} repeats clips, which then are negatives of themselves; "
@@ -199,64 +200,16 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
-
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
-    provenance = json.dumps({"config": to_dict(config), "environment": where})
-
-    def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
-        if len(bad):
-            bad.write()  # refreshes the counts
-        state = {"optimizer": optimizer.state_dict(), "bad_clips": bad_clips or bad.state_dict(), "record": provenance}
-        checkpoint.save(out / "checkpoints", step, model.state_dict(), state | identity, keep=config.keep_checkpoints)
-
-    dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed)
     autocast = autocast_for(device, dtype)
-    began, skipped = time.perf_counter(), 0
-    model.train()
-    batches = make_loader(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
-    bar = progress_bar(config.steps, "training", "step", start)
-    with termination() as signals, bar:
-        for step in range(start, config.steps):
-            tick = time.perf_counter()
-            before = bad.state_dict()
-            try:
-                batch = next(batches)
-                for clip, reason in bad.add(step, batch):
-                    tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
-                bad.check()
-            except DataError:
-                save(step, before)  # what was learned so far; --resume goes on once the data is mended
-                raise
-            waited = time.perf_counter() - tick
-            record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
-            seconds = time.perf_counter() - tick
-            skipped = 0 if record["updated"] else skipped + 1
-            if skipped:
-                record["clips"] = [manifest[i].name for i in batch.clips]
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: "
-                           f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
-            speed = {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
-                     "build_seconds": batch.seconds}  # fmt: skip
-            record = {"step": step + 1, **record, **speed, "bad_clips": len(bad), "operations": ops.impl}
-            log.write(record)
-            if board:
-                for key in ("loss", "video_text", "video_audio", "gradient_norm", "rate", "clips_per_second"):
-                    board.add_scalar(key, record[key], step + 1)
-            bar.update()
-            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{speed['clips_per_second']:.0f}/s",
-                                wait=f"{waited / seconds:.0%}")  # fmt: skip
-            stop = bool(signals) or skipped >= config.max_nonfinite
-            if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                save(step + 1)
-            if skipped >= config.max_nonfinite:
-                raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
-                               "metrics.jsonl names their clips; try --set optim.clip=1 or a lower "
-                               "--set optim.rate")  # fmt: skip
-            if signals:
-                tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
-                sys.exit(128 + signals[0])
-    trained = time.perf_counter() - began
+
+    def update(batch: Batch, step: int) -> dict[str, Any]:
+        record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
+        return record | {"operations": ops.impl}
+
+    advice = "try --set optim.clip=1 or a lower --set optim.rate"
+    load = partial(make_dali_loader, device=device) if decoder == "dali" else None
+    trained = run_steps(session, config, dataset, start, log, update, advice, load)
     log.close()
     finish(config, out, model, held_out, tokenizer, bad, where, trained)
 
@@ -293,14 +246,6 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
     print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {len(bad)} bad clips")
 
 
-def tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError("tensorboard=true needs TensorBoard: pip install -e '.[tensorboard]'") from error
-    return SummaryWriter(str(out / "tensorboard"))
-
-
 def saved_config(out: Path) -> Config:
     """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
     try:
@@ -331,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         for line in differences(saved, config) if saved else []:
             print(f"changed since the run began: {line}")
         device = pick_device(config.device)
+        choose_decoder(config.data.decoder, device)
         manifest = read_manifest(config.data.source) if config.data.source else None
         if manifest is not None:
             split_clips(manifest, config)  # nothing is written for a run that cannot start

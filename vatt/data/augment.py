@@ -14,6 +14,7 @@ Everything is numpy on one thread, so that a batch does not depend on how many t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,23 @@ def short_side(size: int, augment: AugmentConfig | None) -> int:
     return math.ceil(size * high / low)
 
 
-def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Frames:
-    """uint8 [T, h, w, 3] to an augmented uint8 [T, size, size, 3]."""
-    height, width = frames.shape[1:3]
+@dataclass(frozen=True)
+class VideoDraw:
+    """What was drawn for one clip: its frames become `height` x `width` pixels, cropped at (`top`, `left`).
+
+    `colour`: brightness, saturation, contrast and hue; None leaves the colours as they are.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    mirror: bool
+    colour: tuple[float, float, float, float] | None
+
+
+def draw_video(height: int, width: int, size: int, augment: AugmentConfig, rng: np.random.Generator) -> VideoDraw:
+    """Draws the augmentation of a clip of `height` x `width` pixels whose crop is `size` x `size`."""
     # Every draw is made whether or not it is used: turning one augmentation off leaves the others as they were.
     jitter, flip, colour = rng.random(3)
     scale_h, scale_w = rng.uniform(*augment.scale_range, size=2)
@@ -46,32 +61,44 @@ def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.rando
 
     if jitter >= augment.scale_jitter:
         scale_h = scale_w = 1.0
-    new_h, new_w = _fit(height * scale_h, width * scale_w, size)
-    top, left = int(place_y * (new_h - size + 1)), int(place_x * (new_w - size + 1))
-    recolour = colour < augment.colour_jitter
-    mirror = augment.flip and flip < 0.5
-    rows, columns = _Taps(height, new_h, top, size), _Taps(width, new_w, left, size, mirror)
-    if rows.whole and columns.whole and not recolour:
+    new_h, new_w = fit_short_side(height * scale_h, width * scale_w, size)
+    return VideoDraw(
+        height=new_h,
+        width=new_w,
+        top=int(place_y * (new_h - size + 1)),
+        left=int(place_x * (new_w - size + 1)),
+        mirror=bool(augment.flip and flip < 0.5),
+        colour=(brightness, saturation, contrast, hue) if colour < augment.colour_jitter else None,
+    )
+
+
+def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Frames:
+    """uint8 [T, h, w, 3] to an augmented uint8 [T, size, size, 3]."""
+    height, width = frames.shape[1:3]
+    draw = draw_video(height, width, size, augment, rng)
+    rows = Taps(height, draw.height, draw.top, size)
+    columns = Taps(width, draw.width, draw.left, size, draw.mirror)
+    if rows.whole and columns.whole and draw.colour is None:
         return np.ascontiguousarray(frames[:, rows.low][:, :, columns.low])
     out = np.empty((len(frames), size, size, 3), np.uint8)
     for i, frame in enumerate(frames):  # one frame at a time stays in the processor's cache
-        image = _resample(frame, rows, columns)
-        if recolour:
-            image = _colour(image, brightness, saturation, contrast, hue)
-        out[i] = _to_uint8(image)
+        image = resample(frame, rows, columns)
+        if draw.colour is not None:
+            image = jitter_colours(image, *draw.colour)
+        out[i] = to_uint8(image)
     return out
 
 
 def centre_crop(frames: Frames, size: int) -> Frames:
     """uint8 [T, h, w, 3] resized so that the shorter side is `size`, centre crop: uint8 [T, size, size, 3]."""
     height, width = frames.shape[1:3]
-    new_h, new_w = _fit(height, width, size)
-    rows, columns = _Taps(height, new_h, (new_h - size) // 2, size), _Taps(width, new_w, (new_w - size) // 2, size)
+    new_h, new_w = fit_short_side(height, width, size)
+    rows, columns = Taps(height, new_h, (new_h - size) // 2, size), Taps(width, new_w, (new_w - size) // 2, size)
     if rows.whole and columns.whole:
         return np.ascontiguousarray(frames[:, rows.low][:, :, columns.low])
     out = np.empty((len(frames), size, size, 3), np.uint8)
     for i, frame in enumerate(frames):
-        out[i] = _to_uint8(_resample(frame, rows, columns))
+        out[i] = to_uint8(resample(frame, rows, columns))
     return out
 
 
@@ -88,12 +115,12 @@ def audio_noise(samples: NDArray[np.float32], share: float, rng: np.random.Gener
     return samples + np.float32(share * peak) * rng.standard_normal(len(samples), np.float32)
 
 
-def _fit(height: float, width: float, size: int) -> tuple[int, int]:
+def fit_short_side(height: float, width: float, size: int) -> tuple[int, int]:
     scale = size / min(height, width)
     return max(size, round(height * scale)), max(size, round(width * scale))
 
 
-class _Taps:
+class Taps:
     """For `size` outputs from `first` on, of an axis resized from `old` to `new`: two source pixels and a weight."""
 
     def __init__(self, old: int, new: int, first: int, size: int, mirror: bool = False) -> None:
@@ -107,7 +134,7 @@ class _Taps:
         self.whole = not self.weight.any()
 
 
-def _resample(frame: Frames, rows: _Taps, columns: _Taps) -> Plane:
+def resample(frame: Frames, rows: Taps, columns: Taps) -> Plane:
     """uint8 [h, w, 3] to float32 [size, size, 3] in [0, 255]."""
     left, right = int(columns.low.min()), int(columns.high.max()) + 1
     region = frame[:, left:right]
@@ -125,11 +152,11 @@ def _lerp(low: NDArray[np.generic], high: NDArray[np.generic], weight: Plane) ->
     return base
 
 
-def _to_uint8(image: Plane) -> Frames:
+def to_uint8(image: Plane) -> Frames:
     return np.rint(image).astype(np.uint8)
 
 
-def _colour(image: Plane, brightness: float, saturation: float, contrast: float, hue: float) -> Plane:
+def jitter_colours(image: Plane, brightness: float, saturation: float, contrast: float, hue: float) -> Plane:
     """Colour jitter of one frame, float32 [h, w, 3] in [0, 255]; saturation and hue as in the HSV hexcone."""
     x = np.ascontiguousarray(np.moveaxis(image, 2, 0))
     x *= np.float32(1 / 255)

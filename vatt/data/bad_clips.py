@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vatt.data.loader import Batch, DataError
+from vatt.data.batch import Batch, DataError
 from vatt.data.manifest import Clip, Manifest
 from vatt.files import write_atomically
 

@@ -5,6 +5,7 @@ variable one, gives the frames a viewer would see. AVI stores decoding times: fr
 are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. Pixels are taken as stored:
 display rotation is applied, a sample aspect ratio is not, as in the usual frame dumps.
 
+An image shows its one frame at any time. Where there is sound only, or only sound is read, the span is the sound's.
 A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
 makes the clip bad; later than that it counts as the end of the file. Errors before the first frame (recordings cut
 inside a group of pictures) are skipped.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +26,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vatt.data.reader import BadClip, Late, Reader, opened, plain, seconds_of
-from vatt.data.sound import read_audio
+from vatt.data.reader import BOTH, BadClip, Late, Reader, opened, plain, seconds_of
+from vatt.data.sound import END_TOLERANCE, read_audio, read_audio_alone
 
-END_TOLERANCE = 1.0  # seconds
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
 MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
@@ -37,17 +37,17 @@ MAX_ERRORS = 300  # packets that may fail before the first frame
 
 @dataclass(frozen=True)
 class DecodedSpan:
-    """`video` uint8 [T, h, w, 3]; `audio` int16 [round(T * rate / fps)], or None without a usable sound track.
+    """`video` uint8 [T, h, w, 3], 1 frame of an image; `audio` int16 [round(T * rate / fps)]; None: there is none.
 
-    T is smaller than asked for when the row or the file ends earlier.
+    T is smaller than asked for when the row or the file ends earlier; `audio` without `video` may end within a frame.
     """
 
-    video: NDArray[np.uint8]
+    video: NDArray[np.uint8] | None
     audio: NDArray[np.int16] | None
 
     @property
     def nbytes(self) -> int:
-        return self.video.nbytes + (0 if self.audio is None else self.audio.nbytes)
+        return sum(part.nbytes for part in (self.video, self.audio) if part is not None)
 
 
 def decode_span(
@@ -60,21 +60,35 @@ def decode_span(
     end: float | None = None,
     short_side: int | None = None,
     time_limit: float = 30.0,
+    read: Collection[str] = BOTH,
+    needs: Collection[str] = ("video",),
 ) -> DecodedSpan:
     """Decodes up to `frames` frames at `start + i / fps` and the sound of the same span, mono at `rate` Hz.
 
     Sample k of the sound is at `start + k / rate`, to one sample and the codec's own delay; where the sound track
     starts late or ends early there is silence. `end`: end of the row, if any. `short_side`: frames with a larger
-    shorter side are scaled down to it, which saves memory.
+    shorter side are scaled down to it, which saves memory. `read`: modalities to decode, where there are any; `needs`:
+    those without which the clip is of no use.
 
     Raises:
-        BadClip: no frame at `start`, a damaged stream, or more than `time_limit` seconds of wall clock.
+        BadClip: nothing at `start`, a damaged stream, not what is needed, or more than `time_limit` seconds of wall
+            clock.
     """
     if end is not None:
         frames = min(frames, grid_frames(end - start, fps))
-    with opened(path, time_limit) as reader:
-        video = _read_video(reader, start, fps, frames, short_side)
-        audio = read_audio(reader, start, rate, round(len(video) * rate / fps))
+    with opened(path, time_limit, read) as reader:
+        reader.require(needs)
+        video = audio = None
+        if reader.still:
+            start, frames = 0.0, 1
+        if reader.video is not None:
+            video = _read_video(reader, start, fps, frames, short_side)
+            frames = len(video)
+        if reader.audio is not None:
+            hear = read_audio_alone if video is None else read_audio
+            audio = hear(reader, start, rate, round(frames * rate / fps))
+    if audio is None and (video is None or "audio" in needs):
+        raise BadClip(path, "no sound" if reader.audio is None else "no sound in it decodes")
     return DecodedSpan(video, audio)
 
 
@@ -83,10 +97,33 @@ def grid_frames(seconds: float, fps: float) -> int:
     return max(1, math.ceil(min(seconds * fps, MAX_FRAMES) - 0.01))
 
 
+def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """(width, height) that frames are kept in: with a shorter side of at most `short_side`."""
+    shorter = min(width, height)
+    if short_side is None or shorter <= short_side:
+        return width, height
+    return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))
+
+
+def frames_until(reader: Reader, start: float, fps: float, frames: int, ends: float, broken: str | None) -> int:
+    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`."""
+    missing = math.inf if broken is not None else 0.0
+    if reader.declared is not None:
+        missing = reader.declared - ends
+    if missing > END_TOLERANCE and ends < start + frames / fps:
+        what = "ends" if broken is None else "damaged"
+        of = "" if reader.declared is None else f" of {reader.declared:.2f} s"
+        raise BadClip(reader.path, f"{what} at {ends:.2f} s{of}", whole=False)
+    if ends <= start:
+        raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
+    return min(frames, grid_frames(ends - start, fps))
+
+
 def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
     # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
     # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
     near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
+    assert reader.video is not None
     for position in (near, near - SEEK_STEP, None):
         if not reader.move(reader.video, position):
             continue
@@ -99,6 +136,7 @@ def _read_video(reader: Reader, start: float, fps: float, frames: int, short_sid
 
 def _video_from(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
     stream = reader.video
+    assert stream is not None
     convert = _Converter(short_side)
     slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
     images: list[NDArray[np.uint8]] = []
@@ -124,15 +162,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
         if not reader.from_start:
             raise Late
         raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
-    missing = math.inf if broken is not None else 0.0
-    if reader.declared is not None:
-        missing = reader.declared - ends
-    if missing > END_TOLERANCE and ends < start + frames / fps:
-        what = "ends" if broken is None else "damaged"
-        raise BadClip(reader.path, f"{what} at {ends:.2f} s of {reader.declared or math.nan:.2f} s", whole=False)
-    if ends <= start:
-        raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
-    count = min(frames, grid_frames(ends - start, fps))
+    count = frames_until(reader, start, fps, frames, ends, broken)
     images.extend([convert(current)] * (count - len(images)))
     return np.stack(images)
 
@@ -140,6 +170,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
 def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
     """Frames in display order with their times on the clip's clock. Raises FFmpegError where the stream breaks."""
     stream = reader.video
+    assert stream is not None
     origin = reader.origin
     step = 1.0 / float(stream.average_rate or 25)
     avi = reader.container.format.name == "avi"
@@ -201,11 +232,7 @@ class _Converter:
             return self.last[1]
         if self.size is None:
             # A stream may change its size midway: all frames take that of the first.
-            width, height = frame.width, frame.height
-            shorter = min(width, height)
-            if self.short_side is not None and shorter > self.short_side:
-                width, height = (max(1, round(side * self.short_side / shorter)) for side in (width, height))
-            self.size = width, height
+            self.size = shrunk(frame.width, frame.height, self.short_side)
         width, height = self.size
         image = (
             self.reformatter.reformat(frame, width, height, "rgb24", threads=1)

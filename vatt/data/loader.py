@@ -13,9 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Generator
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -24,61 +22,27 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vatt.config import DataConfig, ModelConfig
-from vatt.data.augment import audio_noise, centre_crop, short_side, to_float, train_video
+from vatt.data.augment import Frames, audio_noise, centre_crop, to_float, train_video
+from vatt.data.batch import MODALITIES, Batch, DataError
+from vatt.data.clips import Clips, Sample
 from vatt.data.manifest import Clip, Manifest
 from vatt.data.reader import BadClip
 from vatt.data.text import Tokenizer
-from vatt.data.windows import Window, WindowReader
+from vatt.data.watch import Watch
+from vatt.data.windows import Window
 
 MAX_ATTEMPTS = 32
 LOOK_SECONDS = 5.0  # how often a waiting main process looks whether its workers live
 _ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
 
 
-class DataError(RuntimeError):
-    """Data that a run cannot go on with. The message names the way out."""
+class BatchSource(Protocol):
+    """Anything that builds batch `index`: `ClipDataset` (index is the step) or `EvalDataset`.
 
-
-@dataclass(frozen=True)
-class Batch:
-    """B clips, with T frames, S samples, L captions of W words; evaluation batches have a windows axis after B.
-
-    video uint8 [B, T, H, W, 3]; audio float32 [B, S], about [-1, 1] (zeros without sound); text int64 [B, L, W] (zeros
-    without a caption); audio_mask and text_mask float32 [B], 1 where there is any; label int64 [B], -1 where a clip has
-    none or several.
-    `clips`: manifest indices of the rows; `tried`: those plus the bad ones; `bad`: (manifest index, reason) of each
-    clip that was replaced or left out; `seconds`: time it took to build the batch.
+    `watch` hears of each clip that is being decoded.
     """
 
-    video: torch.Tensor
-    audio: torch.Tensor
-    text: torch.Tensor
-    audio_mask: torch.Tensor
-    text_mask: torch.Tensor
-    label: torch.Tensor
-    clips: list[int]
-    tried: list[int]
-    bad: list[tuple[int, str]]
-    seconds: float
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return replace(self, **moved)
-
-
-@dataclass
-class _Sample:
-    clip: Clip
-    video: np.ndarray
-    audio: np.ndarray | None
-    text: np.ndarray
-    has_text: bool
-
-
-class BatchSource(Protocol):
-    """Anything that builds batch `index`: `ClipDataset` (index is the step) or `EvalDataset`."""
+    watch: Watch
 
     @property
     def longest_seconds(self) -> float:
@@ -88,82 +52,14 @@ class BatchSource(Protocol):
     def __getitem__(self, index: int) -> Batch: ...
 
 
-class _Clips(Dataset[Batch]):
-    """What training and evaluation share: the clips, their readers and the making of batches."""
-
-    def __init__(
-        self,
-        clips: Manifest,
-        data: DataConfig,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        batch_size: int | None,
-        windows_per_clip: int,
-    ) -> None:
-        if not len(clips):
-            raise DataError(f"{clips.root}: no clips in this split; see the manifest's `split` column and data.*_split")
-        if len(tokenizer) > model.text.vocabulary:
-            raise DataError(
-                f"the word list has {len(tokenizer)} words but the model's table {model.text.vocabulary}; "
-                "set model.text.vocabulary or shorten the list"
-            )
-        self.clips, self.data, self.model, self.tokenizer = clips, data, model, tokenizer
-        self.batch_size, self.windows_per_clip = batch_size or data.batch_size, windows_per_clip
-        self._labels = clips.label_ids
-        self._windows: WindowReader | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_windows": None}  # open caches stay in their process
-
-    @property
-    def longest_seconds(self) -> float:
-        # Every clip may use up its limit for the headers and for each window, and have replacements that do as well.
-        return 60.0 + 4 * self.data.decode_seconds * self.batch_size * self.windows_per_clip
-
-    def windows(self, cache_bytes: int) -> WindowReader:
-        if self._windows is None:
-            side = short_side(self.model.video.size, self.data.augment)
-            limit = self.data.decode_seconds
-            self._windows = WindowReader(self.model.video, self.model.audio, side, limit, cache_bytes)
-        return self._windows
-
-    def text(self, clip: Clip, rng: np.random.Generator | None) -> tuple[np.ndarray, bool]:
-        return self.tokenizer.encode_captions(clip.captions, self.model.text.captions, self.model.text.words, rng)
-
-    def batch(
-        self, samples: list[_Sample], tried: list[int], bad: list[tuple[int, str]], axes: tuple[int, ...], since: float
-    ) -> Batch:
-        """`axes`: leading axes of one sample's video and audio."""
-        video, audio, text = self.model.video, self.model.audio, self.model.text
-        count = len(samples)
-        pixels = torch.zeros((count, *axes, video.frames, video.size, video.size, 3), dtype=torch.uint8)
-        sound = torch.zeros((count, *axes, audio.samples))
-        words = torch.zeros((count, text.captions, text.words), dtype=torch.int64)
-        for i, sample in enumerate(samples):
-            pixels[i] = torch.from_numpy(sample.video)
-            if sample.audio is not None:
-                sound[i] = torch.from_numpy(sample.audio)
-            words[i] = torch.from_numpy(sample.text)
-        return Batch(
-            video=pixels,
-            audio=sound,
-            text=words,
-            audio_mask=torch.tensor([float(s.audio is not None) for s in samples]),
-            text_mask=torch.tensor([float(s.has_text) for s in samples]),
-            label=torch.tensor(
-                [self._labels[s.clip.labels[0]] if len(s.clip.labels) == 1 else -1 for s in samples], dtype=torch.int64
-            ),
-            clips=[s.clip.index for s in samples],
-            tried=tried,
-            bad=bad,
-            seconds=time.perf_counter() - since,
-        )
-
-
-class ClipDataset(_Clips):
+class ClipDataset(Clips):
     """Training batches: `dataset[step]`, for any step from 0 on.
 
     With `data.cache_gb` decoded rows are kept in memory, an equal part in each of `data.workers` processes.
+    `frames`: of a window, if not `model.video.frames`; an image repeats its one frame, so 4 of them are the release's
+    image protocol, a grid of one temporal row. `read`: modalities to read, as far as a clip has them; the others are as
+    if no clip had any, and cost nothing. `needs`: modalities without which a clip is bad. Every pair of pre-training
+    has video in it; a task of sound alone is `read=("audio",), needs=("audio",)`.
 
     Raises:
         DataError: no clips, a word list larger than the model's table, or no decodable clip in `MAX_ATTEMPTS` draws.
@@ -177,8 +73,12 @@ class ClipDataset(_Clips):
         tokenizer: Tokenizer,
         seed: int,
         batch_size: int | None = None,
+        *,
+        frames: int | None = None,
+        read: Collection[str] = MODALITIES,
+        needs: Collection[str] = ("video",),
     ) -> None:
-        super().__init__(clips, data, model, tokenizer, batch_size, windows_per_clip=1)
+        super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
         self.seed = seed
 
     @property
@@ -195,13 +95,17 @@ class ClipDataset(_Clips):
         return int(_permutation(self.seed, epoch, n)[place])
 
     def __getitem__(self, step: int) -> Batch:
-        since = time.perf_counter()
+        since = self.clocks()
         tried: list[int] = []
         bad: list[tuple[int, str]] = []
         samples = [self._sample(step, slot, tried, bad) for slot in range(self.batch_size)]
-        return self.batch(samples, tried, bad, (), since)
+        return self.batch(samples, tried, bad, since)
 
-    def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> _Sample:
+    def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """uint8 [T, h, w, 3] -> [T, size, size, 3]: the augmentation of a window."""
+        return train_video(frames, self.model.video.size, self.data.augment, rng)
+
+    def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
             clip = self.clips[self.planned(step, slot) if attempt == 0 else self._replacement(step, rng)]
@@ -223,23 +127,27 @@ class ClipDataset(_Clips):
         epoch, place = divmod(step, self.steps_per_epoch)
         return int(_permutation(self.seed, epoch, n)[(place * size + size + rng.integers(n - size)) % n])
 
-    def _read(self, clip: Clip, rng: np.random.Generator) -> _Sample:
+    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        self.require_text(clip)
         share = int(self.data.cache_gb * 1e9 / max(1, self.data.workers))
         windows = self.windows(share)
         window = windows.read(clip, int(rng.integers(windows.last_offset(clip) + 1)))
         text, has_text = self.text(clip, rng)
-        video = train_video(window.video, self.model.video.size, self.data.augment, rng)
-        audio = None if window.audio is None else to_float(window.audio)
-        if audio is not None:
-            audio = audio_noise(audio, self.data.augment.audio_noise, rng)
-        return _Sample(clip, video, audio, text, has_text)
+        video = audio = None
+        if window.video is not None:
+            video = self.crop(window.video, rng)
+        if window.audio is not None:
+            audio = audio_noise(to_float(window.audio), self.data.augment.audio_noise, rng)
+        return Sample(clip, video, audio, text, has_text)
 
 
-class EvalDataset(_Clips):
+class EvalDataset(Clips):
     """Every clip once, in order, `windows` evenly spaced windows each, centre crop, nothing random.
 
     `dataset[i]` holds clips `i * batch_size` and following, with a windows axis V: video uint8 [B, V, T, H, W, 3],
-    audio float32 [B, V, S]. Clips that cannot be decoded are left out and told in `bad`, so B may be 0.
+    audio float32 [B, V, S]. Clips that cannot be decoded, or lack what the task `needs`, are left out and told in
+    `bad`, so B may be 0. `frames`, `read` and `needs` as in `ClipDataset`. A subclass may take several crops a window:
+    video is then [B, V * crops, ...], the crops of a window side by side.
     """
 
     def __init__(
@@ -250,55 +158,94 @@ class EvalDataset(_Clips):
         tokenizer: Tokenizer,
         windows: int = 4,
         batch_size: int | None = None,
+        *,
+        frames: int | None = None,
+        read: Collection[str] = MODALITIES,
+        needs: Collection[str] = ("video",),
     ) -> None:
-        super().__init__(clips, data, model, tokenizer, batch_size, windows_per_clip=windows)
+        super().__init__(clips, data, model, tokenizer, batch_size, windows, frames, read, needs)
+
+    crops_per_window = 1
+
+    def crops(self, frames: Frames) -> Frames:
+        """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
+        return centre_crop(frames, self.model.video.size)[None]
+
+    @property
+    def video_axes(self) -> tuple[int, ...]:
+        return (self.windows_per_clip * self.crops_per_window,)
+
+    @property
+    def audio_axes(self) -> tuple[int, ...]:
+        return (self.windows_per_clip,)
 
     def __len__(self) -> int:
         return -(-len(self.clips) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        since = time.perf_counter()
+        since = self.clocks()
         if not 0 <= index < len(self):
             raise IndexError(index)
-        samples: list[_Sample] = []
+        samples: list[Sample] = []
         bad: list[tuple[int, str]] = []
         chunk = self.clips[index * self.batch_size : (index + 1) * self.batch_size]
         for clip in chunk:
             try:
+                self.require_text(clip)
                 samples.append(self._sample(clip, self.windows(0).read_spaced(clip, self.windows_per_clip)))
             except BadClip as error:
                 bad.append((clip.index, error.reason))
-        return self.batch(samples, [clip.index for clip in chunk], bad, (self.windows_per_clip,), since)
+        return self.batch(samples, [clip.index for clip in chunk], bad, since)
 
-    def _sample(self, clip: Clip, windows: list[Window]) -> _Sample:
-        video = np.stack([centre_crop(window.video, self.model.video.size) for window in windows])
+    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
         silence = np.zeros(self.model.audio.samples, np.float32)
+        views = [self.crops(window.video) for window in windows if window.video is not None]
+        sounds = [None if window.audio is None else to_float(window.audio) for window in windows]
         audio = None
-        if any(window.audio is not None for window in windows):
-            audio = np.stack([silence if window.audio is None else to_float(window.audio) for window in windows])
-        return _Sample(clip, video, audio, *self.text(clip, None))
+        if any(sound is not None for sound in sounds):
+            audio = np.stack([silence if sound is None else sound for sound in sounds])
+        return Sample(clip, np.concatenate(views) if views else None, audio, *self.text(clip, None))
 
 
-def make_loader(dataset: BatchSource, start: int, count: int, workers: int, prefetch: int = 4) -> Iterator[Batch]:
+def make_loader(
+    dataset: BatchSource, start: int, count: int, workers: int, prefetch: int = 4
+) -> Generator[Batch, None, None]:
     """Batches `start` to `start + count - 1` of `dataset` in order, built by `workers` processes ahead of their use.
 
     Each worker keeps up to `prefetch` batches ready; 0 workers build them in this process. Workers come from a fork
     server, not from a fork of this process: a fork would copy its locks, its signal handlers and the state of its
     thread pools. As with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
 
+    A decoder that hangs is ended with its worker; workers begin anew with the batch that is next, in which the clip is
+    bad. Without workers nothing can end it.
+
     Raises:
-        DataError: from the dataset, or because a worker died or is stuck.
+        DataError: from the dataset, or because a worker died or is stuck with something else.
     """
+    stop = start + count
     if workers == 0:
-        for index in range(start, start + count):
+        for index in range(start, stop):
             yield dataset[index]
         return
+    while start < stop:
+        dataset.watch.share(workers)
+        batches = _received(dataset, range(start, stop), workers, prefetch)
+        try:
+            for batch in batches:
+                start += 1
+                yield batch
+        finally:
+            batches.close()  # ends the workers now, also while somebody holds on to the traceback
+
+
+def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int) -> Generator[Batch, None, None]:
+    """The batches of `indices`, fewer when a worker had to be ended."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vatt.data.loader"])
     loader: DataLoader[Batch | DataError] = DataLoader(
         _Carrier(dataset),
         batch_size=None,
-        sampler=range(start, start + count),
+        sampler=indices,
         num_workers=workers,
         prefetch_factor=prefetch,
         collate_fn=_as_is,
@@ -308,29 +255,29 @@ def make_loader(dataset: BatchSource, start: int, count: int, workers: int, pref
     )
     batches = iter(loader)
     waited = 0.0
-    try:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if str(error).startswith("Caught "):  # raised by the dataset, and not foreseen: its traceback says more
-                    raise
-                # After each time-out the loader has looked whether its workers live, and can be asked again.
-                waited += loader.timeout
-                if "timed out" in str(error) and waited < dataset.longest_seconds:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if str(error).startswith("Caught "):  # raised by the dataset, and not foreseen: its traceback says more
+                raise
+            # After each time-out the loader has looked whether its workers live, and can be asked again.
+            waited += loader.timeout
+            if "timed out" in str(error):
+                if dataset.watch.end_stuck():
+                    return
+                if waited < dataset.longest_seconds:
                     continue
-                raise DataError(
-                    f"a data worker stopped ({error}); if memory ran out (or /dev/shm, in a container), lower "
-                    "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
-                ) from error
-            waited = 0.0
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-    finally:
-        del batches  # ends the workers now, also while somebody holds on to the traceback
+            raise DataError(
+                f"a data worker stopped ({error}); if memory ran out (or /dev/shm, in a container), lower "
+                "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
+            ) from error
+        waited = 0.0
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 class _Carrier(Dataset["Batch | DataError"]):

@@ -93,11 +93,16 @@ class Manifest(Sequence[Clip]):
 def read_manifest(source: str | Path) -> Manifest:
     """Reads a CSV, or lists a folder of clips (recursively, sorted; captions one a line in a .txt of the same name).
 
+    Tar shards (a tar, a folder, a pattern or an address of tars) are listed by vatt.data.shards.
     Without a `split` column every clip is in "train"; an empty `split` cell puts its clip in no split.
 
     Raises:
         ManifestError: nothing there, no `path` column, a bad value, or no clips at all.
     """
+    from vatt.data.shards import absolute_source, is_shards, read_shards  # which builds on this module
+
+    if is_shards(source):
+        return _manifest(read_shards(source), Path(absolute_source(str(source))))
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.is_dir():
         return _read_folder(path)

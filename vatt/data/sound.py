@@ -1,6 +1,7 @@
 """The sound of one time span as mono int16, placed on the clip's clock to the sample.
 
-Sound is forgiving: broken packets and gaps become silence, and a track of which nothing decodes counts as none.
+Sound beside pictures is forgiving: broken packets and gaps become silence, and a track of which nothing decodes counts
+as none. Sound alone ends where it ends, and is held to the length that its header declares, as video is.
 """
 
 from __future__ import annotations
@@ -11,27 +12,51 @@ from av.audio.frame import AudioFrame
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
-from vatt.data.reader import Late, Reader, seconds_of
+from vatt.data.reader import BadClip, Late, Reader, seconds_of
 
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
 GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
+END_TOLERANCE = 1.0  # seconds by which a stream may end before its declared end
 
 
 def read_audio(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
     """`samples` samples at `rate` Hz from `start` seconds on; None without a usable sound track."""
+    track = _read_track(reader, start, rate, samples)
+    return None if track is None else track.samples
+
+
+def read_audio_alone(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
+    """The same of a reader without video: fewer samples where the sound ends earlier.
+
+    Raises:
+        BadClip: no sound at `start`, or a track that ends more than `END_TOLERANCE` before its declared end and
+            before the asked-for span is complete.
+    """
+    track = _read_track(reader, start, rate, samples)
+    if track is None:
+        return None
+    ends = start + track.end / rate
+    if track.end < samples and reader.declared is not None and reader.declared - ends > END_TOLERANCE:
+        raise BadClip(reader.path, f"sound ends at {ends:.2f} s of {reader.declared:.2f} s", whole=False)
+    if track.end <= 0:
+        raise BadClip(reader.path, f"no sound at {start:.2f} s: it ends before", whole=False)
+    return track.samples[: track.end]
+
+
+def _read_track(reader: Reader, start: float, rate: int, samples: int) -> _Track | None:
     if reader.audio is None or reader.audio.codec_context is None:
         return None
     for position in (start - LEAD, start - 2.0 - LEAD, None):
         if not reader.move(reader.audio, position):
             continue
         try:
-            return _audio_from(reader, start, rate, samples)
+            return _track_from(reader, start, rate, samples)
         except Late:
             continue
     raise AssertionError("reading from the beginning cannot be late")
 
 
-def _audio_from(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
+def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track | None:
     stream = reader.audio
     assert stream is not None
     origin = reader.origin or 0.0
@@ -53,22 +78,29 @@ def _audio_from(reader: Reader, start: float, rate: int, samples: int) -> NDArra
                 raise Late
             heard = True
             if at >= start + samples / rate:
-                return track.finish()
+                track.finish()
+                track.end = samples
+                return track
             track.add(frame, at)
     if not heard and reader.from_start:
         return None
     if not heard and failed:
         raise Late  # only the whole track tells one broken place from a track that does not decode
-    return track.finish()
+    track.finish()
+    return track
 
 
 class _Track:
-    """Resamples frames to mono and places them by their timestamps; what no frame covers stays silent."""
+    """Resamples frames to mono and places them by their timestamps; what no frame covers stays silent.
+
+    `end`: samples up to the end of the last frame placed.
+    """
 
     def __init__(self, start: float, rate: int, samples: int) -> None:
         self.start, self.rate = start, rate
         self.samples = np.zeros(samples, np.int16)
         self.expected = 0.0
+        self.end = 0
         self.cut()
 
     def cut(self) -> None:
@@ -78,7 +110,7 @@ class _Track:
     def add(self, frame: AudioFrame, at: float) -> None:
         seconds = frame.samples / frame.sample_rate
         if self.resampler is not None and abs(at - self.expected) > GAP:
-            self._flush()
+            self.finish()
         if self.resampler is None:
             if at + seconds < self.start - GAP:  # decoded for the codec's state only
                 return
@@ -91,11 +123,8 @@ class _Track:
         except (FFmpegError, ValueError):  # the format changed within the stream
             self.cut()
 
-    def finish(self) -> NDArray[np.int16]:
-        self._flush()
-        return self.samples
-
-    def _flush(self) -> None:
+    def finish(self) -> None:
+        """Places what the resampler still holds."""
         if self.resampler is not None:
             self._place(self.resampler.resample(None))
             self.cut()
@@ -106,4 +135,5 @@ class _Track:
             first, last = max(0, self.position), min(len(self.samples), self.position + len(piece))
             if first < last:
                 self.samples[first:last] = piece[first - self.position : last - self.position]
+                self.end = max(self.end, last)
             self.position += len(piece)

@@ -6,13 +6,15 @@ two happens depends on the settings and the row only, and what the cache has dro
 nor the number of workers changes a window. The two ways agree on the frames of an intact file; sound differs by
 the resampler's phase (below one sample). In a damaged file, decoding the whole row meets damage that a window may miss.
 
-A row shorter than a window repeats, video and sound with the same period, so that they stay in step.
+A row shorter than a window repeats, video and sound with the same period, so that they stay in step; so does the one
+frame of an image.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,32 +24,48 @@ from numpy.typing import NDArray
 from vatt.config import AudioConfig, VideoConfig
 from vatt.data.decode import DecodedSpan, decode_span, grid_frames
 from vatt.data.manifest import Clip
-from vatt.data.reader import BadClip, probe
+from vatt.data.reader import BOTH, BadClip, probe
+from vatt.data.watch import Watch
 
 WHOLE_SECONDS = 20.0
+KNOWN_DURATIONS = 100_000  # remembered, so that a corpus of millions does not fill the memory with them
 
 
 @dataclass(frozen=True)
 class Window:
-    """`video` uint8 [T, h, w, 3]; `audio` int16 [S], or None without a usable sound track."""
+    """`video` uint8 [T, h, w, 3]; `audio` int16 [S]; None where there is none, or it is not read."""
 
-    video: NDArray[np.uint8]
+    video: NDArray[np.uint8] | None
     audio: NDArray[np.int16] | None
 
 
 class WindowReader:
     """Reads windows of `video.frames` frames and `audio.samples` samples. One per process; raises `BadClip`.
 
-    `cache_bytes`: decoded rows kept, least recently used dropped first; 0 turns the cache off.
+    `read`: modalities to decode, where there are any; `needs`: those without which a clip is bad.
+    `cache_bytes`: decoded rows kept, least recently used dropped first; 0 turns the cache off. `watch` is told of all
+    that is opened.
     """
 
     def __init__(
-        self, video: VideoConfig, audio: AudioConfig, short_side: int, time_limit: float, cache_bytes: int = 0
+        self,
+        video: VideoConfig,
+        audio: AudioConfig,
+        short_side: int,
+        time_limit: float,
+        cache_bytes: int = 0,
+        *,
+        read: Collection[str] = BOTH,
+        needs: Collection[str] = ("video",),
+        watch: Watch | None = None,
     ) -> None:
         self.video, self.audio = video, audio
         self.short_side, self.time_limit, self.cache_bytes = short_side, time_limit, cache_bytes
+        self.modalities, self.needs = read, needs
+        self.watch = watch or Watch(math.inf)
         # Steps of the grid in a window: the sound may cover more time than the frames.
-        self.steps = max(video.frames, math.ceil(audio.samples * video.fps / audio.rate - 0.01))
+        heard = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
+        self.steps = max(video.frames if "video" in read else 1, heard)
         self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
@@ -59,10 +77,13 @@ class WindowReader:
         duration = self._durations.get(clip.path)
         if duration is None:
             try:
-                duration = probe(clip.path, time_limit=self.time_limit).duration
+                with self.watch.decoding(clip):
+                    info = probe(clip.path, time_limit=self.time_limit, read=self.modalities, needs=self.needs)
             except BadClip as bad:
                 raise self._remember(clip, bad) from bad
-            self._durations[clip.path] = duration
+            if len(self._durations) == KNOWN_DURATIONS:
+                self._durations.clear()
+            self._durations[clip.path] = duration = info.duration
         end = duration if clip.end is None else min(clip.end, duration)
         # A row that starts after the declared end: let the decoder say what is there.
         return max(0.0, end - clip.start)
@@ -107,28 +128,36 @@ class WindowReader:
     def _decode(self, clip: Clip, start: float, frames: int) -> DecodedSpan:
         self._known(clip)
         try:
-            return decode_span(
-                clip.path,
-                start=start,
-                end=clip.end,
-                fps=self.video.fps,
-                frames=frames,
-                rate=self.audio.rate,
-                short_side=self.short_side,
-                time_limit=self.time_limit,
-            )
+            with self.watch.decoding(clip):
+                return decode_span(
+                    clip.path,
+                    start=start,
+                    end=clip.end,
+                    fps=self.video.fps,
+                    frames=frames,
+                    rate=self.audio.rate,
+                    short_side=self.short_side,
+                    time_limit=self.time_limit,
+                    read=self.modalities,
+                    needs=self.needs,
+                )
         except BadClip as bad:
             raise self._remember(clip, bad) from bad
 
     def _cut(self, clip: Clip, span: DecodedSpan, offset: int) -> Window:
-        period = min(self.steps, len(span.video) - offset)
+        per_step = self.audio.rate / self.video.fps
+        if span.video is not None:
+            steps = len(span.video)
+        else:
+            assert span.audio is not None
+            steps = grid_frames(len(span.audio) / self.audio.rate, self.video.fps)
+        period = min(self.steps, steps - offset)
         if period <= 0:
-            at = clip.start + offset / self.video.fps
-            raise BadClip(clip.path, f"no frames at {at:.2f} s: the video ends before", whole=False)
-        video = span.video[offset + np.arange(self.video.frames) % period]
+            at, what = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
+            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {what} ends before", whole=False)
+        video = None if span.video is None else span.video[offset + np.arange(self.video.frames) % period]
         if span.audio is None:
             return Window(video, None)
-        per_step = self.audio.rate / self.video.fps
         first = round(offset * per_step)
         piece = span.audio[first : first + round(period * per_step)]
         return Window(video, piece[np.arange(self.audio.samples) % len(piece)])

@@ -1,0 +1,347 @@
+"""Decoding: how fast clips are opened, sought and turned into frames, ours beside others; and whether training waits.
+
+Every decoder gets the same clips on one thread, in turn. A decoder whose frames are not those of ours is named and not
+timed. The second part feeds a training step from the loader and tells the share of its time that the step waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+from decoders import DECODERS, Decoder, Unavailable, made_clips
+from harness import Drawer, Report, ReportError, number, table
+
+from vatt.data.loader import ClipDataset, DataError, make_loader
+from vatt.data.manifest import Clip, Manifest, ManifestError, read_manifest
+from vatt.data.reader import BadClip, probe
+from vatt.data.text import Tokenizer
+from vatt.model.loss import pretraining_loss
+from vatt.model.vatt import VATT
+from vatt.ops import choose
+from vatt.optim import Adam
+from vatt.presets import PRESETS, preset
+from vatt.progress import progress_bar
+
+NAME = "decode"
+OURS = "pyav"
+FRAMES, FPS = 32, 10.0  # of a window of training
+SEQUENCE = 64  # frames one after the other, at the clip's own rate
+SAME = 3.0  # mean difference of two decoders' frames, of 255, that is still the colour conversion
+COLOURS = dict(zip(DECODERS, (harness.BLUE, harness.BLACK, harness.ORANGE, harness.GREEN, harness.PINK), strict=True))
+EXAMPLES = """examples:
+  python bench/decode.py                                  three clips made here: H.264, VP9, MJPEG
+  python bench/decode.py --data clips.csv --rounds 10     your clips, those that our decoder takes
+  python bench/decode.py --workers 0 1 2 4 --preset sss   the loader before another model's step
+  python bench/decode.py --resume                         go on after a crash
+  python bench/decode.py --quick                          a minute, to see it work
+
+exit codes: 0 done, 1 failed or nothing to compare, 2 wrong usage."""
+
+
+def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
+    """The first `most` clips long enough for a window that our decoder takes."""
+    found = []
+    for clip in clips:
+        path = clip.path if isinstance(clip, Clip) else clip
+        try:
+            if probe(path).duration >= FRAMES / FPS + 1 and path not in found:
+                for job in jobs(path).values():
+                    DECODERS[OURS]()(path, *job)
+                found.append(path)
+        except BadClip:
+            continue
+        if len(found) == most:
+            break
+    if not found:
+        raise ReportError(f"no clip of {FRAMES / FPS + 1:g} s or more decodes; --data names others")
+    return found
+
+
+def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
+    """(start, fps, frames) of what is measured on a clip.
+
+    Times lie in the middle of frames: on their edges, decoders may round to either side.
+    """
+    info = probe(path)
+    middle = (math.floor((info.duration - FRAMES / FPS) / 2 * info.fps) + 0.5) / info.fps
+    frames = min(SEQUENCE, int(info.duration * info.fps) - 1)
+    return {"window": (middle, FPS, FRAMES), "sequence": (0.5 / info.fps, info.fps, frames)}
+
+
+def difference(name: str, path: Path) -> float:
+    """Mean difference of a decoder's frames to ours, of 255; the larger one of the window and the sequence."""
+    worst = 0.0
+    for job in jobs(path).values():
+        ours, theirs = DECODERS[OURS]()(path, *job), DECODERS[name]()(path, *job)
+        if ours.shape != theirs.shape:
+            raise Unavailable(f"gives {theirs.shape}, ours is {ours.shape}")
+        worst = max(worst, float(np.abs(ours.astype(np.int16) - theirs).mean()))
+    return worst
+
+
+def windows_of(name: str, paths: list[Path]) -> Callable[[], object]:
+    """A window of each clip, for `harness.peak_memory`."""
+    decode: Decoder = DECODERS[name]()
+    return lambda: [len(decode(path, *jobs(path)["window"])) for path in paths]
+
+
+def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
+    """Which decoders can take part, then memory, then time; saved after every one of them."""
+    if not report.gate["checks"]:
+        for name in DECODERS:
+            report.gate["checks"].append(check(name, paths))
+            report.save(path)
+    report.gate["green"] = True
+    usable = {c["decoder"]: [p for p in paths if p.name in c["clips"]] for c in report.gate["checks"] if c["clips"]}
+    rows = {(row["decoder"], row["clip"], row["job"]): row for row in report.rows if row["kind"] == "decoder"}
+    for name, clips in usable.items():
+        for clip in clips:
+            for job, (_, _, frames) in jobs(clip).items():
+                if (name, clip.name, job) not in rows:
+                    row = {"kind": "decoder", "decoder": name, "clip": clip.name, "job": job, "frames": frames,
+                           "seconds": []}  # fmt: skip
+                    rows[name, clip.name, job] = row
+                    report.rows.append(row)
+    done = sum(min(len(row["seconds"]), args.rounds) for row in rows.values())
+    with progress_bar(len(rows) * args.rounds + len(usable), NAME, "measurement", done) as bar:
+        for name, clips in usable.items():
+            if not any(row["kind"] == "memory" and row["decoder"] == name for row in report.rows):
+                used = harness.peak_memory(windows_of, name, clips)
+                report.rows.append({"kind": "memory", "decoder": name, "clips": len(clips), **used})
+                report.save(path)
+            bar.update()
+        for clip in paths:
+            for job, what in jobs(clip).items():
+                steps = {name: partial(DECODERS[name](), clip, *what) for name in usable if clip in usable[name]}
+                so_far = {name: len(rows[name, clip.name, job]["seconds"]) for name in steps}
+                for name, seconds in harness.interleave(steps, args.rounds, done=so_far):
+                    if seconds is not None:
+                        row = rows[name, clip.name, job]
+                        row["seconds"].append(seconds)
+                        row.update(harness.quantiles(row["seconds"]))
+                        bar.update()
+                report.save(path)
+
+
+def check(name: str, paths: list[Path]) -> dict[str, Any]:
+    """Whether a decoder is there, and the clips on which its frames are ours."""
+    clips, worst, refused = [], 0.0, []
+    for path in paths:
+        try:
+            # The training path scales and is not compared: it is ours by construction.
+            far = 0.0 if name.startswith(OURS) else difference(name, path)
+        except Unavailable as error:
+            refused.append(f"{path.name}: {error}")
+            continue
+        if far > SAME:
+            refused.append(f"{path.name}: other frames than ours, {far:.1f} of 255 away")
+            continue
+        worst = max(worst, far)
+        clips.append(path.name)
+    try:
+        DECODERS[name]()
+    except Unavailable as error:
+        refused = [f"not here: {error}"]
+    return {"decoder": name, "clips": clips, "worst": worst, "refused": refused, "green": True}
+
+
+def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
+    """A row for each number of workers: the seconds of every step and how long each of them waited."""
+    config = preset(args.preset)
+    clips = Manifest(tuple(Clip(i, p, p.name, captions=(f"clip {i}",)) for i, p in enumerate(paths * args.batch)),
+                     paths[0].parent, ())  # fmt: skip
+    words = Tokenizer.build(["clip"], config.model.text.vocabulary)
+    for workers in args.workers:
+        if any(row["kind"] == "loader" and row["workers"] == workers for row in report.rows):
+            continue
+        torch.manual_seed(1)
+        ops = choose(True, "cpu")
+        model = VATT(config.model, ops).train()
+        optimizer = Adam(model.parameters(), config.optim)
+        data = replace(config.data, batch_size=args.batch, workers=workers, cache_gb=0.0)
+        dataset = ClipDataset(clips, data, config.model, words, 1)
+        row: dict[str, Any] = {"kind": "loader", "workers": workers, "step_seconds": [], "wait_seconds": [],
+                               "build_seconds": [], "decode_seconds": [], "bad": 0}  # fmt: skip
+        batches = make_loader(dataset, 0, args.steps + 1, workers, data.prefetch)
+        with progress_bar(args.steps + 1, f"{workers} workers", "step") as bar:
+            for step in range(args.steps + 1):
+                tick = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - tick
+                optimizer.zero_grad(set_to_none=True)
+                embeddings = model(batch.video, batch.audio, batch.text, seed=step)
+                losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
+                                          video_mask=batch.video_mask)  # fmt: skip
+                losses.total.backward()
+                optimizer.step()
+                bar.update()
+                if step:  # the first one waits for the workers to start
+                    row["step_seconds"].append(time.perf_counter() - tick)
+                    row["wait_seconds"].append(waited)
+                    row["build_seconds"].append(batch.seconds)
+                    row["decode_seconds"].append(batch.decode_seconds)
+                    row["bad"] += len(batch.bad)
+        batches.close()
+        row["wait_share"] = sum(row["wait_seconds"]) / sum(row["step_seconds"])
+        row["clips_per_second"] = args.batch * args.steps / sum(row["step_seconds"])
+        report.rows.append(row)
+        report.save(path)
+
+
+def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[str, float]:
+    """Of the medians over `clips`: frames and clips a second, and milliseconds a clip."""
+    rows = [row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name and row["job"] == job
+            and row["clip"] in clips]  # fmt: skip
+    seconds = sum(row["p50"] for row in rows)
+    return {"frames": sum(row["frames"] for row in rows) / seconds, "clips": len(rows) / seconds,
+            "milliseconds": 1000 * seconds / len(rows)}  # fmt: skip
+
+
+def taking_part(report: Report) -> list[dict[str, Any]]:
+    return [c for c in report.gate["checks"] if c["clips"]]
+
+
+def page(report: Report) -> str:
+    parts = [f"A window is {FRAMES} frames at {FPS:g} a second from the middle of a clip: open, seek, decode. A "
+             f"sequence is up to {SEQUENCE} frames one after the other. Every figure is of one CPU thread, at the "
+             "stored size but for \"training\", which scales to a shorter side of 336 and reads the sound too. Each "
+             "decoder is compared with ours on the clips that it takes."]  # fmt: skip
+    memory = {row["decoder"]: row for row in report.rows if row["kind"] == "memory"}
+    rows = []
+    for c in taking_part(report):
+        window, ours = (summary(report, name, "window", c["clips"]) for name in (c["decoder"], OURS))
+        sequence = summary(report, c["decoder"], "sequence", c["clips"])
+        rows.append([c["decoder"], str(len(c["clips"])), number(window["milliseconds"], 1), number(window["clips"], 1),
+                     number(ours["milliseconds"] / window["milliseconds"]), number(sequence["frames"], 0),
+                     number(memory[c["decoder"]]["peak_bytes"] / 2**20, 0), number(c["worst"], 2)])  # fmt: skip
+    columns = ["decoder", "clips", "window ms", "windows/s", "speed against pyav", "frames/s in sequence", "peak MiB",
+               "frames differ by (of 255)"]  # fmt: skip
+    parts += ["## Decoders", table(columns, rows)]
+    refused = [f"- {c['decoder']}: {text}" for c in report.gate["checks"] for text in c["refused"]]
+    if refused:
+        parts += ["Left out:", "\n".join(refused)]
+    loader = [row for row in report.rows if row["kind"] == "loader"]
+    if loader:
+        rows = [[str(r["workers"]), number(r["clips_per_second"], 1), f"{r['wait_share']:.1%}",
+                 *(number(harness.quantiles(r[f"{key}_seconds"])["p50"], 3) for key in ("step", "wait", "build",
+                                                                                       "decode"))]
+                for r in loader]  # fmt: skip
+        columns = ["workers", "clips/s", "waiting", "step s", "wait s", "build s", "decode s"]
+        parts += ["## The loader before a training step",
+                  f"Preset `{report.settings['preset']}`, batches of {report.settings['batch']}, nothing cached. "
+                  "Waiting: share of the time of all steps. Build and decode: what a batch cost where it was built.",
+                  table(columns, rows)]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def front(report: Report) -> list[tuple[str, str]]:
+    lines = []
+    for c in taking_part(report):
+        found = summary(report, c["decoder"], "window", c["clips"])
+        what = f"open, seek and {FRAMES} frames with {c['decoder']}, one CPU thread, {len(c['clips'])} clips"
+        lines.append((what, f"{found['milliseconds']:.1f} ms a clip"))
+    loader = [row for row in report.rows if row["kind"] == "loader"]
+    return lines + [(f"waiting for data, preset `{report.settings['preset']}` on a CPU, {row['workers']} workers",
+                     f"{row['wait_share']:.1%} of a step") for row in loader]  # fmt: skip
+
+
+def figure(report: Report, plt: Any) -> Any:
+    """Windows of every clip as bars, and the waiting of the training step."""
+    figure, (bars, waits) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(3, 2))
+    clips = list(dict.fromkeys(row["clip"] for row in report.rows if row["kind"] == "decoder"))
+    names = [c["decoder"] for c in taking_part(report)]
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        rows = [row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name
+                and row["job"] == "window"]  # fmt: skip
+        at = [clips.index(row["clip"]) + (place - (len(names) - 1) / 2) * width for row in rows]
+        bars.bar(at, [1000 * row["p50"] for row in rows], 0.9 * width, color=COLOURS[name], label=name)
+    bars.set(xticks=range(len(clips)), ylabel="ms, median", title=f"Open, seek, {FRAMES} frames")
+    bars.set_xticklabels([clip if len(clip) < 14 else f"{clip[:11]}..." for clip in clips], rotation=45, ha="right")
+    loader = [row for row in report.rows if row["kind"] == "loader"]
+    drawn = waits.bar([str(row["workers"]) for row in loader], [100 * row["wait_share"] for row in loader], 0.6,
+                      color=harness.BLUE, label="waiting")  # fmt: skip
+    waits.bar_label(drawn, fmt="%.0f %%", fontsize=8)
+    waits.set(xlabel="workers", ylabel="% of the time of a step", ylim=(0, 110), title="Training waits for data")
+    for axes in (bars, waits):
+        axes.grid(alpha=0.3, axis="y")
+        axes.set_axisbelow(True)
+        axes.legend(fontsize=8)
+    return figure
+
+
+DRAWER = Drawer(page, figure, front)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python bench/decode.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Time our decoder beside torchcodec, decord and DALI, and the loader before a training step.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: three clips that are made)")
+    add("--most", type=int, metavar="N", help="clips to measure (default 24; with --quick 3)")
+    add("--rounds", type=int, metavar="N", help="timed rounds of each (default 7; with --quick 2)")
+    add("--preset", default="tiny", choices=sorted(PRESETS), metavar="NAME",
+        help="whose training step the loader feeds: %(choices)s (default tiny)")  # fmt: skip
+    add("--batch", type=int, default=8, metavar="N", help="clips a step (default 8)")
+    add("--steps", type=int, metavar="N", help="timed steps (default 20; with --quick 3)")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="loader processes (default 0 1 2)")
+    harness.add_common_flags(parser)
+    args = parser.parse_args(argv)
+    args.most = args.most or (3 if args.quick else 24)
+    args.rounds = args.rounds or (2 if args.quick else 7)
+    args.steps = args.steps or (3 if args.quick else 20)
+    if min(args.most, args.rounds, args.batch, args.steps) < 1 or min(args.workers) < 0:
+        parser.error("--most, --rounds, --batch and --steps are at least 1, --workers at least 0")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(None if argv is None else list(argv))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
+            paths = whole_clips(clips, args.most)
+            settings = {"data": str(args.data or "made"), "clips": [path.name for path in paths], "frames": FRAMES,
+                        "fps": FPS, "preset": args.preset, "batch": args.batch, "steps": args.steps,
+                        "workers": args.workers}  # fmt: skip
+            method = {
+                "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
+                          f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
+                "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
+                "files": "in the page cache after the warm-up: disks are not measured",
+            }  # fmt: skip
+            title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
+            root = harness.output_folder(args)
+            report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
+                                               resume=args.resume, quick=args.quick)  # fmt: skip
+            measure_decoders(args, paths, report, path)
+            measure_loader(args, paths, report, path)
+        report.finished = True
+        report.save(path)
+        harness.publish(path, DRAWER, root)
+    except ManifestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ReportError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(page(harness.load(path)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""Fine-tuning a pre-trained backbone for classification: `python -m vatt.finetune --task video --data clips.csv`.
+
+The release's recipe (paper section 4.2): SGD with momentum, warm-up and cosine, the backbone's gradients clipped,
+dropout before the class head, DropToken as in pre-training. The loop around a step is that of training, so a run that
+was killed and resumed repeats the uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import checkpoint
+from .classify import ClassifyConfig, check_labels, classify, format_scores
+from .classify_files import draw_training
+from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict, to_json
+from .data.bad_clips import BadClips
+from .data.batch import Batch, DataError
+from .data.labelled import LabelledDataset
+from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.shards import absolute_source
+from .files import write_atomically
+from .finetune_config import PRESETS, TASKS, FinetuneConfig, check_finetuning
+from .loop import Session, run_steps
+from .model.loss import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
+from .model.tokens import mix_seed
+from .model.vatt import Classifier, count_parameters
+from .official.convert import MapError, map_checkpoint
+from .official.sizes import SizeError
+from .ops import choose
+from .optim import SGD, multilevel_rate
+from .presets import PRESETS as MODELS
+from .presets import preset
+from .pretrained import load_config, model_folder
+from .records import MetricsLog, environment, read_metrics
+from .run import (
+    RunError,
+    autocast_for,
+    compute_dtype,
+    fingerprint,
+    first_free,
+    pick_device,
+    write_model_folder,
+)
+from .tf_checkpoint import CheckpointError, TFCheckpoint
+from .transfer import load_backbone
+
+EXAMPLES = """examples:
+  python -m vatt.finetune --task video --data kinetics.csv --init vatt-mbs --size 320 --fused
+  python -m vatt.finetune --task audio --data audioset.csv --init runs/mbs --steps 50000     several labels a clip
+  python -m vatt.finetune --task audio --loss softmax --data esc50.csv --init vatt-mbs       one label a clip
+  python -m vatt.finetune --task image --data imagenet.csv --init downloads/ckpt-500000
+  python -m vatt.finetune --task video --data clips.csv --init none --model tiny --steps 500  from scratch, on a CPU
+  python -m vatt.finetune --out runs/finetune-video --resume                                 go on after a crash
+
+The manifest is a CSV with `path`, `label` (several separated by " | ") and, as far as known, `start,end` and `split`
+(train/test); python -m vatt.data.sources makes it from a published dataset.
+--init: a folder written by vatt.train or vatt.official convert, an official checkpoint's PREFIX, or none.
+The run's folder ends with model/ (vatt.load reads it), result.json, predictions, per_class.csv and confusion.png.
+exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
+
+FIXED = ("model.", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
+FREE = ("model.drop.",)  # though it begins like one of those
+_MIXUP = 20  # keeps these draws apart from those of the model
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vatt.finetune", description="Fine-tune VATT's vision or audio transformer for classification.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--task", choices=TASKS, help="what a clip is classified by; brings the release's settings for it")
+    add("--data", metavar="PATH", help="manifest CSV with labels")
+    add("--init", metavar="SOURCE", help="where the backbone's weights come from: DIR, official PREFIX, or none")
+    add("--model", metavar="NAME", help=f"sizes with --init none: {', '.join(MODELS)} (default tiny)")
+    add("--out", metavar="DIR", type=Path, help="folder of the run (default: the first free runs/finetune-TASK[-N])")
+    add("--fused", action="store_true", default=None,
+        help="fast operations: dropped tokens are never read, no attention matrix is stored")  # fmt: skip
+    add("--loss", choices=("softmax", "sigmoid"),
+        help="softmax: one class a clip; sigmoid: any number of them (default: sigmoid for audio)")  # fmt: skip
+    add("--steps", metavar="N", type=int, help="number of updates; the warm-up keeps its share of them")
+    add("--batch-size", metavar="N", type=int, help="clips an update")
+    add("--rate", metavar="R", type=float, help="learning rate after the warm-up")
+    add("--size", metavar="N", type=int, help="pixels of a frame's side; position tables follow by a spline")
+    add("--frames", metavar="N", type=int, help="frames of a clip; position tables follow by a spline")
+    add("--drop-rate", metavar="R", type=float, help="share of tokens dropped in training, 0 to <1; 0 is off")
+    add("--seed", metavar="N", type=int, help="seed of head, batches, augmentation and dropping (default 1)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
+    add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
+    add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
+    add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
+        help="change any setting, e.g. --set optim.clip=0; repeatable; --print-config lists them all")  # fmt: skip
+    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    return parser.parse_args(argv)
+
+
+def source_sizes(init: str) -> ModelConfig:
+    """Sizes of the model in `init`, a folder or an official PREFIX.
+
+    Raises `RunError` and, for an official checkpoint, `CheckpointError`, `MapError`, or `ConfigError` without sizes.
+    """
+    folder = model_folder(init)
+    if (folder / "config.json").is_file():
+        return load_config(folder).model
+    if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
+        raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
+    try:
+        with TFCheckpoint(Path(init)) as found:
+            return map_checkpoint(found).description.config
+    except SizeError as error:
+        raise ConfigError(f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder "
+                          "that --init takes") from error  # fmt: skip
+
+
+def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None) -> FinetuneConfig:
+    """The task's preset around the sizes of `--init`, or the settings of a resumed run; flags and `--set` on top."""
+    given = {
+        "data.source": args.data,
+        "data.batch_size": args.batch_size,
+        "loss": args.loss,
+        "optim.rate": args.rate,
+        "model.video.size": args.size,
+        "model.video.frames": args.frames,
+        "model.drop.rate": args.drop_rate,
+        "steps": args.steps,
+        "seed": args.seed,
+        "device": args.device,
+        "dtype": args.dtype,
+        "fused": args.fused,
+    }
+    overrides = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if saved is None:
+        for flag in ("task", "data", "init"):
+            if not getattr(args, flag):
+                raise ConfigError(f"--{flag} is missing; --help has examples")
+        if args.model and args.init != "none":
+            raise ConfigError("--model gives sizes with --init none; otherwise they are those of --init")
+        init = "" if args.init == "none" else str(Path(args.init).expanduser().absolute())
+        sizes = source_sizes(init) if init else preset(args.model or "tiny").model
+        config = replace(PRESETS[args.task](sizes), init=init)
+        if args.loss == "sigmoid":
+            config = replace(config, smoothing=0.0)
+        if args.steps:
+            warmup = round(config.optim.warmup * args.steps / config.steps)
+            config = replace(config, optim=replace(config.optim, warmup=warmup))
+    else:
+        config = saved
+        for flag in ("task", "init", "model"):
+            if getattr(args, flag):
+                raise ConfigError(f"a resumed run keeps its {flag}: leave --{flag} out")
+    config = apply_overrides(config, overrides + args.overrides)
+    # A run may be resumed from another folder.
+    source = absolute_source(config.data.source) if config.data.source else ""
+    config = replace(config, data=replace(config.data, source=source))
+    check_finetuning(config)
+    for line in differences(saved, config) if saved else []:
+        if line.startswith(FIXED) and not line.startswith(FREE):
+            raise ConfigError(f"a run keeps its model, task and loss; this would change {line}; start a new one")
+    return config
+
+
+def class_loss(logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes]."""
+    if loss == "sigmoid":
+        return balanced_sigmoid_cross_entropy(logits, labels)
+    return softmax_cross_entropy(logits, smooth_labels(labels, smoothing))
+
+
+def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Mixup: each clip [B,S] with one of a random order of the batch, labels [B,classes] alike.
+
+    A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
+    """
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _MIXUP])))
+    other = torch.from_numpy(rng.permutation(len(sound))).to(sound.device)
+    own = torch.from_numpy(rng.beta(alpha, alpha, (len(sound), 1)).astype(np.float32)).to(sound.device)
+    return own * sound + (1 - own) * sound[other], own * labels + (1 - own) * labels[other]
+
+
+def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: FinetuneConfig, step: int,
+                  autocast: Any) -> dict[str, Any]:  # fmt: skip
+    """One update. A loss or gradient that is not finite changes nothing."""
+    seed = mix_seed(config.seed, step)
+    torch.manual_seed(seed)  # element-wise dropout
+    rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
+    if config.mixup:
+        x, labels = mix(x, labels, config.mixup, seed)
+    optimizer.zero_grad(set_to_none=True)
+    with autocast:
+        logits = model(x, seed=seed)
+    loss = class_loss(logits.float(), labels, config.loss, config.smoothing)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.backbone.parameters(), config.optim.clip or math.inf).item()
+    head = nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None]).item()
+    total = loss.item()
+    finite = all(map(math.isfinite, (total, norm, head)))
+    if finite:
+        optimizer.step()
+    return {"loss": total, "gradient_norm": norm, "head_gradient_norm": head, "rate": rate, "updated": finite}
+
+
+def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest, Manifest]:
+    """(clips to train on, clips to test on); raises `ConfigError` when the first cannot be trained on."""
+    clips, held_out = manifest.split(config.data.train_split), manifest.split(config.data.test_split)
+    if not clips:
+        raise ConfigError(f"{manifest.root} has no rows of split {config.data.train_split!r} (it has: "
+                          f"{', '.join(manifest.splits) or 'none'}); --set data.train_split=NAME chooses")  # fmt: skip
+    check_labels(clips, config.loss)
+    if any(clip.labels for clip in held_out):
+        check_labels(Manifest(tuple(c for c in held_out if c.labels), held_out.root, held_out.labels), config.loss)
+    return clips, held_out
+
+
+def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: Manifest, *, resume: bool) -> None:
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`; ends with the test clips."""
+    dtype = compute_dtype(config.dtype, device)
+    ops = choose(config.fused, device)
+    clips, held_out = split_labelled(manifest, config)
+    torch.manual_seed(config.seed)
+    # Weights are drawn on the CPU so that a seed means the same model on every device.
+    model = Classifier(config.model, config.modality, len(manifest.labels), head_dropout=config.head_dropout, ops=ops)
+    model.to(device)
+    optimizer = SGD(model.parameters(), config.optim.rate, config.optim.momentum)
+    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
+    where = environment(device) | {"operations": ops.reason}
+    session = Session(out, manifest, model, optimizer, bad, {"manifest": (fingerprint(manifest), manifest.root)},
+                      json.dumps({"finetune": to_dict(config), "environment": where}))  # fmt: skip
+    start = session.restore(config.steps) if resume else 0
+    print(f"run {out}: {config.task}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
+    print(ops.reason)
+    if start == 0 and config.init:
+        report = load_backbone(model, config.init)
+        write_atomically(out / "init.txt", f"{config.init}\n{report}\n".encode())
+        fresh = len(report.mismatched) + len(report.fresh)
+        print(f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables "
+              f"resampled, {fresh} tensors start fresh ({out}/init.txt names them)")  # fmt: skip
+    print(f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
+          f"({manifest.root})")  # fmt: skip
+    if untrained := len(manifest.labels) - len({label for clip in clips for label in clip.labels}):
+        print(f"note: {untrained} of the classes have no training clip")
+    if resume:
+        print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
+    ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
+    dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges)
+    autocast = autocast_for(device, dtype)
+
+    def update(batch: Batch, step: int) -> dict[str, Any]:
+        record = finetune_step(model, optimizer, batch.to(device), config, step, autocast)
+        return record | {"operations": ops.impl}
+
+    seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate")
+    log.close()
+    finish(config, out, model, held_out, bad, where, seconds)
+
+
+def finish(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manifest, bad: BadClips,
+           where: dict[str, Any], seconds: float) -> None:  # fmt: skip
+    """After the last step: export the model, draw the curves, classify the test clips, write result.json."""
+    classifier = {"modality": config.modality, "classes": len(held_out.labels), "labels": held_out.labels,
+                  "task": config.task, "loss": config.loss, "windows": config.eval_windows,
+                  "crops": config.eval_crops}  # fmt: skip
+    write_model_folder(out / "model", model.state_dict(), config.base(),
+                       {"environment": where, "classifier": classifier}, None)  # fmt: skip
+    records = read_metrics(out / "metrics.jsonl")
+    try:
+        draw_training(records, out / "loss.png")
+    except ImportError:
+        print("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
+    last = [r["loss"] for r in records[-20:] if r["updated"]]
+    result: dict[str, Any] = {"environment": where, "finetune": to_dict(config), "steps": config.steps,
+                              "final_loss": sum(last) / len(last) if last else None,
+                              "train_seconds": seconds, "bad_clips": len(bad)}  # fmt: skip
+    if records:  # none when a finished run is tested again and its metrics.jsonl is gone
+        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    if held_out:
+        device = next(model.parameters()).device
+        views = ClassifyConfig(config.task, config.loss, config.eval_windows, config.eval_crops)
+        autocast = autocast_for(device, compute_dtype(config.dtype, device))
+        tick = time.perf_counter()
+        result["test"] = classify(model, held_out, views, config.data, out, autocast)
+        result["test_seconds"] = time.perf_counter() - tick
+        print(format_scores(result["test"]))
+    else:
+        print(f"no rows of split {config.data.test_split!r} in the manifest: no scores")
+    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {len(bad)} bad clips")
+
+
+def saved_config(out: Path) -> FinetuneConfig:
+    """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
+    path = out / "config.json"
+    try:
+        return from_dict(FinetuneConfig, json.loads(path.read_text())["finetune"])
+    except FileNotFoundError as error:
+        raise RunError(f"{out} holds no run: {path} is missing") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
+        if found is None or "finetune" not in (record := json.loads(found.state["record"])):
+            raise RunError(f"{path} is no fine-tuning run's config: {error}") from error
+        print(f"{path} is damaged ({error}); using the settings in {found.path}")
+        return from_dict(FinetuneConfig, record["finetune"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        saved = None
+        if args.resume:
+            if not args.out:
+                raise ConfigError("--resume continues the run in --out; name its folder")
+            saved = saved_config(args.out)
+        config = resolve_config(args, saved)
+        if args.print_config:
+            print(to_json(config), end="")
+            return 0
+        out = args.out or first_free(f"finetune-{config.task}")
+        if saved is None and (out / "config.json").exists():
+            raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+        for line in differences(saved, config) if saved else []:
+            print(f"changed since the run began: {line}")
+        device = pick_device(config.device)
+        manifest = read_manifest(config.data.source)
+        split_labelled(manifest, config)  # nothing is written for a run that cannot start
+        out.mkdir(parents=True, exist_ok=True)
+        # First of all: whatever happens next, --resume knows what to do.
+        record = {"finetune": to_dict(config), "environment": environment(device)}
+        write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())
+        finetune(config, out, device, manifest, resume=args.resume)
+    except (ConfigError, ManifestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunError, DataError, CheckpointError, MapError, checkpoint.DamagedCheckpoint, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The loop of every training: batches in step order, a record a step, checkpoints, bad clips, signals, resume.
+
+What a step computes is the caller's; here is what happens around it, so that pre-training and fine-tuning fail, stop
+and go on in the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from . import checkpoint
+from .config import ConfigError, DataConfig
+from .data.bad_clips import BadClips
+from .data.loader import Batch, BatchSource, DataError, make_loader
+from .data.manifest import Manifest
+from .progress import progress_bar
+from .records import MetricsLog
+from .run import RunError, termination
+
+
+class Settings(Protocol):
+    """What the loop reads of a run's settings."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def save_every(self) -> int: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
+    @property
+    def max_nonfinite(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def tensorboard(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run in folder `out` trains, and what its checkpoints hold.
+
+    `identity`: fingerprints of what must not change while the run lasts, each with the file to restore if it did.
+    `record`: settings and environment as JSON, so that a damaged config.json costs nothing.
+    """
+
+    out: Path
+    manifest: Manifest
+    model: nn.Module
+    optimizer: Optimizer
+    bad: BadClips
+    identity: dict[str, tuple[str, Path]]
+    record: str
+
+    def restore(self, steps: int) -> int:
+        """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
+
+        Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
+        """
+        found = checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
+        if found is None:
+            return 0
+        for what, (fingerprint, place) in self.identity.items():
+            if found.state[what] != fingerprint:
+                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
+        if found.step > steps:
+            raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
+        self.model.load_state_dict(found.model)
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        self.bad.load_state_dict(found.state["bad_clips"])
+        return found.step
+
+    def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
+        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it."""
+        if len(self.bad):
+            self.bad.write()  # refreshes the counts
+        state = {"optimizer": self.optimizer.state_dict(), "bad_clips": bad_clips or self.bad.state_dict(),
+                 "record": self.record, **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
+        checkpoint.save(self.out / "checkpoints", step, self.model.state_dict(), state, keep=keep)
+
+
+def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog,
+              update: Callable[[Batch, int], dict[str, Any]], advice: str,
+              load: Callable[..., Iterator[Batch]] | None = None) -> float:  # fmt: skip
+    """Steps `start` to `config.steps`; returns the seconds they took.
+
+    `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
+    `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
+    `make_loader`. SIGTERM and SIGINT end the step, save, and exit 128 + signal.
+
+    Raises:
+        DataError: the data cannot be gone on with; what was learned is saved.
+        RunError: `max_nonfinite` steps in a row without a finite loss.
+    """
+    began, skipped = time.perf_counter(), 0
+    out, bad, manifest = session.out, session.bad, session.manifest
+    board = tensorboard(out) if config.tensorboard else None
+    session.model.train()
+    batches = (load or make_loader)(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
+    bar = progress_bar(config.steps, "training", "step", start)
+    with termination() as signals, bar:
+        for step in range(start, config.steps):
+            tick = time.perf_counter()
+            before = bad.state_dict()
+            try:
+                batch = next(batches)
+                for clip, reason in bad.add(step, batch):
+                    tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
+                bad.check()
+            except DataError:
+                session.save(step, config.keep_checkpoints, before)  # --resume goes on once the data is mended
+                raise
+            waited = time.perf_counter() - tick
+            record = {"step": step + 1, **update(batch, step)}
+            seconds = time.perf_counter() - tick
+            skipped = 0 if record["updated"] else skipped + 1
+            if skipped:
+                record["clips"] = [manifest[i].name for i in batch.clips]
+                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: "
+                           f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
+            record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
+                       "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
+                       "replaced": len(batch.bad), "bad_clips": len(bad)}  # fmt: skip
+            log.write(record)
+            if board:
+                for key, value in record.items():
+                    if isinstance(value, float):
+                        board.add_scalar(key, value, step + 1)
+            bar.update()
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
+                                wait=f"{waited / seconds:.0%}")  # fmt: skip
+            stop = bool(signals) or skipped >= config.max_nonfinite
+            if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                session.save(step + 1, config.keep_checkpoints)
+            if skipped >= config.max_nonfinite:
+                raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
+                               f"metrics.jsonl names their clips; {advice}")  # fmt: skip
+            if signals:
+                tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
+                sys.exit(128 + signals[0])
+    return time.perf_counter() - began
+
+
+def tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("tensorboard=true needs TensorBoard: pip install -e '.[tensorboard]'") from error
+    return SummaryWriter(str(out / "tensorboard"))
