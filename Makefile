@@ -11,8 +11,9 @@ INSTALLED = $(VENV)/.installed
 train: $(INSTALLED)
 	$(RUN) -m vatt.train --fused $(ARGS)
 
+# A file of tests is one process's; a thread each, as two pools of them on two cores crawl.
 test: $(INSTALLED)
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 bench: $(INSTALLED)
 	$(RUN) -m pytest --benchmark-only $(ARGS)

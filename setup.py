@@ -13,7 +13,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
-    "test": ["pytest>=8.0", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "pytest-benchmark>=5.0", "matplotlib>=3.9"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
 # The tests cover what these extras bring.

@@ -25,8 +25,6 @@ from torch import Tensor
 
 from vatt.config import AudioConfig, DropConfig, EncoderConfig, ModelConfig
 from vatt.data.augment import to_float
-from vatt.data.reader import BadClip
-from vatt.data.sound_file import read_sound
 from vatt.metrics import classification_scores
 from vatt.model.tokens import mix_seed
 from vatt.model.vatt import Classifier
@@ -82,6 +80,9 @@ def read_clips(folder: Path, recipe: Recipe) -> Clips:
 
     Raises `ReportError` when the list or a clip cannot be read.
     """
+    from vatt.data.reader import BadClip  # needs PyAV, which a machine that only measures may lack
+    from vatt.data.sound_file import read_sound
+
     table = folder / "esc10.csv"
     try:
         with open(table, encoding="utf-8", newline="") as file:

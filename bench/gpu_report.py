@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import subprocess
 import sys
 import time
 from collections import deque
@@ -43,6 +44,7 @@ EXAMPLES = """examples:
   python bench/gpu_report.py --resume                 go on: finished rows are kept, what was left out is measured
   python bench/gpu_report.py --only correctness       is everything right on this GPU?
   python bench/gpu_report.py --out results --minutes 25
+  python bench/gpu_report.py --tables --minutes 25    then also the paper's Tables 5, 6 and 7, in reports of their own
   python bench/gpu_report.py --dry-run                no GPU: every path once with tiny shapes, in a minute
 
 On a machine without a network install the project first with what is there:
@@ -84,6 +86,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="some of: %(choices)s")
     add("--rounds", type=int, default=25, metavar="N", help="timed calls of each provider (default 25)")
     add("--resume", action="store_true", help="keep the rows of an earlier run and go on")
+    add("--tables", action="store_true",
+        help="afterwards also Table 5 (times and memory), Table 6 and Table 7: bench/droptoken_sweep.py and its like")
     add("--dry-run", action="store_true",
         help="tiny shapes on the CPU, to see that everything works; its numbers mean nothing")  # fmt: skip
     args = parser.parse_args(argv)
@@ -276,6 +280,20 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
     save(report, path)
 
 
+def paper_tables(args: argparse.Namespace) -> list[str]:
+    """Runs the commands of Tables 5, 6 and 7, which write reports of their own; names those that failed."""
+    more = ["--out", str(args.out), "--device", args.device, *(["--quick"] if args.dry_run else [])]
+    more += ["--resume"] if args.resume else []
+    commands = [["model_sizes.py", *more[:2]], ["droptoken_sweep.py", "--only", "timing", *more],
+                ["resolution_sweep.py", *more]]  # fmt: skip
+    failed = []
+    for command in commands:
+        print(f"python bench/{' '.join(command)}", file=sys.stderr)
+        done = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent, check=False)
+        failed += [command[0]] if done.returncode else []
+    return failed
+
+
 def save(report: Report, path: Path) -> None:
     gpu_page.derive(report)
     report.save(path)
@@ -302,13 +320,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                                            resume=args.resume, quick=args.dry_run, device=args.device)  # fmt: skip
         measure(args, report, path)
         harness.publish(path, DRAWER, args.out)
+        failed_tables = paper_tables(args) if args.tables else []
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; --resume goes on", file=sys.stderr)
         return 130
-    wrong = gpu_page.failures(report)
+    wrong = [*gpu_page.failures(report), *(f"bench/{name} failed, see above" for name in failed_tables)]
     if report.method["left_out"]:
         print(f"left out, --resume goes on: {'; '.join(report.method['left_out'])}")
     print(f"{path}\n")
