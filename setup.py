@@ -10,6 +10,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.15"],
     "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
     "features": ["pandas>=2.2", "pyarrow>=15"],
+    "figures": ["scikit-learn>=1.4", "matplotlib>=3.9"],
     "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],

@@ -266,11 +266,11 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
 
     seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate")
     log.close()
-    finish(config, out, model, held_out, bad, where, seconds)
+    finish(config, out, model, held_out, bad, where, seconds, len(clips))
 
 
 def finish(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manifest, bad: BadClips,
-           where: dict[str, Any], seconds: float) -> None:  # fmt: skip
+           where: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the curves, classify the test clips, write result.json."""
     classifier = {"modality": config.modality, "classes": len(held_out.labels), "labels": held_out.labels,
                   "task": config.task, "loss": config.loss, "windows": config.eval_windows,
@@ -285,7 +285,7 @@ def finish(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manif
     last = [r["loss"] for r in records[-20:] if r["updated"]]
     result: dict[str, Any] = {"environment": where, "finetune": to_dict(config), "steps": config.steps,
                               "final_loss": sum(last) / len(last) if last else None,
-                              "train_seconds": seconds, "bad_clips": len(bad)}  # fmt: skip
+                              "train_seconds": seconds, "bad_clips": len(bad), "train_clips": train_clips}  # fmt: skip
     if records:  # none when a finished run is tested again and its metrics.jsonl is gone
         result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
     if held_out:

@@ -211,11 +211,11 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
     trained = run_steps(session, config, dataset, start, log, update, advice, load)
     log.close()
-    finish(config, out, model, held_out, tokenizer, bad, where, trained)
+    finish(config, out, model, held_out, tokenizer, bad, where, trained, len(clips))
 
 
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
-           where: dict[str, Any], seconds: float) -> None:  # fmt: skip
+           where: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
     write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
     records = read_metrics(out / "metrics.jsonl")
@@ -230,6 +230,7 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
     if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
         result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
     result["bad_clips"] = len(bad)
+    result["train_clips"] = train_clips
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
