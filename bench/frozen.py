@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from harness import ReportError
-from probe import linear_probe
 from torch import Tensor
 
 from vatt import embed, train
@@ -23,10 +22,11 @@ from vatt.data.manifest import Manifest, read_manifest
 from vatt.data.reader import BadClip
 from vatt.data.sound_file import read_sound_windows
 from vatt.data.synthetic import build_corpus, plan
-from vatt.evaluate import ClipEmbeddings, retrieval
 from vatt.features import Arrays, read_features
 from vatt.pretrained import load_config, load_vatt
+from vatt.probe import linear_probe
 from vatt.progress import progress_bar
+from vatt.retrieve import ClipEmbeddings, retrieval
 
 SOUND_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus"))
 ATTRIBUTES = ("shape", "colour", "motion")
@@ -125,7 +125,10 @@ def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict
 
 
 def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:
-    """Retrieval among the clips of split "test" (all of them where there is none), as `vatt.evaluate` scores it."""
+    """Retrieval among the clips of split "test" (all of them where there is none), as `vatt.evaluate` scores it.
+
+    Features are means over the windows already, so a clip has one.
+    """
     if "video_to_text" not in arrays:
         return {}
     chosen = arrays["split"] == "test"
@@ -137,8 +140,9 @@ def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:
         return torch.from_numpy(arrays[name][mask])
 
     return retrieval(ClipEmbeddings(
-        rows("video_to_text", chosen), rows("video_to_audio", chosen), rows("audio_embedding", heard),
-        rows("text_embedding", said), torch.from_numpy(place[arrays["audio_clip"][heard]]),
+        rows("video_to_text", chosen)[:, None], rows("video_to_audio", chosen)[:, None],
+        rows("audio_embedding", heard)[:, None], rows("text_embedding", said),
+        torch.from_numpy(place[arrays["audio_clip"][heard]]),
         torch.from_numpy(place[arrays["text_clip"][said]]), arrays["row"][chosen].tolist(), []))  # fmt: skip
 
 

@@ -86,8 +86,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="some of: %(choices)s")
     add("--rounds", type=int, default=25, metavar="N", help="timed calls of each provider (default 25)")
     add("--resume", action="store_true", help="keep the rows of an earlier run and go on")
-    add("--tables", action="store_true",
-        help="afterwards also Table 5 (times and memory), Table 6 and Table 7: bench/droptoken_sweep.py and its like")
+    add(
+        "--tables",
+        action="store_true",
+        help="afterwards also Table 5 (times and memory), Table 6 and Table 7: bench/droptoken_sweep.py and its like",
+    )
     add("--dry-run", action="store_true",
         help="tiny shapes on the CPU, to see that everything works; its numbers mean nothing")  # fmt: skip
     args = parser.parse_args(argv)

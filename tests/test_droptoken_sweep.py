@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import steps
 import torch
-from probe import STRENGTHS, fit, linear_probe
 from small_model import write_model
 
 from vatt.config import EncoderConfig
 from vatt.data.manifest import read_manifest, write_manifest
 from vatt.model.tokens import AudioTokens
+from vatt.probe import STRENGTHS, fit, linear_probe
 
 RECIPE = esc10.Recipe(rate=800, samples=2_560, patch=128, encoder=EncoderConfig(32, 1, 2, 16, 32, 0.0), level=8.0,
                       batch=20, steps=80, warmup=8, learning_rate=3e-3, speed=1.02, mixup=0.4, windows=2)  # fmt: skip

@@ -12,7 +12,7 @@ from media import steady, write_clip
 from small_model import write_model
 
 import vatt
-from vatt import embed, evaluate
+from vatt import embed, retrieve
 from vatt.data.loader import EvalDataset
 from vatt.data.manifest import read_manifest
 from vatt.features import NAMES, read_features
@@ -84,9 +84,9 @@ def limits(model, corpus, exact) -> dict:
     loaded, config = vatt.load(model), vatt.load_config(model)
     dataset = EvalDataset(read_manifest(corpus), config.data, config.model, vatt.load_tokenizer(model),
                           config.eval_windows, 5)  # fmt: skip
-    theirs = evaluate.embed_clips(loaded, dataset, autocast_for(torch.device("cpu"), torch.float32))
-    pairs = {"video_to_text": theirs.video_text, "video_to_audio": theirs.video_audio, "audio_embedding": theirs.audio,
-             "text_embedding": theirs.text}  # fmt: skip
+    theirs = retrieve.embed_clips(loaded, dataset, autocast_for(torch.device("cpu"), torch.float32))
+    pairs = {"video_to_text": theirs.video_text.mean(1), "video_to_audio": theirs.video_audio.mean(1),
+             "audio_embedding": theirs.audio.mean(1), "text_embedding": theirs.text}  # fmt: skip
     found = {name: 4 * np.abs(value.numpy() - exact[name]).max() for name, value in pairs.items()}
     assert max(found.values()) < 1e-3
     # Of the pooled features there is nothing but the file; the head after them only adds to the error.

@@ -1,159 +1,282 @@
-"""Zero-shot retrieval on held-out clips: `python -m vatt.evaluate --run DIR`.
+"""What a finished model scores on clips: `python -m vatt.evaluate --task classify|probe|retrieve --run DIR`.
 
-Each text (and each clip's sound) ranks all clips by the cosine between common-space embeddings; the embeddings of a
-clip's temporal windows are averaged first (the release's "embd" score). Paper, Table 4.
+classify: a fine-tuned model, several views of every clip, averaged logits (paper, Tables 1 to 3).
+probe: a classifier on frozen pooled features, over official splits or folds (Table 5).
+retrieve: captions and sounds rank all clips, zero-shot (Table 4).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from .config import ConfigError
-from .data.loader import DataError, EvalDataset, make_loader
-from .data.manifest import ManifestError, read_manifest
+from . import classify, probe
+from .config import Config, ConfigError, to_dict
+from .data.loader import DataError, EvalDataset
+from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.sources_read import AUDIO
 from .data.synthetic import build_corpus
-from .data.text import VocabularyError, split_words
+from .data.text import VocabularyError
 from .files import write_atomically
-from .metrics import retrieval_scores
-from .model.vatt import VATT
-from .pretrained import load_config, load_tokenizer, load_vatt
-from .progress import progress_bar
-from .run import RunError, autocast_for, compute_dtype, pick_device
+from .folds import probe_folds, read_folds
+from .pretrained import load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint
+from .records import environment
+from .resumed import open_parts
+from .retrieve import SCORES, embed_clips, format_scores, retrieval, write_ranks
+from .run import RunError, autocast_for, compute_dtype, fingerprint, first_free, pick_device
+
+TASKS = ("classify", "probe", "retrieve")
+EXAMPLES = """examples:
+  python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
+  python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
+  python -m vatt.evaluate --task classify --run runs/k400 --data k400.csv --split val
+  python -m vatt.evaluate --task probe --run vatt-mbs --data ucf101-1.csv ucf101-2.csv ucf101-3.csv --out runs/ucf101
+  python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --modality audio --probe lbfgs
+  python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --out runs/esc50 --resume    after a crash
+
+probe: a manifest a split or fold, each with rows of train and test; features are made once for all of them. Rows of a
+single manifest that are in other splits (1, 2, 3, ...) are folds: each is tested once, after a fit to the others.
+  --probe official  dense 128, dropout 0.9, dense with L2 0.1, Adam, 1000 epochs, as the release
+  --probe lbfgs     logistic regression, L2 strength chosen on a fifth of the training clips
+  --probe sklearn   the same, solved by scikit-learn (pip install -e '.[probe]')
+retrieve: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
+
+In --out DIR: result.json (scores, settings, environment) and
+  classify  predictions.csv, predictions.parquet, per_class.csv, confusion.png (python -m pydoc vatt.classify_files)
+  probe     the same in MODALITY/FOLD/
+  retrieve  ranks.csv: each query, its rank and what came first
+exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on with --resume)."""
 
 
-class ClipEmbeddings(NamedTuple):
-    """Embeddings of the C clips that could be read, averaged over their windows, with their sounds and captions."""
-
-    video_text: Tensor  # [C, 256]
-    video_audio: Tensor  # [C, 512]
-    audio: Tensor  # [A, 512], one of each clip with sound
-    text: Tensor  # [Q, 256], one of each caption
-    audio_clip: Tensor  # [A] position of its clip in the C
-    text_clip: Tensor  # [Q]
-    clips: list[int]  # [C] manifest indices
-    bad: list[tuple[int, str]]  # manifest index and reason of each clip left out
-
-
-@torch.no_grad()
-def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any) -> ClipEmbeddings:
-    """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped)."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("video_text", "video_audio", "audio", "text")}
-    clips: list[int] = []
-    sounds: list[int] = []
-    texts: list[int] = []
-    bad: list[tuple[int, str]] = []
-    captions = {clip.index: clip.captions for clip in dataset.clips}
-    bar = progress_bar(len(dataset), "evaluating", "batch")
-    for batch in make_loader(dataset, 0, len(dataset), dataset.data.workers):
-        bar.update()
-        bad.extend(batch.bad)
-        if not batch.clips:
-            continue
-        words = [(i, c) for i, index in enumerate(batch.clips) for c in captions[index] if split_words(c)]
-        heard = [i for i, mask in enumerate(batch.audio_mask.tolist()) if mask]
-        batch = batch.to(device)
-        with autocast:
-            to_audio, to_text = model.embed_video(batch.video.flatten(0, 1))
-            sound = model.embed_audio(batch.audio[heard].flatten(0, 1)) if heard else None
-            ids = [dataset.tokenizer.encode(caption, dataset.model.text.words) for _, caption in words]
-            text = model.embed_text(torch.from_numpy(np.stack(ids))[None].to(device))[0] if ids else None
-        views = dataset.windows_per_clip
-        sounds += [len(clips) + i for i in heard]
-        texts += [len(clips) + i for i, _ in words]
-        clips += batch.clips
-        parts["video_text"].append(_mean_of_views(to_text, views))
-        parts["video_audio"].append(_mean_of_views(to_audio, views))
-        if sound is not None:
-            parts["audio"].append(_mean_of_views(sound, views))
-        if text is not None:
-            parts["text"].append(text.float().cpu())
-    bar.close()
-    model.train(was_training)
-    if not clips:
-        raise DataError(f"none of the {len(dataset.clips)} held-out clips could be read; the last one: {bad[-1][1]}")
-    tensors = {name: torch.cat(part) if part else torch.empty(0) for name, part in parts.items()}
-    places = {"audio_clip": torch.tensor(sounds), "text_clip": torch.tensor(texts)}
-    return ClipEmbeddings(**tensors, **places, clips=clips, bad=bad)
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m vatt.evaluate", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Score a finished model: classification, linear probes of frozen features, zero-shot retrieval.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--task", choices=TASKS, default="retrieve", help="what to score (default retrieve)")
+    add("--run", type=Path, required=True, metavar="DIR",
+        help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
+    add("--data", nargs="+", metavar="PATH",
+        help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
+    add("--split", metavar="NAME", help="rows to test on (default: the held-out split; all of --data without one)")
+    add("--windows", type=int, metavar="N", help="temporal windows a test clip (default: the model's)")
+    add("--crops", type=int, choices=(1, 3), help="classify: crops a window, centre or three (default: the model's)")
+    add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
+    add("--modality", nargs="+", choices=("video", "audio"),
+        help="probe: whose features (default video, audio where all files are sound)")  # fmt: skip
+    add("--probe", choices=probe.CLASSIFIERS, default="official", help="probe: the classifier (default official)")
+    add("--score", choices=(*SCORES, "both"), default="embd", help="retrieve: how windows are averaged (default embd)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
+    add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
+    add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
+    add("--max-bad-share", type=float, metavar="R",
+        help="classify, probe: stop when a larger share of clips cannot be read (default: the model's)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR",
+        help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
+             "FILE.json for the scores alone")  # fmt: skip
+    add("--resume", action="store_true", help="go on with what an interrupted command left in --out")
+    return parser.parse_args(argv)
 
 
-def _mean_of_views(x: Tensor, views: int) -> Tensor:
-    return x.float().unflatten(0, (-1, views)).mean(1).cpu()
+def check_arguments(args: argparse.Namespace) -> None:
+    for name, least in (("windows", 1), ("workers", 0), ("max_bad_share", 0), ("fps", 1e-3)):
+        value = getattr(args, name)
+        if value is not None and not value >= least:  # so that NaN is refused
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least:g}, got {value:g}")
+    for flag, tasks in (("crops", ("classify",)), ("modality", ("probe",)), ("fps", ("probe", "retrieve"))):
+        if getattr(args, flag) is not None and args.task not in tasks:
+            raise ConfigError(f"--{flag} belongs to --task {' or '.join(tasks)}")
+    if args.task != "probe" and len(args.data or []) > 1:
+        raise ConfigError(f"--task {args.task} takes one --data")
+    if scores_only(args):
+        if args.task != "retrieve" or args.resume:
+            raise ConfigError(f"--out {args.out}: --task {args.task}{' --resume' * args.resume} takes a folder")
+        if not args.out.parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {args.out.parent}")
+    if args.resume and not args.out:
+        raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
-def retrieval(embedded: ClipEmbeddings) -> dict[str, dict[str, float]]:
-    """Text-to-video and audio-to-video scores; a direction without queries is left out."""
-    scores = {}
-    for name, query, target, candidates in (
-        ("text_to_video", embedded.text, embedded.text_clip, embedded.video_text),
-        ("audio_to_video", embedded.audio, embedded.audio_clip, embedded.video_audio),
-    ):
-        if len(query):
-            similarity = F.normalize(query, dim=-1) @ F.normalize(candidates, dim=-1).T
-            scores[name] = retrieval_scores(similarity, target)
-    return scores
+def scores_only(args: argparse.Namespace) -> bool:
+    return args.out is not None and args.out.suffix == ".json"
 
 
-def format_scores(scores: dict[str, dict[str, float]]) -> str:
-    lines = [
-        f"{'retrieval':<16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'queries':>9}{'clips':>7}{'chance R@10':>13}"
-    ]
-    for name, s in scores.items():
-        lines.append(
-            f"{name.replace('_', '-'):<16}{s['R@1']:>7.3f}{s['R@5']:>7.3f}{s['R@10']:>7.3f}{s['median_rank']:>7.1f}"
-            f"{s['queries']:>9.0f}{s['candidates']:>7.0f}{s['chance_R@10']:>13.3f}"
-        )
-    return "\n".join(lines)
+def settings_of(args: argparse.Namespace) -> Config:
+    """The settings of the model, with what the command line changes of how clips are read."""
+    config = load_config(model_folder(args.run))
+    data, video = config.data, config.model.video
+    data = data if args.workers is None else replace(data, workers=args.workers)
+    data = data if args.max_bad_share is None else replace(data, max_bad_share=args.max_bad_share)
+    video = video if args.fps is None else replace(video, fps=args.fps)
+    windows = args.windows or config.eval_windows
+    fused = config.fused if args.fused is None else args.fused
+    return replace(config, data=data, model=replace(config.model, video=video), eval_windows=windows, fused=fused,
+                   dtype=args.dtype or config.dtype)  # fmt: skip
+
+
+def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
+    """The rows to test on. Raises `ConfigError` when there are none."""
+    (source,) = args.data or [config.data.source]
+    manifest = read_manifest(source or build_corpus(clips=config.data.builtin_clips))
+    clips = manifest.split(args.split or config.data.test_split)
+    if not len(clips) and args.data and not args.split:
+        clips = manifest  # of a user's own: all there is
+    if not len(clips):
+        wanted = args.split or config.data.test_split
+        raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
+    return clips
+
+
+def open_out(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+    """The folder to write, None for none, and the result in it when an earlier command has finished.
+
+    Raises `ConfigError` rather than overwrite, `RunError` when what was begun is not what is asked for now.
+    """
+    if (args.out is None and args.task == "retrieve") or scores_only(args):
+        return None, None
+    out = args.out or first_free(f"evaluate-{args.task}")
+    begun, result = out / "evaluate.json", out / "result.json"
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
+    if not args.resume and (begun.exists() or result.exists()):
+        raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
+    if args.resume and begun.exists():
+        try:
+            before = json.loads(begun.read_text())
+            differ = [f"{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items()
+                      if before.get(name) != value]  # fmt: skip
+            finished = json.loads(result.read_text()) if result.exists() else None
+        except (ValueError, AttributeError) as error:
+            raise RunError(f"{out} is damaged ({error}); delete it to start over") from error
+        if differ:
+            raise RunError(f"{out} was begun with other settings ({'; '.join(differ)}); repeat those, or choose "
+                           "another --out")  # fmt: skip
+        return out, finished
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(begun, (json.dumps(settings, indent=2) + "\n").encode())
+    return out, None
+
+
+def classify_clips(args: argparse.Namespace, device: torch.device) -> None:
+    """`--task classify`."""
+    config = settings_of(args)
+    model, views, labels = classify.read_classifier(args.run, device, fused=config.fused)
+    views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
+    if views.task == "audio" and views.crops != 1:
+        raise ConfigError("--crops 3 is for pictures; a sound has one")
+    clips = classify.with_classes(choose_clips(args, config), labels, model.head.linear.out_features)
+    if labelled := tuple(clip for clip in clips if clip.labels):
+        classify.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
+    dtype = compute_dtype(config.dtype, device)
+    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+        "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
+    out, result = open_out(args, settings)
+    assert out is not None
+    if result is None:
+        test = classify.classify(model, clips, views, config.data, out, autocast_for(device, dtype))
+        result = finish(out, settings, config, device, {"test": test})
+    print(classify.format_scores(result["test"]))
+    print(f"done: {out}/result.json, predictions.csv, per_class.csv")
+
+
+def retrieve_clips(args: argparse.Namespace, device: torch.device) -> None:
+    """`--task retrieve`."""
+    config = settings_of(args)
+    model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
+    clips = choose_clips(args, config)
+    size = max(1, 32 // config.eval_windows)
+    dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size)
+    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+        "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
+    out, result = open_out(args, settings)
+    if result is None:
+        parts = None if out is None else out / "embeddings.parts"
+        if parts is not None:
+            open_parts(parts, settings)
+        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)), parts)
+        wanted = SCORES if args.score == "both" else (args.score,)
+        scores = {name if score == wanted[0] else f"{name}_{score}": values
+                  for score in wanted for name, values in retrieval(embedded, score).items()}  # fmt: skip
+        counts = {"clips": len(embedded.clips), "bad_clips": len(embedded.bad)}
+        result = {"retrieval": scores, **counts}
+        if out is not None:
+            write_ranks(out / "ranks.csv", embedded, clips, wanted[0])
+            result = finish(out, settings, config, device, result)
+            shutil.rmtree(out / "embeddings.parts")
+    print(format_scores(result["retrieval"]))
+    if out is not None:
+        print(f"done: {out}/result.json, ranks.csv; {result['bad_clips']} bad clips")
+    elif args.out:
+        write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
+
+
+def probe_clips(args: argparse.Namespace, device: torch.device) -> None:
+    """`--task probe`."""
+    if args.probe == "sklearn":
+        probe.logistic_regression()  # said now rather than after hours of features
+    config = settings_of(args)
+    model = load_vatt(args.run, device=device, fused=config.fused)
+    sources = args.data or [config.data.source or build_corpus(clips=config.data.builtin_clips)]
+    clips, folds = read_folds(sources, config.data.train_split, args.split or config.data.test_split)
+    heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
+    modalities = args.modality or ["audio" if heard else "video"]
+    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+        "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
+    out, result = open_out(args, settings)
+    assert out is not None
+    if result is None:
+        parts, found = out / "features.parts", {}
+        autocast = autocast_for(device, compute_dtype(config.dtype, device))
+        for modality in modalities:
+            open_parts(parts / modality, settings)
+            found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out)
+        result = finish(out, settings, config, device, {"probe": found})
+        shutil.rmtree(parts)
+    for modality, one in result["probe"].items():
+        scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())
+        print(f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
+              f"{one['bad_clips']} bad clips)")  # fmt: skip
+    print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")
+
+
+def describe(
+    args: argparse.Namespace, config: Config, device: torch.device, weights: str, clips: str
+) -> dict[str, Any]:
+    """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
+    return {
+        "task": args.task,
+        "weights_sha256": weights,
+        "clips_sha256": clips,
+        "windows": config.eval_windows,
+        "video": to_dict(config.model.video),
+        "device": device.type,
+        "dtype": str(compute_dtype(config.dtype, device)).removeprefix("torch."),
+        "fused": config.fused,
+    }
+
+
+def finish(out: Path, settings: dict[str, Any], config: Config, device: torch.device,
+           found: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Writes and returns result.json."""
+    result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **found}
+    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vatt.evaluate",
-        description="Zero-shot text-to-video and audio-to-video retrieval on held-out clips.",
-    )
-    add = parser.add_argument
-    add("--run", type=Path, required=True, metavar="DIR", help="folder of a finished run, or its model/ folder")
-    add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: what the run was trained on)")
-    add("--split", metavar="NAME", help="rows of the manifest (default: the held-out split; all of --data without one)")
-    add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the run's)")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
-    add("--out", type=Path, metavar="FILE", help="also write the scores to this JSON file")
-    args = parser.parse_args(argv)
+    args = parse_arguments(argv)
     try:
-        if args.windows is not None and args.windows < 1:
-            raise ConfigError(f"--windows must be at least 1, got {args.windows}")
-        if args.out and not args.out.parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {args.out.parent}")
+        check_arguments(args)
         device = pick_device(args.device)
-        model = load_vatt(args.run, device=device)
-        config, tokenizer = load_config(args.run), load_tokenizer(args.run)
-        manifest = read_manifest(args.data or config.data.source or build_corpus(clips=config.data.builtin_clips))
-        clips = manifest.split(args.split or config.data.test_split)
-        if not len(clips) and args.data and not args.split:
-            clips = manifest  # of a user's own: all there is
-        if not len(clips):
-            wanted = args.split or config.data.test_split
-            raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
-        windows = args.windows or config.eval_windows
-        dataset = EvalDataset(clips, config.data, config.model, tokenizer, windows, max(1, 32 // windows))
-        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
-        scores = retrieval(embedded)
-        print(format_scores(scores))
-        for index, reason in embedded.bad:
-            print(f"left out: {manifest[index].name}: {reason}", file=sys.stderr)
-        if args.out:
-            write_atomically(args.out, (json.dumps(scores, indent=2) + "\n").encode())
+        {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task](args, device)
     except (ConfigError, ManifestError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -161,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("interrupted; finished shards in --out are kept: --resume goes on", file=sys.stderr)
         return 130
     return 0
 

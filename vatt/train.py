@@ -30,7 +30,6 @@ from .data.manifest import Manifest, ManifestError, read_manifest
 from .data.shards import absolute_source
 from .data.synthetic import build_corpus
 from .data.text import Tokenizer, VocabularyError
-from .evaluate import embed_clips, format_scores, retrieval
 from .files import write_atomically
 from .loop import Session, run_steps
 from .model.loss import pretraining_loss
@@ -40,6 +39,7 @@ from .ops import Ops, choose
 from .optim import Adam, learning_rate
 from .presets import PRESETS, preset
 from .records import MetricsLog, draw_losses, environment, read_metrics
+from .retrieve import embed_clips, format_scores, retrieval
 from .run import (
     RunError,
     autocast_for,

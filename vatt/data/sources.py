@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vatt.data.manifest import ManifestError, write_manifest
 from vatt.data.sources_captions import folder, howto100m, msrvtt, webvid, youcook2, youcook2_frames
-from vatt.data.sources_labels import audioset, esc50, hmdb51, kinetics, moments, ucf101, vggsound
+from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
 from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
 from vatt.files import write_atomically
@@ -40,6 +40,7 @@ EXAMPLES = {
     "hmdb51": ("hmdb51.csv --fold 2", "HMDB51: a CSV of its three splits, or a folder of LABEL_test_splitN.txt"),
     "esc50": ("meta/esc50.csv --fold 5", "ESC-50: esc50.csv; one of five folds is the test split"),
     "esc10": ("esc10.csv", "ESC-10: esc50.csv, of which its rows are taken, or a table of them alone"),
+    "imagenet": ("LOC_train_solution.csv LOC_val_solution.csv", "ImageNet: pictures, a class each (WordNet ids)"),
     "audioset": ("eval_segments.csv --classes class_labels_indices.csv", "AudioSet: id, start, end, labels; or JSON"),
     "vggsound": ("vggsound.csv", "VGGSound: vggsound.csv, or train.csv and test.csv"),
     "msrvtt": ("train_val_videodatainfo.json MSRVTT_train.9k.csv MSRVTT_JSFUSION_test.csv",
@@ -65,6 +66,8 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
             return hmdb51(args.files, args.fold)
         case "esc50" | "esc10":
             return esc50(args.files, args.fold, only_ten=args.format == "esc10")
+        case "imagenet":
+            return imagenet(args.files)
         case "audioset":
             return audioset(args.files, args.classes)
         case "vggsound":
@@ -84,7 +87,7 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
 
 def suffixes_of(name: str) -> frozenset[str]:
     """Which files may be its clips: a picture beside a video that has vanished is not the video."""
-    if name == "youcook2-frames":
+    if name in ("imagenet", "youcook2-frames"):
         return IMAGE
     if name in ("esc50", "esc10"):
         return AUDIO

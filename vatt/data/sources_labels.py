@@ -85,6 +85,16 @@ def hmdb51(paths: Sequence[Path], fold: int) -> Iterator[Record]:
                 yield Record(stem(name), labels=(label,), split=splits[use])
 
 
+def imagenet(paths: Sequence[Path]) -> Iterator[Record]:
+    """ImageNet (ILSVRC 2012), LOC_train_solution.csv and LOC_val_solution.csv: `ImageId,PredictionString`.
+
+    The string names a class (a WordNet id) for each box; the first is the picture's.
+    """
+    for path in files_in(paths, "LOC_*_solution.csv"):
+        for row in read_table(path, {"image": ("imageid",), "boxes": ("predictionstring",)}):
+            yield Record(row["image"], labels=tuple(row["boxes"].split()[:1]), split=split_of("", path))
+
+
 def esc50(paths: Sequence[Path], fold: int, only_ten: bool = False) -> Iterator[Record]:
     """ESC-50: `filename,fold,target,category,esc10,...`; one of five folds is the test split. `only_ten`: ESC-10.
 

@@ -1,0 +1,230 @@
+"""The evaluation command, each task end to end, and its scores against their definitions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_model import small_config, write_model
+
+from vatt import classify, evaluate, folds, probe, resumed
+from vatt.config import ConfigError
+from vatt.data.batch import DataError
+from vatt.data.loader import EvalDataset
+from vatt.data.manifest import read_manifest
+from vatt.data.synthetic import build_corpus
+from vatt.data.text import Tokenizer
+from vatt.folds import read_folds
+from vatt.metrics import ranks
+from vatt.model.vatt import Classifier
+from vatt.ops import choose
+from vatt.pretrained import load_tokenizer, load_vatt
+from vatt.probe import CentreDataset, mean_of_windows, official_probe
+from vatt.probe import classify as fit_and_classify
+from vatt.retrieve import embed_clips, retrieval, similarities
+from vatt.run import autocast_for, write_model_folder
+
+CPU = torch.device("cpu")
+FLOAT32 = autocast_for(CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(cache):
+    return build_corpus(clips=24, progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, corpus):
+    return write_model(tmp_path_factory.mktemp("pretrained"), corpus)
+
+
+@pytest.fixture(scope="module")
+def embedded(model, corpus):
+    config, clips = small_config(), read_manifest(corpus).split("train")
+    dataset = EvalDataset(clips, config.data, config.model, load_tokenizer(model), 3, 10)
+    return embed_clips(load_vatt(model), dataset, FLOAT32)
+
+
+def run(*arguments) -> int:
+    return evaluate.main([str(a) for a in arguments])
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def result(out):
+    return json.loads((out / "result.json").read_text())
+
+
+def test_both_scores_are_what_they_say(embedded):
+    """Sounds have windows too: every cosine of a window of the sound with one of the video counts."""
+    sound, video = F.normalize(embedded.audio, dim=-1), F.normalize(embedded.video_audio, dim=-1)
+    cosines = torch.einsum("avd,cwd->acvw", sound, video)
+    got, target = similarities(embedded, "cosine")["audio_to_video"]
+    assert torch.equal(ranks(got.double(), target), ranks(cosines.double().mean((2, 3)), target))
+    text = F.cosine_similarity(embedded.text[:, None], embedded.video_text.mean(1)[None], dim=-1)
+    torch.testing.assert_close(similarities(embedded, "embd")["text_to_video"][0], text)
+    assert not torch.equal(got, similarities(embedded, "embd")["audio_to_video"][0])
+
+
+def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, monkeypatch, capsys):
+    arguments = ("--run", model, "--data", corpus, "--split", "train", "--windows", 3, "--score", "both")
+    monkeypatch.setattr(resumed, "SHARD_CLIPS", 10)
+    real, asked = resumed.make_loader, []
+
+    def breaking(dataset, start, count, *rest):
+        asked.append(start)
+        for number, batch in enumerate(real(dataset, start, count, *rest)):
+            if len(asked) == 1 and number == 1:
+                raise DataError("the disk went away")
+            yield batch
+
+    monkeypatch.setattr(resumed, "make_loader", breaking)
+    out = tmp_path / "out"
+    assert run(*arguments, "--out", out) == 1
+    assert run(*arguments, "--out", out) == 2  # never overwrites
+    assert "--resume" in capsys.readouterr().err
+    assert run(*arguments, "--out", out, "--resume", "--score", "embd") == 1
+    assert "other settings (score: 'both', now 'embd')" in capsys.readouterr().err
+    assert run(*arguments, "--out", out, "--resume") == 0
+    assert asked == [0, 1]
+    text, sound = retrieval(embedded), retrieval(embedded, "cosine")
+    found = result(out)
+    assert found["retrieval"] == {**text, **{f"{name}_cosine": scores for name, scores in sound.items()}}
+    assert set(found["environment"]) >= {"argv", "commit", "versions"}
+    table = [row for row in rows(out / "ranks.csv") if row["direction"] == "text_to_video"]
+    said = [(clip.index, caption) for clip in read_manifest(corpus).split("train") for caption in clip.captions]
+    assert [(int(row["row"]), row["caption"]) for row in table] == said
+    assert np.mean([int(row["rank"]) <= 5 for row in table]) == text["text_to_video"]["R@5"]
+    assert not list(out.glob("*.parts"))
+    assert run(*arguments, "--out", out, "--resume") == 0
+    assert len(asked) == 2  # nothing is left to do
+    assert "text-to-video-cosine" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def two_folds(tmp_path_factory, corpus):
+    """The corpus with its even clips to test on, and with its odd ones."""
+    folder = tmp_path_factory.mktemp("folds")
+    for number in (1, 2):
+        lines = [
+            f"{c.path},{c.label},{'test' if c.index % 2 == number - 1 else 'train'}" for c in read_manifest(corpus)
+        ]
+        (folder / f"fold-{number}.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    return [folder / "fold-1.csv", folder / "fold-2.csv"]
+
+
+def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "EPOCHS", 20)
+    arguments = ("--task", "probe", "--run", model, "--data", *two_folds, "--windows", 2)
+    assert run(*arguments, "--modality", "video", "audio", "--out", tmp_path / "whole") == 0
+    whole = result(tmp_path / "whole")
+    assert set(whole["probe"]) == {"video", "audio"}
+    for modality, found in whole["probe"].items():
+        assert found["classes"] == 5
+        for name, scores in found["folds"].items():
+            table = rows(tmp_path / "whole" / modality / name / "predictions.csv")
+            right = [row["best"].startswith(f"{row['label']} ") for row in table]
+            assert (len(table), scores["fitted"], np.mean(right)) == (12, 12, pytest.approx(scores["top1"]))
+            assert (tmp_path / "whole" / modality / name / "confusion.png").stat().st_size > 1000
+        assert found["scores"]["top5"] == np.mean([scores["top5"] for scores in found["folds"].values()])
+    made, real = [], folds.classify
+
+    def counted(*arguments):
+        made.append(1)
+        if len(made) == 2:
+            raise OSError("power cut")
+        return real(*arguments)
+
+    monkeypatch.setattr(folds, "classify", counted)
+    assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again") == 1
+    assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again", "--resume") == 0
+    assert len(made) == 3  # the second fold twice, the first one is kept
+    assert result(tmp_path / "again")["probe"] == {"audio": whole["probe"]["audio"]}
+
+
+def test_fitted_to_the_middle_window(corpus):
+    config, clips = small_config(), read_manifest(corpus)
+    three = EvalDataset(clips, config.data, config.model, Tokenizer([]), 3, 2)[0]
+    for modality, wanted in (("video", three.video), ("audio", three.audio)):
+        batch = CentreDataset(clips, config.data, config.model, modality, 2)[0]
+        assert torch.equal(getattr(batch, modality), wanted[:, 1:2])
+
+
+def test_folds_of_one_manifest_and_of_several(tmp_path, two_folds):
+    clips, found = read_folds(two_folds, "train", "test")
+    assert [fold.name for fold in found] == ["fold-1", "fold-2"]
+    assert (len(clips), found[0].train) == (24, found[1].test)
+    (tmp_path / "m.csv").write_text("path,label,split\na.wav,x,1\nb.wav,y,2\nc.wav,x,3\nd.wav,x,\n")
+    clips, found = read_folds([tmp_path / "m.csv"], "train", "test")
+    assert [fold.test for fold in found] == [[0], [1], [2]]
+    assert found[1].train == [0, 2]
+    (tmp_path / "n.csv").write_text("path,label,split\na.wav,y,train\nb.wav,y,test\n")
+    (tmp_path / "o.csv").write_text("path,label,split\na.wav,x,train\nb.wav,y,test\n")
+    with pytest.raises(ConfigError, match=r"a\.wav is 'x', and 'y' in another manifest"):
+        read_folds([tmp_path / "n.csv", tmp_path / "o.csv"], "train", "test")
+    with pytest.raises(ConfigError, match="no rows of split 'val'"):
+        read_folds([tmp_path / "n.csv"], "train", "val")
+
+
+def test_the_official_classifier_learns_and_repeats():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(60) % 3
+    features = torch.randn(60, 16, generator=generator) + 4 * F.one_hot(labels, 16)
+    windows = torch.stack([features, features.flip(1)], 1)  # the second says nothing about the class
+    found = official_probe(features, labels, windows[:, :1], 3)
+    assert (found.argmax(1) == labels).float().mean() > 0.95
+    assert found.exp().sum(1).allclose(torch.ones(60, dtype=torch.float64))
+    state = torch.random.get_rng_state()
+    assert torch.equal(found, official_probe(features, labels, windows[:, :1], 3))
+    assert torch.equal(state, torch.random.get_rng_state())
+    logits = torch.randn(4, 3, 5, generator=generator)
+    torch.testing.assert_close(mean_of_windows(logits), logits.double().softmax(-1).mean(1).log())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_scikit_learn_finds_the_same_minimum(classes):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(90, 6, generator=generator, dtype=torch.float64)
+    labels = features[:, :classes].argmax(1)
+    found = [fit_and_classify(name, features, labels, features[:, None], classes) for name in ("lbfgs", "sklearn")]
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+
+
+def test_classification_of_a_finished_model(corpus, tmp_path, capsys):
+    config, clips = small_config(), read_manifest(corpus)
+    torch.manual_seed(1)
+    model = Classifier(config.model, "video", len(clips.labels), ops=choose(True, CPU))
+    saved = {"modality": "video", "classes": 5, "labels": clips.labels, "task": "video", "loss": "softmax",
+             "windows": 2, "crops": 3}  # fmt: skip
+    write_model_folder(tmp_path / "model", model.state_dict(), config, {"classifier": saved}, None)
+    arguments = ("--task", "classify", "--run", tmp_path, "--data", corpus, "--crops", 1)
+    assert run(*arguments, "--out", tmp_path / "out") == 0
+    views = classify.ClassifyConfig("video", "softmax", 2, 1)
+    (tmp_path / "direct").mkdir()
+    direct = classify.classify(model.eval(), clips.split("test"), views, config.data, tmp_path / "direct", FLOAT32)
+    assert result(tmp_path / "out")["test"] == direct
+    assert (tmp_path / "out" / "confusion.png").exists()
+    assert run(*arguments, "--out", tmp_path / "out", "--resume") == 0
+    assert "top1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--task=probe", "--crops=3"), ("--task=retrieve", "--modality=audio"), ("--task=classify", "--fps=12.5"),
+     ("--task=retrieve", "--data", "a.csv", "b.csv"), ("--task=probe", "--out=scores.json"), ("--resume",),
+     ("--fps=0",), ("--task=probe", "--data", "nothing.csv")],
+)  # fmt: skip
+def test_wrong_usage_exits_2(model, arguments, capsys):
+    assert run("--run", model, *arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_pretrained_model_is_no_classifier(model, corpus, capsys):
+    assert run("--task", "classify", "--run", model, "--data", corpus) == 1
+    assert "not a classifier" in capsys.readouterr().err
