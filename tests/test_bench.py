@@ -1,6 +1,7 @@
 """The bench room: what is measured is saved, continued, drawn and indexed; what is wrong is not printed."""
 
 import json
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -58,7 +59,8 @@ def training_report(seeds=(1, 2, 3), **changes) -> Report:
 def test_the_benchmark_suite_is_not_empty():
     # --benchmark-only passes with nothing to run, so an empty suite would go unnoticed.
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "--collect-only", "bench"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of xdist
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     found = [line for line in done.stdout.splitlines() if line.startswith("bench/") and "::" in line]
     assert done.returncode == 0, done.stdout
     for job in ("projection", "attention", "loss", "tiny_training_step"):

@@ -160,9 +160,9 @@ def test_damaged_checkpoint_is_noticed_and_the_previous_one_used(whole, tmp_path
 def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monkeypatch, capsys):
     loss, calls = train.pretraining_loss, []
 
-    def broken(*arguments):
+    def broken(*arguments, **options):
         calls.append(1)
-        result = loss(*arguments)
+        result = loss(*arguments, **options)
         return result._replace(total=result.total * float("nan")) if len(calls) == 2 else result
 
     monkeypatch.setattr(train, "pretraining_loss", broken)
@@ -180,7 +180,12 @@ def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monk
 
 def test_a_run_without_any_finite_loss_gives_up(tmp_path, monkeypatch, capsys):
     loss = train.pretraining_loss
-    monkeypatch.setattr(train, "pretraining_loss", lambda *a: loss(*a)._replace(total=loss(*a).total * float("inf")))
+
+    def infinite(*arguments, **options):
+        result = loss(*arguments, **options)
+        return result._replace(total=result.total * float("inf"))
+
+    monkeypatch.setattr(train, "pretraining_loss", infinite)
     assert run("--out", tmp_path / "run", "--steps", 50, "--set", "max_nonfinite=3") == 1
     assert "3 steps in a row without a finite loss" in capsys.readouterr().err
 
