@@ -25,6 +25,7 @@ bench: $(INSTALLED)
 	$(RUN) bench/decode.py
 	$(RUN) bench/soak.py
 	$(RUN) bench/videomae.py
+	$(if $(YOUCOOK2),$(RUN) bench/youcook2.py --data $(YOUCOOK2))
 	$(RUN) bench/droptoken_sweep.py $(if $(ESC10),--esc10 $(ESC10))
 
 lint: $(INSTALLED)

@@ -21,6 +21,7 @@ import resolution_sweep
 import soak
 import tiny_training
 import videomae
+import youcook2
 from harness import Drawer, ReportError
 
 BENCHMARKS = (
@@ -34,6 +35,7 @@ BENCHMARKS = (
     soak,
     tiny_training,
     videomae,
+    youcook2,
 )
 DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
 
