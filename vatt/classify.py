@@ -11,37 +11,28 @@ Legend: C clips that could be read, K classes, V views of a clip.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
-import sys
-import zipfile
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .classify_files import draw_confusion, write_per_class, write_predictions
 from .config import ConfigError, DataConfig, to_dict
-from .data.bad_clips import bad_share
+from .data.batch import Batch
 from .data.labelled import ViewDataset
-from .data.loader import DataError, make_loader
 from .data.manifest import Manifest
-from .files import write_atomically
 from .metrics import classification_scores, multilabel_scores
 from .model.vatt import Classifier
 from .pretrained import model_folder, weights_fingerprint
-from .progress import progress_bar
+from .resumed import Arrays, clip_arrays, open_parts
 from .run import RunError, fingerprint
 from .transfer import load_classifier
-
-SHARD_CLIPS = 64  # at least; what a crash loses
 
 
 @dataclass(frozen=True)
@@ -151,40 +142,18 @@ def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    per_shard = max(1, SHARD_CLIPS // dataset.batch_size)
-    shards = [parts / f"{i:06d}.npz" for i in range(-(-len(dataset) // per_shard))]
-    first = sum(1 for _ in itertools.takewhile(Path.is_file, shards))
-    names = {clip.index: clip.name for clip in dataset.clips}
-    done = [_read_shard(shard) for shard in shards[:first]]
-    tried, bad = (sum(len(p.clips) + len(p.bad) for p in done), sum(len(p.bad) for p in done))
-    begin = first * per_shard
-    batches = make_loader(dataset, begin, len(dataset) - begin, dataset.data.workers)
-    with progress_bar(len(dataset.clips), "classifying", "clip", tried) as bar:
-        for shard in shards[first:]:
-            logits, clips, left_out = [torch.empty(0, model.head.linear.out_features)], [], []
-            for batch in itertools.islice(batches, per_shard):
-                for index, reason in batch.bad:
-                    tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
-                left_out += batch.bad
-                clips += batch.clips
-                tried, bad = tried + len(batch.tried), bad + len(batch.bad)
-                if batch.clips:
-                    x = batch.audio if model.modality == "audio" else batch.video
-                    with autocast:
-                        logits.append(model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu())
-                bar.update(len(batch.tried))
-            if bad_share(bad, tried, len(dataset.clips)) > dataset.data.max_bad_share:
-                raise DataError(f"{bad} of {tried} clips tried could not be used, more than data.max_bad_share = "
-                                f"{dataset.data.max_bad_share:g} allows; allow more, or mend those named above and "
-                                f"delete {parts}, which remembers them")  # fmt: skip
-            done.append(Predictions(torch.cat(logits), clips, left_out))
-            _write_shard(shard, done[-1])
+
+    def make(batch: Batch) -> Arrays:
+        logits = torch.empty(0, model.head.linear.out_features)
+        if batch.clips:
+            x = batch.audio if model.modality == "audio" else batch.video
+            with autocast:
+                logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
+        return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
+
+    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share)
     model.train(was_training)
-    result = Predictions(torch.cat([p.logits for p in done]), [i for p in done for i in p.clips],
-                         [b for p in done for b in p.bad])  # fmt: skip
-    if not result.clips:
-        raise DataError(f"none of the {tried} clips could be used; the last one: {result.bad[-1][1]}")
-    return result
+    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
 
 
 def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: DataConfig, out: Path,
@@ -198,13 +167,9 @@ def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: D
     dataset = ViewDataset(clips, data, model.backbone.config, config.task, config.windows, config.crops,
                           batch_size=max(1, data.batch_size // config.views))  # fmt: skip
     parts = out / "predictions.parts"
-    identity = json.dumps({"weights": weights_fingerprint(model), "clips": fingerprint(clips),
-                           "batch": dataset.batch_size, "model": to_dict(model.backbone.config),
-                           "augment": to_dict(data.augment), **asdict(config)})  # fmt: skip
-    if not (parts / "identity").is_file() or (parts / "identity").read_text() != identity:
-        shutil.rmtree(parts, ignore_errors=True)  # of other weights or clips
-        parts.mkdir(parents=True)
-        write_atomically(parts / "identity", identity.encode())
+    open_parts(parts, {"weights": weights_fingerprint(model), "clips": fingerprint(clips), "batch": dataset.batch_size,
+                       "model": to_dict(model.backbone.config), "augment": to_dict(data.augment),
+                       **asdict(config)})  # fmt: skip
     predictions = predict(model, dataset, parts, autocast)
     labels = label_table(clips, predictions.clips)
     write_predictions(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
@@ -236,20 +201,3 @@ def format_scores(result: dict[str, Any]) -> str:
     )
     counts = f"{result['labelled']} labelled of {result['clips']} clips, {result['views']} views each"
     return f"{said or result.get('no_scores', 'no labels, no scores')}  ({counts}, {result['bad_clips']} bad)"
-
-
-def _write_shard(path: Path, predictions: Predictions) -> None:
-    buffer = BytesIO()
-    np.savez(buffer, logits=predictions.logits.numpy(), clips=np.array(predictions.clips, np.int64),
-             bad=np.array([index for index, _ in predictions.bad], np.int64),
-             reasons=np.array([reason for _, reason in predictions.bad], dtype=str))  # fmt: skip
-    write_atomically(path, buffer.getvalue())
-
-
-def _read_shard(path: Path) -> Predictions:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            bad = list(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
-            return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
