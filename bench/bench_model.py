@@ -23,7 +23,7 @@ from vatt.model.vatt import VATT
 from vatt.ops import choose
 from vatt.optim import Adam
 from vatt.presets import preset
-from vatt.train import train_step
+from vatt.step import train_step
 
 OPS = {"reference": choose(False, "cpu"), "portable": choose(True, "cpu")}
 Job = Callable[[str, torch.dtype], list[Tensor]]  # implementation, dtype -> outputs and gradients

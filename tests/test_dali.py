@@ -91,8 +91,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return Manifest(tuple(clips), folder, ())
 
 
-def training(corpus: Manifest, data: DataConfig = DATA) -> ClipDataset:
-    return ClipDataset(corpus, data, MODEL, Tokenizer(["clip"]), seed=5)
+def training(corpus: Manifest, data: DataConfig = DATA, slots: range | None = None) -> ClipDataset:
+    return ClipDataset(corpus, data, MODEL, Tokenizer(["clip"]), seed=5, slots=slots)
 
 
 def cut(path: Path, start: float, frames: int = 12) -> Cut:
@@ -186,7 +186,7 @@ def test_encoded_batches_are_those_of_the_pyav_path(corpus: Manifest) -> None:
         assert got.notes == (["DALI does not decode h264 on a CPU; python -m vatt.data.transcode changes it"]
                              if got.decoded else [])  # fmt: skip
         kinds |= {("decoded", bool(got.decoded)), ("bad", bool(got.bad))}
-        halves = [EncodedClips(training(corpus), "cpu", slots)[step] for slots in (range(2), range(2, 4))]
+        halves = [EncodedClips(training(corpus, slots=slots), "cpu")[step] for slots in (range(2), range(2, 4))]
         assert halves[0].clips + halves[1].clips == got.clips
         assert torch.equal(torch.cat([half.data for half in halves]), got.data)
     assert len(kinds) == 4
@@ -304,7 +304,8 @@ def test_batches_in_order_whatever_runs_them(corpus: Manifest, needs_dali: None)
         for a, b in zip(got.video, wanted.video, strict=True):
             assert numbers(a.numpy()) == numbers(b.numpy())  # the same frames of the same clip
     resumed = list(make_dali_loader(plain, 3, 3, 1, 2, device=CPU, pipelines=1))
-    ranks = [list(make_dali_loader(plain, 0, 3, 0, 1, device=CPU, slots=slots)) for slots in (range(2), range(2, 4))]
+    halves = [training(corpus, replace(DATA, augment=PLAIN), slots) for slots in (range(2), range(2, 4))]
+    ranks = [list(make_dali_loader(half, 0, 3, 0, 1, device=CPU)) for half in halves]
     for step in range(3):
         assert torch.equal(resumed[step].video, first[3 + step].video)
         assert everything_but_video(resumed[step], first[3 + step])

@@ -15,7 +15,7 @@ import torch
 from small_model import write_model
 
 import vatt
-from vatt import finetune
+from vatt import finetune, finetune_step
 from vatt.checkpoint import load_latest
 from vatt.data.batch import Batch
 from vatt.data.crops import inception_box, inception_video, three_crops
@@ -122,12 +122,12 @@ def test_it_learns(tmp_path, pretrained, corpus):
 
 KILLED = """
 import os, signal, sys
-from vatt import finetune
+from vatt import finetune, finetune_step
 step = finetune.finetune_step
-def deadly(model, optimizer, batch, config, number, autocast):
-    if number == 3:
+def deadly(*arguments):
+    if arguments[4] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(model, optimizer, batch, config, number, autocast)
+    return step(*arguments)
 finetune.finetune_step = deadly
 sys.exit(finetune.main(sys.argv[1:]))
 """
@@ -149,10 +149,10 @@ def test_killed_and_resumed_is_bit_identical(whole, tmp_path, pretrained, corpus
 def test_sigterm_saves_and_exits_143(whole, tmp_path, pretrained, corpus, monkeypatch, capsys):
     out, step = tmp_path / "run", finetune.finetune_step
 
-    def interrupted(model, optimizer, batch, config, number, autocast):
-        if number == 2:
+    def interrupted(*arguments):
+        if arguments[4] == 2:
             signal.raise_signal(signal.SIGTERM)
-        return step(model, optimizer, batch, config, number, autocast)
+        return step(*arguments)
 
     monkeypatch.setattr(finetune, "finetune_step", interrupted)
     with pytest.raises(SystemExit) as stopped:
@@ -167,8 +167,8 @@ def test_sigterm_saves_and_exits_143(whole, tmp_path, pretrained, corpus, monkey
 
 
 def test_a_loss_that_is_not_finite_makes_no_update(tmp_path, pretrained, corpus, monkeypatch, capsys):
-    loss = finetune.class_loss
-    monkeypatch.setattr(finetune, "class_loss", lambda *a: loss(*a) * float("nan"))
+    loss = finetune_step.class_loss
+    monkeypatch.setattr(finetune_step, "class_loss", lambda *a, **k: loss(*a, **k) * float("nan"))
     out = tmp_path / "run"
     arguments = ("--task=audio", "--data", corpus, "--init", pretrained, "--out", out, *FEW)
     assert run(*arguments, "--set=max_nonfinite=2") == 1
@@ -286,13 +286,13 @@ def test_a_step_is_the_releases(shared, name, fused):
 
 def test_sounds_and_labels_are_mixed_alike():
     x = torch.eye(16)
-    sound, labels = finetune.mix(x, x, 5.0, seed=3)
+    sound, labels = finetune_step.mix(x, x, 5.0, seed=3)
     assert torch.equal(sound, labels)
     torch.testing.assert_close(sound.sum(1), torch.ones(16))
     shares = sound.diagonal()
     assert len(set(shares.tolist())) > 10  # one share a clip
-    assert torch.equal(finetune.mix(x, x, 5.0, seed=3)[0], sound)
-    assert not torch.equal(finetune.mix(x, x, 5.0, seed=4)[0], sound)
+    assert torch.equal(finetune_step.mix(x, x, 5.0, seed=3)[0], sound)
+    assert not torch.equal(finetune_step.mix(x, x, 5.0, seed=4)[0], sound)
 
 
 def test_inception_boxes_lie_inside_and_in_range():

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vatt import loop, train
+from vatt import loop, step, train
 from vatt.checkpoint import load_latest
+from vatt.data.batch import DataError
 from vatt.evaluate import main as evaluate
 from vatt.metrics import ranks, retrieval_scores
 from vatt.records import read_metrics
@@ -158,14 +159,14 @@ def test_damaged_checkpoint_is_noticed_and_the_previous_one_used(whole, tmp_path
 
 
 def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monkeypatch, capsys):
-    loss, calls = train.pretraining_loss, []
+    loss, calls = step.pretraining_loss, []
 
     def broken(*arguments, **options):
         calls.append(1)
         result = loss(*arguments, **options)
         return result._replace(total=result.total * float("nan")) if len(calls) == 2 else result
 
-    monkeypatch.setattr(train, "pretraining_loss", broken)
+    monkeypatch.setattr(step, "pretraining_loss", broken)
     out = tmp_path / "run"
     assert run("--out", out, "--steps", 2, "--fused", "--set", "save_every=1") == 0
     before, after = (train.checkpoint.load(out / "checkpoints" / f"step-0000000{n}") for n in (1, 2))
@@ -179,13 +180,13 @@ def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monk
 
 
 def test_a_run_without_any_finite_loss_gives_up(tmp_path, monkeypatch, capsys):
-    loss = train.pretraining_loss
+    loss = step.pretraining_loss
 
     def infinite(*arguments, **options):
         result = loss(*arguments, **options)
         return result._replace(total=result.total * float("inf"))
 
-    monkeypatch.setattr(train, "pretraining_loss", infinite)
+    monkeypatch.setattr(step, "pretraining_loss", infinite)
     assert run("--out", tmp_path / "run", "--steps", 50, "--set", "max_nonfinite=3") == 1
     assert "3 steps in a row without a finite loss" in capsys.readouterr().err
 
@@ -380,7 +381,7 @@ def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
     def breaking(dataset, start, count, *rest):
         for index, batch in enumerate(real(dataset, start, count, *rest)):
             if index == 2:
-                raise train.DataError("the disk went away")
+                raise DataError("the disk went away")
             yield batch
 
     monkeypatch.setattr(loop, "make_loader", breaking)

@@ -51,13 +51,14 @@ def _findings(c: Config) -> Iterator[Finding]:
     yield "dtype", c.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"
     yield from _at_least(1, steps=c.steps, save_every=c.save_every, keep_checkpoints=c.keep_checkpoints,
                          max_nonfinite=c.max_nonfinite, log_every=c.log_every, eval_windows=c.eval_windows)  # fmt: skip
-    yield from _at_least(0, eval_clips=c.eval_clips)
+    yield from _at_least(0, eval_clips=c.eval_clips, micro_batch=c.micro_batch)
+    yield "parallel", c.parallel in ("ddp", "fsdp"), "ddp or fsdp"
 
 
 def _data(c: Config) -> Iterator[Finding]:
     d, a = c.data, c.data.augment
     yield "data.batch_size", d.batch_size >= 2, "at least 2: one clip has no negatives"
-    yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb)
+    yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)
     yield "data.builtin_clips", d.builtin_clips >= 2, "at least 2"
     yield _share("data.max_bad_share", d.max_bad_share)

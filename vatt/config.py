@@ -186,7 +186,8 @@ class DataConfig:
     `source`: a manifest CSV or a folder of clips; "" is the built-in corpus of `builtin_clips` generated clips.
     `cache_gb`: decoded clips kept in memory, summed over workers; 0 is off (right for corpora larger than memory).
     `max_bad_share`: a run stops when a larger share of the clips it tried could not be decoded.
-    `decode_seconds`: time limit for one clip.
+    `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
+    holds; 0 GB is no limit, and with `workers` 0 there is none.
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
     """
 
@@ -200,6 +201,7 @@ class DataConfig:
     cache_gb: float = 0.0
     max_bad_share: float = 0.3
     decode_seconds: float = 30.0
+    decode_gb: float = 8.0
     decoder: str = "auto"
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -228,6 +230,8 @@ class Config:
     `dtype`: compute type under autocast (parameters stay float32); "auto" is bfloat16 on GPUs and float32 on CPUs.
     `save_every`, `log_every`: in steps. `max_nonfinite`: steps without update, in a row, after which a run gives up.
     `eval_windows`: temporal windows a test clip is read at; `eval_clips`: at most so many test clips.
+    `parallel`: on several processes, "ddp" keeps a whole model on each, "fsdp" a part. `recompute`: activation
+    checkpointing. `micro_batch`: clips a process computes at a time, 0 is all of its part; a matter of memory only.
     """
 
     preset: str = "mbs"
@@ -247,6 +251,9 @@ class Config:
     eval_windows: int = 4
     eval_clips: int = 1_000
     tensorboard: bool = False
+    parallel: str = "ddp"
+    recompute: bool = False
+    micro_batch: int = 0
 
 
 def to_dict(config: Any) -> dict[str, Any]:

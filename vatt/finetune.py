@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checkpoint
 from .classify import ClassifyConfig, check_labels, classify, format_scores
 from .classify_files import draw_training
+from .command import exit_code
 from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict, to_json
 from .data.bad_clips import BadClips
-from .data.batch import Batch, DataError
+from .data.batch import Batch
 from .data.labelled import LabelledDataset
-from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.manifest import Manifest, read_manifest
 from .data.shards import absolute_source
+from .distributed import ALONE, World, joined
 from .files import write_atomically
 from .finetune_config import PRESETS, TASKS, FinetuneConfig, check_finetuning
+from .finetune_step import finetune_step
 from .loop import Session, run_steps
-from .model.loss import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
-from .model.tokens import mix_seed
 from .model.vatt import Classifier, count_parameters
-from .official.convert import MapError, map_checkpoint
+from .official.convert import map_checkpoint
 from .official.sizes import SizeError
 from .ops import choose
-from .optim import SGD, multilevel_rate
+from .optim import SGD
+from .parallel import KINDS, is_sharded, prepare, whole_state
 from .presets import PRESETS as MODELS
 from .presets import preset
 from .pretrained import load_config, model_folder
@@ -53,7 +52,7 @@ from .run import (
     pick_device,
     write_model_folder,
 )
-from .tf_checkpoint import CheckpointError, TFCheckpoint
+from .tf_checkpoint import TFCheckpoint
 from .transfer import load_backbone
 
 EXAMPLES = """examples:
@@ -72,7 +71,6 @@ exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or 
 
 FIXED = ("model.", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
 FREE = ("model.drop.",)  # though it begins like one of those
-_MIXUP = 20  # keeps these draws apart from those of the model
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,6 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", metavar="N", type=int, help="seed of head, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
+    add("--parallel", choices=KINDS, help="under torchrun: ddp, a model on each GPU (default), or fsdp, a part of one")
     add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
     add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
         help="change any setting, e.g. --set optim.clip=0; repeatable; --print-config lists them all")  # fmt: skip
@@ -139,6 +138,7 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
         "device": args.device,
         "dtype": args.dtype,
         "fused": args.fused,
+        "parallel": args.parallel,
     }
     overrides = [f"{name}={value}" for name, value in given.items() if value is not None]
     if saved is None:
@@ -171,49 +171,6 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
     return config
 
 
-def class_loss(logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes]."""
-    if loss == "sigmoid":
-        return balanced_sigmoid_cross_entropy(logits, labels)
-    return softmax_cross_entropy(logits, smooth_labels(labels, smoothing))
-
-
-def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Mixup: each clip [B,S] with one of a random order of the batch, labels [B,classes] alike.
-
-    A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
-    """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _MIXUP])))
-    other = torch.from_numpy(rng.permutation(len(sound))).to(sound.device)
-    own = torch.from_numpy(rng.beta(alpha, alpha, (len(sound), 1)).astype(np.float32)).to(sound.device)
-    return own * sound + (1 - own) * sound[other], own * labels + (1 - own) * labels[other]
-
-
-def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: FinetuneConfig, step: int,
-                  autocast: Any) -> dict[str, Any]:  # fmt: skip
-    """One update. A loss or gradient that is not finite changes nothing."""
-    seed = mix_seed(config.seed, step)
-    torch.manual_seed(seed)  # element-wise dropout
-    rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
-    if config.mixup:
-        x, labels = mix(x, labels, config.mixup, seed)
-    optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        logits = model(x, seed=seed)
-    loss = class_loss(logits.float(), labels, config.loss, config.smoothing)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.backbone.parameters(), config.optim.clip or math.inf).item()
-    head = nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None]).item()
-    total = loss.item()
-    finite = all(map(math.isfinite, (total, norm, head)))
-    if finite:
-        optimizer.step()
-    return {"loss": total, "gradient_norm": norm, "head_gradient_norm": head, "rate": rate, "updated": finite}
-
-
 def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest, Manifest]:
     """(clips to train on, clips to test on); raises `ConfigError` when the first cannot be trained on."""
     clips, held_out = manifest.split(config.data.train_split), manifest.split(config.data.test_split)
@@ -226,8 +183,12 @@ def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest
     return clips, held_out
 
 
-def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: Manifest, *, resume: bool) -> None:
-    """Runs `config` in folder `out`, from its newest checkpoint if `resume`; ends with the test clips."""
+def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
+             world: World = ALONE) -> None:  # fmt: skip
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`; ends with the test clips.
+
+    All ranks of `world` call it.
+    """
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
     clips, held_out = split_labelled(manifest, config)
@@ -235,19 +196,27 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
     # Weights are drawn on the CPU so that a seed means the same model on every device.
     model = Classifier(config.model, config.modality, len(manifest.labels), head_dropout=config.head_dropout, ops=ops)
     model.to(device)
+    parameters = count_parameters(model)
+    # A run that has a checkpoint does not need what it started from any more.
+    started = resume and any((out / "checkpoints").glob("step-*"))
+    loaded = load_backbone(model, config.init) if config.init and not started else None
+    (part,) = prepare(model, (model,), world, config.parallel, recompute=config.recompute)
     optimizer = SGD(model.parameters(), config.optim.rate, config.optim.momentum)
-    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
+    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
+    slots = world.slots(config.data.batch_size)
     where = environment(device) | {"operations": ops.reason}
     session = Session(out, manifest, model, optimizer, bad, {"manifest": (fingerprint(manifest), manifest.root)},
-                      json.dumps({"finetune": to_dict(config), "environment": where}))  # fmt: skip
+                      json.dumps({"finetune": to_dict(config), "environment": where}), world)  # fmt: skip
     start = session.restore(config.steps) if resume else 0
-    print(f"run {out}: {config.task}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
+    print(f"run {out}: {config.task}, {parameters / 1e6:.1f} M parameters, {device}, {dtype}")
+    if world.size > 1:
+        print(f"{world.size} processes ({config.parallel}), {len(slots)} clips of each batch on each")
     print(ops.reason)
-    if start == 0 and config.init:
-        report = load_backbone(model, config.init)
-        write_atomically(out / "init.txt", f"{config.init}\n{report}\n".encode())
-        fresh = len(report.mismatched) + len(report.fresh)
-        print(f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables "
+    if loaded is not None:
+        if world.is_first:
+            write_atomically(out / "init.txt", f"{config.init}\n{loaded}\n".encode())
+        fresh = len(loaded.mismatched) + len(loaded.fresh)
+        print(f"from {config.init}: {len(loaded.loaded)} tensors loaded, {len(loaded.resampled)} position tables "
               f"resampled, {fresh} tensors start fresh ({out}/init.txt names them)")  # fmt: skip
     print(f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
           f"({manifest.root})")  # fmt: skip
@@ -255,17 +224,24 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
         print(f"note: {untrained} of the classes have no training clip")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
-    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
+    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
-    dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges)
+    dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges, slots)
     autocast = autocast_for(device, dtype)
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
-        record = finetune_step(model, optimizer, batch.to(device), config, step, autocast)
+        record = finetune_step(model, optimizer, batch.to(device), config, step, autocast, world, part)
         return record | {"operations": ops.impl}
 
     seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate")
+    state = whole_state(model) if is_sharded(model) else None
+    if log is None:
+        return
     log.close()
+    if state is not None:
+        model = Classifier(config.model, config.modality, len(manifest.labels), head_dropout=config.head_dropout,
+                           ops=ops).to(device)  # fmt: skip
+        model.load_state_dict(state)
     finish(config, out, model, held_out, bad, where, seconds, len(clips))
 
 
@@ -317,41 +293,50 @@ def saved_config(out: Path) -> FinetuneConfig:
         return from_dict(FinetuneConfig, record["finetune"])
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        saved = None
-        if args.resume:
-            if not args.out:
-                raise ConfigError("--resume continues the run in --out; name its folder")
-            saved = saved_config(args.out)
-        config = resolve_config(args, saved)
-        if args.print_config:
-            print(to_json(config), end="")
-            return 0
-        out = args.out or first_free(f"finetune-{config.task}")
-        if saved is None and (out / "config.json").exists():
-            raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-        for line in differences(saved, config) if saved else []:
-            print(f"changed since the run began: {line}")
-        device = pick_device(config.device)
-        manifest = read_manifest(config.data.source)
-        split_labelled(manifest, config)  # nothing is written for a run that cannot start
+def choose_folder(args: argparse.Namespace, config: FinetuneConfig, saved: FinetuneConfig | None) -> Path:
+    """Where the run goes. Raises `ConfigError` when a new one would meet another."""
+    out: Path = args.out or first_free(f"finetune-{config.task}")
+    if saved is None and (out / "config.json").exists():
+        raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+    return out
+
+
+def run(args: argparse.Namespace, world: World) -> None:
+    saved = None
+    if args.resume:
+        if not args.out:
+            raise ConfigError("--resume continues the run in --out; name its folder")
+        saved = saved_config(args.out)
+    config = resolve_config(args, saved)
+    if args.print_config:
+        print(to_json(config), end="")
+        return
+    world.slots(config.data.batch_size)
+    out = world.first(lambda: choose_folder(args, config, saved))
+    for line in differences(saved, config) if saved else []:
+        print(f"changed since the run began: {line}")
+    device = pick_device(config.device, world.local_rank if world.size > 1 else None)
+    manifest = read_manifest(config.data.source)
+    split_labelled(manifest, config)  # nothing is written for a run that cannot start
+
+    def begin() -> None:
         out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         record = {"finetune": to_dict(config), "environment": environment(device)}
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())
-        finetune(config, out, device, manifest, resume=args.resume)
-    except (ConfigError, ManifestError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, CheckpointError, MapError, checkpoint.DamagedCheckpoint, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    world.first(begin)
+    finetune(config, out, device, manifest, resume=args.resume, world=world)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    def action() -> None:
+        with joined(args.device or "auto") as world:
+            run(args, world)
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

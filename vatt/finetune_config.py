@@ -80,6 +80,8 @@ class FinetuneConfig:
     eval_windows: int = 4
     eval_crops: int = 3
     tensorboard: bool = False
+    parallel: str = "ddp"
+    recompute: bool = False
 
     @property
     def modality(self) -> str:
@@ -93,6 +95,7 @@ class FinetuneConfig:
             preset=self.preset, model=self.model, data=data, fused=self.fused, seed=self.seed, steps=self.steps,
             device=self.device, dtype=self.dtype, save_every=self.save_every, max_nonfinite=self.max_nonfinite,
             keep_checkpoints=self.keep_checkpoints, log_every=self.log_every, eval_windows=self.eval_windows,
+            parallel=self.parallel, recompute=self.recompute,
         )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +22,8 @@ from .config import ConfigError, DataConfig
 from .data.bad_clips import BadClips
 from .data.loader import Batch, BatchSource, DataError, make_loader
 from .data.manifest import Manifest
+from .distributed import ALONE, World
+from .parallel import is_sharded, load_shards, save_shards
 from .progress import progress_bar
 from .records import MetricsLog
 from .run import RunError, termination
@@ -61,6 +63,7 @@ class Session:
     bad: BadClips
     identity: dict[str, tuple[str, Path]]
     record: str
+    world: World = ALONE
 
     def restore(self, steps: int) -> int:
         """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
@@ -75,26 +78,75 @@ class Session:
                 raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
         if found.step > steps:
             raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
-        self.model.load_state_dict(found.model)
-        self.optimizer.load_state_dict(found.state["optimizer"])
+        if found.model is None:
+            load_shards(found.path / checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
+        elif is_sharded(self.model):
+            raise ConfigError(f"{found.path} was not saved by --parallel fsdp; resume with --parallel ddp")
+        else:
+            self.model.load_state_dict(found.model)
+            self.optimizer.load_state_dict(found.state["optimizer"])
         self.bad.load_state_dict(found.state["bad_clips"])
         return found.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
-        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it."""
-        if len(self.bad):
-            self.bad.write()  # refreshes the counts
-        state = {"optimizer": self.optimizer.state_dict(), "bad_clips": bad_clips or self.bad.state_dict(),
-                 "record": self.record, **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
-        checkpoint.save(self.out / "checkpoints", step, self.model.state_dict(), state, keep=keep)
+        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it.
+
+        All ranks call it. Each writes its part of a sharded model, the first one everything else.
+        """
+        self.bad.write()  # refreshes the counts
+        folder = self.out / "checkpoints"
+        state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
+                 **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
+        if not is_sharded(self.model):
+            whole = state | {"optimizer": self.optimizer.state_dict()}
+            self.world.first(lambda: checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
+            return
+        temporary = self.world.first(lambda: checkpoint.begin(folder, step))
+        if temporary is not None:
+            with checkpoint.clearing(temporary):
+                rest = save_shards(temporary / checkpoint.SHARDS, self.model, self.optimizer)
+                self.world.first(lambda: checkpoint.finish(temporary, step, state | {"optimizer": rest}, keep=keep))
 
 
-def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog,
+class _Part(NamedTuple):
+    """What the other ranks hear of one's part of a batch."""
+
+    clips: list[int]
+    tried: list[int]
+    bad: list[tuple[int, str]]
+    error: str = ""
+
+
+def _together(batches: Iterator[Batch], world: World) -> Batch:
+    """This rank's part of the next batch, with the clips of all ranks: which are used, tried and bad.
+
+    Raises `DataError` on all ranks when one of them has it.
+    """
+    if world.size == 1:
+        return next(batches)
+    batch: Batch | None = None
+    try:
+        batch = next(batches)
+        part = _Part(batch.clips, batch.tried, batch.bad)
+    except DataError as error:
+        part = _Part([], [], [], str(error))
+    parts = world.exchange(part)
+    for part in parts:
+        if part.error:
+            raise DataError(part.error)
+    assert batch is not None
+    return replace(batch, clips=[row for part in parts for row in part.clips],
+                   tried=[row for part in parts for row in part.tried],
+                   bad=[entry for part in parts for entry in part.bad])  # fmt: skip
+
+
+def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog | None,
               update: Callable[[Batch, int], dict[str, Any]], advice: str,
               load: Callable[..., Iterator[Batch]] | None = None) -> float:  # fmt: skip
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
+    All ranks of `session.world` call this together; `log` is the first one's, None on the others.
     `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
     `make_loader`. SIGTERM and SIGINT end the step, save, and exit 128 + signal.
 
@@ -103,17 +155,17 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
         RunError: `max_nonfinite` steps in a row without a finite loss.
     """
     began, skipped = time.perf_counter(), 0
-    out, bad, manifest = session.out, session.bad, session.manifest
-    board = tensorboard(out) if config.tensorboard else None
+    out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
+    board = tensorboard(out) if config.tensorboard and world.is_first else None
     session.model.train()
     batches = (load or make_loader)(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
     bar = progress_bar(config.steps, "training", "step", start)
-    with termination() as signals, bar:
+    with termination(together=2.0 if world.size > 1 else 0.0) as signals, bar:
         for step in range(start, config.steps):
-            tick = time.perf_counter()
+            tick, talked = time.perf_counter(), world.seconds
             before = bad.state_dict()
             try:
-                batch = next(batches)
+                batch = _together(batches, world)
                 for clip, reason in bad.add(step, batch):
                     tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
                 bad.check()
@@ -130,8 +182,10 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
                            f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
+                       "communication_seconds": world.seconds - talked, "world_size": world.size,
                        "replaced": len(batch.bad), "bad_clips": len(bad)}  # fmt: skip
-            log.write(record)
+            if log:
+                log.write(record)
             if board:
                 for key, value in record.items():
                     if isinstance(value, float):
@@ -140,15 +194,16 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
                                 wait=f"{waited / seconds:.0%}")  # fmt: skip
-            stop = bool(signals) or skipped >= config.max_nonfinite
+            received = [number for numbers in world.exchange(list(signals)) for number in numbers]
+            stop = bool(received) or skipped >= config.max_nonfinite
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 session.save(step + 1, config.keep_checkpoints)
             if skipped >= config.max_nonfinite:
                 raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
                                f"metrics.jsonl names their clips; {advice}")  # fmt: skip
-            if signals:
+            if received:
                 tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
-                sys.exit(128 + signals[0])
+                sys.exit(128 + received[0])
     return time.perf_counter() - began
 
 

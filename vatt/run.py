@@ -14,6 +14,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,12 @@ def first_free(name: str) -> Path:
     return folder
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`local_rank`: among several processes of this machine, each takes the GPU of its number."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
@@ -134,14 +138,22 @@ def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT so that the step in progress ends first; a second signal exits at once."""
+def termination(together: float = 0.0) -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT so that the step in progress ends first; a second signal exits at once.
+
+    Signals of `together` seconds are one: a terminal and a launcher may both pass on the same Ctrl-C.
+    """
     received: list[int] = []
+    since = 0.0
 
     def handle(number: int, frame: Any) -> None:
-        if received:
+        nonlocal since
+        if received and time.monotonic() - since >= together:
             sys.exit(128 + number)
+        if received:
+            return
         received.append(number)
+        since = time.monotonic()
         tqdm.write(f"{signal.Signals(number).name}: saving after this step (again: exit at once)", file=sys.stderr)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

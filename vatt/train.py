@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from dataclasses import replace
@@ -17,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint
 from .check_config import check
+from .command import exit_code
 from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict, to_json
 from .data.bad_clips import BadClips
 from .data.dali import choose_decoder, make_dali_loader
-from .data.loader import Batch, ClipDataset, DataError, EvalDataset
-from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.loader import Batch, ClipDataset, EvalDataset
+from .data.manifest import Manifest, read_manifest
 from .data.shards import absolute_source
 from .data.synthetic import build_corpus
-from .data.text import Tokenizer, VocabularyError
+from .data.text import Tokenizer
+from .distributed import ALONE, World, joined
 from .files import write_atomically
 from .loop import Session, run_steps
-from .model.loss import pretraining_loss
-from .model.tokens import mix_seed
 from .model.vatt import VATT, count_parameters
-from .ops import Ops, choose
-from .optim import Adam, learning_rate
+from .ops import choose
+from .optim import Adam
+from .parallel import KINDS, is_sharded, prepare, whole_state
 from .presets import PRESETS, preset
 from .records import MetricsLog, draw_losses, environment, read_metrics
 from .retrieve import embed_clips, format_scores, retrieval
@@ -52,12 +51,14 @@ from .run import (
     write_config,
     write_model_folder,
 )
+from .step import train_step
 
 EXAMPLES = """examples:
   python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
   python -m vatt.train --fused --data clips/ --steps 2000   a folder of clips, captions from .txt files beside them
   python -m vatt.train --fused --preset mbs --data clips.csv --batch-size 64 --out runs/mbs
   python -m vatt.train --out runs/mbs --resume              go on after a crash, exactly
+  torchrun --nproc-per-node=8 -m vatt.train --fused --preset mbs --data clips.csv --batch-size 2048 --micro-batch 64
   python -m vatt.train --preset tiny --set optim.rate=3e-4 --set data.augment.flip=true --print-config
 
 A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `caption` (several separated by " | "),
@@ -87,6 +88,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--decoder", metavar="NAME",
         help="of video: pyav (CPU), dali (NVIDIA GPU; pip install -e '.[dali]') or auto (default)")  # fmt: skip
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
+    add("--parallel", choices=KINDS, help="under torchrun: ddp, a model on each GPU (default), or fsdp, a part of one")
+    add("--micro-batch", metavar="N", type=int,
+        help="clips a process computes at a time, for batches larger than memory; results stay the same")  # fmt: skip
     add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
     add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
         help="change any setting, e.g. --set optim.clip=1; repeatable; --print-config lists them all")  # fmt: skip
@@ -109,6 +113,8 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         "device": args.device,
         "dtype": args.dtype,
         "fused": args.fused,
+        "parallel": args.parallel,
+        "micro_batch": args.micro_batch,
     }
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
     config = apply_overrides(config, given + args.overrides)
@@ -121,39 +127,6 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         if line.startswith(FIXED) and not line.startswith("model.drop."):
             raise ConfigError(f"a run keeps its model and words; this would change {line}; start a new one")
     return config
-
-
-def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step: int, autocast: Any,
-               ops: Ops) -> dict[str, Any]:  # fmt: skip
-    """One update. A non-finite loss or gradient changes nothing: weights, moments and moving statistics stay."""
-    seed = mix_seed(config.seed, step)
-    torch.manual_seed(seed)  # element-wise dropout
-    statistics = {name: value.clone() for name, value in model.named_buffers()}
-    rate = learning_rate(step, config.optim, config.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        embeddings = model(batch.video, batch.audio, batch.text, seed=seed)
-    losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
-                              video_mask=batch.video_mask)  # fmt: skip
-    losses.total.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
-    total, gradient = losses.total.item(), norm.item()
-    finite = math.isfinite(total) and math.isfinite(gradient)
-    if finite:
-        optimizer.step()
-    else:
-        for name, value in model.named_buffers():
-            value.copy_(statistics[name])
-    return {
-        "loss": total,
-        "video_text": losses.video_text.item(),
-        "video_audio": losses.video_audio.item(),
-        "gradient_norm": gradient,
-        "rate": rate,
-        "updated": finite,
-    }
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
@@ -170,26 +143,32 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
     return tokenizer
 
 
-def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool) -> None:
-    """Runs `config` in folder `out`, from its newest checkpoint if `resume`."""
+def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
+          world: World = ALONE) -> None:  # fmt: skip
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it."""
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
-    tokenizer = make_tokenizer(config, manifest, out, resume)
+    tokenizer = world.first(lambda: make_tokenizer(config, manifest, out, resume))
     torch.manual_seed(config.seed)
     # Weights are drawn on the CPU so that a seed means the same model on every device.
     model = VATT(config.model, ops).to(device)
+    parameters = count_parameters(model)
+    parts = prepare(model, (model.backbone, model.head), world, config.parallel, recompute=config.recompute)
     optimizer = Adam(model.parameters(), config.optim)
-    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share)
-    dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed)
+    bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
+    slots = world.slots(config.data.batch_size)
+    dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
     session = Session(out, manifest, model, optimizer, bad, identity,
-                      json.dumps({"config": to_dict(config), "environment": where}))  # fmt: skip
+                      json.dumps({"config": to_dict(config), "environment": where}), world)  # fmt: skip
     start = session.restore(config.steps) if resume else 0
-    print(f"run {out}: preset {config.preset}, {count_parameters(model) / 1e6:.1f} M parameters, {device}, {dtype}")
+    print(f"run {out}: preset {config.preset}, {parameters / 1e6:.1f} M parameters, {device}, {dtype}")
+    if world.size > 1:
+        print(f"{world.size} processes ({config.parallel}), {len(slots)} clips of each batch on each")
     print(ops.reason)
     print(why)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
@@ -200,17 +179,23 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
-    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None)
+    log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     autocast = autocast_for(device, dtype)
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
-        record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops)
+        record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops, world, parts)
         return record | {"operations": ops.impl}
 
     advice = "try --set optim.clip=1 or a lower --set optim.rate"
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
     trained = run_steps(session, config, dataset, start, log, update, advice, load)
+    state = whole_state(model) if is_sharded(model) else None
+    if log is None:
+        return
     log.close()
+    if state is not None:
+        model = VATT(config.model, ops).to(device)
+        model.load_state_dict(state)
     finish(config, out, model, held_out, tokenizer, bad, where, trained, len(clips))
 
 
@@ -259,44 +244,55 @@ def saved_config(out: Path) -> Config:
         return from_dict(Config, json.loads(found.state["record"])["config"])
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        saved = None
-        if args.resume:
-            if not args.out:
-                raise ConfigError("--resume continues the run in --out; name its folder")
-            saved = saved_config(args.out)
-        config = resolve_config(args, saved)
-        if args.print_config:
-            print(to_json(config), end="")
-            return 0
-        out = args.out or first_free(config.preset)
-        if saved is None and (out / "config.json").exists():
-            raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-        for line in differences(saved, config) if saved else []:
-            print(f"changed since the run began: {line}")
-        device = pick_device(config.device)
-        choose_decoder(config.data.decoder, device)
-        manifest = read_manifest(config.data.source) if config.data.source else None
-        if manifest is not None:
-            split_clips(manifest, config)  # nothing is written for a run that cannot start
+def choose_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
+    """Where the run goes. Raises `ConfigError` when a new one would meet another."""
+    out: Path = args.out or first_free(config.preset)
+    if saved is None and (out / "config.json").exists():
+        raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
+    return out
+
+
+def run(args: argparse.Namespace, world: World) -> None:
+    saved = None
+    if args.resume:
+        if not args.out:
+            raise ConfigError("--resume continues the run in --out; name its folder")
+        saved = saved_config(args.out)
+    config = resolve_config(args, saved)
+    if args.print_config:
+        print(to_json(config), end="")
+        return
+    world.slots(config.data.batch_size)
+    out = world.first(lambda: choose_folder(args, config, saved))
+    for line in differences(saved, config) if saved else []:
+        print(f"changed since the run began: {line}")
+    device = pick_device(config.device, world.local_rank if world.size > 1 else None)
+    choose_decoder(config.data.decoder, device)
+    manifest = read_manifest(config.data.source) if config.data.source else None
+    if manifest is not None:
+        split_clips(manifest, config)  # nothing is written for a run that cannot start
+
+    def begin() -> None:
         out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(device)})
         if manifest is None:
-            manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))
-        train(config, out, device, manifest, resume=args.resume)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, checkpoint.DamagedCheckpoint, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+            build_corpus(clips=config.data.builtin_clips)
+
+    world.first(begin)
+    if manifest is None:
+        manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))  # there already, or on another machine
+    train(config, out, device, manifest, resume=args.resume, world=world)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    def action() -> None:
+        with joined(args.device or "auto") as world:
+            run(args, world)
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

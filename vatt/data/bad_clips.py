@@ -32,11 +32,12 @@ class BadClips:
     """Kept by the main process. `path`: the CSV (`row` is the manifest index); `max_share` as in `DataConfig`.
 
     The records are of the whole run and survive a resume. The share is of the clips that this process tried: whoever
-    mends the files of a run that stopped, and resumes it, is not held to what they were before.
+    mends the files of a run that stopped, and resumes it, is not held to what they were before. `writes`: False for a
+    process that keeps the same record as another one, which writes the CSV.
     """
 
-    def __init__(self, path: str | Path, clips: Manifest, max_share: float) -> None:
-        self.path, self.max_share = Path(path), max_share
+    def __init__(self, path: str | Path, clips: Manifest, max_share: float, *, writes: bool = True) -> None:
+        self.path, self.max_share, self.writes = Path(path), max_share, writes
         self._clips = {clip.index: clip for clip in clips}
         self._records: dict[int, _Record] = {}
         self._tried: set[int] = set()
@@ -85,7 +86,12 @@ class BadClips:
             )
 
     def write(self) -> None:
-        """Writes the CSV atomically, in the order of the manifest."""
+        """Writes the CSV atomically, in the order of the manifest, and removes one that nothing belongs in any more."""
+        if not self.writes:
+            return
+        if not self._records:
+            self.path.unlink(missing_ok=True)
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -104,7 +110,4 @@ class BadClips:
         if state["size"] != len(self._clips):
             raise DataError(f"the saved record is of {state['size']} clips, the manifest now has {len(self._clips)}")
         self._records = {index: _Record(reason, step, count) for index, reason, step, count in state["records"]}
-        if self._records:
-            self.write()
-        else:
-            self.path.unlink(missing_ok=True)
+        self.write()

@@ -82,20 +82,18 @@ def make_dali_loader(
     prefetch: int,
     *,
     device: torch.device,
-    slots: range | None = None,
     pipelines: int = 3,
     threads: int = 8,
 ) -> Iterator[Batch]:
     """`make_loader` for training with the video on `device`: uint8 [B, T, H, W, 3]; everything else is on the CPU.
 
-    `slots`: the part of each batch that this process builds, a rank's share; all by default. The parts of all ranks,
-    one below the other, are the batch of one process. `pipelines` work on as many batches at a time, `threads` clips
-    of each; more of both keep more decoding engines busy, and hold more memory. `device` "cpu" is for tests.
+    `pipelines` work on as many batches at a time, `threads` clips of each; more of both keep more decoding engines
+    busy, and hold more memory. `device` "cpu" is for tests.
 
     Raises:
         DataError: as `make_loader`; or DALI cannot start, or fails with the first batches.
     """
-    encoded = EncodedClips(dataset, _kind(device), slots)
+    encoded = EncodedClips(dataset, _kind(device))
     decoder = _Decoder(encoded, device, pipelines, threads)
     for batch in make_loader(encoded, start, count, workers, prefetch):
         assert isinstance(batch, EncodedBatch)
@@ -133,14 +131,13 @@ class EncodedBatch(Batch):
 class EncodedClips(ClipDataset):
     """Batches of `plain` with their video as packets: `dataset[step]` is an `EncodedBatch`. `kind`: "gpu" or "cpu"."""
 
-    def __init__(self, plain: ClipDataset, kind: str, slots: range | None = None) -> None:
+    def __init__(self, plain: ClipDataset, kind: str) -> None:
         if type(plain).crop is not ClipDataset.crop:
             raise ValueError("the GPU path has the crop of pre-training only")
         super().__init__(plain.clips, plain.data, plain.model, plain.tokenizer, plain.seed, plain.batch_size,
-                         read=plain.read, needs=plain.needs)  # fmt: skip
+                         read=plain.read, needs=plain.needs, slots=plain.slots)  # fmt: skip
         self.plain, self.kind = plain, kind
         self.watch = plain.watch
-        self.slots = range(self.batch_size) if slots is None else slots
         self.side = short_side(self.model.video.size, self.data.augment)
         self._packets: PacketReader | None = None
 
@@ -325,7 +322,8 @@ def _missing(device: torch.device) -> str | None:
 
 def _trial(dataset: ClipDataset, device: torch.device) -> str | None:
     """Why DALI cannot decode the clips of `dataset`, None if it can: decodes a few by both ways and compares them."""
-    clips = EncodedClips(dataset, _kind(device), range(1))
+    clips = EncodedClips(dataset, _kind(device))
+    clips.slots = range(1)
     why, works = None, False
     try:
         decoder = _Decoder(clips, device, pipelines=1, threads=1)

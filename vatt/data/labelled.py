@@ -27,9 +27,9 @@ class LabelledDataset(ClipDataset):
     """Training batches. `ranges`: area and aspect of inception crops; None: crops of pre-training."""
 
     def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, task: str, seed: int,
-                 ranges: tuple[Range, Range] | None) -> None:  # fmt: skip
+                 ranges: tuple[Range, Range] | None, slots: range | None = None) -> None:  # fmt: skip
         only = (modality(task),)
-        super().__init__(clips, data, model, Tokenizer([]), seed, read=only, needs=only)
+        super().__init__(clips, data, model, Tokenizer([]), seed, read=only, needs=only, slots=slots)
         self.ranges = ranges
 
     def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:

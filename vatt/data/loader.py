@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Collection, Generator
 from functools import lru_cache
+from multiprocessing import connection
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +60,8 @@ class ClipDataset(Clips):
     `frames`: of a window, if not `model.video.frames`; an image repeats its one frame, so 4 of them are the release's
     image protocol, a grid of one temporal row. `read`: modalities to read, as far as a clip has them; the others are as
     if no clip had any, and cost nothing. `needs`: modalities without which a clip is bad. Every pair of pre-training
-    has video in it; a task of sound alone is `read=("audio",), needs=("audio",)`.
+    has video in it; a task of sound alone is `read=("audio",), needs=("audio",)`. `slots`: the part of each batch that
+    this process builds, all of it by default; the parts of several processes make up the batch of one.
 
     Raises:
         DataError: no clips, a word list larger than the model's table, or no decodable clip in `MAX_ATTEMPTS` draws.
@@ -77,9 +79,11 @@ class ClipDataset(Clips):
         frames: int | None = None,
         read: Collection[str] = MODALITIES,
         needs: Collection[str] = ("video",),
+        slots: range | None = None,
     ) -> None:
         super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
         self.seed = seed
+        self.slots = range(self.batch_size) if slots is None else slots
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,7 +102,7 @@ class ClipDataset(Clips):
         since = self.clocks()
         tried: list[int] = []
         bad: list[tuple[int, str]] = []
-        samples = [self._sample(step, slot, tried, bad) for slot in range(self.batch_size)]
+        samples = [self._sample(step, slot, tried, bad) for slot in self.slots]
         return self.batch(samples, tried, bad, since)
 
     def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:
@@ -216,8 +220,9 @@ def make_loader(
     server, not from a fork of this process: a fork would copy its locks, its signal handlers and the state of its
     thread pools. As with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
 
-    A decoder that hangs is ended with its worker; workers begin anew with the batch that is next, in which the clip is
-    bad. Without workers nothing can end it.
+    A decoder that hangs is ended with its worker, one that crashes ends it; workers begin anew with the batch that is
+    next, in which the clip is bad. One that wants more than `data.decode_gb` of memory fails alone. Without workers a
+    hung decoder cannot be ended, and a crash or too much memory ends this process.
 
     Raises:
         DataError: from the dataset, or because a worker died or is stuck with something else.
@@ -239,7 +244,7 @@ def make_loader(
 
 
 def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int) -> Generator[Batch, None, None]:
-    """The batches of `indices`, fewer when a worker had to be ended."""
+    """The batches of `indices`, fewer when a worker had to be ended or was."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vatt.data.loader"])
     loader: DataLoader[Batch | DataError] = DataLoader(
@@ -254,17 +259,23 @@ def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int)
         timeout=min(LOOK_SECONDS, dataset.longest_seconds),
     )
     batches = iter(loader)
+    processes = multiprocessing.active_children()
     waited = 0.0
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, OSError) as error:
             if str(error).startswith("Caught "):  # raised by the dataset, and not foreseen: its traceback says more
                 raise
             # After each time-out the loader has looked whether its workers live, and can be asked again.
             waited += loader.timeout
+            if not isinstance(error, RuntimeError):
+                # A finished batch is fetched from the worker that built it: it has died since, or is about to.
+                connection.wait([process.sentinel for process in processes], LOOK_SECONDS)
+            if dataset.watch.crashed({process.pid or 0: process.exitcode for process in processes}):
+                return
             if "timed out" in str(error):
                 if dataset.watch.end_stuck():
                     return
@@ -275,6 +286,7 @@ def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int)
                 "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
             ) from error
         waited = 0.0
+        dataset.watch.killed.clear()
         if isinstance(batch, DataError):
             raise batch
         yield batch

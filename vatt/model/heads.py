@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,11 @@ from .tokens import glorot_normal_, linear
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm as Keras does it: eps 1e-5, moving statistics 0.9 old + 0.1 batch, from the BIASED variance.
 
-    Statistics are computed in float32 at least.
+    Statistics are computed in float32 at least. With `gather`, which joins the equally long batches of all processes
+    along the first axis and lets gradients through, they are those of all of them.
     """
+
+    gather: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, width: int):
         super().__init__(width, eps=1e-5, momentum=0.1)
@@ -28,11 +32,26 @@ class BatchNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        variance, mean = x.detach().var(dim=0, correction=0), x.detach().mean(dim=0)
-        self.running_mean.lerp_(mean, self.momentum or 0.0)
-        self.running_var.lerp_(variance, self.momentum or 0.0)
+        seen = x.detach() if self.gather is None else x
+        variance, mean = seen.var(dim=0, correction=0), seen.mean(dim=0)
+        if self.gather is not None:
+            variances, means = self.gather(torch.stack([variance, mean])[None]).unbind(1)
+            mean = means.mean(dim=0)
+            variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
+        self.running_var.lerp_(variance.detach(), self.momentum or 0.0)
         self.num_batches_tracked.add_(1)
-        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        if self.gather is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class Pooled(NamedTuple):
+    """The feature at AGG of each modality; D differs between modalities."""
+
+    video: Tensor  # [B, D]
+    audio: Tensor  # [B, D]
+    text: Tensor  # [B, captions, D]
 
 
 class Embeddings(NamedTuple):
@@ -60,6 +79,10 @@ class CommonSpace(nn.Module):
         self.video_text_norm = BatchNorm(video_text)
         self.audio = linear(audio, video_audio)
         self.text = linear(text, video_text)
+
+    def forward(self, pooled: Pooled) -> Embeddings:
+        to_audio, to_text = self.embed_video(pooled.video)
+        return Embeddings(to_audio, to_text, self.audio(pooled.audio), self.text(pooled.text))
 
     def embed_video(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled video features [B,D] -> (to compare with audio [B,512], to compare with text [B,256])."""

@@ -27,12 +27,18 @@ class Losses(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """The batches of all ranks, this one's included, whose first row is `offset`. Embeddings carry gradients."""
+    """The batches of all ranks, this one's included, whose first row is `offset`. Embeddings carry gradients.
+
+    `average`: what the mean of the ranks' losses is. "rank": each averages its own clips, as the release does. "all":
+    the average over all clips, whichever ranks lack a modality; so it does not change with the number of ranks.
+    """
 
     embeddings: Embeddings
     audio_mask: Tensor
     text_mask: Tensor
     offset: int
+    video_mask: Tensor | None = None
+    average: str = "rank"
 
 
 class _Others(NamedTuple):
@@ -41,7 +47,9 @@ class _Others(NamedTuple):
     video: Tensor
     other: Tensor
     mask: Tensor
+    video_mask: Tensor | None
     offset: int
+    average: str
 
 
 def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, ops: Ops, *,
@@ -52,15 +60,15 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
     Clips without it still serve as negative videos. Official release: `asymmetric_nce` (default), `symmetric_nce`,
     which also reads `video_mask` [B] and then multiplies two averages, as the release does.
     "paper" is the formula of that section taken literally: one denominator over both directions, positives once.
-    With `others`, negatives come from all ranks; positives and the average stay this rank's.
+    With `others`, negatives come from all ranks; positives stay this rank's.
     """
     if config.form not in FORMS:
         raise ConfigError(f"loss.form is one of {', '.join(FORMS)}, got {config.form!r}")
     symmetric = config.form == "symmetric"
     gathered: dict[str, Any] = {}
     if others is not None:
-        gathered = {"all_video": others.video, "all_other": others.other, "all_mask": others.mask}
-        gathered["offset"] = others.offset
+        gathered = {"all_video": others.video, "all_other": others.other, "all_mask": others.mask,
+                    "all_video_mask": others.video_mask, "offset": others.offset}  # fmt: skip
     terms = ops.contrastive_loss(
         video, other, mask=mask, video_mask=video_mask, temperature=config.temperature, symmetric=symmetric, **gathered
     )
@@ -71,10 +79,14 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
         # The merged denominator holds the positives twice: loss = log((P + rest + P) / P), so that
         # log(exp(loss) - 1) = log((P + rest) / P) counts them once. loss >= ln 2 keeps it well conditioned.
         terms = terms + torch.log(-torch.expm1(-terms))
-    weights = valid / valid.sum().clamp(min=1)
-    if symmetric and video_mask is not None:
-        seen = video_mask.to(terms.dtype)
-        weights = weights * seen * len(seen) / seen.sum().clamp(min=1)
+    whole, whole_seen = mask, video_mask
+    if others is not None and others.average == "all":
+        whole, whole_seen = others.mask, others.video_mask
+    ranks = len(whole) / len(mask)
+    weights = valid * ranks / whole.to(terms.dtype).sum().clamp(min=1)
+    if symmetric and video_mask is not None and whole_seen is not None:
+        weights = weights * video_mask.to(terms.dtype)
+        weights = weights * len(whole_seen) / whole_seen.to(terms.dtype).sum().clamp(min=1)
     return (terms * weights).sum()
 
 
@@ -84,8 +96,9 @@ def pretraining_loss(embeddings: Embeddings, audio_mask: Tensor, text_mask: Tens
     all_text = all_audio = None
     if gathered is not None:
         e = gathered.embeddings
-        all_text = _Others(e.video_text, e.text, gathered.text_mask, gathered.offset)
-        all_audio = _Others(e.video_audio, e.audio[:, None], gathered.audio_mask, gathered.offset)
+        rest = gathered.video_mask, gathered.offset, gathered.average
+        all_text = _Others(e.video_text, e.text, gathered.text_mask, *rest)
+        all_audio = _Others(e.video_audio, e.audio[:, None], gathered.audio_mask, *rest)
     text = pair_loss(embeddings.video_text, embeddings.text, text_mask, config, ops,
                      video_mask=video_mask, others=all_text)  # fmt: skip
     audio = pair_loss(embeddings.video_audio, embeddings.audio[:, None], audio_mask, config, ops,
@@ -111,12 +124,13 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -(labels * p.log()).sum(dim=-1).mean()
 
 
-def balanced_sigmoid_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def balanced_sigmoid_cross_entropy(logits: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
     """Audio fine-tuning: binary cross-entropy summed over classes, averaged over clips; logits, labels [B,C].
 
     A clip's weight is the mean, over its classes, of 1 / (clips of the batch with that class): rare classes count more.
+    `counts` [C]: those numbers of clips where the batch is larger than what is given here.
     """
-    share = labels / labels.sum(dim=0).clamp(min=1e-12)
+    share = labels / (labels.sum(dim=0) if counts is None else counts).clamp(min=1e-12)
     weights = share.sum(dim=-1) / labels.sum(dim=-1).clamp(min=1e-12)
     losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(dim=-1)
     return (losses * weights).mean()

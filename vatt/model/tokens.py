@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,13 @@ from ..ops import Ops
 def mix_seed(seed: int, tag: int) -> int:
     """A 31-bit seed of its own for use number `tag` of a step's seed."""
     return (seed * 0x9E3779B1 + (tag + 1) * 0x85EBCA77) % 0x7FFFFFFF
+
+
+class Rows(NamedTuple):
+    """Where the rows of a tensor lie in a batch that several processes, or several passes, share."""
+
+    first: int
+    total: int
 
 
 @lru_cache(maxsize=64)
@@ -135,7 +143,7 @@ class _PatchTokens(nn.Module):
         glorot_uniform_(self.weight, patch_size * channels, patch_size * width)
         glorot_normal_(self.agg, width, width)
 
-    def draw(self, batch: int, tokens: int, seed: int, device: torch.device) -> Tensor | None:
+    def draw(self, batch: int, tokens: int, seed: int, device: torch.device, rows: Rows | None) -> Tensor | None:
         """Indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
 
         The kept count follows the position tables, not the input (as official), so that it is a constant of the model.
@@ -143,8 +151,10 @@ class _PatchTokens(nn.Module):
         if not self.training or self.drop.rate == 0:
             return None
         kept = min(kept_tokens(self.table_tokens, self.drop.rate, self.drop.align), tokens)
-        rows = batch if self.drop.sampling == "sample" else None
-        return self.ops.sample_keep(tokens, kept, seed=seed, batch=rows, device=device)
+        if self.drop.sampling != "sample":
+            return self.ops.sample_keep(tokens, kept, seed=seed, device=device)
+        first, total = rows or Rows(0, batch)
+        return self.ops.sample_keep(tokens, kept, seed=seed, batch=total, device=device)[first : first + batch]
 
     def finish(self, grid: tuple[int, ...], keep: Tensor | None,
                project: Callable[[Tensor | None], Tensor]) -> Tensor:  # fmt: skip
@@ -169,10 +179,11 @@ class VideoTokens(_PatchTokens):
         super().__init__(t * h * w, 3, tables, width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch = config.patch
 
-    def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0) -> tuple[Tensor, None]:
+    def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0,
+                rows: Rows | None = None) -> tuple[Tensor, None]:  # fmt: skip
         grid = tuple(size // p for size, p in zip(frames.shape[1:4], self.patch, strict=True))
         if keep is None:
-            keep = self.draw(frames.shape[0], math.prod(grid), seed, frames.device)
+            keep = self.draw(frames.shape[0], math.prod(grid), seed, frames.device, rows)
 
         def project(position: Tensor | None) -> Tensor:
             return self.ops.project_voxels(
@@ -189,10 +200,11 @@ class AudioTokens(_PatchTokens):
         super().__init__(config.patch, 1, (config.tokens,), width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch = config.patch
 
-    def forward(self, samples: Tensor, keep: Tensor | None = None, seed: int = 0) -> tuple[Tensor, None]:
+    def forward(self, samples: Tensor, keep: Tensor | None = None, seed: int = 0,
+                rows: Rows | None = None) -> tuple[Tensor, None]:  # fmt: skip
         tokens = samples.shape[1] // self.patch
         if keep is None:
-            keep = self.draw(samples.shape[0], tokens, seed, samples.device)
+            keep = self.draw(samples.shape[0], tokens, seed, samples.device, rows)
 
         def project(position: Tensor | None) -> Tensor:
             return self.ops.project_waveform(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
 from ..ops import Ops
@@ -86,7 +87,10 @@ class Encoder(nn.Module):
     """A stack of layers and a final norm: tokens [B,N,D] and optional key mask [B,N] (True = attend) -> [B,N,D].
 
     With `buckets` it is the text encoder: T5 layers and one relative-bias table [buckets, H] shared by all of them.
+    `recompute`: keep only the input of each layer and compute the rest again in the backward pass.
     """
+
+    recompute = False
 
     def __init__(self, config: EncoderConfig, ops: Ops, *, buckets: int | None = None, max_distance: int = 64):
         super().__init__()
@@ -101,5 +105,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, seed: int = 0) -> Tensor:
         for index, layer in enumerate(self.layers):
-            x = layer(x, key_mask, self.bias_table, self.max_distance, mix_seed(seed, index))
+            inputs = x, key_mask, self.bias_table, self.max_distance, mix_seed(seed, index)
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
         return self.dropout(self.norm(x))

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..config import ConfigError, EncoderConfig, ModelConfig
 from ..ops import REFERENCE, Ops
-from .heads import ClassHead, CommonSpace, Embeddings
-from .tokens import AudioTokens, TextTokens, VideoTokens, linear, mix_seed
+from .heads import ClassHead, CommonSpace, Embeddings, Pooled
+from .tokens import AudioTokens, Rows, TextTokens, VideoTokens, linear, mix_seed
 from .transformer import Encoder
 
 MODALITIES = ("video", "audio", "text")
@@ -66,18 +66,28 @@ class Backbone(nn.Module):
         """Width D of `features(modality, ...)`."""
         return self.config.post_width if self.config.kind == "agnostic" else self.encoder_config(modality).width
 
-    def features(self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None) -> Tensor:
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: Rows | None = None) -> Pooled:
+        """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
+        words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
+        return Pooled(self.features("video", video, seed=seed, rows=rows)[:, 0],
+                      self.features("audio", audio, seed=seed, rows=rows)[:, 0],
+                      words.unflatten(0, text.shape[:2]))  # fmt: skip
+
+    def features(self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None,
+                 rows: Rows | None = None) -> Tensor:  # fmt: skip
         """Raw input -> features [B,N,D]; index 0 is the pooled feature, the rest are the tokens' own.
 
         Video [B,T,H,W,3] uint8 or float in [-1,1], audio [B,S] float or int16, text [B,L] word ids. In training,
         DropToken and attention dropout are functions of `seed`; `keep` ([K] or [B,K]) fixes the kept tokens instead.
+        `rows`: where x lies in a larger batch, whose draws DropToken makes; attention dropout differs by `rows.first`.
         """
+        place = MODALITIES.index(modality)
         if modality == "text":
             tokens, mask = self.tokens[modality](x)
         else:
-            tokens, mask = self.tokens[modality](x, keep=keep, seed=mix_seed(seed, MODALITIES.index(modality)))
+            tokens, mask = self.tokens[modality](x, keep=keep, seed=mix_seed(seed, place), rows=rows)
         encoder = self.encoder["shared" if self.config.kind == "agnostic" else modality]
-        out = encoder(tokens, mask, seed=mix_seed(seed, 10 + MODALITIES.index(modality)))
+        out = encoder(tokens, mask, seed=mix_seed(mix_seed(seed, 10 + place), rows.first if rows else 0))
         return F.gelu(self.post[modality](out)) if modality in self.post else out
 
 
@@ -92,8 +102,7 @@ class VATT(nn.Module):
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0) -> Embeddings:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> `Embeddings`."""
-        to_audio, to_text = self.embed_video(video, seed=seed)
-        return Embeddings(to_audio, to_text, self.embed_audio(audio, seed=seed), self.embed_text(text, seed=seed))
+        return self.head(self.backbone(video, audio, text, seed=seed))
 
     def embed_video(self, video: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
         """[B,T,H,W,3] -> (to compare with audio [B,512], to compare with text [B,256])."""
@@ -120,9 +129,9 @@ class Classifier(nn.Module):
         width = self.backbone.width(modality)
         self.head = ClassHead(width, classes, dropout=head_dropout, video=modality == "video")
 
-    def forward(self, x: Tensor, *, views: int = 1, seed: int = 0) -> Tensor:
+    def forward(self, x: Tensor, *, views: int = 1, seed: int = 0, rows: Rows | None = None) -> Tensor:
         """x [B*views, ...], views of a clip side by side -> logits [B,classes]; in training [B*views,classes]."""
-        logits = self.head(self.backbone.features(self.modality, x, seed=seed)[:, 0])
+        logits = self.head(self.backbone.features(self.modality, x, seed=seed, rows=rows)[:, 0])
         return logits if self.training else logits.unflatten(0, (-1, views)).mean(dim=1)
 
 

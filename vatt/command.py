@@ -1,0 +1,42 @@
+"""How a training command ends: a message and an exit code for every error a user can cause."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from .checkpoint import DamagedCheckpoint
+from .config import ConfigError
+from .data.batch import DataError
+from .data.manifest import ManifestError
+from .data.text import VocabularyError
+from .distributed import Elsewhere
+from .official.convert import MapError
+from .run import RunError
+from .tf_checkpoint import CheckpointError
+
+USAGE = (ConfigError, ManifestError, VocabularyError)
+FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, OSError)
+
+
+def exit_code(action: Callable[[], None]) -> int:
+    """Runs `action`: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Says which process failed."""
+    try:
+        action()
+    except Elsewhere as error:
+        return 2 if isinstance(error.cause, USAGE) else 1
+    except USAGE as error:
+        return _report(error, 2)
+    except FAILURES as error:
+        return _report(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _report(error: BaseException, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,161 @@
+"""Several processes, one batch: who they are and what they tell each other.
+
+`torchrun --nproc-per-node=N -m vatt.train --fused` starts them. Every process ("rank") builds and computes an equal,
+consecutive part of each batch. PyTorch's process groups carry all of it: NCCL between GPUs, gloo between CPUs and for
+everything that is not a tensor. A process that runs alone is a world of one, and nothing here then costs or changes
+anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .config import ConfigError
+from .run import RunError
+
+T = TypeVar("T")
+
+
+class Elsewhere(RunError):
+    """An error that rank 0 reports; the other ranks stop with it and say nothing. `cause` is that error."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class World:
+    """The processes of this run. `seconds`: spent so far in what `exchange`, `gather` and `mean` wait for.
+
+    Raises `RunError` from any of its methods when another process is gone.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.seconds = 0.0
+
+    @property
+    def is_first(self) -> bool:
+        """The first rank writes files and speaks."""
+        return self.rank == 0
+
+    def slots(self, batch_size: int) -> range:
+        """This rank's part of a batch. Raises `ConfigError` when it cannot be divided."""
+        if batch_size % self.size:
+            raise ConfigError(f"a batch of {batch_size} clips cannot be divided among {self.size} processes; choose a "
+                              f"multiple of {self.size}")  # fmt: skip
+        share = batch_size // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def exchange(self, value: T) -> list[T]:
+        """The values of all ranks in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._waiting():
+            dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        return any(self.exchange(flag))
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action` returns on rank 0, which alone runs it; if it fails there, it fails everywhere."""
+        error: Exception | None = None
+        result: Any = None
+        if self.is_first:
+            try:
+                result = action()
+            except Exception as caught:
+                error = caught
+        if self.size > 1:
+            box = [result, error]
+            with self._waiting():
+                dist.broadcast_object_list(box, src=0)
+            result, error = box
+        if error is not None:
+            raise error if self.is_first else Elsewhere(error)
+        return result
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, ...] of each rank -> [ranks * B, ...], in float32 at least. The gradients of all ranks' copies add up."""
+        if x.is_floating_point():
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x if self.size == 1 else _Gather.apply(x, self)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of all ranks' x, without gradients; the same bits on each."""
+        if self.size == 1:
+            return x.detach()
+        total = x.detach().clone()
+        with self._waiting():
+            dist.all_reduce(total)
+        return total / self.size
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        tick = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, RunError):
+                raise
+            raise RunError(f"another process of this run is gone; its own message says why ({error})") from error
+        finally:
+            self.seconds += time.perf_counter() - tick
+
+
+ALONE = World()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        whole = x.new_empty((world.size * x.shape[0], *x.shape[1:]))
+        with world._waiting():
+            dist.all_gather_into_tensor(whole, x.contiguous())
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (whole,) = gradients
+        world: World = ctx.world
+        own = whole.new_empty((whole.shape[0] // world.size, *whole.shape[1:]))
+        with world._waiting():
+            dist.reduce_scatter_tensor(own, whole.contiguous())
+        return own, None
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The world that torchrun's environment variables describe; without them a world of one.
+
+    `device`: as in the settings. NCCL is used where it is, or with "auto" may be, a GPU. Standard output of all ranks
+    but the first goes nowhere.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    world = World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+    try:
+        with contextlib.ExitStack() as stack:
+            if not world.is_first:
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+            yield world
+    finally:
+        dist.destroy_process_group()
