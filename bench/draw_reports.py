@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import aot_table
+import chaos
 import decode
 import droptoken_page
+import esc10_official
+import figure2
+import figure4
 import fused_vs_reference
 import gpu_report
 import harness
 import model_sizes
+import real_clips
 import resolution_sweep
 import soak
 import tiny_training
@@ -26,11 +31,16 @@ from harness import Drawer, ReportError
 
 BENCHMARKS = (
     aot_table,
+    chaos,
     decode,
     droptoken_page,
+    esc10_official,
+    figure2,
+    figure4,
     fused_vs_reference,
     gpu_report,
     model_sizes,
+    real_clips,
     resolution_sweep,
     soak,
     tiny_training,

@@ -122,7 +122,7 @@ class _Gather(torch.autograd.Function):
         ctx.world = world
         whole = x.new_empty((world.size * x.shape[0], *x.shape[1:]))
         with world._waiting():
-            dist.all_gather_into_tensor(whole, x.contiguous())
+            dist.all_gather(list(whole.chunk(world.size)), x.contiguous())
         return whole
 
     @staticmethod
@@ -131,7 +131,7 @@ class _Gather(torch.autograd.Function):
         world: World = ctx.world
         own = whole.new_empty((whole.shape[0] // world.size, *whole.shape[1:]))
         with world._waiting():
-            dist.reduce_scatter_tensor(own, whole.contiguous())
+            dist.reduce_scatter(own, list(whole.contiguous().chunk(world.size)))
         return own, None
 
 

@@ -54,8 +54,7 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
                         fully_shard(layer, mesh=mesh)
             fully_shard(part, mesh=mesh)
         return list(parts)
-    # Moving statistics are computed alike on all ranks and need no copying.
-    return [DistributedDataParallel(part, broadcast_buffers=False, gradient_as_bucket_view=True) for part in parts]
+    return [DistributedDataParallel(part, gradient_as_bucket_view=True) for part in parts]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""What a run writes down: where and with what it ran, a line of metrics a step, the loss curve."""
+"""What a run writes down: where and with what it ran, a line of metrics a step, the loss curve.
+
+`METRICS` documents every key of metrics.jsonl; `python -m vatt.records` prints it as a table.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,46 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .files import write_atomically
 
 PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
+
+
+class Metric(NamedTuple):
+    """A key of metrics.jsonl. `lines`: which have it, "all" or those of one kind of training or of step."""
+
+    key: str
+    unit: str
+    meaning: str
+    lines: str = "all"
+
+
+METRICS = (
+    Metric("step", "steps", "number of the step, from 1"),
+    Metric("loss", "nats", "what was minimised, over the clips of all processes; null: not finite"),
+    Metric("video_text", "nats", "its video-text part (MIL-NCE)", "pre-training"),
+    Metric("video_audio", "nats", "its video-audio part (NCE)", "pre-training"),
+    Metric("gradient_norm", "", "Euclidean norm before clipping: of all parameters, in fine-tuning of the backbone's"),
+    Metric("head_gradient_norm", "", "the same of the class head, which is never clipped", "fine-tuning"),
+    Metric("rate", "", "learning rate of the step"),
+    Metric("updated", "bool", "false: loss or gradient not finite, the step changed nothing"),
+    Metric("clips", "names", "the clips of that step", "without update"),
+    Metric("operations", "name", "what computed: reference, portable or triton"),
+    Metric("step_seconds", "s", "the whole step, from asking for a batch to the update"),
+    Metric("wait_seconds", "s", "of it, until the batch was there: waiting for the data"),
+    Metric("communication_seconds", "s", "of it, waiting for other processes in gathers, means and exchanges; what DDP "
+           "and FSDP2 send beside the backward pass is not in it"),
+    Metric("world_size", "", "processes that compute the batch together"),
+    Metric("clips_per_second", "clips/s", "clips of the batch, all processes, over step_seconds"),
+    Metric("build_seconds", "s", "what the first process's part of the batch cost its worker, usually before the step"),
+    Metric("decode_seconds", "s", "of it, in files"),
+    Metric("replaced", "clips", "clips of the batch that could not be used and were replaced"),
+    Metric("bad_clips", "clips", "different clips that could not be used, in the run so far"),
+)  # fmt: skip
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -36,12 +72,17 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a step, in step order also after a resume; null stands for NaN and infinity."""
+    """metrics.jsonl: one JSON object a step, in step order also after a resume; null stands for NaN and infinity.
+
+    Its keys are those of `METRICS`.
+    """
 
     def __init__(self, path: Path, *, resume_step: int | None = None):
         if resume_step is not None and path.exists():
-            # What followed the checkpoint is computed again, to the bit; a line cut by a crash goes too.
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resume_step]
+            # What followed the checkpoint is computed again, to the bit; a line cut by a crash goes too, or noise that
+            # a loss of power left.
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= resume_step]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self._file = open(path, "a" if resume_step is not None else "w", buffering=1)  # noqa: SIM115 (kept open)
 
@@ -80,6 +121,12 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def metrics_table() -> str:
+    """`METRICS` as a Markdown table."""
+    rows = ["| key | unit | meaning | lines |", "| --- | --- | --- | --- |"]
+    return "\n".join(rows + [f"| `{key}` | {unit} | {meaning} | {lines} |" for key, unit, meaning, lines in METRICS])
+
+
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
@@ -113,3 +160,7 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    print(metrics_table())

@@ -82,7 +82,8 @@ class CommonSpace(nn.Module):
 
     def forward(self, pooled: Pooled) -> Embeddings:
         to_audio, to_text = self.embed_video(pooled.video)
-        return Embeddings(to_audio, to_text, self.audio(pooled.audio), self.text(pooled.text))
+        # The dense layer of a 3-d input returns a view, which FSDP2 warns of.
+        return Embeddings(to_audio, to_text, self.audio(pooled.audio), self.text(pooled.text).clone())
 
     def embed_video(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled video features [B,D] -> (to compare with audio [B,512], to compare with text [B,256])."""

@@ -69,9 +69,10 @@ class Backbone(nn.Module):
     def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: Rows | None = None) -> Pooled:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
         words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
-        return Pooled(self.features("video", video, seed=seed, rows=rows)[:, 0],
-                      self.features("audio", audio, seed=seed, rows=rows)[:, 0],
-                      words.unflatten(0, text.shape[:2]))  # fmt: skip
+        # A view would keep the features of all tokens.
+        return Pooled(self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
+                      self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
+                      words.unflatten(0, text.shape[:2]).clone())  # fmt: skip
 
     def features(self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None,
                  rows: Rows | None = None) -> Tensor:  # fmt: skip

@@ -1,0 +1,162 @@
+"""Figure 2 of the paper, small: where three vision towers put the held-out clips of the built-in corpus (t-SNE).
+
+Two are pre-trained without labels, modality-specific and modality-agnostic; the third is trained from scratch with the
+labels. All have the same size, see the same clips, and train as many steps. The corpus is generated and its classes are
+five shapes, so the figure shows that the path works and what a tower this small keeps, nothing of real videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import Drawer, Report, ReportError, number, table
+from youcook2 import run
+
+from vatt.data.synthetic import build_corpus
+from vatt.figures import neighbour_share, points_figure
+from vatt.progress import progress_bar
+
+NAME = "figure2"
+PANELS = {"tiny": "modality-specific", "tiny_ma": "modality-agnostic", "scratch": "from scratch, with labels"}
+CLIPS = 800  # of the built-in corpus, 100 of them held out
+EXAMPLES = """examples:
+  python bench/figure2.py             trains three models of the tiny preset: a quarter of an hour of one core
+  python bench/figure2.py --resume    go on after a crash: finished models are kept
+  python bench/figure2.py --quick     a minute, to see it work
+
+exit codes: 0 done, 1 failed, 2 wrong usage. Needs pip install -e '.[figures]'."""
+
+
+def train(name: str, args: argparse.Namespace, corpus: Path) -> dict[str, Any]:
+    """Trains one of `PANELS` in WORK/NAME, anew; returns its scores on the held-out clips."""
+    out = args.work / name
+    shutil.rmtree(out, ignore_errors=True)
+    if name == "scratch":
+        command = ["vatt.finetune", "--task", "video", "--data", str(corpus), "--init", "none", "--model", "tiny",
+                   "--rate", str(args.rate), "--set", "data.cache_gb=1", "--set", "data.workers=1"]  # fmt: skip
+    else:
+        command = ["vatt.train", "--preset", name]
+    run([*command, "--fused", "--steps", str(args.steps), "--out", str(out)], out.with_suffix(".log"))
+    result = json.loads((out / "result.json").read_text())
+    scores = result["test"]["scores"] if name == "scratch" else result["retrieval"]["text_to_video"]
+    return {"scores": scores, "final_loss": result["final_loss"], "train_seconds": result["train_seconds"]}
+
+
+def embed(args: argparse.Namespace, corpus: Path) -> list[dict[str, Any]]:
+    """Of each model the points of the held-out clips, their labels, and the share of nearest neighbours of a class."""
+    out = args.work / "tsne.png"
+    for path in (out, out.with_suffix(".npz")):
+        path.unlink(missing_ok=True)
+    run(["vatt.figures", "tsne", "--model", *(str(args.work / name) for name in PANELS), "--data", str(corpus),
+         "--split", "test", "--out", str(out)], args.work / "tsne.log")  # fmt: skip
+    with np.load(out.with_suffix(".npz")) as arrays:
+        shares = [neighbour_share(arrays[f"features_{i}"], arrays["label"]) for i in range(len(PANELS))]
+        return [{"same_class": share, "chance": chance, "labels": arrays["label"].tolist(),
+                 "points": np.round(points.astype(float), 3).tolist()}
+                for (share, chance), points in zip(shares, arrays["points"], strict=True)]  # fmt: skip
+
+
+def said(row: dict[str, Any]) -> str:
+    """The score of a model on the held-out clips, for people."""
+    scores = row["scores"]
+    if row["model"] == "scratch":
+        return f"top-1 {100 * scores['top1']:.0f} %"
+    return f"text to video R@10 {100 * scores['R@10']:.0f} %"
+
+
+def page(report: Report) -> str:
+    s = report.settings
+    lines = [[PANELS[row["model"]], said(row), number(100 * row["same_class"], 0), number(100 * row["chance"], 0),
+              number(row["final_loss"], 2), number(row["train_seconds"], 0)]
+             for row in report.rows if "points" in row]  # fmt: skip
+    return "\n\n".join([
+        f"Pooled features of the vision tower for the {len(report.rows[0]['labels'])} held-out clips of the built-in "
+        "corpus, whose combinations of shape, colour and motion no model has trained on. A sign is a clip, its colour "
+        f"the shape in it, which is the class. Each model has trained {s['steps']} steps; the first two never saw a "
+        "label, the third had nothing else.",
+        table(["model", "score on held-out clips", "nearest clip is of the same class %", "chance %", "training loss",
+               "training s"], lines),
+        "To see: whether signs of one colour lie together, and the share in the table, which is counted in all "
+        "dimensions. Not to see: distances between groups and their sizes, which t-SNE makes up. A pre-trained tower "
+        "has to tell colours and motions too, so a clip beside one of another shape is no mistake of it.",
+    ])  # fmt: skip
+
+
+def figure(report: Report, plt: Any) -> Any:
+    rows = [row for row in report.rows if "points" in row]
+    titles = [
+        f"{PANELS[row['model']]}\nnearest clip of its shape: {row['same_class']:.0%} (chance {row['chance']:.0%})"
+        for row in rows
+    ]
+    return points_figure(np.array([row["points"] for row in rows]), np.array(rows[0]["labels"]), titles, "t-SNE")
+
+
+def front(report: Report) -> list[tuple[str, str]]:
+    shares = ", ".join(f"{PANELS[row['model']]} {100 * row['same_class']:.0f} %" for row in report.rows)
+    return [(f"vision tower of `tiny` after {report.settings['steps']} steps, nearest held-out clip shows the same "
+             f"shape (chance {100 * report.rows[0]['chance']:.0f} %)", shares)]  # fmt: skip
+
+
+DRAWER = Drawer(page, figure, front)
+
+
+def measure(args: argparse.Namespace) -> Path:
+    args.work.mkdir(parents=True, exist_ok=True)
+    corpus = build_corpus(clips=CLIPS)
+    report, path = harness.open_report(
+        NAME, "Features of three vision towers, held-out clips of the built-in corpus (Figure 2, small)",
+        settings={"steps": args.steps, "rate": args.rate, "clips": CLIPS},
+        method={"pre-training": "python -m vatt.train --fused --preset tiny, and tiny_ma",
+                "from scratch": "python -m vatt.finetune --fused --task video --init none --model tiny "
+                                f"--rate {args.rate}",
+                "figure": "python -m vatt.figures tsne on the test split, seed 0"},
+        out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+    )  # fmt: skip
+    done = {row["model"]: row for row in report.rows}
+    with progress_bar(len(PANELS), NAME, "model") as bar:
+        for name in PANELS:
+            if name not in done:
+                report.rows.append({"model": name, **train(name, args, corpus)})
+                report.save(path)
+            elif not (args.work / name / "model").is_dir():
+                raise ReportError(f"{args.work / name}, which a row is about, is gone; start over without --resume")
+            bar.update()
+    for row, found in zip(report.rows, embed(args, corpus), strict=True):
+        row.update(found)
+    report.finished = True
+    report.save(path)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python bench/figure2.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train three small models on the built-in corpus and draw what their vision towers see (t-SNE).",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--steps", type=int, metavar="N", help="of each model (default 400; with --quick 3)")
+    add("--rate", type=float, default=0.004, metavar="R", help="of training with labels (default %(default)s)")
+    add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the models")
+    harness.add_common_flags(parser)
+    args = parser.parse_args(argv)
+    args.steps = args.steps or (3 if args.quick else 400)
+    try:
+        path = measure(args)
+        harness.publish(path, DRAWER, harness.output_folder(args))
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(page(harness.load(path)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
