@@ -23,6 +23,7 @@ import harness
 import model_sizes
 import real_clips
 import resolution_sweep
+import scaling_page
 import soak
 import tiny_training
 import videomae
@@ -42,6 +43,7 @@ BENCHMARKS = (
     model_sizes,
     real_clips,
     resolution_sweep,
+    scaling_page,
     soak,
     tiny_training,
     videomae,

@@ -24,6 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clocks import clocks, describe
+
 # vatt comes before torch everywhere in bench: it sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported.
 from vatt.files import write_atomically
 from vatt.records import environment
@@ -74,6 +76,9 @@ class Report:
 
     def save(self, path: Path) -> None:
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
+        taken = self.environment.get("clocks")  # reports of earlier programs have none
+        if self.finished and taken and "end" not in taken:
+            taken["end"] = clocks(gpus=self.environment["device"] != "cpu")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
@@ -99,7 +104,8 @@ def open_report(name: str, title: str, *, settings: dict[str, Any], method: dict
 
     Raises `ReportError` when the rows there come from other settings or another program.
     """
-    where = {**environment(device), "dirty": _dirty(), "load_average": os.getloadavg()[0]}
+    where = {**environment(device), "dirty": _dirty(), "load_average": os.getloadavg()[0],
+             "clocks": {"start": clocks(gpus=device != "cpu")}}  # fmt: skip
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
     fresh = Report(name, title, settings, method, where, _sources(), quick)
     path = out / fresh.machine / f"{name}.json"
@@ -256,6 +262,7 @@ def write_page(report: Report, drawer: Drawer) -> str:
         "machine": f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
                    f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",
         "device": where["device"],
+        **({"clocks": describe(where["clocks"])} if "clocks" in where else {}),
         "commit": f"{where['commit']}{' with changed files' if where['dirty'] else ''}",
         "date": report.date,
         "command": f"`python {shlex.join(where['argv'])}`",

@@ -30,10 +30,10 @@ def page(report: Report) -> str:
     presets = [row for row in report.rows if row["kind"] == "preset"]
     settings = report.settings
     return "\n\n".join([
-        "**Nothing here was measured on GPUs.** Bytes are counted in our models and tests hold them against what two "
-        "processes really send; times follow from FLOPs, bytes and the inputs below, which are data sheets' values and "
-        "assumptions. Batches are of all GPUs; a clip has 32 frames of 224x224, 3.2 s of sound and "
-        f"{settings['captions']} captions, and half of the video and audio tokens are dropped.",
+        "**Nothing here was measured on GPUs.** Bytes are counted in our models, and a test holds the formulas against "
+        "what two processes of a small one send, to the byte; times follow from FLOPs, bytes and the inputs below, "
+        "which are data sheets' values and assumptions. Batches are of all GPUs; a clip has 32 frames of 224x224, "
+        f"3.2 s of sound and {settings['captions']} captions, and half of the video and audio tokens are dropped.",
         "## Where the limit is", _answer(report), _limits(report),
         "## Expected scaling",
         "Share of a step that is computing, first with all overlap that the order of a step allows, then (in brackets) "
@@ -77,7 +77,9 @@ def _answer(report: Report) -> str:
         f"number of GPUs, are at most {moved['embeddings']:.1f} times the gradients' (DDP, {last:,} GPUs, the largest "
         f"batch), batch norm's at most {moved['batch norm']:.3f} times. What grows with the GPUs is the way around the "
         "ring, once a call: nine calls for embeddings and masks, six for batch norm, three a layer for FSDP2; while "
-        "all-reduce climbs a tree. The fewer clips a GPU has, the less computing there is to set against it.\n\n"
+        "all-reduce climbs a tree. The fewer clips a GPU has, the less computing there is to set against it. "
+        "Embeddings and batch norm take as long with FSDP2 as with DDP; their shares are smaller beside its own "
+        "gathers.\n\n"
         f"{_packed(report, last)}"
     )
 

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import torch
 from damage import LIMIT, SILENT, Child, fuzz, state, variants
 from harness import Drawer, Report, ReportError, number, table
 
 from vatt.config import DataConfig
+from vatt.data.limits import return_freed_memory
 from vatt.data.loader import ClipDataset, DataError
 from vatt.data.manifest import Clip, Manifest, ManifestError, read_manifest
 from vatt.data.synthetic import build_corpus
@@ -45,7 +47,10 @@ exit codes: 0 done, 1 failed: a crash, a hang, memory that grows or files left o
 
 
 def soak(clips: Manifest, count: int, pipe: Connection) -> None:
-    """Reads `count` clips in batches in this process and sends (clips, bad, `state`) after each of them."""
+    """Reads `count` clips in batches in this process, set up as the loader's workers are, and sends (clips, bad,
+    `state`) after each batch."""
+    torch.set_num_threads(1)
+    return_freed_memory()
     config = preset("tiny")
     words = Tokenizer.build([text for clip in clips for text in clip.captions], config.model.text.vocabulary)
     data = replace(config.data, cache_gb=0.0, workers=0, decode_seconds=LIMIT)
@@ -236,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         method = {
             "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
                       "hangs and is killed",
-            "memory": "VmRSS and VmHWM of the decoding process",
+            "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
         }  # fmt: skip
         root = harness.output_folder(args)
         report, path = harness.open_report(NAME, "Damaged clips, and many of them", settings=settings, method=method,

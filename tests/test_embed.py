@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import steady, write_clip
+from media import numbered_frame, steady, tone_burst, write_clip
+from media_alone import write_image, write_sound
 from small_model import write_model
 
 import vatt
 from vatt import embed, retrieve
 from vatt.data.loader import EvalDataset
 from vatt.data.manifest import read_manifest
-from vatt.features import NAMES, read_features
+from vatt.features import NAMES, FeaturesError, read_features
 from vatt.run import autocast_for
 
 
@@ -240,7 +241,7 @@ def test_bad_clips_are_named_counted_and_listed(mixed, model, corpus, tmp_path, 
     said = capsys.readouterr()
     assert "gone.mp4: missing" in said.err
     assert "broken.mp4" in said.err
-    assert "3 clips, 2 with sound, 1 captions, 2 bad clips (left out" in said.out
+    assert "3 clips, 3 with video, 2 with sound, 1 captions, 2 bad clips (left out" in said.out
     arrays = read_features(tmp_path / "f.npz").arrays
     assert arrays["row"].tolist() == [1, 2, 4]
     assert arrays["bad_row"].tolist() == [0, 3]
@@ -289,15 +290,70 @@ def test_real_clips(shared, model, tmp_path):
     (tmp_path / "m.csv").write_text("path,caption\n" + "".join(f"{folder / row},a real clip\n" for row in rows))
     assert run(model, tmp_path / "m.csv", tmp_path / "f.npz", "--max-bad-share", 1) == 0
     arrays = read_features(tmp_path / "f.npz").arrays
-    assert arrays["row"].tolist() == [0, 1, 3]
-    assert arrays["bad_reason"].tolist() == ["empty file", "no video stream"]
+    assert arrays["row"].tolist() == [0, 1, 3, 4]
+    assert arrays["video_clip"].tolist() == [0, 1, 2]  # the last one is sound alone
+    assert 3 in arrays["audio_clip"]
+    assert arrays["bad_reason"].tolist() == ["empty file"]
     assert all(np.isfinite(arrays[name]).all() for name in NAMES if arrays[name].ndim == 2)
 
 
-def test_parquet_holds_the_same(mixed, model, corpus, tmp_path):
+@pytest.fixture
+def kinds(corpus, tmp_path) -> Path:
+    """Sound files first and between, an image, clips with and without sound."""
+    good = read_manifest(corpus)
+    write_sound(tmp_path / "a.wav", tone_burst(1.5, 0.2, 16_000, 1.0), 16_000)
+    write_sound(tmp_path / "b.flac", tone_burst(1.0, 0.5, 16_000, 0.3), 16_000)
+    write_image(tmp_path / "i.png", numbered_frame(90))
+    write_clip(tmp_path / "silent.mp4", steady(3.0, 10.0))
+    rows = [
+        "a.wav,a tone",
+        f"{good[3].path},painted red",
+        "i.png,a square",
+        "b.flac,",
+        "silent.mp4,",
+        f"{good[7].path},a ring",
+    ]
+    path = tmp_path / "kinds.csv"
+    path.write_text("path,caption\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_sounds_and_images_have_what_there_is_of_them(kinds, model, tmp_path, capsys, exact, limits):
+    assert run(model, kinds, tmp_path / "f.npz") == 0
+    assert "6 clips, 4 with video, 4 with sound" in capsys.readouterr().out
+    arrays = read_features(tmp_path / "f.npz").arrays
+    assert arrays["video_clip"].tolist() == [
+        1,
+        2,
+        4,
+        5,
+    ]  # shards of two batches of two: positions are of the whole file
+    assert arrays["audio_clip"].tolist() == [0, 1, 3, 5]
+    for name, place, wanted in (("video_to_text", 0, 3), ("video_pooled", 3, 7), ("audio_embedding", 3, 7)):
+        assert np.abs(arrays[name][place] - exact[name][wanted]).max() <= limits[name], name
+    assert len(np.unique(arrays["audio_embedding"].round(4), axis=0)) == 4
+    only = tmp_path / "only.csv"
+    only.write_text("path\na.wav\nb.flac\n")
+    assert run(model, only, tmp_path / "only.npz") == 0
+    sounds = read_features(tmp_path / "only.npz").arrays
+    assert sounds["video_to_text"].shape == (0, exact["video_to_text"].shape[1])
+    apart = np.abs(sounds["audio_embedding"] - arrays["audio_embedding"][[0, 2]]).max()
+    assert apart <= 2 * limits["audio_embedding"]
+
+
+def test_a_file_of_an_older_format_says_what_to_do(whole, tmp_path):
+    with np.load(whole) as archive:
+        old = {name: archive[name] for name in archive.files if name != "video_clip"}
+    old["metadata"] = np.array(str(old["metadata"]).replace('"format": 2', '"format": 1'))
+    np.savez(tmp_path / "old.npz", **old)
+    with pytest.raises(FeaturesError, match="has format 1, this version reads 2; embed the clips again"):
+        read_features(tmp_path / "old.npz")
+
+
+def test_parquet_holds_the_same(mixed, kinds, model, corpus, tmp_path):
     pandas = pytest.importorskip("pandas", reason="pip install -e '.[features]'")
     pytest.importorskip("pyarrow", reason="pip install -e '.[features]'")
-    for data in (mixed, corpus):
+    for data in (mixed, corpus, kinds):
         npz, parquet = tmp_path / f"{data.stem}.npz", tmp_path / f"{data.stem}.parquet"
         assert run(model, data, npz, "--max-bad-share=0.5") == run(model, data, parquet, "--max-bad-share=0.5") == 0
         assert equal(read_features(npz).arrays, read_features(parquet).arrays)
@@ -350,7 +406,7 @@ def test_help_names_the_arrays_and_exit_codes(capsys):
     with pytest.raises(SystemExit):
         embed.main(["--help"])
     text = capsys.readouterr().out
-    for word in ("--resume", "--windows", "--fused", "video_to_text [C,256]", "bad_reason", "exit codes"):
+    for word in ("--resume", "--windows", "--fused", "video_to_text [V,256]", "bad_reason", "exit codes"):
         assert word in text
 
 

@@ -2,18 +2,21 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from media import steady, tone_burst, write_clip
+from media_alone import write_sound
 from small_model import small_config, write_model
 
 from vatt import classify, evaluate, folds, probe, resumed
 from vatt.config import ConfigError
 from vatt.data.batch import DataError
 from vatt.data.loader import EvalDataset
-from vatt.data.manifest import read_manifest
+from vatt.data.manifest import Manifest, read_manifest
 from vatt.data.synthetic import build_corpus
 from vatt.data.text import Tokenizer
 from vatt.folds import read_folds
@@ -23,7 +26,7 @@ from vatt.ops import choose
 from vatt.pretrained import load_tokenizer, load_vatt
 from vatt.probe import CentreDataset, mean_of_windows, official_probe
 from vatt.probe import classify as fit_and_classify
-from vatt.retrieve import embed_clips, retrieval, similarities
+from vatt.retrieve import embed_clips, retrieval, similarities, write_ranks
 from vatt.run import autocast_for, write_model_folder
 
 CPU = torch.device("cpu")
@@ -64,11 +67,34 @@ def test_both_scores_are_what_they_say(embedded):
     """Sounds have windows too: every cosine of a window of the sound with one of the video counts."""
     sound, video = F.normalize(embedded.audio, dim=-1), F.normalize(embedded.video_audio, dim=-1)
     cosines = torch.einsum("avd,cwd->acvw", sound, video)
-    got, target = similarities(embedded, "cosine")["audio_to_video"]
+    got, target, _ = similarities(embedded, "cosine")["audio_to_video"]
     assert torch.equal(ranks(got.double(), target), ranks(cosines.double().mean((2, 3)), target))
     text = F.cosine_similarity(embedded.text[:, None], embedded.video_text.mean(1)[None], dim=-1)
-    torch.testing.assert_close(similarities(embedded, "embd")["text_to_video"][0], text)
-    assert not torch.equal(got, similarities(embedded, "embd")["audio_to_video"][0])
+    torch.testing.assert_close(similarities(embedded, "embd")["text_to_video"].similarity, text)
+    assert not torch.equal(got, similarities(embedded, "embd")["audio_to_video"].similarity)
+
+
+def test_only_clips_that_have_both_are_ranked(model, corpus, tmp_path):
+    """A silent clip is no answer to a sound, one without words none to a text; a sound file takes no part."""
+    clips = [*read_manifest(corpus).split("train")]
+    write_clip(tmp_path / "silent.mp4", steady(3.0, 10.0))
+    write_sound(tmp_path / "a.wav", tone_burst(1.5, 0.2, 16_000, 1.0), 16_000)
+    mixed = [clips[0], replace(clips[1], captions=()), replace(clips[2], path=tmp_path / "silent.mp4"),
+             replace(clips[3], path=tmp_path / "a.wav"), clips[4]]  # fmt: skip
+    manifest = Manifest(tuple(replace(clip, index=i, label=None) for i, clip in enumerate(mixed)), tmp_path, ())
+    config = small_config()
+    dataset = EvalDataset(manifest, config.data, config.model, load_tokenizer(model), 2, 3, needs=())
+    found = embed_clips(load_vatt(model), dataset, FLOAT32)
+    assert found.clips == [0, 1, 2, 4]
+    text, sound = (similarities(found, "embd")[name] for name in ("text_to_video", "audio_to_video"))
+    assert [found.clips[i] for i in text.ranked.tolist()] == [0, 2, 4]
+    assert [found.clips[i] for i in sound.ranked.tolist()] == [0, 1, 4]
+    assert sound.target.tolist() == [0, 1, 2]
+    assert retrieval(found)["audio_to_video"]["candidates"] == 3
+    write_ranks(tmp_path / "ranks.csv", found, manifest, "embd")
+    heard = [row for row in rows(tmp_path / "ranks.csv") if row["direction"] == "audio_to_video"]
+    assert [int(row["row"]) for row in heard] == [0, 1, 4]
+    assert {int(row["first_row"]) for row in heard} <= {0, 1, 4}
 
 
 def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, monkeypatch, capsys):
@@ -145,6 +171,26 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again", "--resume") == 0
     assert len(made) == 3  # the second fold twice, the first one is kept
     assert result(tmp_path / "again")["probe"] == {"audio": whole["probe"]["audio"]}
+
+
+def test_sound_files_beside_clips_are_probed_by_their_sound(model, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "EPOCHS", 5)
+    write_clip(tmp_path / "silent.mp4", steady(3.0, 10.0))
+    rates = (300, 500, 700, 900)
+    for i, rate in enumerate(rates):
+        write_sound(tmp_path / f"{i}.flac", (np.sin(np.arange(16_000) * rate / 2500) * 9000).astype(np.int16), 16_000)
+    lines = [
+        f"{i}.flac,{'low' if rate < 600 else 'high'},{'train' if i % 2 else 'test'}" for i, rate in enumerate(rates)
+    ]
+    lines += [f"{read_manifest(corpus)[0].path},low,train", "silent.mp4,low,test"]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
+    out = tmp_path / "out"
+    assert run("--task=probe", "--run", model, "--data", tmp_path / "m.csv", "--modality=audio", "--out", out,
+               "--max-bad-share=1") == 0  # fmt: skip
+    found = result(out)["probe"]["audio"]
+    assert found["folds"]["m"]["fitted"] == 3
+    assert found["folds"]["m"]["tested"] == 2
+    assert found["bad_clips"] == 1  # the one without sound
 
 
 def test_fitted_to_the_middle_window(corpus):

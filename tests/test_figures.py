@@ -92,7 +92,7 @@ def test_activations_of_triplets(tmp_path, models, corpus, monkeypatch, capsys):
         each = [figures.mlp_activations(model.backbone, name, x) for x in given]
         assert np.array_equal(arrays[name], torch.cat(each).mean(0).numpy())
     capsys.readouterr()
-    monkeypatch.setattr(figures, "draw_activations", lambda *_: None)
+    monkeypatch.setattr(figures, "_save", lambda *_: None)
     assert activations(models["agnostic"], tmp_path / "m.csv", tmp_path / "all.png", "--clips=9") == 0
     assert "only 3 of 4 clips" in capsys.readouterr().out
 
@@ -141,7 +141,7 @@ def test_resume_takes_what_is_there(tmp_path, models, corpus, monkeypatch, capsy
         return compute(model, dataset, autocast, name)
 
     monkeypatch.setattr(figures, "video_features", counted)
-    monkeypatch.setattr(figures, "draw_points", lambda path, *_: path.write_bytes(PNG))
+    monkeypatch.setattr(figures, "_save", lambda figure, path: path.write_bytes(PNG))
     with pytest.raises(RuntimeError, match="power"):
         tsne(models, corpus, out, "--method=pca")
     assert tsne(models, corpus, out, "--method=pca") == 2
@@ -167,7 +167,7 @@ def test_tsne_keeps_groups_together(tmp_path, models, corpus, monkeypatch):
     labels = np.array([clip.label for clip in read_manifest(corpus)])
     features = (np.random.default_rng(1).normal(size=(24, 32)) + 50 * (labels == "ring")[:, None]).astype(np.float32)
     monkeypatch.setattr(figures, "video_features", lambda *_: (features, np.arange(24)))
-    monkeypatch.setattr(figures, "draw_points", lambda *_: None)
+    monkeypatch.setattr(figures, "_save", lambda *_: None)
     assert tsne(models, corpus, tmp_path / "a.png") == 0
     points, again = np.load(tmp_path / "a.npz")["points"]  # of both models
     assert np.array_equal(points, again)
@@ -205,7 +205,7 @@ def test_neighbours_and_their_chance():
 def test_any_number_of_panels_and_classes_is_drawn(tmp_path, panels, classes):
     labels = np.array([f"class number {i}" for i in range(classes)] * 2)
     points = np.random.default_rng(0).normal(size=(panels, len(labels), 2))
-    figures.draw_points(tmp_path / "f.png", points, labels, ["title"] * panels, "t-SNE")
+    figures.points_figure(points, labels, ["title"] * panels, "t-SNE").savefig(tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(PNG)
 
 

@@ -1,83 +1,35 @@
-"""Batches as a function of (seed, step), whatever the workers, the cache, the restarts and the broken files do."""
+"""Batches as a function of (seed, step), whatever the cache, the restarts and the broken files do."""
 
 import csv
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loader_corpus import DATA, GOOD, MODEL, PLAIN, RATE, good, same, training, words_of, write_corpus
 from media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
 from media_alone import write_image, write_sound
 
-from vatt.config import AudioConfig, AugmentConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
-from vatt.data import loader, reader
+from vatt.config import AudioConfig, VideoConfig
 from vatt.data.bad_clips import BadClips
 from vatt.data.batch import Batch, DataError
-from vatt.data.clips import Sample
 from vatt.data.loader import ClipDataset, EvalDataset, make_loader
 from vatt.data.manifest import Clip, Manifest, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.text import Tokenizer
-from vatt.data.watch import Watch
 from vatt.data.windows import WindowReader
-
-RATE = 16_000
-MODEL = ModelConfig(
-    video=VideoConfig(frames=8, size=32, fps=10.0),
-    audio=AudioConfig(samples=12_800, rate=RATE),
-    text=TextConfig(words=4, captions=2, vocabulary=40),
-)
-PLAIN = AugmentConfig(scale_jitter=0.0, flip=False, colour_jitter=0.0, audio_noise=0.0)
-DATA = DataConfig(batch_size=4)
-GOOD = 10
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Ten clips of 2 s (two without sound, two without a caption) and three that cannot be used."""
-    folder = tmp_path_factory.mktemp("corpus")
-    lines = ["path,caption,label"]
-    for i in range(GOOD):
-        sound = None if i < 2 else tone_burst(2.0, 0.1 * i, RATE)
-        write_clip(folder / f"{i}.mp4", steady(2.0, 25), sound, RATE, gop=25)
-        lines.append(f"{i}.mp4,{'' if 2 <= i < 4 else f'clip {i} | number {i}'},{'even' if i % 2 == 0 else ''}")
-    (folder / "empty.mp4").touch()
-    (folder / "text.mp4").write_text("no video " * 50)
-    data = (folder / "9.mp4").read_bytes()
-    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
-    lines += ["empty.mp4,,", "text.mp4,,", "cut.mp4,,"]
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    return read_manifest(folder / "manifest.csv")
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus: Manifest) -> Tokenizer:
-    return Tokenizer.build([caption for clip in corpus for caption in clip.captions], 40)
-
-
-def training(corpus: Manifest, tokenizer: Tokenizer, data: DataConfig = DATA, seed: int = 7) -> ClipDataset:
-    return ClipDataset(corpus, data, MODEL, tokenizer, seed)
-
-
-def same(a: Batch, b: Batch) -> bool:
-    tensors = ("video", "audio", "text", "video_mask", "audio_mask", "text_mask", "label", "labels")
-    return (
-        all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
-        and a.clips == b.clips
-        and a.bad == b.bad
-        and a.tried == b.tried
-    )
-
-
-def good(corpus: Manifest) -> Manifest:
-    return Manifest(corpus.clips[:GOOD], corpus.root, corpus.labels)
+    return words_of(corpus)
 
 
 def test_shapes_masks_and_labels(corpus: Manifest, tokenizer: Tokenizer) -> None:
@@ -111,18 +63,6 @@ def test_every_epoch_holds_every_clip_at_most_once(corpus: Manifest, tokenizer: 
     assert all(sorted(places[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))  # wraps, evenly
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_and_restarts_change_nothing(corpus: Manifest, tokenizer: Tokenizer, workers: int) -> None:
-    wanted = [training(corpus, tokenizer)[step] for step in range(7)]
-    assert any(batch.bad for batch in wanted)
-    start = 0 if workers == 1 else 3
-    got = list(make_loader(training(corpus, tokenizer), start, 7 - start, workers, prefetch=2))
-    assert len(got) == 7 - start
-    assert all(same(a, b) for a, b in zip(got, wanted[start:], strict=True))
-    alone = list(make_loader(training(corpus, tokenizer), 5, 2, 0))
-    assert all(same(a, b) for a, b in zip(alone, wanted[5:], strict=True))
-
-
 def test_other_seeds_and_steps_give_other_batches(corpus: Manifest, tokenizer: Tokenizer) -> None:
     assert not same(training(corpus, tokenizer, seed=7)[0], training(corpus, tokenizer, seed=8)[0])
     one = Manifest(corpus.clips[5:6], corpus.root, corpus.labels)
@@ -146,15 +86,6 @@ def test_replacement_depends_on_the_step_only(corpus: Manifest, tokenizer: Token
     assert reasons[GOOD] == "empty file"
     assert reasons[GOOD + 1].startswith("not a video")
     assert set(reasons) == {GOOD, GOOD + 1, GOOD + 2}
-
-
-def test_nothing_but_bad_clips(corpus: Manifest, tokenizer: Tokenizer) -> None:
-    bad = Manifest(corpus.clips[GOOD:], corpus.root, corpus.labels)
-    for workers in (0, 1):
-        with pytest.raises(DataError, match="32 clips in a row could not be used"):
-            next(make_loader(training(bad, tokenizer), 0, 1, workers))
-    with pytest.raises(DataError, match="no clips"):
-        training(corpus.split("validation"), tokenizer)
 
 
 def test_cache_size_changes_nothing(corpus: Manifest, tokenizer: Tokenizer) -> None:
@@ -224,26 +155,6 @@ def test_evaluation_of_long_rows_reads_windows_one_by_one(tmp_path: Path) -> Non
     assert 11.6 + onset(windows[1].audio, RATE) == pytest.approx(12.0, abs=2e-3)
 
 
-def test_a_stuck_clip_is_cut_off_and_replaced(
-    corpus: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = reader.Reader.packets
-
-    def slow(self: reader.Reader, stream: object) -> object:
-        for packet in honest(self, stream):  # type: ignore[arg-type]
-            if self.path.name == "5.mp4":
-                time.sleep(0.1)
-            yield packet
-
-    monkeypatch.setattr(reader.Reader, "packets", slow)
-    dataset = training(good(corpus), tokenizer, replace(DATA, decode_seconds=0.5))
-    step = next(step for step in range(9) if 5 in [dataset.planned(step, slot) for slot in range(4)])
-    batch = dataset[step]
-    assert (5, "took longer than 0.5 s") in batch.bad
-    assert 5 not in batch.clips
-    assert len(batch.clips) == 4
-
-
 @pytest.fixture(scope="module")
 def mixed(corpus: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Two images, two sounds, a clip without sound and one with: all there is in one manifest."""
@@ -310,101 +221,9 @@ def test_what_is_read_is_a_choice_among_modalities(mixed: Manifest, tokenizer: T
             EvalDataset(mixed, DATA, MODEL, tokenizer, read=read, needs=needs)
 
 
-class Hanging(ClipDataset):
-    """A decoder that does not come back from clip 5, whatever its deadline is."""
-
-    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self.watch.decoding(clip):
-            if clip.index == 5:
-                time.sleep(600)
-        return super()._read(clip, rng)
-
-
-def test_a_decoder_that_hangs_is_ended_with_its_worker(
-    corpus: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
-    dataset = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)
-    dataset.watch.limit = 2.0
-    batches = list(make_loader(dataset, 0, 6, 2))
-    assert [index for batch in batches for index, _ in batch.bad].count(5) >= 2
-    assert {reason for batch in batches for _, reason in batch.bad} == {"its decoder hung for 2 s and was ended"}
-    fresh = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)
-    fresh.watch.stuck = dataset.watch.stuck  # known from the start
-    assert all(same(batch, fresh[step]) for step, batch in enumerate(batches))
-
-
 def test_batches_tell_what_they_cost(corpus: Manifest, tokenizer: Tokenizer) -> None:
     batch = training(good(corpus), tokenizer)[0]
     assert 0 < batch.decode_seconds < batch.seconds
-
-
-class Killed:
-    """A batch source whose process dies, as one does that runs out of memory."""
-
-    longest_seconds = 60.0
-    watch = Watch(60.0)
-
-    def __getitem__(self, index: int) -> Batch:
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
-
-
-class Stuck(Killed):
-    longest_seconds = 1.0
-
-    def __getitem__(self, index: int) -> Batch:
-        time.sleep(600)
-        raise AssertionError
-
-
-@pytest.mark.parametrize("source", [Killed(), Stuck()])
-def test_dead_and_stuck_workers_are_an_error(source: Killed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
-    with pytest.raises(DataError, match=r"a data worker stopped.*data\.workers=0"):
-        next(make_loader(source, 0, 2, 1))
-
-
-class Slow(Killed):
-    """Writes its process id to the file `folder`/pid, then works for ever."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def __getitem__(self, index: int) -> Batch:
-        (Path(self.folder) / "part").write_text(str(os.getpid()))
-        os.rename(Path(self.folder) / "part", Path(self.folder) / "pid")
-        time.sleep(600)
-        raise AssertionError
-
-
-def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
-    code = (
-        "from test_loader import Slow\nfrom vatt.data.loader import make_loader\n"
-        f"if __name__ == '__main__':\n    next(make_loader(Slow({str(tmp_path)!r}), 0, 1, 1))\n"
-    )
-    (tmp_path / "main.py").write_text(code)
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": path})
-    worker = 0
-    try:
-        assert wait_for(lambda: (tmp_path / "pid").exists())
-        worker = int((tmp_path / "pid").read_text())
-        process.kill()
-        process.wait()
-        assert wait_for(lambda: not Path(f"/proc/{worker}").exists())
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def fake(clips: list[int], bad: list[tuple[int, str]]) -> Batch:

@@ -113,6 +113,26 @@ def test_several_indices_are_one(index, model, corpus, folder, capsys):
     assert len(twice["results"]) == 24
 
 
+def test_sound_files_are_told_of_and_not_ranked(index, model, corpus, tmp_path, capsys):
+    write_wave(tmp_path / "a.wav", np.arange(16_000) % 500, 16_000)
+    for name, rows in (("mixed", f"a.wav,a square\n{read_manifest(corpus)[3].path},a ring\n"), ("alone", "a.wav,\n")):
+        (tmp_path / f"{name}.csv").write_text(f"path,caption\n{rows}")
+        assert embed.main([f"--model={model}", f"--data={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}.npz",
+                           "--windows=1"]) == 0  # fmt: skip
+    capsys.readouterr()
+    mixed = tmp_path / "mixed.npz"
+    for query in (["a square"], ["--audio", str(tmp_path / "a.wav")]):
+        assert search.main(["--index", str(index), str(mixed), *query, "--top=30", "--json"]) == 0
+        said = capsys.readouterr()
+        assert said.err == "1 clips without video are not ranked\n"
+        results = json.loads(said.out)["queries"][0]["results"]
+        assert len(results) == 25
+        assert not any(result["path"].endswith(".wav") for result in results)
+        assert ["a ring"] in [result["captions"] for result in results]
+    assert search.main(["--index", str(tmp_path / "alone.npz"), "a square"]) == 1
+    assert "none of the 1 clips has video" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough_ends_it_quietly(index):
     command = [sys.executable, "-m", "vatt.search", "--index", str(index), *["a square"] * 200, "--top=24"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -1,8 +1,9 @@
 """Features of many clips, once and for all: `python -m vatt.embed --model DIR --data CLIPS --out features.npz`.
 
 For each clip, averaged over evenly spaced temporal windows (the release's "embd" score): the pooled backbone features
-and the common-space embeddings of video and sound; for each caption its pooled feature and embedding. `vatt.features`
-describes the file. `vatt.search` ranks its clips.
+and the common-space embeddings of video and sound; for each caption its pooled feature and embedding. Clips, images and
+sound files may share a manifest: each has what there is of it, and is bad only when nothing of it can be read.
+`vatt.features` describes the file. `vatt.search` ranks its clips.
 
 Work is kept in shards beside the output (OUT.parts/): a crash loses at most one, `--resume` goes on and ends with the
 file that an uninterrupted run would have written.
@@ -30,7 +31,7 @@ from .data.bad_clips import bad_share
 from .data.loader import Batch, DataError, EvalDataset, make_loader
 from .data.manifest import Clip, Manifest, ManifestError, read_manifest
 from .data.text import Tokenizer, VocabularyError
-from .features import Arrays, FeaturesError, assemble, check_format, read_features, read_shard, write_shard
+from .features import POSITIONS, Arrays, FeaturesError, assemble, check_format, read_features, read_shard, write_shard
 from .files import write_atomically
 from .model.vatt import VATT
 from .ops import choose
@@ -48,11 +49,14 @@ EXAMPLES = """examples:
   python -m vatt.embed --model vatt-mbs --data clips.csv --split test --windows 8 --out features.parquet
   python -m vatt.embed --model vatt-mbs --data clips.csv --out features.parquet --resume     go on after a crash
 
-arrays (C clips, A with sound, Q captions, D width of the backbone; means over the windows, float32):
-  video_pooled [C,D]  video_to_audio [C,512]  video_to_text [C,256]
+  python -m vatt.embed --model vatt-mbs --data sounds.csv --out sounds.npz          rows of .wav, .flac, ... files
+
+arrays (C clips, V with video, A with sound, Q captions, D width of the backbone; means over the windows, float32):
+  video_pooled [V,D]  video_to_audio [V,512]  video_to_text [V,256]   video_clip [V]: which of the C clips
   audio_pooled [A,D]  audio_embedding [A,512]     audio_clip [A]: which of the C clips
   text_pooled [Q,D]   text_embedding [Q,256]      text_clip [Q], caption [Q]
   path row start end split label [C]; bad_path bad_row bad_reason; metadata: JSON
+Images have no sound, sound files no video: they are in the C clips and not in the other arrays.
 Parquet holds a row a clip (pip install -e '.[features]'); `python -m pydoc vatt.features` tells all of both formats.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on with --resume)."""
 
@@ -68,7 +72,7 @@ def embed_clips(
     device = next(model.parameters()).device
     backbone, head = model.backbone, model.head
     views = batch.video.shape[1]
-    heard = [i for i, mask in enumerate(batch.audio_mask.tolist()) if mask]
+    seen, heard = (torch.nonzero(mask).flatten().tolist() for mask in (batch.video_mask, batch.audio_mask))
     captions = [(i, caption) for i, index in enumerate(batch.clips) for caption in clips[index].captions]
     ids = [(i, caption, tokenizer.encode(caption, words)) for i, caption in captions] if tokenizer else []
     ids = [entry for entry in ids if entry[2].any()]
@@ -83,8 +87,8 @@ def embed_clips(
 
     with autocast:
         video = audio = text = to_audio = to_text = None
-        if batch.clips:
-            video = backbone.features("video", batch.video.flatten(0, 1).to(device))[:, 0]
+        if seen:
+            video = backbone.features("video", batch.video[seen].flatten(0, 1).to(device))[:, 0]
             to_audio, to_text = head.embed_video(video)
         if heard:
             audio = backbone.features("audio", batch.audio[heard].flatten(0, 1).to(device))[:, 0]
@@ -105,6 +109,7 @@ def embed_clips(
         "end": np.array([np.nan if clip.end is None else clip.end for clip in read], np.float64),
         "split": _texts([clip.split or "" for clip in read]),
         "label": _texts([clip.label or "" for clip in read]),
+        "video_clip": np.array(seen, np.int64),
         "audio_clip": np.array(heard, np.int64),
         "text_clip": np.array([entry[0] for entry in ids], np.int64),
         "caption": _texts([entry[1] for entry in ids]),
@@ -121,8 +126,8 @@ def _texts(values: list[str]) -> np.ndarray:
 def _concatenate(batches: list[Arrays]) -> Arrays:
     first = np.cumsum([0, *(len(arrays["row"]) for arrays in batches)])
     for arrays, offset in zip(batches, first, strict=False):
-        arrays["audio_clip"] += offset
-        arrays["text_clip"] += offset
+        for name in POSITIONS:
+            arrays[name] += offset
     return {name: np.concatenate([arrays[name] for arrays in batches]) for name in batches[0]}
 
 
@@ -227,11 +232,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vatt.embed", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write features and common-space embeddings of clips, their sounds and captions.",
+        description="Write features and common-space embeddings of clips, images, sounds and captions.",
     )  # fmt: skip
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
-    add("--data", required=True, metavar="PATH", help="manifest CSV or folder of clips")
+    add("--data", required=True, metavar="PATH",
+        help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
     add("--resume", action="store_true", help="go on from the shards in FILE.parts/")
     add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
@@ -268,7 +274,7 @@ def embed(args: argparse.Namespace) -> None:
     windows = args.windows or config.eval_windows
     data = config.data if args.workers is None else replace(config.data, workers=args.workers)
     size = args.batch_size or max(1, 32 // windows)
-    dataset = EvalDataset(clips, data, config.model, tokenizer or Tokenizer([]), windows, size)
+    dataset = EvalDataset(clips, data, config.model, tokenizer or Tokenizer([]), windows, size, needs=())
     per_shard = max(1, SHARD_CLIPS // size)
     metadata: dict[str, Any] = {
         "model": str(folder.absolute()),

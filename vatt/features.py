@@ -1,15 +1,18 @@
 """The file of features that `vatt.embed` writes and `vatt.search` reads: an .npz archive or a Parquet table.
 
-C clips that could be read, A of them with sound, Q captions, X clips that could not be read. All features are float32
-and means over a clip's windows; D is the width of the modality's backbone, 512 and 256 those of the common spaces.
+C clips that could be read, V of them with video and A with sound, Q captions, X clips that could not be read. A clip
+has video, sound or both: a sound file is none of the V, a silent video or an image none of the A. All features are
+float32 and means over a clip's windows; D is the width of the modality's backbone, 512 and 256 those of the common
+spaces.
 
 .npz, every array readable without pickle:
     path U [C], row int64 [C]                absolute path; row of the manifest, counted from 0
     start, end float64 [C]                   seconds; end NaN: to the end of the file
     split, label U [C]                       "" without one
-    video_pooled [C,D]                       pooled (AGG) feature of the backbone
-    video_to_audio [C,512]                   common space, to compare with audio_embedding
-    video_to_text [C,256]                    common space, to compare with text_embedding
+    video_clip int64 [V]                     position in the C clips; arange(C) where all have video
+    video_pooled [V,D]                       pooled (AGG) feature of the backbone
+    video_to_audio [V,512]                   common space, to compare with audio_embedding
+    video_to_text [V,256]                    common space, to compare with text_embedding
     audio_clip int64 [A]                     position in the C clips
     audio_pooled [A,D], audio_embedding [A,512]
     text_clip int64 [Q], caption U [Q]       position in the C clips; the caption
@@ -18,8 +21,9 @@ and means over a clip's windows; D is the width of the modality's backbone, 512 
     metadata U []                            JSON: model, weights, clips, windows, versions, command
 
 .parquet, a row a clip in the order of the manifest: path, row, start, end, split, label, `reason` (null, or why the
-clip could not be read; its features are null then), the three video features, audio_pooled and audio_embedding (null
-without sound), and the lists captions, text_pooled, text_embedding. The schema metadata holds the JSON under "vatt".
+clip could not be read; its features are null then), the three video features (null without video), audio_pooled and
+audio_embedding (null without sound), and the lists captions, text_pooled, text_embedding. The schema metadata holds the
+JSON under "vatt".
 
 Texts are stored at the width of the longest in an .npz; for millions of captions take Parquet.
 """
@@ -30,6 +34,7 @@ import contextlib
 import itertools
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,10 +52,13 @@ VIDEO = ("video_pooled", "video_to_audio", "video_to_text")
 AUDIO = ("audio_pooled", "audio_embedding")
 TEXT = ("text_pooled", "text_embedding")
 BAD = ("bad_path", "bad_row", "bad_reason")
-NAMES = (*CLIP, *VIDEO, "audio_clip", *AUDIO, "text_clip", "caption", *TEXT, *BAD)
-POSITIONS = ("audio_clip", "text_clip")
+NAMES = (*CLIP, "video_clip", *VIDEO, "audio_clip", *AUDIO, "text_clip", "caption", *TEXT, *BAD)
+POSITIONS = ("video_clip", "audio_clip", "text_clip")
 SUFFIXES = (".npz", ".parquet")
-FORMAT = 1
+# What numpy and zipfile raise, from headers alone: a claim of petabytes is a MemoryError, a password a RuntimeError.
+DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, EOFError, TypeError, AttributeError, RuntimeError,
+           MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)  # fmt: skip
+FORMAT = 2  # 1 had video features of every clip
 
 
 class FeaturesError(ValueError):
@@ -84,19 +92,22 @@ def read_shard(path: Path, names: Iterable[str] = NAMES) -> Arrays:
     """Arrays of a shard or an .npz. Raises `FeaturesError` if the file is damaged or something else."""
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
+                raise ValueError("it is packed, so a small file may hold gigabytes")
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise FeaturesError(f"{path}: no such file; python -m vatt.embed writes it") from error
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise FeaturesError(f"{path} is damaged or no file of features ({error}); vatt.embed writes them") from error
 
 
 def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[str, int]:
-    """Writes `out` from its shards, atomically; returns how many clips, sounds, captions and bad clips it holds."""
+    """Writes `out` from its shards, atomically; returns how many clips, captions and bad clips it holds."""
     sizes = [
         {name: len(a) for name, a in read_shard(shard, (*POSITIONS, "row", "bad_row")).items()} for shard in shards
     ]
-    names = {"clips": "row", "with_sound": "audio_clip", "captions": "text_clip", "bad_clips": "bad_row"}
+    names = {"clips": "row", "with_video": "video_clip", "with_sound": "audio_clip", "captions": "text_clip",
+             "bad_clips": "bad_row"}  # fmt: skip
     counts = {key: sum(size[name] for size in sizes) for key, name in names.items()}
     text = json.dumps({"format": FORMAT, **metadata, **counts})
     with _replacing(out) as temporary:
@@ -114,11 +125,14 @@ def read_features(path: str | Path, names: Iterable[str] = NAMES) -> Features:
     path = Path(path)
     if path.suffix == ".parquet":
         arrays, text = _read_parquet(path, tuple(names))
-    else:
-        arrays = read_shard(path, (*names, "metadata"))
-        text = str(arrays.pop("metadata"))
+        return Features(path, arrays, _metadata(path, text))
+    metadata = _metadata(path, str(read_shard(path, ["metadata"])["metadata"]))
+    return Features(path, read_shard(path, names), metadata)
+
+
+def _metadata(path: Path, text: str) -> dict[str, Any]:
     try:
-        metadata = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
         known = metadata["format"] == FORMAT
     except (ValueError, KeyError, TypeError) as error:
         raise FeaturesError(f"{path} is no file of features ({error}); python -m vatt.embed writes them") from error
@@ -126,7 +140,7 @@ def read_features(path: str | Path, names: Iterable[str] = NAMES) -> Features:
         raise FeaturesError(
             f"{path} has format {metadata['format']}, this version reads {FORMAT}; embed the clips again"
         )
-    return Features(path, arrays, metadata)
+    return metadata
 
 
 def _join(shards: list[Path], name: str, firsts: list[int]) -> NDArray[Any]:
@@ -187,7 +201,7 @@ def _write_parquet(path: Path, shards: list[Path], metadata: str) -> None:
 
 
 def _rows(arrays: Arrays) -> Iterator[dict[str, Any]]:
-    sounds = {clip: i for i, clip in enumerate(arrays["audio_clip"].tolist())}
+    pictures, sounds = ({clip: i for i, clip in enumerate(arrays[name].tolist())} for name in POSITIONS[:2])
     texts: dict[int, list[int]] = {}
     for i, clip in enumerate(arrays["text_clip"].tolist()):
         texts.setdefault(clip, []).append(i)
@@ -195,7 +209,8 @@ def _rows(arrays: Arrays) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {name: arrays[name][c].item() for name in CLIP}
         row["end"] = None if np.isnan(row["end"]) else row["end"]
         row |= {name: row[name] or None for name in ("split", "label")}
-        row |= {name: arrays[name][c] for name in VIDEO}
+        if c in pictures:
+            row |= {name: arrays[name][pictures[c]] for name in VIDEO}
         if c in sounds:
             row |= {name: arrays[name][sounds[c]] for name in AUDIO}
         row["captions"] = [str(arrays["caption"][i]) for i in texts.get(c, [])]
@@ -207,7 +222,8 @@ def _rows(arrays: Arrays) -> Iterator[dict[str, Any]]:
 
 def _read_parquet(path: Path, names: tuple[str, ...]) -> tuple[Arrays, str]:
     pa, parquet = _pyarrow()
-    columns = {"text_clip": "captions", "caption": "captions", "audio_clip": "audio_embedding"}
+    columns = {"text_clip": "captions", "caption": "captions"}
+    columns |= {"video_clip": "video_to_text", "audio_clip": "audio_embedding"}
     columns |= {name: name.removeprefix("bad_") for name in BAD}
     wanted = {columns.get(name, name) for name in names} | {"reason"}
     try:
@@ -230,7 +246,7 @@ def _column(name: str, table: Any, column: str) -> NDArray[Any]:
         while not hasattr(values.type, "list_size"):
             values = values.flatten()
         return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size)
-    if name == "audio_clip":
+    if name in ("video_clip", "audio_clip"):
         return np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
     if name == "text_clip":
         return np.repeat(np.arange(len(values)), [len(captions) for captions in values.to_pylist()]).astype(np.int64)

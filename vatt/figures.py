@@ -299,13 +299,12 @@ def tsne(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})
-    draw_points(args.out, arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component")
+    _save(points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out)
     print(f"done: {args.out}, {arrays_file}: {len(shown)} clips of {len(np.unique(labels))} classes")
 
 
 def activations(args: argparse.Namespace) -> None:
-    arrays_file = check_output(args.out, "", False)
-    device = pick_device(args.device)
+    arrays_file, device = check_output(args.out, "", False), pick_device(args.device)
     clips, config = choose_clips(args.data, args.split), load_config(args.model)
     model = load(args.model, device=device, fused=args.fused)
     modalities = tuple(model.backbone.tokens)
@@ -317,11 +316,12 @@ def activations(args: argparse.Namespace) -> None:
                 "data": args.data, "split": args.split, "environment": environment(device)}  # fmt: skip
     write_arrays(arrays_file, means | {"row": np.array(rows)}, metadata, {})
     counted = f"{len(rows)} clip{'s' if rows[1:] else ''}"
-    draw_activations(args.out, means, f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}")
+    title = f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}"
+    _save(activations_figure(means, title), args.out)
     print(f"done: {args.out}, {arrays_file}: {', '.join(means)}, {counted}")
 
 
-def draw_points(path: Path, points: NDArray[Any], labels: NDArray[Any], titles: list[str], axis: str) -> None:
+def points_figure(points: NDArray[Any], labels: NDArray[Any], titles: list[str], axis: str) -> Any:
     """points [M,C,2], a panel a model. Few classes have a colour and a sign each, many a place on a colour scale."""
     from matplotlib.figure import Figure
 
@@ -348,10 +348,10 @@ def draw_points(path: Path, points: NDArray[Any], labels: NDArray[Any], titles: 
         figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=across, fontsize=8)
     else:
         figure.colorbar(scale, ax=figure.axes, shrink=0.7, label=f"class, 1 to {len(names)} in alphabetical order")
-    _save(figure, path)
+    return figure
 
 
-def draw_activations(path: Path, means: Arrays, title: str) -> None:
+def activations_figure(means: Arrays, title: str) -> Any:
     """Modality -> [L,D]: a map of layers and nodes each, on one colour scale, and below them their size by layer."""
     from matplotlib.figure import Figure
 
@@ -371,7 +371,7 @@ def draw_activations(path: Path, means: Arrays, title: str) -> None:
     lines.grid(alpha=0.3)
     lines.legend()
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return figure
 
 
 def _save(figure: Any, path: Path) -> None:

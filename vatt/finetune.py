@@ -42,6 +42,7 @@ from .parallel import KINDS, is_sharded, prepare, whole_state
 from .presets import PRESETS as MODELS
 from .presets import preset
 from .pretrained import load_config, model_folder
+from .profile import Traced, parse_traced
 from .records import MetricsLog, environment, read_metrics
 from .run import (
     RunError,
@@ -52,6 +53,7 @@ from .run import (
     pick_device,
     write_model_folder,
 )
+from .status import format_status, status
 from .tf_checkpoint import TFCheckpoint
 from .transfer import load_backbone
 
@@ -62,6 +64,7 @@ EXAMPLES = """examples:
   python -m vatt.finetune --task image --data imagenet.csv --init downloads/ckpt-500000
   python -m vatt.finetune --task video --data clips.csv --init none --model tiny --steps 500  from scratch, on a CPU
   python -m vatt.finetune --out runs/finetune-video --resume                                 go on after a crash
+  python -m vatt.finetune --status runs/finetune-video                               its state, while it runs or after
 
 The manifest is a CSV with `path`, `label` (several separated by " | ") and, as far as known, `start,end` and `split`
 (train/test); python -m vatt.data.sources makes it from a published dataset.
@@ -102,6 +105,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
         help="change any setting, e.g. --set optim.clip=0; repeatable; --print-config lists them all")  # fmt: skip
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    add("--profile", metavar="START:COUNT",
+        help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
+    add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
     return parser.parse_args(argv)
 
 
@@ -184,7 +190,7 @@ def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest
 
 
 def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
-             world: World = ALONE) -> None:  # fmt: skip
+             world: World = ALONE, traced: Traced | None = None) -> None:  # fmt: skip
     """Runs `config` in folder `out`, from its newest checkpoint if `resume`; ends with the test clips.
 
     All ranks of `world` call it.
@@ -233,7 +239,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
         record = finetune_step(model, optimizer, batch.to(device), config, step, autocast, world, part)
         return record | {"operations": ops.impl}
 
-    seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate")
+    seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate", traced=traced)
     state = whole_state(model) if is_sharded(model) else None
     if log is None:
         return
@@ -308,6 +314,7 @@ def run(args: argparse.Namespace, world: World) -> None:
             raise ConfigError("--resume continues the run in --out; name its folder")
         saved = saved_config(args.out)
     config = resolve_config(args, saved)
+    traced = parse_traced(args.profile, config.steps) if args.profile else None
     if args.print_config:
         print(to_json(config), end="")
         return
@@ -326,13 +333,16 @@ def run(args: argparse.Namespace, world: World) -> None:
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())
 
     world.first(begin)
-    finetune(config, out, device, manifest, resume=args.resume, world=world)
+    finetune(config, out, device, manifest, resume=args.resume, world=world, traced=traced)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
+        if args.status:
+            print(format_status(status(args.status)))
+            return
         with joined(args.device or "auto") as world:
             run(args, world)
 

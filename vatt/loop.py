@@ -24,6 +24,7 @@ from .data.loader import Batch, BatchSource, DataError, make_loader
 from .data.manifest import Manifest
 from .distributed import ALONE, World
 from .parallel import is_sharded, load_shards, save_shards
+from .profile import Traced, tracing
 from .progress import progress_bar
 from .records import MetricsLog
 from .run import RunError, termination
@@ -142,15 +143,17 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
 
 def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog | None,
               update: Callable[[Batch, int], dict[str, Any]], advice: str,
-              load: Callable[..., Iterator[Batch]] | None = None) -> float:  # fmt: skip
+              load: Callable[..., Iterator[Batch]] | None = None, traced: Traced | None = None) -> float:  # fmt: skip
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
     All ranks of `session.world` call this together; `log` is the first one's, None on the others.
     `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
-    `make_loader`. SIGTERM and SIGINT end the step, save, and exit 128 + signal.
+    `make_loader`. `traced`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
+    128 + signal.
 
     Raises:
+        ConfigError: some of the `traced` steps are done already.
         DataError: the data cannot be gone on with; what was learned is saved.
         RunError: `max_nonfinite` steps in a row without a finite loss.
     """
@@ -160,7 +163,11 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
     session.model.train()
     batches = (load or make_loader)(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
     bar = progress_bar(config.steps, "training", "step", start)
-    with termination(together=2.0 if world.size > 1 else 0.0) as signals, bar:
+    with (
+        termination(together=2.0 if world.size > 1 else 0.0) as signals,
+        bar,
+        tracing(traced, out / f"trace-{world.rank}.json", start) as step_done,
+    ):
         for step in range(start, config.steps):
             tick, talked = time.perf_counter(), world.seconds
             before = bad.state_dict()
@@ -191,6 +198,7 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
                     if isinstance(value, float):
                         board.add_scalar(key, value, step + 1)
             bar.update()
+            step_done()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
                                 wait=f"{waited / seconds:.0%}")  # fmt: skip

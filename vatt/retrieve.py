@@ -1,10 +1,13 @@
-"""Zero-shot retrieval: each text, and each clip's sound, ranks all clips (paper, Table 4).
+"""Zero-shot retrieval: each text, and each clip's sound, ranks the clips that have both (paper, Table 4).
+
+Text-to-video is among the clips with video and a caption, audio-to-video among those with video and sound: a clip that
+no query asks for would make the task another one. Sound files take no part.
 
 Clips are compared by cosines in the common spaces. Over a clip's temporal windows the release has two scores: "embd"
 averages embeddings and takes one cosine, "cosine" averages the windows' cosines. (Two sounds and videos of V windows
 have V x V of them.)
 
-Legend: C clips, A of them with sound, Q captions, V windows a clip.
+Legend: C clips with video, A of them with sound, Q captions, V windows a clip, S clips that are ranked.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.batch import Batch
+from .data.batch import Batch, DataError
 from .data.loader import EvalDataset
 from .data.manifest import Manifest
 from .data.text import split_words
@@ -32,7 +35,7 @@ SCORES = ("embd", "cosine")
 
 
 class ClipEmbeddings(NamedTuple):
-    """Embeddings of the C clips that could be read and of all their windows, with their sounds and captions."""
+    """Embeddings of the C clips with video that could be read, of all their windows, with their sounds and captions."""
 
     video_text: Tensor  # [C, V, 256]
     video_audio: Tensor  # [C, V, 512]
@@ -47,8 +50,8 @@ class ClipEmbeddings(NamedTuple):
 def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | None = None) -> ClipEmbeddings:
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
 
-    Captions without any word are left out. `parts`: folder of finished shards, which are not made again. Raises
-    `DataError` when no clip can be read.
+    Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
+    are not made again. Raises `DataError` when no clip can be read.
     """
     was_training = model.training
     model.eval()
@@ -56,6 +59,8 @@ def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | 
     arrays, bad = clip_arrays(dataset, lambda batch: _embed(model, dataset, captions, batch, autocast), "evaluating",
                               parts)  # fmt: skip
     model.train(was_training)
+    if not len(arrays["row"]):
+        raise DataError("none of the clips has video: there is nothing to retrieve")
     place = {row: i for i, row in enumerate(arrays["row"].tolist())}
     tensors = {name: torch.from_numpy(arrays[name]) for name in ("video_text", "video_audio", "audio", "text")}
     owners = {name: torch.tensor([place[row] for row in arrays[name].tolist()], dtype=torch.int64)
@@ -66,13 +71,15 @@ def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | 
 @torch.no_grad()
 def _embed(model: VATT, dataset: EvalDataset, captions: dict[int, list[str]], batch: Batch, autocast: Any) -> Arrays:
     device, views, spaces = next(model.parameters()).device, dataset.windows_per_clip, dataset.model.head
-    said = [(row, caption) for row in batch.clips for caption in captions[row]]
-    heard = [i for i, mask in enumerate(batch.audio_mask.tolist()) if mask]
+    seen = torch.nonzero(batch.video_mask).flatten().tolist()
+    heard = torch.nonzero(batch.video_mask * batch.audio_mask).flatten().tolist()
+    rows = [batch.clips[i] for i in seen]
+    said = [(row, caption) for row in rows for caption in captions[row]]
     video_text, video_audio = torch.empty(0, spaces.video_text), torch.empty(0, spaces.video_audio)
     audio, text = torch.empty(0, spaces.video_audio), torch.empty(0, spaces.video_text)
     with autocast:
-        if batch.clips:
-            video_audio, video_text = model.embed_video(batch.video.flatten(0, 1).to(device))
+        if seen:
+            video_audio, video_text = model.embed_video(batch.video[seen].flatten(0, 1).to(device))
         if heard:
             audio = model.embed_audio(batch.audio[heard].flatten(0, 1).to(device))
         if said:
@@ -82,27 +89,39 @@ def _embed(model: VATT, dataset: EvalDataset, captions: dict[int, list[str]], ba
     def windows(x: Tensor) -> np.ndarray:
         return x.float().reshape(-1, views, x.shape[-1]).cpu().numpy()
 
-    return {"row": np.array(batch.clips, np.int64), "video_text": windows(video_text),
+    return {"row": np.array(rows, np.int64), "video_text": windows(video_text),
             "video_audio": windows(video_audio), "audio": windows(audio), "text": text.float().cpu().numpy(),
             "audio_clip": np.array([batch.clips[i] for i in heard], np.int64),
             "text_clip": np.array([row for row, _ in said], np.int64)}  # fmt: skip
 
 
-def similarities(embedded: ClipEmbeddings, score: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Direction -> (similarity of queries and clips [Q,C], right clip of each query [Q]), without empty ones."""
+class Ranking(NamedTuple):
+    """One direction: what is compared with what."""
+
+    similarity: Tensor  # [Q,S]
+    target: Tensor  # [Q] position of the right clip in the S
+    ranked: Tensor  # [S] position of each in the C
+
+
+def similarities(embedded: ClipEmbeddings, score: str) -> dict[str, Ranking]:
+    """Direction -> queries beside the clips that they rank, those that have a query; without empty directions."""
     # A query's length does not change its ranks, so the mean of unit vectors stands for the mean of all cosines.
     audio = embedded.audio if score == "embd" else F.normalize(embedded.audio, dim=-1)
     found = {}
-    if len(embedded.text):
-        found["text_to_video"] = (window_similarity(embedded.text, embedded.video_text, score), embedded.text_clip)
-    if len(audio):
-        found["audio_to_video"] = (window_similarity(audio.mean(1), embedded.video_audio, score), embedded.audio_clip)
+    for name, queries, videos, owners in (
+        ("text_to_video", embedded.text, embedded.video_text, embedded.text_clip),
+        ("audio_to_video", audio.mean(1), embedded.video_audio, embedded.audio_clip),
+    ):
+        if len(queries):
+            ranked, target = owners.unique(return_inverse=True)
+            found[name] = Ranking(window_similarity(queries, videos[ranked], score), target, ranked)
     return found
 
 
 def retrieval(embedded: ClipEmbeddings, score: str = "embd") -> dict[str, dict[str, float]]:
     """Text-to-video and audio-to-video scores; a direction without queries is left out."""
-    return {name: retrieval_scores(*pair) for name, pair in similarities(embedded, score).items()}
+    found = similarities(embedded, score)
+    return {name: retrieval_scores(one.similarity, one.target) for name, one in found.items()}
 
 
 def format_scores(scores: dict[str, dict[str, float]]) -> str:
@@ -128,13 +147,14 @@ def write_ranks(path: Path, embedded: ClipEmbeddings, clips: Manifest, score: st
     writer.writerow(("direction", "path", "row", "start", "end", "caption", "rank", "first", "first_row"))
     owners = [by_index[embedded.clips[i]] for i in embedded.text_clip.unique_consecutive().tolist()]
     captions = [caption for clip in owners for caption in clip.captions if split_words(caption)]
-    for direction, (similarity, target) in similarities(embedded, score).items():
+    for direction, (similarity, target, ranked) in similarities(embedded, score).items():
         said = captions if direction == "text_to_video" else [""] * len(target)
+        candidates = [by_index[embedded.clips[i]] for i in ranked.tolist()]
         found = zip(
             target.tolist(), said, ranks(similarity, target).tolist(), similarity.argmax(1).tolist(), strict=True
         )
         for owner, caption, rank, best in found:
-            clip, first = by_index[embedded.clips[owner]], by_index[embedded.clips[best]]
+            clip, first = candidates[owner], candidates[best]
             writer.writerow((direction, clip.path, clip.index, clip.start, clip.end, caption, rank, first.path,
                              first.index))  # fmt: skip
     # A file name need not be UTF-8: its bytes come out as they are on the disk.

@@ -6,6 +6,7 @@ Ranks the clips of one or more files of `vatt.embed` by the cosine between commo
     --audio     with what the video says to sound     (video_to_audio, 512 wide)
     --video     with the clips' own video_to_audio: the wider of the two video spaces, where words play no part
 
+All three rank clips by what their video says, so sound files in an index, which have none, are told of and left out.
 A query file is read at as many windows as the index, and their embeddings are averaged, as there.
 """
 
@@ -34,7 +35,7 @@ from .model.vatt import VATT
 from .pretrained import load_config, load_tokenizer, load_vatt, weights_fingerprint
 from .run import RunError, pick_device
 
-COLUMNS = ("path", "start", "end", "text_clip", "caption")
+COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 SPACE = {"text": "video_to_text", "audio": "video_to_audio", "video": "video_to_audio"}
 EXAMPLES = """examples:
   python -m vatt.search --index features.npz "a dog pulls a sled"
@@ -51,7 +52,7 @@ class Query(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Clips of all files, in order; `spaces` float32 [C, 256 or 512] normalised, by name."""
+    """Clips with video of all files, in order; `spaces` float32 [C, 256 or 512] normalised, by name."""
 
     paths: list[str]
     spans: list[tuple[float, float | None]]
@@ -65,14 +66,15 @@ def build_index(files: list[Features], spaces: set[str]) -> Index:
     index = Index([], [], [], [], {})
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in spaces}
     for features in files:
-        arrays, first = features.arrays, len(index.paths)
-        paths, ends = arrays["path"].tolist(), arrays["end"].tolist()
-        index.paths.extend(paths)
-        index.spans.extend((s, None if np.isnan(e) else e) for s, e in zip(arrays["start"].tolist(), ends, strict=True))
-        index.windows.extend([features.metadata["windows"]] * len(paths))
-        index.captions.extend([] for _ in paths)
+        arrays, seen = features.arrays, features.arrays["video_clip"]
+        starts, ends = arrays["start"][seen].tolist(), arrays["end"][seen].tolist()
+        captions: dict[int, list[str]] = {clip: [] for clip in seen.tolist()}
         for clip, caption in zip(arrays["text_clip"].tolist(), arrays["caption"].tolist(), strict=True):
-            index.captions[first + clip].append(caption)
+            captions.get(clip, []).append(caption)
+        index.paths.extend(arrays["path"][seen].tolist())
+        index.spans.extend((s, None if np.isnan(e) else e) for s, e in zip(starts, ends, strict=True))
+        index.windows.extend([features.metadata["windows"]] * len(seen))
+        index.captions.extend(captions.values())
         for name in spaces:
             parts[name].append(_normalised(arrays[name]))
     index.spaces.update({name: np.concatenate(part) for name, part in parts.items()})
@@ -199,6 +201,11 @@ def search(args: argparse.Namespace) -> list[dict[str, Any]]:
             raise VocabularyError(f"the word list has {len(tokenizer)} words but the model's table only "
                                   f"{config.model.text.vocabulary}; give the one it was trained with")  # fmt: skip
     index = build_index(files, spaces)
+    silent = sum(len(features.arrays["path"]) for features in files) - len(index.paths)
+    if not index.paths:
+        raise FeaturesError(f"{', '.join(args.index)}: none of the {silent} clips has video, which all queries ask for")
+    if silent:
+        print(f"{silent} clips without video are not ranked", file=sys.stderr)
     results = []
     for query in queries:
         warnings = (

@@ -37,6 +37,7 @@ from .ops import choose
 from .optim import Adam
 from .parallel import KINDS, is_sharded, prepare, whole_state
 from .presets import PRESETS, preset
+from .profile import Traced, parse_traced
 from .records import MetricsLog, draw_losses, environment, read_metrics
 from .retrieve import embed_clips, format_scores, retrieval
 from .run import (
@@ -51,6 +52,7 @@ from .run import (
     write_config,
     write_model_folder,
 )
+from .status import format_status, status
 from .step import train_step
 
 EXAMPLES = """examples:
@@ -58,6 +60,7 @@ EXAMPLES = """examples:
   python -m vatt.train --fused --data clips/ --steps 2000   a folder of clips, captions from .txt files beside them
   python -m vatt.train --fused --preset mbs --data clips.csv --batch-size 64 --out runs/mbs
   python -m vatt.train --out runs/mbs --resume              go on after a crash, exactly
+  python -m vatt.train --status runs/mbs                    the state of a run, while it runs or after
   torchrun --nproc-per-node=8 -m vatt.train --fused --preset mbs --data clips.csv --batch-size 2048 --micro-batch 64
   python -m vatt.train --preset tiny --set optim.rate=3e-4 --set data.augment.flip=true --print-config
 
@@ -95,6 +98,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
         help="change any setting, e.g. --set optim.clip=1; repeatable; --print-config lists them all")  # fmt: skip
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    add("--profile", metavar="START:COUNT",
+        help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
+    add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
     return parser.parse_args(argv)
 
 
@@ -144,7 +150,7 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
 
 
 def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
-          world: World = ALONE) -> None:  # fmt: skip
+          world: World = ALONE, traced: Traced | None = None) -> None:  # fmt: skip
     """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it."""
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
@@ -188,7 +194,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
 
     advice = "try --set optim.clip=1 or a lower --set optim.rate"
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
-    trained = run_steps(session, config, dataset, start, log, update, advice, load)
+    trained = run_steps(session, config, dataset, start, log, update, advice, load, traced)
     state = whole_state(model) if is_sharded(model) else None
     if log is None:
         return
@@ -259,6 +265,7 @@ def run(args: argparse.Namespace, world: World) -> None:
             raise ConfigError("--resume continues the run in --out; name its folder")
         saved = saved_config(args.out)
     config = resolve_config(args, saved)
+    traced = parse_traced(args.profile, config.steps) if args.profile else None
     if args.print_config:
         print(to_json(config), end="")
         return
@@ -282,13 +289,16 @@ def run(args: argparse.Namespace, world: World) -> None:
     world.first(begin)
     if manifest is None:
         manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))  # there already, or on another machine
-    train(config, out, device, manifest, resume=args.resume, world=world)
+    train(config, out, device, manifest, resume=args.resume, world=world, traced=traced)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
+        if args.status:
+            print(format_status(status(args.status)))
+            return
         with joined(args.device or "auto") as world:
             run(args, world)
 

@@ -78,7 +78,7 @@ class Clips(Dataset[Batch]):
         self.batch_size, self.windows_per_clip = batch_size or data.batch_size, windows_per_clip
         self._labels = clips.label_ids
         # A deadline is looked at between frames: twice its time, and no frame comes any more.
-        self.watch = Watch(2 * data.decode_seconds)
+        self.watch = Watch(2 * data.decode_seconds, data.decode_gb)
         self._windows: WindowReader | None = None
 
     def __getstate__(self) -> dict[str, object]:

@@ -35,6 +35,10 @@ MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames n
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
 
+class _Broken(Exception):
+    """A stream of which nothing more decodes; says why."""
+
+
 @dataclass(frozen=True)
 class DecodedSpan:
     """`video` uint8 [T, h, w, 3], 1 frame of an image; `audio` int16 [round(T * rate / fps)]; None: there is none.
@@ -155,7 +159,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
                     return np.stack(images)
             current = frame
             ends = shown + (seconds_of(frame.duration, stream) or 1.0 / float(stream.average_rate or fps))
-    except FFmpegError as error:
+    except (FFmpegError, _Broken) as error:
         broken = plain(error)
     # The file has ended, or broken, before the span is complete.
     if current is None:
@@ -168,7 +172,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
 
 
 def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames in display order with their times on the clip's clock. Raises FFmpegError where the stream breaks."""
+    """Frames in display order with their times on the clip's clock. Raises `_Broken` where the stream breaks."""
     stream = reader.video
     assert stream is not None
     origin = reader.origin
@@ -181,7 +185,7 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
     times: list[float] = []
     held: deque[VideoFrame] = deque()
     errors = 0
-    broken: FFmpegError | None = None
+    broken: str | None = None  # not the error itself, which would keep these frames, and they it
 
     def emit() -> tuple[float, VideoFrame]:
         nonlocal last, delay
@@ -197,7 +201,7 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
             decoded = stream.decode(packet)
         except FFmpegError as error:
             errors += 1
-            broken = error
+            broken = plain(error)
             if last > -math.inf or held or errors > MAX_ERRORS:
                 break
             continue
@@ -215,7 +219,7 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
     while held:
         yield emit()
     if broken is not None:
-        raise broken
+        raise _Broken(broken)
 
 
 class _Converter:

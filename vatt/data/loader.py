@@ -26,6 +26,7 @@ from vatt.config import DataConfig, ModelConfig
 from vatt.data.augment import Frames, audio_noise, centre_crop, to_float, train_video
 from vatt.data.batch import MODALITIES, Batch, DataError
 from vatt.data.clips import Clips, Sample
+from vatt.data.limits import return_freed_memory
 from vatt.data.manifest import Clip, Manifest
 from vatt.data.reader import BadClip
 from vatt.data.text import Tokenizer
@@ -311,6 +312,7 @@ def _as_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    return_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

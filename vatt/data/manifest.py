@@ -3,6 +3,11 @@
 Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` and `label` (several separated by ` | `),
 and `split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked
 at here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
+
+A relative path stays below the CSV's folder: one that leads out, by `..`, is an error. An absolute path leads where it
+says, and links are followed. VATT_ROOTS names the folders (divided by `:`) that clips may lie in besides that of the
+manifest, and is then kept to by every path, absolute ones and what links lead to included: VATT_ROOTS=/data, for `..`
+or for a manifest that somebody else wrote; VATT_ROOTS= allows nothing outside; VATT_ROOTS=/ everything.
 """
 
 from __future__ import annotations
@@ -27,6 +32,10 @@ MEDIA_SUFFIXES = frozenset(
         *(".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".3g2", ".ogv", ".vob"),
     )
 )
+
+
+ROOTS = "VATT_ROOTS"
+MAX_TEXT = 2**20  # bytes of captions beside a clip
 
 
 class ManifestError(ValueError):
@@ -144,6 +153,31 @@ def _manifest(clips: list[Clip], root: Path) -> Manifest:
     return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})))
 
 
+class _Fence:
+    """Where the clips of a manifest may lie. `root`: the folder of the manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.said = root, os.environ.get(ROOTS)
+        self.inside = os.path.join(root, "")
+        roots = [root, *(Path(folder) for folder in (self.said or "").split(os.pathsep) if folder)]
+        self.roots = [os.path.join(os.path.realpath(folder), "") for folder in roots]
+
+    def check(self, name: str, file: str, where: str) -> None:
+        """Raises `ManifestError` for a clip that is elsewhere. `name`: as written, `file`: made absolute."""
+        if self.said is not None:
+            real = os.path.realpath(file)
+            if not any(real.startswith(root) for root in self.roots):
+                raise ManifestError(
+                    f"{where}: {name} leads to {real}, outside of {self.root} and of what {ROOTS}={self.said} allows; "
+                    f"take the row out, or add a folder to {ROOTS} if you trust it"
+                )
+        elif not os.path.isabs(name) and not file.startswith(self.inside):
+            raise ManifestError(
+                f"{where}: {name} leads out of {self.root}; write the absolute path if that is meant, or allow the "
+                f"folder: {ROOTS}={os.path.dirname(file)}"
+            )
+
+
 def _read_folder(folder: Path) -> Manifest:
     # macOS leaves ._name.mp4 beside name.mp4 on foreign disks; these and other hidden files are not clips.
     files = sorted(
@@ -155,10 +189,14 @@ def _read_folder(folder: Path) -> Manifest:
         known = " ".join(sorted(MEDIA_SUFFIXES))
         raise ManifestError(f"{folder}: no clips in this folder; files with these suffixes are taken: {known}")
     clips: list[Clip] = []
+    fence = _Fence(folder)
     for file in files:
+        fence.check(file.name, str(file), str(folder))
         text = file.with_suffix(".txt")
         captions: tuple[str, ...] = ()
         if text.is_file():
+            if text.stat().st_size > MAX_TEXT:
+                raise ManifestError(f"{text}: more than {MAX_TEXT:,} bytes are no captions; cut it or take it away")
             try:
                 lines = text.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
@@ -188,9 +226,10 @@ def _read_csv(path: Path) -> Manifest:
                 raise ManifestError(f"{path}:1: two columns `{double[0]}`; keep one, or rename the other")
             row = reader.line_num + 1
             clips: list[Clip] = []
+            fence = _Fence(path.parent)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
-                    clips.append(_clip(len(clips), cells, columns, key, path, row))
+                    clips.append(_clip(len(clips), cells, columns, key, path, row, fence))
                 row = reader.line_num + 1
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 text ({error}); give a CSV, or a folder of clips") from error
@@ -204,7 +243,7 @@ def _read_csv(path: Path) -> Manifest:
     return _manifest(clips, path.parent)
 
 
-def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path, line: int) -> Clip:
+def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path, line: int, fence: _Fence) -> Clip:
     where = f"{path}:{line}"
     if any(cell.strip() for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
@@ -221,8 +260,9 @@ def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path
         )
     captions = _captions(row.get("caption", ""))
     split = (row.get("split") or None) if "split" in columns else DEFAULT_SPLIT
-    file = Path(os.path.abspath(path.parent / name))
-    return Clip(index, file, name, start or 0.0, end, captions, row.get("label") or None, split)
+    file = os.path.abspath(path.parent / name)
+    fence.check(name, file, where)
+    return Clip(index, Path(file), name, start or 0.0, end, captions, row.get("label") or None, split)
 
 
 def _seconds(text: str, column: str, where: str) -> float | None:

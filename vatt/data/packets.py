@@ -77,7 +77,8 @@ class PacketReader(WindowReader):
             if audio is None and "audio" in self.needs:
                 raise BadClip(clip.path, "no sound in it decodes")
         except BadClip as bad:
-            raise self._remember(clip, bad) from bad
+            self._remember(clip, bad)
+            raise
         # A short span repeats, its frames' places as frames would.
         places: Any = cut.frames
         window: Any = self._cut(clip, DecodedSpan(places, audio), 0)

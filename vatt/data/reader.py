@@ -34,6 +34,32 @@ av.logging.set_level(av.logging.PANIC)
 MAX_PIXELS = 2**27  # of a frame, four times 8K: damaged headers ask for more memory than there is
 MAX_IMAGE = 2**28  # bytes, which are read into memory
 BOTH = ("video", "audio")
+# Of libav's 370 formats: not playlists and lists of files (HLS, DASH, concat, SDP, numbered images), which open what is
+# written in them, wherever it lies; not devices; and not hundreds that no clip comes in, each a parser to be attacked.
+FORMATS = (
+    *(
+        "mov",
+        "matroska",
+        "avi",
+        "asf",
+        "flv",
+        "mpeg",
+        "mpegts",
+        "mpegvideo",
+        "m4v",
+        "h264",
+        "hevc",
+        "vvc",
+        "vc1",
+        "av1",
+    ),
+    *("obu", "ivf", "ogg", "rm", "mxf", "gxf", "dv", "nut", "wtv", "mjpeg", "yuv4mpegpipe", "gif", "apng", "swf"),
+    *("wav", "w64", "aiff", "au", "caf", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts", "truehd", "amr", "amrnb"),
+    *("amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "voc", "dsf"),
+    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe", "jpegxl_pipe", "jpegxl_anim"),
+    *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe"),
+)
+OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 
 
@@ -100,8 +126,10 @@ class Reader:
                 self.source.seek(0)
             # Old AVI files hold metadata in any encoding: it is of no use here and must not fail the clip.
             self.container: InputContainer = av.open(
-                self.source, "r", metadata_errors="ignore", timeout=self.deadline.seconds
+                self.source, "r", metadata_errors="ignore", timeout=self.deadline.seconds, container_options=OPTIONS
             )
+        except MemoryError:
+            raise
         except (FFmpegError, OSError, ValueError) as error:
             kind = "an image" if self.still else "a sound" if suffix in AUDIO else "a video"
             raise BadClip(self.path, f"not {kind} ({plain(error)})") from error
@@ -257,7 +285,9 @@ def opened(path: Path, time_limit: float, read: Collection[str] = BOTH) -> Itera
     try:
         with contextlib.closing(Reader(path, Deadline(path, time_limit), read)) as reader:
             yield reader
-    except (FFmpegError, ValueError, ArithmeticError, MemoryError) as error:
+    except MemoryError as error:
+        raise BadClip(path, "decoding it takes more memory than there is, or than a clip may have") from error
+    except (FFmpegError, ValueError, ArithmeticError) as error:
         raise BadClip(path, f"cannot be decoded ({type(error).__name__}: {plain(error)})") from error
 
 

@@ -28,12 +28,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from vatt.config import ConfigError
-from vatt.data.manifest import CAPTION_SEPARATOR, DEFAULT_SPLIT, Clip, ManifestError
+from vatt.data.manifest import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO
 from vatt.progress import progress_bar
 
 MAX_CLIP = 2**31  # bytes of one clip, which is read into memory
-MAX_TEXT = 2**20  # bytes of a .json or .txt, and of a header that tar files keep for long names
+MAX_ENTRIES = 2**20  # of a tar: their names are kept in memory
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 BLOCK = 2**20
 
@@ -248,7 +248,7 @@ class _Headers(io.FileIO):
     """A tar whose headers are read: refuses to take more into memory than a header can be."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_TEXT:
+        if size is None or not 0 <= size <= MAX_TEXT:  # long names and their like
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size) or b""
 
@@ -258,7 +258,11 @@ def _entries(tar: Path) -> Iterator[tuple[str, int, int]]:
     try:
         size = tar.stat().st_size
         with _Headers(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for entry in archive:
+            for number, entry in enumerate(archive):
+                # It would keep them all, each ten times as large as its name.
+                archive.members.clear()  # type: ignore[attr-defined]
+                if number == MAX_ENTRIES:
+                    raise ManifestError(f"{tar}: more than {MAX_ENTRIES:,} entries; pack smaller shards")
                 if entry.isdir():
                     continue
                 name = entry.name.removeprefix("./")
@@ -270,7 +274,7 @@ def _entries(tar: Path) -> Iterator[tuple[str, int, int]]:
             rest = file.read(tarfile.BLOCKSIZE)
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
             raise ManifestError(f"{tar}: damaged or cut off at byte {archive.offset:,}; copy or download it again")
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError) as error:
         if isinstance(error, ManifestError):
             raise
         raise ManifestError(f"{tar}: not a tar that can be read ({error}); compressed ones must be unpacked") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vatt.config import AudioConfig
 from vatt.data.augment import to_float
-from vatt.data.reader import BadClip, Deadline, plain
+from vatt.data.reader import OPTIONS, BadClip, Deadline, plain
 
 
 def read_sound_windows(path: Path, audio: AudioConfig, windows: int, time_limit: float) -> NDArray[np.float32]:
@@ -33,7 +33,9 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
     resampler = av.AudioResampler("s16", "mono", rate)
     frames: list[AudioFrame] = []
     try:
-        with av.open(str(path), "r", metadata_errors="ignore", timeout=time_limit) as container:
+        with av.open(
+            str(path), "r", metadata_errors="ignore", timeout=time_limit, container_options=OPTIONS
+        ) as container:
             stream = container.streams.best("audio")
             if stream is None:
                 raise BadClip(path, "no sound in it")

@@ -118,6 +118,9 @@ def import_source(args: argparse.Namespace) -> int:
     print(coverage.table())
     for line in remarks(coverage, media):
         print(line)
+    beyond = sum(not clip.path.is_relative_to(args.out.parent.absolute()) for clip in coverage.clips)
+    if beyond:
+        print(f"{beyond} clips lie outside of {args.out.parent.absolute()}: their rows hold absolute paths")
     if coverage.lost:
         print(f"clips left out, and why: {lost}")
     if not coverage.clips:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from vatt.config import ConfigError
 from vatt.data.encode import CODECS, Encoded, Recipe, encode_clip
+from vatt.data.limits import memory_limit
 from vatt.data.manifest import CAPTION_SEPARATOR, Clip, Manifest, ManifestError, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
@@ -160,8 +161,12 @@ class _Running:
     since: float
 
 
-def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float) -> None:
-    """Encodes what is not done yet, `workers` clips at a time. Raises OSError when files cannot be written."""
+def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float,
+               memory: float) -> None:  # fmt: skip
+    """Encodes what is not done yet, `workers` clips at a time, each in `time_limit` seconds and `memory` gigabytes.
+
+    Raises OSError when files cannot be written.
+    """
     distinct = {job.key: job for job in jobs}
     waiting = deque(job for key, job in distinct.items() if key not in corpus.done)
     context = multiprocessing.get_context("forkserver")
@@ -172,9 +177,10 @@ def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, 
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.popleft()
-                    (corpus.out / "clips" / job.key).parent.mkdir(exist_ok=True)
+                    stem = corpus.out / "clips" / job.key
+                    stem.parent.mkdir(exist_ok=True)
                     ours, theirs = context.Pipe(duplex=False)
-                    arguments = (theirs, job, corpus.out / "clips" / job.key, corpus.recipe, time_limit)
+                    arguments = (theirs, job, stem, corpus.recipe, time_limit, memory)
                     process = context.Process(target=_work, args=arguments, daemon=True)
                     running[ours] = _Running(job, process, job.source(), time.monotonic())
                     process.start()
@@ -226,12 +232,13 @@ def _end(process: Any, wait: bool = False) -> None:
         process.close()
 
 
-def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time_limit: float) -> None:
+def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time_limit: float, memory: float) -> None:
     """Runs in a process of its own: sends an `Encoded`, a reason, or the OSError that must stop the command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
     outcome: Encoded | str | OSError
     try:
-        outcome = encode_clip(job.clip, stem, recipe, time_limit)
+        with memory_limit(memory):
+            outcome = encode_clip(job.clip, stem, recipe, time_limit)
     except BadClip as error:
         outcome = error.reason
     except (ValueError, MemoryError) as error:
@@ -310,7 +317,7 @@ def transcode(args: argparse.Namespace) -> int:
     with log:
         take_finished(corpus, jobs, log)
         resumed = len(corpus.done)
-        encode_all(corpus, jobs, log, args.workers, args.time_limit)
+        encode_all(corpus, jobs, log, args.workers, args.time_limit, args.memory_limit)
         clips = new_clips(corpus, jobs)
         write_left_out(out / "left_out.csv", corpus, jobs)
         if not clips:
@@ -354,6 +361,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="clips at a time (default: cores)")
     add("--time-limit", type=float, default=600.0, metavar="SECONDS",
         help="a clip that takes longer is left out (default 600)")  # fmt: skip
+    add("--memory-limit", type=float, default=8.0, metavar="GB",
+        help="a clip that takes more memory is left out; 0: no limit (default 8)")  # fmt: skip
     add("--shards", type=int, default=0, metavar="N", help="also pack tars of N clips each (default: none)")
     args = parser.parse_args(argv)
     for name, least in (("size", 16), ("gop", 1), ("workers", 1), ("shards", 0)):
@@ -362,6 +371,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, most in (("fps", 240.0), ("time_limit", 1e6)):
         if not 0.1 <= getattr(args, name) <= most:  # so that NaN is refused
             parser.error(f"--{name.replace('_', '-')} is from 0.1 to {most:g}, got {getattr(args, name):g}")
+    if not 0 <= args.memory_limit < float("inf"):
+        parser.error(f"--memory-limit is a number of gigabytes, or 0, got {args.memory_limit:g}")
     return args
 
 

@@ -1,7 +1,8 @@
-"""Tells which clip each process is decoding, since when, and ends a process whose decoder does not come back.
+"""Tells which clip each process is decoding and since when, so that what a decoder does to its process costs one clip.
 
-A decoder that hangs inside the library looks at no deadline and cannot be interrupted, only its process can be killed.
-So workers write down what they open, in memory that they share with the main process.
+A decoder that hangs inside the library looks at no deadline and cannot be interrupted, only its process can be killed;
+one that crashes takes its process with it. So workers write down what they open, in memory that they share with the
+main process. And one that asks for more memory than a clip is worth is refused it, before the machine runs out.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.utils.data import get_worker_info
 
+from vatt.data.limits import memory_limit
 from vatt.data.manifest import Clip
 from vatt.data.reader import BadClip
 
 _PID, _CLIP, _SINCE = range(3)  # columns of the table; _SINCE is 0 while nothing is being decoded
+MAX_KILLED = 8  # workers killed from outside, with other clips and no batch in between, before it is called a fault
 
 
 class Watch:
-    """`limit`: seconds after which a decoder is given up, well above what a clip's own deadline allows.
+    """`limit`: seconds after which a decoder is given up, well above what a clip's own deadline allows. `memory`:
+    gigabytes that a worker may take to decode a clip, 0 for any.
 
-    `stuck`: clips given up, manifest index and reason. `seconds`: spent decoding in this process.
+    `stuck`: clips given up, manifest index and reason. `killed`: clips that were open in a worker that somebody killed,
+    since the last batch. `seconds`: spent decoding in this process.
     """
 
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
+    def __init__(self, limit: float, memory: float = 0.0) -> None:
+        self.limit, self.memory = limit, memory
         self.stuck: dict[int, str] = {}
+        self.killed: set[int] = set()
         self.seconds = 0.0
         self._table: torch.Tensor | None = None
 
@@ -49,7 +55,9 @@ class Watch:
             row[_PID], row[_CLIP] = os.getpid(), clip.index
             row[_SINCE] = time.monotonic()  # one clock for all processes of a machine
         try:
-            yield
+            # Not in the main process, of whose memory others take theirs at the same time.
+            with memory_limit(0.0 if row is None else self.memory):
+                yield
         finally:
             if row is not None:
                 row[_SINCE] = 0.0
@@ -68,5 +76,27 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)
             row[_SINCE] = 0.0
             self.stuck[clip] = f"its decoder hung for {self.limit:g} s and was ended"
+            found = True
+        return found
+
+    def crashed(self, exits: Mapping[int, int | None]) -> bool:
+        """Notes in `stuck` the clips with which workers died, and tells whether there were any.
+
+        `exits`: exit code by process id, None while it lives. SIGKILL is nothing a decoder does to itself: a person, or
+        a machine out of memory, chose the process. So the clip is tried again, and blamed if a second one dies with it;
+        False after `MAX_KILLED` of them, which no clip explains.
+        """
+        found = False
+        for row in [] if self._table is None else self._table:
+            clip, code = int(row[_CLIP].item()), exits.get(int(row[_PID].item()))
+            if code is None or not row[_SINCE].item():
+                continue
+            row[_SINCE] = 0.0
+            if code == -signal.SIGKILL and clip not in self.killed:
+                self.killed.add(clip)
+                found = found or len(self.killed) <= MAX_KILLED
+                continue
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            self.stuck[clip] = f"its decoder crashed ({how})"
             found = True
         return found

@@ -80,7 +80,8 @@ class WindowReader:
                 with self.watch.decoding(clip):
                     info = probe(clip.path, time_limit=self.time_limit, read=self.modalities, needs=self.needs)
             except BadClip as bad:
-                raise self._remember(clip, bad) from bad
+                self._remember(clip, bad)
+                raise  # not `from bad`: an error that is its own cause keeps what was open until the collector comes
             if len(self._durations) == KNOWN_DURATIONS:
                 self._durations.clear()
             self._durations[clip.path] = duration = info.duration
@@ -116,7 +117,8 @@ class WindowReader:
         try:
             span = self._decode(clip, clip.start, frames)
         except BadClip as bad:
-            raise self._remember(clip, BadClip(bad.path, bad.reason)) from bad
+            self._bad[clip.index] = bad.reason  # what is wrong with a part is wrong with the row
+            raise BadClip(bad.path, bad.reason) from bad
         if span.nbytes <= self.cache_bytes:
             self._cache[clip.index] = span
             self._cached_bytes += span.nbytes
@@ -142,7 +144,8 @@ class WindowReader:
                     needs=self.needs,
                 )
         except BadClip as bad:
-            raise self._remember(clip, bad) from bad
+            self._remember(clip, bad)
+            raise
 
     def _cut(self, clip: Clip, span: DecodedSpan, offset: int) -> Window:
         per_step = self.audio.rate / self.video.fps
@@ -162,11 +165,10 @@ class WindowReader:
         piece = span.audio[first : first + round(period * per_step)]
         return Window(video, piece[np.arange(self.audio.samples) % len(piece)])
 
-    def _remember(self, clip: Clip, bad: BadClip) -> BadClip:
+    def _remember(self, clip: Clip, bad: BadClip) -> None:
         # Only what every window of the row would meet: remembering must not change what a fresh process does.
         if bad.whole:
             self._bad[clip.index] = bad.reason
-        return bad
 
     def _known(self, clip: Clip) -> None:
         if clip.index in self._bad:

@@ -1,0 +1,63 @@
+"""Training runs that take seconds, as their users start them, for tests of what happens to runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vatt import train
+from vatt.checkpoint import load_latest
+from vatt.records import read_metrics
+
+SMALL = [
+    *("--batch-size=4", "--device=cpu", "--set=data.builtin_clips=24", "--set=data.workers=0", "--set=save_every=3"),
+    *("--set=optim.warmup=2", "--set=eval_windows=1", "--set=model.video.frames=8", "--set=model.video.size=32"),
+    *("--set=model.audio.samples=3200", "--set=model.text.words=8", "--set=model.text.captions=2"),
+    *(
+        f"--set=model.{encoder}_encoder.{setting}"
+        for encoder in ("video", "audio", "text", "shared")
+        for setting in ("width=32", "layers=1", "heads=2", "head_width=16", "mlp=32", "dropout=0.1")
+    ),
+]
+
+
+def run(*arguments: object) -> int:
+    """`python -m vatt.train` in this process."""
+    return train.main([*SMALL, *map(str, arguments)])
+
+
+def start(*arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), **options: object) -> subprocess.Popen:
+    """The same in a process of its own; `program`: what to run in place of the command."""
+    command = [sys.executable, *program, *SMALL, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.005)
+
+
+def steps(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(out / "metrics.jsonl")]
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Whether losses and weights of two finished runs are the same to the bit."""
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (a, b)]
+    return losses(a) == losses(b) and weights[0] == weights[1]
+
+
+def saved_step(out: Path) -> int:
+    found = load_latest(out / "checkpoints")
+    return found.step if found else 0

@@ -1,0 +1,187 @@
+"""Every command of README, read from it and executed: small stand-ins under the names it uses, a few steps, a CPU.
+
+A command that a reader can copy and that is not executed here fails, unless it stands in `NOT_RUN` with a reason.
+"""
+
+import csv
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import steps
+import torch
+from small_model import write_model
+from small_run import SMALL
+
+from vatt.data.manifest import read_manifest
+from vatt.data.synthetic import build_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:python|torchrun|pytest|make|pip)\s[^`]+)`")
+NAMES = [f"clip{i:07d}" for i in range(8)]  # as long as those of YouTube
+
+# What makes a command small; appended, so that it also replaces what README says.
+TABLE_OF_WORDS = "--set=model.text.vocabulary=200 --set=model.text.embedding=16 --set=model.post_width=24"
+REPORTS = "--out reports"
+SHRINK = {
+    "vatt.train": f"{shlex.join(SMALL)} {TABLE_OF_WORDS} --steps 2",
+    "vatt.finetune": "--steps 2 --batch-size 2 --frames 16 --device cpu --set data.workers=0",
+    "vatt.figures": "--method pca",
+    "vatt.data.transcode": "--workers 1",
+    "vatt.embed": "--workers 0 --device cpu",
+    "vatt.official": "--config config.json",
+    "vatt_kernels.aot": "--first --arch sm_80 --match projection",
+    "bench/soak.py": f"--data clips/ --variants 3 --clips 8 --clips-damaged 1 {REPORTS}",
+    "bench/decode.py": f"--data clips/ --quick --rounds 1 --steps 1 --batch 2 --workers 0 {REPORTS}",
+    "bench/gpu_report.py": f"--dry-run --only ceilings {REPORTS}",
+    "bench/droptoken_sweep.py": f"--quick --only timing --device cpu {REPORTS}",
+    "bench/resolution_sweep.py": "--preset tiny --layers 1 --clips 8x64 --drop-rates 0 0.5 --repeats 1 --device cpu "
+    f"{REPORTS}",
+    "bench/fused_vs_reference.py": f"--preset tiny --layers 1 --drop-rates 0 --repeats 1 {REPORTS}",
+    "bench/model_sizes.py": REPORTS,
+}
+STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "runs/mbs", "OUT": "runs/mbs", "N": "2"}
+NEEDS = {"vatt.official": "google_crc32c", "vatt_kernels.aot": "triton", "bench/videomae.py": "transformers"}
+NOT_RUN = {
+    r"pip install .*": "needs a package index",
+    r"make (train|test)": "CI runs it",
+    r"make (bench|reports)": "its programs are executed one by one, here and in test_bench.py",
+    r"pytest( --benchmark-only.*)?": "plain pytest runs each benchmark once, as a part of this suite",
+    r"python bench/videomae.py": "downloads nothing, but takes minutes at the one size VideoMAE has",
+    r"python bench/youcook2.py --data DIR": "needs the frames of YouCook2",
+    r".*(from_pretrained|push_to_hub)\(\"user/name\"\).*": "needs the Hugging Face hub",
+}
+
+
+def readme() -> tuple[list[str], list[str]]:
+    """(commands, blocks of Python) in the order of README, each once."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found: dict[str, None] = {}
+    blocks = []
+    for piece in re.split(r"(^```.*?^```)", text, flags=re.MULTILINE | re.DOTALL):
+        fence = FENCE.match(piece)
+        if fence and fence[1] == "python":
+            blocks.append(fence[2])
+        elif fence:
+            words = (shlex.split(line, comments=True) for line in fence[2].splitlines() if INLINE.match(f"`{line}`"))
+            found |= {shlex.join(line): None for line in words}
+        else:
+            found |= {" ".join(command.split()): None for command in INLINE.findall(piece)}
+    return list(found), blocks
+
+
+COMMANDS, BLOCKS = readme()
+
+
+def excused(command: str) -> str | None:
+    return next((reason for pattern, reason in NOT_RUN.items() if re.fullmatch(pattern, command)), None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, cache):
+    """A folder with everything README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    corpus = build_corpus(clips=24, progress=False)
+    clips = list(read_manifest(corpus))[: len(NAMES)]
+    (folder / "clips").mkdir()
+    rows = []
+    for name, clip in zip(NAMES, clips, strict=True):
+        shutil.copy(clip.path, folder / "clips" / f"{name}_000000_000002.mp4")
+        (folder / "clips" / f"{name}_000000_000002.txt").write_text("\n".join(clip.captions))
+        rows.append((f"clips/{name}_000000_000002.mp4", " | ".join(clip.captions), clip.index % 2))
+    splits = ["train"] * 6 + ["test"] * 2
+    for file in ("clips.csv", "manifest.csv", "kinetics.csv"):
+        write_rows(folder / file, ("path", "caption", "label", "split"),
+                   [(*row, split) for row, split in zip(rows, splits, strict=True)])  # fmt: skip
+    write_rows(folder / "test.csv", ("path", "caption", "label"), rows)
+    write_rows(folder / "kinetics-400_val.csv", ("label", "youtube_id", "time_start", "time_end", "split"),
+               [("left", name, 0, 2, "val") for name in NAMES])  # fmt: skip
+    for seed, name in enumerate(("vatt-mbs", "runs/ma_medium", "runs/scratch")):
+        shutil.copytree(write_model(folder / "made" / name, corpus, seed), folder / name)
+    return folder
+
+
+def write_rows(path: Path, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def test_readme_has_commands_and_excuses_are_used():
+    assert len(COMMANDS) > 25
+    lines = [*COMMANDS, *(line for block in BLOCKS for line in block.splitlines())]
+    unused = [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, line) for line in lines)]
+    assert unused == []
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not excused(command)])
+def test_a_command_works(command, place, monkeypatch, request):
+    words = [re.sub("=N$", "=2", STAND_INS.get(word, word)) for word in shlex.split(command) if word != "..."]
+    launcher, words = (words[: words.index("-m")], words[words.index("-m") :]) if words[0] == "torchrun" else (
+        words[:1], words[1:])  # fmt: skip
+    program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    if program in NEEDS:
+        pytest.importorskip(NEEDS[program])
+    monkeypatch.chdir(official(place, request) if program == "vatt.official" else place)
+    monkeypatch.setattr(steps, "peak_memory", lambda case: {"peak_bytes": 2, "step_bytes": 1})  # a process a row
+    if program in ("vatt.evaluate",) and not rest:
+        rest = ["--help"]  # README only names it here
+    if not {"--resume", "--status"} & set(rest):
+        rest += shlex.split(SHRINK.get(program, ""))
+    if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot"):
+        start = ["-m", "torch.distributed.run", *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *start, program, *rest], capture_output=True, text=True,
+                              env=environment, stdin=subprocess.DEVNULL)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    assert main_of(program)(rest) in (0, None)
+
+
+def main_of(program: str):
+    """The `main` that `python -m program` or `python bench/program.py` calls; --help leaves it with code 0."""
+    name = Path(program).stem if program.startswith("bench/") else program
+    package = importlib.util.find_spec(f"{name}.__main__") if name == "vatt.official" else None
+    main = importlib.import_module(package.name if package else name).main
+
+    def call(arguments: list[str]) -> int | None:
+        try:
+            return main(arguments)
+        except SystemExit as left:
+            return left.code
+
+    return call
+
+
+def official(place: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder in which ckpt-500000 is a small checkpoint that the release's own code wrote."""
+    folder = place / "official"
+    if not folder.exists():
+        fixtures = request.getfixturevalue("shared") / "parity" / "fixtures"
+        folder.mkdir()
+        shutil.copy(fixtures / "config.json", folder)
+        for file in (fixtures / "ckpt_tx_fac").iterdir():
+            shutil.copy(file, folder / re.sub(r"^.*?(?=\.index|\.data)", "ckpt-500000", file.name))
+    return folder
+
+
+def test_python_blocks_work(place, monkeypatch):
+    monkeypatch.chdir(place)
+    generator = torch.Generator().manual_seed(0)
+    names = {
+        "frames_uint8": torch.randint(256, (1, 32, 224, 224, 3), dtype=torch.uint8, generator=generator),
+        "weight": torch.zeros(4 * 16 * 16 * 3, 8),
+    }
+    assert len(BLOCKS) == 2
+    for block in BLOCKS:
+        kept = [line for line in block.splitlines() if not excused(line)]
+        exec("\n".join(kept), names)
+    assert names["tokens"].shape == (1, 784, 8)
+    assert (place / "copy").is_dir()

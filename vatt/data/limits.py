@@ -1,0 +1,48 @@
+"""The memory of a process that decodes: what a hostile file asks for is refused, what is freed goes back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+STATM = Path("/proc/self/statm")
+M_MMAP_THRESHOLD, BLOCK = -3, 128 * 1024  # of mallopt; bytes, glibc's own value before it raises it
+
+
+@contextlib.contextmanager
+def memory_limit(gigabytes: float) -> Iterator[None]:
+    """Inside, this process cannot have more than `gigabytes` (1e9 bytes) of memory on top of what it has; 0: no limit.
+
+    What goes beyond fails as where there is no more: MemoryError. Counted is what it writes to and shares with nobody,
+    whether touched or not. Linux only; elsewhere nothing is limited.
+    """
+    if not gigabytes or not STATM.exists():
+        yield
+        return
+    has = int(STATM.read_text().split()[5]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = has + int(gigabytes * 1e9)
+    allowed = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give large blocks back to the system as soon as they are freed, in this process, from now on.
+
+    On its own, it raises the size from which blocks are mapped apart to that of the largest one freed, up to 32 MiB.
+    Then pictures of all sizes lie in one heap between small things that stay, and over thousands of clips its resident
+    part grows in steps by tens of MiB, though no more is in use. The price is fresh pages for each picture, so this is
+    for processes that decode and do little else. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, BLOCK)
