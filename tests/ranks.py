@@ -1,6 +1,6 @@
 """Run by torchrun with any number of processes: trains for some steps in float64 and saves what it saw and became.
 
-`torchrun --nproc-per-node=N tests/ranks.py FOLDER KIND PARALLEL [MICRO_BATCH]`: KIND "specific" or "agnostic".
+`torchrun --nproc-per-node=N tests/ranks.py FOLDER KIND:PARALLEL:MICRO_BATCH ...`: KIND "specific" or "agnostic".
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from vatt.config import DropConfig
+from vatt.config import Config, DropConfig
 from vatt.data.loader import ClipDataset
 from vatt.data.manifest import read_manifest
 from vatt.data.text import Tokenizer
-from vatt.distributed import joined
+from vatt.distributed import World, joined
 from vatt.model.vatt import VATT
 from vatt.ops import choose
 from vatt.optim import Adam
@@ -28,7 +29,7 @@ from vatt.step import train_step
 STEPS, BATCH = 20, 8
 
 
-def settings(kind: str, micro_batch: int, parallel: str):
+def settings(kind: str, micro_batch: int, parallel: str) -> Config:
     config = preset("tiny" if kind == "specific" else "tiny_ma")
     small = replace(config.model.video_encoder, width=32, layers=2, heads=2, head_width=16, mlp=48)
     model = replace(
@@ -41,33 +42,34 @@ def settings(kind: str, micro_batch: int, parallel: str):
                    optim=replace(config.optim, warmup=2))  # fmt: skip
 
 
-def main(folder: Path, kind: str, parallel: str, micro_batch: int) -> None:
-    config = settings(kind, micro_batch, parallel)
+def run(folder: Path, config: Config, world: World, *, recompute: bool) -> None:
     clips = read_manifest(folder / "clips.csv")
     words = Tokenizer.build([text for clip in clips for text in clip.captions], config.model.text.vocabulary)
-    torch.set_num_threads(1)
-    with joined("cpu") as world:
-        torch.manual_seed(config.seed)
-        ops = choose(True, "cpu")
-        model = VATT(config.model, ops).double()
-        parts = prepare(model, (model.backbone, model.head), world, parallel, recompute=micro_batch == 1)
-        optimizer = Adam(model.parameters(), config.optim)
-        dataset = ClipDataset(clips, config.data, config.model, words, config.seed, slots=world.slots(BATCH))
-        seen, records = [], []
-        for step in range(STEPS):
-            batch = dataset[step]
-            masks = batch.video_mask.double(), batch.audio_mask.double(), batch.text_mask.double()
-            batch = replace(batch, audio=batch.audio.double(), video_mask=masks[0], audio_mask=masks[1],
-                            text_mask=masks[2])  # fmt: skip
-            records.append(train_step(model, optimizer, batch, config, step, nullcontext(), ops, world, parts))
-            everyone = world.exchange((batch.clips, batch.bad, batch.audio_mask.tolist(), batch.text_mask.tolist()))
-            seen.append([sum(part, []) for part in zip(*everyone, strict=True)])
-        state = whole_state(model) if is_sharded(model) else model.state_dict()
-        if world.is_first:
-            name = f"{kind}-{parallel}-{world.size}-{micro_batch}"
-            torch.save(state, folder / f"{name}.pt")
-            (folder / f"{name}.json").write_text(json.dumps({"records": records, "seen": seen}))
+    torch.manual_seed(config.seed)
+    ops = choose(True, "cpu")
+    model = VATT(config.model, ops).double()
+    parts = prepare(model, (model.backbone, model.head), world, config.parallel, recompute=recompute)
+    optimizer = Adam(model.parameters(), config.optim)
+    dataset = ClipDataset(clips, config.data, config.model, words, config.seed, slots=world.slots(BATCH))
+    seen, records = [], []
+    for step in range(STEPS):
+        batch = dataset[step]
+        masks = batch.video_mask.double(), batch.audio_mask.double(), batch.text_mask.double()
+        batch = replace(batch, audio=batch.audio.double(), video_mask=masks[0], audio_mask=masks[1],
+                        text_mask=masks[2])  # fmt: skip
+        records.append(train_step(model, optimizer, batch, config, step, nullcontext(), ops, world, parts))
+        everyone = world.exchange((batch.clips, batch.bad, batch.audio_mask.tolist(), batch.text_mask.tolist()))
+        seen.append([list(chain(*parts)) for parts in zip(*everyone, strict=True)])
+    state = whole_state(model) if is_sharded(model) else model.state_dict()
+    if world.is_first:
+        name = f"{config.model.kind}-{config.parallel}-{world.size}-{config.micro_batch}"
+        torch.save(state, folder / f"{name}.pt")
+        (folder / f"{name}.json").write_text(json.dumps({"records": records, "seen": seen}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 0)
+    torch.set_num_threads(1)
+    with joined("cpu") as joint:
+        for job in sys.argv[2:]:
+            kind, parallel, micro_batch = job.split(":")
+            run(Path(sys.argv[1]), settings(kind, int(micro_batch), parallel), joint, recompute=micro_batch == "1")

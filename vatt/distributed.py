@@ -108,12 +108,16 @@ class World:
         except RuntimeError as error:
             if isinstance(error, RunError):
                 raise
-            raise RunError(f"another process of this run is gone; its own message says why ({error})") from error
+            raise _gone(error) from error
         finally:
             self.seconds += time.perf_counter() - tick
 
 
 ALONE = World()
+
+
+def _gone(error: RuntimeError) -> RunError:
+    return RunError(f"another process of this run is gone; its own message says why ({error})")
 
 
 class _Gather(torch.autograd.Function):
@@ -139,8 +143,8 @@ class _Gather(torch.autograd.Function):
 def joined(device: str) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one.
 
-    `device`: as in the settings. NCCL is used where it is, or with "auto" may be, a GPU. Standard output of all ranks
-    but the first goes nowhere.
+    `device`: as in the settings. NCCL is used where it is, or with "auto" may be, a GPU. What ranks but the
+    first print goes nowhere, until an error ends them.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -151,11 +155,17 @@ def joined(device: str) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     world = World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
-    try:
-        with contextlib.ExitStack() as stack:
-            if not world.is_first:
-                silence = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(contextlib.redirect_stdout(silence))
+    with contextlib.ExitStack() as stack:
+        if not world.is_first:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        try:
             yield world
-    finally:
-        dist.destroy_process_group()
+        except RuntimeError as error:
+            # What DDP and FSDP2 send themselves, beside the backward pass.
+            if isinstance(error, dist.DistError) or "by peer" in str(error):
+                raise _gone(error) from error
+            raise
+    # Not after an error: it would wait for processes that are gone, and the message with it.
+    dist.destroy_process_group()
