@@ -79,6 +79,15 @@ def test_the_hub_can_read_it(runs):
     assert hub.ModelCard(write(runs["pretrained"])).data.license == "unknown"
 
 
+def test_a_model_for_the_hub_names_no_folder_of_this_machine(run, corpus, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    model = vatt.VATT.from_pretrained(run)
+    assert model.settings.data.source == str(corpus)
+    model.save_pretrained(tmp_path / "saved")
+    assert vatt.load_config(tmp_path / "saved").data.source == corpus.name
+    assert str(corpus.parent) not in (tmp_path / "saved/config.json").read_text()
+
+
 def test_a_readme_of_others_is_kept(run, capsys):
     readme = run / "README.md"
     first = write(run)

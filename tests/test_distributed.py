@@ -147,6 +147,33 @@ def test_a_killed_process_ends_the_run_and_resuming_repeats_it(folder, two, tmp_
         assert losses(out) == pytest.approx(losses(two[0]), rel=1e-3)  # float32
 
 
+BROKEN = """
+import os, sys
+from vatt import step, train
+loss, calls = step.pretraining_loss, []
+def broken(*arguments, **options):
+    calls.append(1)
+    losses = loss(*arguments, **options)
+    nan = len(calls) == 2 and os.environ["RANK"] == "1"
+    return losses._replace(total=losses.total * float("nan")) if nan else losses
+step.pretraining_loss = broken
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_updates_none(folder, two, tmp_path):
+    out = tmp_path / "run"
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = launch(2, tmp_path / "broken.py", "--data", folder / "clips.csv", "--out", out, *FEW)
+    assert done.returncode == 0, done.stderr
+    records, whole = read_metrics(out / "metrics.jsonl"), read_metrics(two[0] / "metrics.jsonl")
+    assert [record["updated"] for record in records] == [True, False, True, True, True, True]
+    assert records[1]["loss"] is None
+    assert len(records[1]["clips"]) == 8  # those of both ranks
+    assert records[0]["loss"] == whole[0]["loss"]
+    assert all(record["loss"] is not None for record in records[2:])  # no rank took the NaN in
+
+
 def test_a_batch_that_cannot_be_divided_is_refused_once(folder, tmp_path):
     done = launch(2, "-m", "vatt.train", "--out", tmp_path / "run", "--batch-size", 5)
     assert "a batch of 5 clips cannot be divided among 2 processes; choose a multiple of 2" in done.stderr

@@ -1,7 +1,9 @@
 """Input that means harm: what crashes, swells or leads elsewhere costs a clip or is refused; nothing stays behind."""
 
+import ast
 import gc
 import os
+import re
 import signal
 import struct
 import zlib
@@ -15,13 +17,15 @@ from media import numbered_frame, steady, tone_burst, write_clip
 from media_alone import write_image
 
 from vatt.config import AudioConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
-from vatt.data import loader
+from vatt.data import loader, transcode
 from vatt.data.batch import Batch
 from vatt.data.clips import Sample
+from vatt.data.decode import decode_span
 from vatt.data.limits import memory_limit
 from vatt.data.loader import ClipDataset, make_loader
-from vatt.data.manifest import Clip, Manifest
+from vatt.data.manifest import ROOTS, Clip, Manifest, ManifestError, read_manifest
 from vatt.data.reader import BadClip
+from vatt.data.sound_file import read_sound
 from vatt.data.text import Tokenizer
 from vatt.data.watch import MAX_KILLED, Watch
 from vatt.data.windows import WindowReader
@@ -64,8 +68,8 @@ class Crashing(ClipDataset):
 def test_a_decoder_that_crashes_costs_its_clip(corpus: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
     crashing = dataset(Crashing, corpus)
-    batches = list(make_loader(crashing, 0, 4, 2))
-    assert [index for batch in batches for index, _ in batch.bad].count(5) >= 2
+    batches = list(make_loader(crashing, 0, 3, 2))
+    assert [index for batch in batches for index, _ in batch.bad].count(5) >= 1
     assert {reason for batch in batches for _, reason in batch.bad} == {"its decoder crashed (SIGSEGV)"}
     fresh = dataset(Crashing, corpus)
     fresh.watch.stuck = crashing.watch.stuck  # known from the start
@@ -140,6 +144,15 @@ def test_a_clip_that_wants_more_memory_than_a_clip_may_have_is_bad(corpus: Manif
     assert "memory" not in reasons[8.0]  # it is only cut off
 
 
+def test_transcoding_leaves_out_a_clip_that_wants_too_much_memory(corpus: Manifest, tmp_path: Path) -> None:
+    forged_png(tmp_path / "huge.png", 11_000)
+    (tmp_path / "m.csv").write_text(f"path\nhuge.png\n{corpus[0].path}\n")
+    out = tmp_path / "out"
+    assert transcode.main([str(tmp_path / "m.csv"), "--out", str(out), "--size=64", "--memory-limit=0.25"]) == 0
+    assert [clip.path.suffix for clip in read_manifest(out / "manifest.csv")] == [".mp4"]
+    assert "memory" in (out / "left_out.csv").read_text()
+
+
 def test_the_memory_limit_is_on_top_of_what_there_is_and_ends_with_its_block() -> None:
     held = np.ones(300 << 20, np.uint8)
     with memory_limit(0.2):
@@ -180,3 +193,116 @@ def test_bad_clips_leave_nothing_for_the_garbage_collector(corpus: Manifest, tmp
         gc.enable()
     assert bad >= 4 * 4
     assert not {"traceback", "frame", "VideoFrame", "BadClip"} & set(left), left
+
+
+def test_a_manifest_leads_out_of_its_folder_only_where_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ROOTS, raising=False)
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a.mp4").write_bytes(b"x")
+    (inside / "link.mp4").symlink_to(outside / "a.mp4")
+    (inside / "deep").symlink_to(outside)
+
+    def found(name: str) -> str:
+        (inside / "m.csv").write_text(f"path\na.mp4\n{name}\n")
+        return str(read_manifest(inside / "m.csv")[1].path)
+
+    for name in ("link.mp4", "deep/a.mp4", "deep/../a.mp4", str(outside / "a.mp4")):
+        assert found(name) == os.path.abspath(inside / name)
+    for name in ("../out/a.mp4", "x/../../out/a.mp4", "../in.mp4"):
+        with pytest.raises(ManifestError, match=rf"m\.csv:3: {name} leads out of {inside}; .*{ROOTS}={tmp_path}"):
+            found(name)
+    monkeypatch.setenv(ROOTS, "")  # somebody else's manifest
+    assert found("a.mp4") == str(inside / "a.mp4")
+    for name in ("link.mp4", "deep/a.mp4", "../out/a.mp4", str(outside / "a.mp4"), "/etc/passwd"):
+        with pytest.raises(ManifestError, match=rf"m\.csv:3: {name} leads to .*, outside of {inside}"):
+            found(name)
+    with pytest.raises(ManifestError, match="leads to"):
+        read_manifest(inside)  # the folder itself, with a link in it
+    monkeypatch.setenv(ROOTS, f"/nowhere{os.pathsep}{outside}")
+    for name in ("link.mp4", "deep/a.mp4", "../out/a.mp4", str(outside / "a.mp4")):
+        assert found(name) == os.path.abspath(inside / name)
+    with pytest.raises(ManifestError, match="leads to /etc/passwd"):
+        found("/etc/passwd")
+    monkeypatch.setenv(ROOTS, "/")
+    assert found("../../../../../../../../../../etc/passwd") == "/etc/passwd"
+
+
+def playlists(target: Path) -> dict[str, str]:
+    head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.0,\n"
+    return {
+        "a.m3u8": f"{head}{target}\n#EXT-X-ENDLIST\n",
+        "b.m3u8": f"{head}http://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+        "c.mp4": f"ffconcat version 1.0\nfile '{target}'\n",
+        "d.mkv": "ffconcat version 1.0\nfile inside.ts\n",
+        "e.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    }
+
+
+def test_a_file_that_names_other_files_is_no_clip(tmp_path: Path) -> None:
+    """Playlists open what is written in them, wherever it lies: no row of a manifest can lead there through one."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    target = write_clip(tmp_path / "secret.ts", steady(1.0, 10))
+    write_clip(folder / "inside.ts", steady(1.0, 10))
+    for name, text in playlists(target).items():
+        (folder / name).write_text(text)
+        with pytest.raises(BadClip, match="not a video"):
+            decode_span(folder / name, start=0.0, fps=10.0, frames=2, rate=RATE, needs=(), time_limit=5.0)
+        with pytest.raises(BadClip, match="cannot be read"):
+            read_sound(folder / name, RATE, 5.0)
+
+
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    for name in ("pipe.mp4", "folder.mp4", "zero.mp4"):
+        for read in (lambda path: decode_span(path, start=0.0, fps=10.0, frames=1, rate=RATE),
+                     lambda path: read_sound(path, RATE, 5.0)):  # fmt: skip
+            with pytest.raises(BadClip, match="not a file"):
+                read(tmp_path / name)
+    for name in ("pipe.tar", "pipe.mp4"):
+        with pytest.raises(ManifestError, match="no such"):
+            read_manifest(tmp_path / name)
+    with pytest.raises(ManifestError, match="no clips in this folder"):
+        read_manifest(tmp_path)
+
+
+def test_a_text_too_large_for_captions_is_refused(corpus: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(corpus[0].path.read_bytes())
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(1 << 40)  # a hole, not a terabyte
+    with pytest.raises(ManifestError, match=r"a\.txt: more than 1,048,576 bytes are no captions"):
+        read_manifest(tmp_path)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
+
+
+@pytest.mark.parametrize("folder", ["vatt", "kernels", "bench"])
+def test_nothing_is_unpickled(folder: str) -> None:
+    """Reading a pickle runs what is in it. `torch.load(weights_only=True)` builds tensors and plain values only."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not RUN_CODE & {name.split(".")[0] for name in names}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert given.get("allow_pickle", "False") == "False", f"{path}:{node.lineno}"
+                if ast.unparse(node.func) == "torch.load":
+                    assert given.get("weights_only") == "True", f"{path}:{node.lineno}"
+                assert node.func.attr != "read_pickle", f"{path}:{node.lineno}"
+
+
+def test_every_promise_names_a_test_that_is_there() -> None:
+    told = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    assert len(told) > 20
+    for file, name in told:
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media import steady, tone_burst, write_clip
+from media import numbered_frame, numbers, steady, tone_burst, write_clip
+from media_alone import write_image
 
 from vatt.config import ConfigError
+from vatt.data import shards
 from vatt.data.decode import decode_span
 from vatt.data.manifest import Clip, ManifestError, read_manifest
 from vatt.data.reader import BadClip
@@ -154,6 +156,9 @@ def test_shards_of_others(tmp_path: Path) -> None:
         (entry("1.json", b" " * (1 << 21)), "too many for a text"),
         (entry("1.txt", b"\xff\xff"), "is not UTF-8"),
         (entry("0.mp4"), "two entries"),
+        (entry("s.mp4", type=tarfile.REGTYPE, pax_headers={"GNU.sparse.size": "9", "GNU.sparse.map": "0,9"}), "sparse"),
+        (entry("p.mp4", pax_headers={"path": "../../out.mp4"}), "has no name for"),
+        (entry("p.mp4", pax_headers={"size": "99999999999"}), "claims 99,999,999,999 bytes"),
     ],
 )
 def test_hostile_entries(tmp_path: Path, add: Callable[[tarfile.TarFile], None], reason: str) -> None:
@@ -184,6 +189,7 @@ def header(size: bytes, kind: bytes = b"0") -> bytes:
         (lambda data: header(b"77777777777", b"x") + data, "a header of"),
         (lambda data: header(b"\xff" * 10 + b"\xfe\x00", b"L") + data, "a header of -512"),
         (lambda data: header(b"\xff" * 11 + b"\x00", b"L") + data, "has no name"),
+        (lambda data: header(b"0", b"L") * 3000 + data, "not a tar"),  # names of names of names
         (gzip.compress, "not a tar"),
         (lambda data: b"", "not a tar"),
         (lambda data: b"no tar at all" * 100, "not a tar"),
@@ -195,6 +201,31 @@ def test_damaged_tars(tmp_path: Path, damage: Callable[[bytes], bytes], reason: 
     with pytest.raises(ManifestError, match=reason) as error:
         read_shards(tar)
     assert str(tar) in str(error.value)
+
+
+def test_the_name_of_a_picture_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libav would take it for numbered files, in the folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a1.png", numbered_frame(1))
+    packed = write_image(tmp_path / "b.png", numbered_frame(90)).read_bytes()
+    (clip,) = read_shards(pack(tmp_path / "a.tar", entry("a%d.png", packed)))
+    found = decode_span(clip.path, start=0, fps=10, frames=1, rate=48_000).video
+    assert found is not None
+    assert numbers(found) == [90]
+
+
+def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many entries are refused; tars within tars, and files that are no clips, are never opened."""
+    inner = pack(tmp_path / "inner.tar", entry("1.mp4"))
+    tar = pack(tmp_path / "a.tar", entry("1.tar", inner.read_bytes()), entry("2.zip"), entry("3.mp4"))
+    assert [clip.path.name for clip in read_shards(tar)] == ["3.mp4"]
+    with pytest.raises(BadClip, match="missing"):
+        decode_span(tar / "1.tar" / "1.mp4", start=0, fps=10, frames=1, rate=48_000)
+    monkeypatch.setattr(shards, "MAX_ENTRIES", 5)
+    few, many = (pack(tmp_path / f"{n}.tar", *(entry(f"{i}.mp4") for i in range(n))) for n in (5, 6))
+    assert len(read_shards(few)) == 5
+    with pytest.raises(ManifestError, match=r"6\.tar: more than 5 entries; pack smaller shards"):
+        read_shards(many)
 
 
 def test_no_clips(tmp_path: Path) -> None:

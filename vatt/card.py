@@ -37,8 +37,9 @@ PIPELINES = {"video": "video-classification", "audio": "audio-classification", "
 EXAMPLES = """examples:
   python -m vatt.card runs/mbs
   python -m vatt.card runs/finetune-video --license apache-2.0 --name "VATT-MBS on Kinetics-400"
-  hf upload user/name runs/mbs/model .                    the model goes to the hub, ...
+  python -c "import vatt; vatt.VATT.from_pretrained('runs/mbs').push_to_hub('user/name')"    a model to the hub, ...
   hf upload user/name runs/mbs/README.md README.md        ... then its card, and in the same way loss.png
+  hf upload user/name runs/finetune-video/model .         a classifier; its config.json names folders of this machine
 
 DIR is the folder of a run (finished or not), or one that holds a model only (converted, saved). A README.md that this
 command did not write, or that was edited since, is kept unless --force is given.

@@ -10,11 +10,13 @@ make up a model folder that every command and `vatt.load` take. Without huggingf
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from .card import public
 from .config import Config, ModelConfig
 from .data.text import Tokenizer
 from .model.vatt import VATT as Model
@@ -46,7 +48,10 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, save_directory / "model.safetensors")
-        write_config(save_directory, self.settings, {})
+        # What others may see names files, not the folders of this machine in which they lie.
+        data = self.settings.data
+        data = replace(data, source=public(data.source), vocabulary=public(data.vocabulary))
+        write_config(save_directory, replace(self.settings, data=data), {})
         if self.tokenizer is not None:
             self.tokenizer.save(save_directory / VOCABULARY)
 

@@ -262,13 +262,13 @@ def _source(path: Path) -> str | io.BytesIO:
             size = status.st_size
         if size == 0:
             raise BadClip(path, "empty file")
+        # An image's name must not be looked at: libav takes one with a % in it for a numbered sequence.
         if isinstance(found, io.BytesIO):
-            return found
+            return io.BytesIO(found.getvalue()) if path.suffix.lower() in IMAGE else found
         if path.suffix.lower() not in IMAGE:
             return str(path)
         if size > MAX_IMAGE:
             raise BadClip(path, f"{size:,} bytes are too many for an image")
-        # An image's name must not be looked at: libav takes one with a % in it for a numbered sequence.
         return io.BytesIO(path.read_bytes())
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror or error})"
