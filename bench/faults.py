@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from vatt import checkpoint
 
-LIMIT = 300.0  # seconds after which a process that should have ended hangs
+LIMIT = 900.0  # seconds after which a process that should have ended hangs
 STARTING = 6.0  # seconds within which a process is killed that is still starting
 REACH = 12  # steps after the checkpoint it began with, within which a process meets its fault
 
@@ -246,7 +246,10 @@ def kill_a_worker(process: Process, moment: Moment) -> int:
 
 def fill_the_disk(process: Process, moment: Moment) -> int:
     """The process was started with a small `file_bytes`."""
+    finished = last_step(process.out) == moment.steps
     code = process.end()
+    if code == 0 and finished:
+        return code  # all that was left to write, the model, is smaller than a checkpoint and had room
     plain = "error: " in process.said and "Traceback" not in process.said
     _expect(code == 1 and plain, code, "exit 1 with a plain error")
     return code

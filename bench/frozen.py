@@ -110,7 +110,7 @@ def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict
     for modality, name in POOLED.items():
         if not len(arrays.get(name, ())) or len(ids) < 2:
             continue
-        place = arrays["audio_clip"] if modality == "audio" else np.arange(len(labels))
+        place = arrays[f"{modality}_clip"]
         features, known = torch.from_numpy(arrays[name]), target[place]
         scores = []
         for train_mask, test_mask in splits:
@@ -133,17 +133,21 @@ def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:
         return {}
     chosen = arrays["split"] == "test"
     chosen = chosen if chosen.any() else np.ones(len(chosen), bool)
-    place = np.cumsum(chosen) - 1
-    heard, said = chosen[arrays["audio_clip"]], chosen[arrays["text_clip"]]
+    # Only clips with video are ranked, and asked about.
+    seen = chosen[arrays["video_clip"]]
+    kept = arrays["video_clip"][seen]
+    place = np.full(len(chosen), -1)
+    place[kept] = np.arange(len(kept))
+    heard, said = place[arrays["audio_clip"]] >= 0, place[arrays["text_clip"]] >= 0
 
     def rows(name: str, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(arrays[name][mask])
 
     return retrieval(ClipEmbeddings(
-        rows("video_to_text", chosen)[:, None], rows("video_to_audio", chosen)[:, None],
+        rows("video_to_text", seen)[:, None], rows("video_to_audio", seen)[:, None],
         rows("audio_embedding", heard)[:, None], rows("text_embedding", said),
         torch.from_numpy(place[arrays["audio_clip"][heard]]),
-        torch.from_numpy(place[arrays["text_clip"][said]]), arrays["row"][chosen].tolist(), []))  # fmt: skip
+        torch.from_numpy(place[arrays["text_clip"][said]]), arrays["row"][kept].tolist(), []))  # fmt: skip
 
 
 def corpus_scores(run: Path, clips: int, device: str) -> dict[str, Any]:

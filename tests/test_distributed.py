@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vatt import train
+from vatt import embed, evaluate, train
 from vatt.data.synthetic import build_corpus
 from vatt.records import read_metrics
 
@@ -145,6 +145,25 @@ def test_a_killed_process_ends_the_run_and_resuming_repeats_it(folder, two, tmp_
         assert (out / "checkpoints" / "step-00000002" / "shards").is_dir()
         assert train.main(["--out", str(out), "--resume"]) == 0
         assert losses(out) == pytest.approx(losses(two[0]), rel=1e-3)  # float32
+
+
+def test_features_and_scores_of_two_processes_are_those_of_one(folder, two, tmp_path):
+    model, data = two[0] / "model", folder / "clips.csv"
+    embedding = ("--model", model, "--data", data, "--windows", 1, "--workers", 0, "--max-bad-share", 1)
+    scoring = ("--model", model, "--data", data, "--split", "train", "--workers", 0, "--max-bad-share", 1)
+    for command, arguments in (("embed", embedding), ("evaluate", scoring)):
+        suffix = ".npz" if command == "embed" else ""
+        done = launch(2, "-m", f"vatt.{command}", *arguments, "--out", tmp_path / f"{command}2{suffix}")
+        assert done.returncode == 0, done.stderr
+        run = {"embed": embed, "evaluate": evaluate}[command]
+        assert run.main([*map(str, arguments), "--out", str(tmp_path / f"{command}1{suffix}")]) == 0
+    ours, theirs = (np.load(tmp_path / f"embed{ranks}.npz") for ranks in (2, 1))
+    assert len(theirs["row"]) == 27
+    for name in set(theirs.files) - {"metadata"}:
+        assert np.array_equal(ours[name], theirs[name]), name
+    scores = [json.loads((tmp_path / f"evaluate{ranks}" / "result.json").read_text()) for ranks in (2, 1)]
+    assert scores[0]["retrieval"] == scores[1]["retrieval"]
+    assert scores[0]["bad_clips"] == scores[1]["bad_clips"]
 
 
 BROKEN = """

@@ -193,11 +193,11 @@ def test_7_fused_is_reference(tmp_path):
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     literal = read_metrics(tmp_path / "reference" / "metrics.jsonl")
-    assert literal[-1]["loss"] < 0.9 * literal[0]["loss"]  # it moved far from where all began
+    assert literal[-1]["loss"] < literal[0]["loss"] - 0.2  # it moved far from where all began
     for name in ("portable", "triton"):
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         assert [record["operations"] for record in records] == [name] * 20
-        for key, tolerance in (("loss", 5e-5), ("gradient_norm", 5e-4)):  # ten times what rounding makes of it
+        for key, tolerance in (("loss", 3e-5), ("gradient_norm", 3e-4)):  # ten times what rounding makes of it
             assert [r[key] for r in records] == pytest.approx([r[key] for r in literal], rel=tolerance)
 
 

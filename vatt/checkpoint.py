@@ -143,7 +143,8 @@ def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint
             warn(f"damaged checkpoint: {message}; using {path.name} instead")
         return found
     if damaged:
-        raise DamagedCheckpoint(f"no whole checkpoint in {folder}: {'; '.join(damaged)}")
+        raise DamagedCheckpoint(f"no whole checkpoint in {folder}: {'; '.join(damaged)}; restore one, or delete the "
+                                "folder to begin anew")  # fmt: skip
     return None
 
 

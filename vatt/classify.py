@@ -27,6 +27,7 @@ from .config import ConfigError, DataConfig, to_dict
 from .data.batch import Batch
 from .data.labelled import ViewDataset
 from .data.manifest import Manifest
+from .distributed import ALONE, World
 from .metrics import classification_scores, multilabel_scores
 from .model.vatt import Classifier
 from .pretrained import model_folder, weights_fingerprint
@@ -134,7 +135,8 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any) -> Predictions:
+def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
+            world: World = ALONE) -> Predictions:  # fmt: skip
     """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
 
     Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.
@@ -151,14 +153,16 @@ def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any)
                 logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
         return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
 
-    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share)
+    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
     model.train(was_training)
     return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
 
 
 def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: DataConfig, out: Path,
-             autocast: Any) -> dict[str, Any]:  # fmt: skip
+             autocast: Any, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
     """Classifies `clips` (class ids are the model's) and writes predictions, a table of classes and their confusion.
+
+    All ranks of `world` classify, the first one writes; on the others this ends with `Finished`.
 
     Returns scores and counts; without any labelled clip there are no scores, and null stands for an infinite one.
     In `out`: predictions.csv (best classes of each clip), predictions.parquet (all logits; .npz without pyarrow),
@@ -167,10 +171,12 @@ def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: D
     dataset = ViewDataset(clips, data, model.backbone.config, config.task, config.windows, config.crops,
                           batch_size=max(1, data.batch_size // config.views))  # fmt: skip
     parts = out / "predictions.parts"
-    open_parts(parts, {"weights": weights_fingerprint(model), "clips": fingerprint(clips), "batch": dataset.batch_size,
-                       "model": to_dict(model.backbone.config), "augment": to_dict(data.augment),
-                       **asdict(config)})  # fmt: skip
-    predictions = predict(model, dataset, parts, autocast)
+    identity = {"weights": weights_fingerprint(model), "clips": fingerprint(clips), "batch": dataset.batch_size,
+                "model": to_dict(model.backbone.config), "augment": to_dict(data.augment),
+                **asdict(config)}  # fmt: skip
+    world.first(lambda: open_parts(parts, identity))
+    predictions = predict(model, dataset, parts, autocast, world)
+    world.last_common()
     labels = label_table(clips, predictions.clips)
     write_predictions(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
     labelled = labels.any(1)

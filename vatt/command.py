@@ -1,4 +1,4 @@
-"""How a training command ends: a message and an exit code for every error a user can cause."""
+"""How a command ends: a message and an exit code for every error a user can cause."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from .config import ConfigError
 from .data.batch import DataError
 from .data.manifest import ManifestError
 from .data.text import VocabularyError
-from .distributed import Elsewhere
+from .distributed import Elsewhere, Finished
+from .features import FeaturesError
 from .official.convert import MapError
 from .run import RunError
 from .tf_checkpoint import CheckpointError
 
 USAGE = (ConfigError, ManifestError, VocabularyError)
-FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, OSError)
+FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, FeaturesError, OSError)
 
 
-def exit_code(action: Callable[[], None]) -> int:
+def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
     """Runs `action`: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Says which process failed."""
     try:
         action()
+    except Finished:
+        return 0
     except Elsewhere as error:
         return 2 if isinstance(error.cause, USAGE) else 1
     except USAGE as error:
@@ -31,7 +34,7 @@ def exit_code(action: Callable[[], None]) -> int:
     except FAILURES as error:
         return _report(error, 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     return 0
 

@@ -32,6 +32,10 @@ class Elsewhere(RunError):
         self.cause = cause
 
 
+class Finished(Exception):
+    """This rank has done its part; the first one goes on alone."""
+
+
 class World:
     """The processes of this run. `seconds`: spent so far in what `exchange`, `gather` and `mean` wait for.
 
@@ -84,6 +88,11 @@ class World:
         if error is not None:
             raise error if self.is_first else Elsewhere(error)
         return result
+
+    def last_common(self) -> None:
+        """To be called where only the first rank goes on. Raises `Finished` on the others."""
+        if not self.is_first:
+            raise Finished
 
     def gather(self, x: Tensor) -> Tensor:
         """[B, ...] of each rank -> [ranks * B, ...], in float32 at least. The gradients of all ranks' copies add up."""

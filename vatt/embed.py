@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .command import exit_code
 from .config import ConfigError, to_dict
 from .data.bad_clips import bad_share
 from .data.loader import Batch, DataError, EvalDataset, make_loader
-from .data.manifest import Clip, Manifest, ManifestError, read_manifest
-from .data.text import Tokenizer, VocabularyError
+from .data.manifest import Clip, Manifest, read_manifest
+from .data.text import Tokenizer
+from .distributed import ALONE, World, joined
 from .features import POSITIONS, Arrays, FeaturesError, assemble, check_format, read_features, read_shard, write_shard
 from .files import write_atomically
 from .model.vatt import VATT
@@ -131,10 +133,10 @@ def _concatenate(batches: list[Arrays]) -> Arrays:
     return {name: np.concatenate([arrays[name] for arrays in batches]) for name in batches[0]}
 
 
-def missing_shards(parts: Path, count: int) -> list[range]:
-    """Runs of shards of `count` that are not in `parts`; a damaged one is named and made again."""
+def missing_shards(parts: Path, wanted: range) -> list[range]:
+    """Runs of shards of `wanted` that are not in `parts`; a damaged one is named and made again."""
     missing = []
-    for shard in range(count):
+    for shard in wanted:
         path = _shard(parts, shard)
         try:
             if path.exists():
@@ -154,14 +156,39 @@ def _shard(parts: Path, number: int) -> Path:
 
 def make_shards(
     model: VATT, dataset: EvalDataset, tokenizer: Tokenizer | None, parts: Path, per_shard: int, max_bad: float,
-    autocast: Any,
+    autocast: Any, world: World = ALONE,
 ) -> list[Path]:  # fmt: skip
-    """Embeds what is missing in `parts`, `per_shard` batches a file. Raises `DataError` when too many clips are bad."""
+    """Embeds what is missing in `parts`, `per_shard` batches a file; returns the paths of all shards.
+
+    Each rank of `world` makes a consecutive part of the shards, and goes on when all have theirs. Raises `DataError`
+    when too many clips of a rank are bad.
+    """
     count = -(-len(dataset) // per_shard)
+    error, bad, tried = "", 0, 0
+    try:
+        own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+        bad, tried = _make_shards(model, dataset, tokenizer, parts, own, per_shard, max_bad, autocast)
+    except DataError as caught:
+        if world.size == 1:
+            raise
+        error = str(caught)
+    told = world.exchange((bad, tried, error))
+    if errors := [text for _, _, text in told if text]:
+        raise DataError(errors[0])
+    if sum(bad for bad, _, _ in told) == (tried := sum(tried for _, tried, _ in told)):
+        raise DataError(f"none of the {tried} clips could be read")
+    return [_shard(parts, i) for i in range(count)]
+
+
+def _make_shards(
+    model: VATT, dataset: EvalDataset, tokenizer: Tokenizer | None, parts: Path, own: range, per_shard: int,
+    max_bad: float, autocast: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Makes the shards `own` that are missing; returns how many of their clips are bad and how many were tried."""
     clips = {clip.index: clip for clip in dataset.clips}
-    runs = missing_shards(parts, count)
+    runs = missing_shards(parts, own)
     absent = {shard for run in runs for shard in run}
-    done = [read_shard(_shard(parts, i), ("row", "bad_row")) for i in range(count) if i not in absent]
+    done = [read_shard(_shard(parts, i), ("row", "bad_row")) for i in own if i not in absent]
     bad = sum(len(arrays["bad_row"]) for arrays in done)
     tried = bad + sum(len(arrays["row"]) for arrays in done)
     with progress_bar(len(dataset.clips), "embedding", "clip", tried) as bar:
@@ -181,9 +208,7 @@ def make_shards(
                     raise DataError(f"{bad} of {tried} clips tried could not be used, more than the share of "
                                     f"{max_bad:g} that --max-bad-share allows; they are named above. Allow more and "
                                     f"--resume, or mend them, delete {parts} and start over")  # fmt: skip
-    if bad == tried:
-        raise DataError(f"none of the {tried} clips could be read")
-    return [_shard(parts, i) for i in range(count)]
+    return bad, tried
 
 
 def choose_clips(source: str, split: str | None) -> Manifest:
@@ -259,9 +284,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def embed(args: argparse.Namespace) -> None:
+def embed(args: argparse.Namespace, world: World) -> None:
     check_format(args.out)
-    device = pick_device(args.device)
+    device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
     folder = model_folder(args.model)
     clips = choose_clips(args.data, args.split)
@@ -293,9 +318,10 @@ def embed(args: argparse.Namespace) -> None:
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
-    record = open_parts(args.out, parts, metadata, args.resume)
+    record = world.first(lambda: open_parts(args.out, parts, metadata, args.resume))
     if record is None:
-        shutil.rmtree(parts, ignore_errors=True)
+        if world.is_first:
+            shutil.rmtree(parts, ignore_errors=True)
         print(f"{args.out} is complete")
         return
     print(f"{len(clips)} clips, {windows} windows each; {folder}, {device}, {dtype}")
@@ -303,7 +329,10 @@ def embed(args: argparse.Namespace) -> None:
     if tokenizer is None and any(clip.captions for clip in clips):
         print(f"captions are left out: {folder} has no {VOCABULARY}; copy its word list there or name --vocabulary")
     max_bad = data.max_bad_share if args.max_bad_share is None else args.max_bad_share
-    shards = make_shards(model, dataset, tokenizer, parts, per_shard, max_bad, autocast_for(device, dtype))
+    shards = make_shards(model, dataset, tokenizer, parts, per_shard, max_bad, autocast_for(device, dtype),
+                         world)  # fmt: skip
+    if not world.is_first:
+        return
     counts = assemble(shards, args.out, record)
     shutil.rmtree(parts)
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
@@ -312,18 +341,12 @@ def embed(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        embed(args)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, FeaturesError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished shards are kept: --resume goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    def action() -> None:
+        with joined(args.device) as world:
+            embed(args, world)
+
+    return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 
 
 if __name__ == "__main__":

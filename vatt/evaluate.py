@@ -8,22 +8,25 @@ retrieve: captions and sounds rank all clips, zero-shot (Table 4).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import classify, probe
+from .command import exit_code
 from .config import Config, ConfigError, to_dict
-from .data.loader import DataError, EvalDataset
-from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.loader import EvalDataset
+from .data.manifest import Manifest, read_manifest
 from .data.sources_read import AUDIO
 from .data.synthetic import build_corpus
-from .data.text import VocabularyError
+from .distributed import Finished, World, joined
 from .files import write_atomically
 from .folds import probe_folds, read_folds
 from .pretrained import load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint
@@ -40,6 +43,7 @@ EXAMPLES = """examples:
   python -m vatt.evaluate --task probe --run vatt-mbs --data ucf101-1.csv ucf101-2.csv ucf101-3.csv --out runs/ucf101
   python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --modality audio --probe lbfgs
   python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --out runs/esc50 --resume    after a crash
+  torchrun --nproc-per-node=8 -m vatt.evaluate --task classify --model runs/k400 --data k400.csv --split val
 
 probe: a manifest a split or fold, each with rows of train and test; features are made once for all of them. Rows of a
 single manifest that are in other splits (1, 2, 3, ...) are folds: each is tested once, after a fit to the others.
@@ -62,7 +66,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--task", choices=TASKS, default="retrieve", help="what to score (default retrieve)")
-    add("--run", type=Path, required=True, metavar="DIR",
+    # Under torchrun --run means an option of its own.
+    add("--run", "--model", type=Path, required=True, metavar="DIR", dest="run",
         help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
     add("--data", nargs="+", metavar="PATH",
         help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
@@ -165,7 +170,7 @@ def open_out(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Path |
     return out, None
 
 
-def classify_clips(args: argparse.Namespace, device: torch.device) -> None:
+def classify_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
     """`--task classify`."""
     config = settings_of(args)
     model, views, labels = classify.read_classifier(args.run, device, fused=config.fused)
@@ -178,30 +183,34 @@ def classify_clips(args: argparse.Namespace, device: torch.device) -> None:
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
-    out, result = open_out(args, settings)
+    out, result = world.first(lambda: open_out(args, settings))
     assert out is not None
     if result is None:
-        test = classify.classify(model, clips, views, config.data, out, autocast_for(device, dtype))
+        test = classify.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
         result = finish(out, settings, config, device, {"test": test})
     print(classify.format_scores(result["test"]))
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
 
-def retrieve_clips(args: argparse.Namespace, device: torch.device) -> None:
+def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
     model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
     clips = choose_clips(args, config)
     size = max(1, 32 // config.eval_windows)
-    dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size)
+    dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
-    out, result = open_out(args, settings)
+    out, result = world.first(lambda: open_out(args, settings))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
-            open_parts(parts, settings)
-        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)), parts)
+            world.first(lambda: open_parts(parts, settings))
+        elif world.size > 1:
+            raise ConfigError("several processes share their work in a folder: name one with --out")
+        autocast = autocast_for(device, compute_dtype(config.dtype, device))
+        embedded = embed_clips(model, dataset, autocast, parts, world)
+        world.last_common()
         wanted = SCORES if args.score == "both" else (args.score,)
         scores = {name if score == wanted[0] else f"{name}_{score}": values
                   for score in wanted for name, values in retrieval(embedded, score).items()}  # fmt: skip
@@ -218,7 +227,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device) -> None:
         write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
 
 
-def probe_clips(args: argparse.Namespace, device: torch.device) -> None:
+def probe_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
         probe.logistic_regression()  # said now rather than after hours of features
@@ -230,14 +239,17 @@ def probe_clips(args: argparse.Namespace, device: torch.device) -> None:
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
-    out, result = open_out(args, settings)
+    out, result = world.first(lambda: open_out(args, settings))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         for modality in modalities:
-            open_parts(parts / modality, settings)
-            found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out)
+            world.first(partial(open_parts, parts / modality, settings))
+            with contextlib.suppress(Finished):
+                found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
+                                              world)  # fmt: skip
+        world.last_common()
         result = finish(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
@@ -273,20 +285,15 @@ def finish(out: Path, settings: dict[str, Any], config: Config, device: torch.de
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
+
+    def action() -> None:
         check_arguments(args)
-        device = pick_device(args.device)
-        {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task](args, device)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished shards in --out are kept: --resume goes on", file=sys.stderr)
-        return 130
-    return 0
+        with joined(args.device) as world:
+            device = pick_device(args.device, world.local_rank if world.size > 1 else None)
+            task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
+            task(args, device, world)
+
+    return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 
 
 if __name__ == "__main__":

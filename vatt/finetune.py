@@ -50,6 +50,7 @@ from .run import (
     compute_dtype,
     fingerprint,
     first_free,
+    holds_run,
     pick_device,
     write_model_folder,
 )
@@ -302,7 +303,7 @@ def saved_config(out: Path) -> FinetuneConfig:
 def choose_folder(args: argparse.Namespace, config: FinetuneConfig, saved: FinetuneConfig | None) -> Path:
     """Where the run goes. Raises `ConfigError` when a new one would meet another."""
     out: Path = args.out or first_free(f"finetune-{config.task}")
-    if saved is None and (out / "config.json").exists():
+    if saved is None and holds_run(out):
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     return out
 

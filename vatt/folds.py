@@ -21,6 +21,7 @@ from .config import Config, ConfigError
 from .data.labelled import ViewDataset
 from .data.loader import DataError
 from .data.manifest import Clip, Manifest, read_manifest
+from .distributed import ALONE, World
 from .files import write_atomically
 from .model.vatt import Backbone
 from .probe import CentreDataset, Pooled, classify, pooled_features
@@ -77,11 +78,12 @@ def _name(source: str | Path, number: int, sources: Sequence[str | Path]) -> str
 
 
 def probe_folds(backbone: Backbone, modality: str, classifier: str, clips: Manifest, folds: list[Fold], config: Config,
-                autocast: Any, out: Path) -> dict[str, Any]:  # fmt: skip
+                autocast: Any, out: Path, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
     """Scores of a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must
-    exist, until the caller deletes it. Raises `DataError` for a fold without clips of the modality.
+    exist, until the caller deletes it. All ranks of `world` make features, the first one goes on with them; on the
+    others this ends with `Finished`. Raises `DataError` for a fold without clips of the modality.
     """
     parts = out / "features.parts" / modality
     size = max(1, 32 // config.eval_windows)
@@ -90,14 +92,16 @@ def probe_folds(backbone: Backbone, modality: str, classifier: str, clips: Manif
         return Manifest(tuple(clip for clip in clips if clip.index in wanted), clips.root, clips.labels)
 
     def pooled(use: str, dataset: CentreDataset | ViewDataset) -> Pooled:
-        (parts / use).mkdir(exist_ok=True)
+        world.first(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
-        return pooled_features(backbone, modality, dataset, autocast, what, parts / use, config.data.max_bad_share)
+        return pooled_features(backbone, modality, dataset, autocast, what, parts / use, config.data.max_bad_share,
+                               world)  # fmt: skip
 
     fitted = only({i for fold in folds for i in fold.train})
     tested = only({i for fold in folds for i in fold.test})
     fit = pooled("fit", CentreDataset(fitted, config.data, config.model, modality, size))
     test = pooled("test", ViewDataset(tested, config.data, config.model, modality, config.eval_windows, 1, size))
+    world.last_common()
     fit_place, test_place = ({i: n for n, i in enumerate(found.clips)} for found in (fit, test))
     scores: dict[str, dict[str, float]] = {}
     for fold in folds:

@@ -205,6 +205,8 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
             received = [number for numbers in world.exchange(list(signals)) for number in numbers]
             stop = bool(received) or skipped >= config.max_nonfinite
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                if log is not None:
+                    log.sync()
                 session.save(step + 1, config.keep_checkpoints)
             if skipped >= config.max_nonfinite:
                 raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "

@@ -29,6 +29,7 @@ from .data.loader import EvalDataset
 from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
 from .data.windows import Window
+from .distributed import ALONE, World
 from .metrics import classification_scores
 from .model.tokens import glorot_normal_, linear
 from .model.vatt import Backbone
@@ -73,7 +74,8 @@ class CentreDataset(EvalDataset):
 
 
 def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, autocast: Any, what: str,
-                    parts: Path | None = None, max_bad_share: float = 1.0) -> Pooled:  # fmt: skip
+                    parts: Path | None = None, max_bad_share: float = 1.0,
+                    world: World = ALONE) -> Pooled:  # fmt: skip
     """The pooled feature of every window of `dataset`, in eval mode; see `clip_arrays` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes
@@ -90,7 +92,7 @@ def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, aut
 
     was_training = backbone.training
     backbone.eval()
-    arrays, bad = clip_arrays(dataset, make, what, parts, max_bad_share)
+    arrays, bad = clip_arrays(dataset, make, what, parts, max_bad_share, world)
     backbone.train(was_training)
     return Pooled(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), bad)
 

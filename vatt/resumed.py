@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .data.bad_clips import bad_share
 from .data.batch import Batch, DataError
 from .data.loader import EvalDataset, make_loader
+from .distributed import ALONE, World
 from .files import write_atomically
 from .progress import progress_bar
 
@@ -40,24 +41,47 @@ def open_parts(parts: Path, identity: dict[str, Any]) -> None:
 
 
 def clip_arrays(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, parts: Path | None = None,
-                max_bad_share: float = 1.0) -> tuple[Arrays, Bad]:  # fmt: skip
+                max_bad_share: float = 1.0, world: World = ALONE) -> tuple[Arrays, Bad]:  # fmt: skip
     """What `make` returns for each batch of `dataset`, joined along the first axes; and the clips left out.
 
     `make` is asked for a batch without clips too, so that its arrays have their widths. `parts`: the folder of shards,
-    None keeps nothing. Raises `DataError` when no clip can be used, or when a larger share of them than
-    `max_bad_share` cannot.
+    None keeps nothing. Each rank of `world` makes a consecutive part of the shards; all of them return all. Raises
+    `DataError` when no clip can be used, or when a larger share of them than `max_bad_share` cannot.
     """
     per_shard = max(1, SHARD_CLIPS // dataset.batch_size)
     count = -(-len(dataset) // per_shard)
-    shards = [] if parts is None else [parts / f"{i:06d}.npz" for i in range(count)]
-    done = [_read(shard) for shard in itertools.takewhile(Path.is_file, shards)]
-    begin = len(done) * per_shard
+    own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+    error, done = "", []
+    try:
+        done = _make(dataset, make, what, parts, max_bad_share, own, per_shard)
+    except DataError as caught:
+        if world.size == 1:
+            raise
+        error = str(caught)
+    if errors := [text for text in world.exchange(error) if text]:
+        raise DataError(errors[0])
+    if world.size > 1:
+        assert parts is not None
+        done = [_read(_shard(parts, number)) for number in range(count)]
+    left_out = [entry for _, bad in done for entry in bad]
+    if len(left_out) == len(dataset.clips):
+        raise DataError(f"none of the {len(left_out)} clips could be read; the last one: {left_out[-1][1]}")
+    return _joined([arrays for arrays, _ in done]), left_out
+
+
+def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, parts: Path | None, max_bad_share: float,
+          own: range, per_shard: int) -> list[tuple[Arrays, Bad]]:  # fmt: skip
+    """The shards `own`, those that are there already from their files."""
+    done: list[tuple[Arrays, Bad]] = []
+    if parts is not None:
+        done = [_read(shard) for shard in itertools.takewhile(Path.is_file, (_shard(parts, i) for i in own))]
+    begin, end = (own.start + len(done)) * per_shard, min(own.stop * per_shard, len(dataset))
     names = {clip.index: clip.name for clip in dataset.clips}
     left_out = [entry for _, bad in done for entry in bad]
-    tried = min(begin * dataset.batch_size, len(dataset.clips))
-    batches = make_loader(dataset, begin, len(dataset) - begin, dataset.data.workers)
+    tried = min(len(done) * per_shard * dataset.batch_size, len(dataset.clips))
+    batches = make_loader(dataset, begin, max(0, end - begin), dataset.data.workers)
     with progress_bar(len(dataset.clips), what, "clip", tried) as bar:
-        for number in range(len(done), count):
+        for number in own[len(done) :]:
             made: list[Arrays] = []
             bad: Bad = []
             for batch in itertools.islice(batches, per_shard):
@@ -74,11 +98,13 @@ def clip_arrays(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str
                                 f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in fine-tuning) allows; "
                                 f"allow more, or mend those named above{kept}")  # fmt: skip
             done.append((_joined(made), bad))
-            if shards:
-                _write(shards[number], *done[-1])
-    if len(left_out) == tried:
-        raise DataError(f"none of the {tried} clips could be read; the last one: {left_out[-1][1]}")
-    return _joined([arrays for arrays, _ in done]), left_out
+            if parts is not None:
+                _write(_shard(parts, number), *done[-1])
+    return done
+
+
+def _shard(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.npz"
 
 
 def _joined(made: list[Arrays]) -> Arrays:

@@ -26,6 +26,7 @@ from .data.batch import Batch, DataError
 from .data.loader import EvalDataset
 from .data.manifest import Manifest
 from .data.text import split_words
+from .distributed import ALONE, World
 from .files import write_atomically
 from .metrics import ranks, retrieval_scores, window_similarity
 from .model.vatt import VATT
@@ -47,7 +48,8 @@ class ClipEmbeddings(NamedTuple):
     bad: Bad  # manifest index and reason of each clip left out
 
 
-def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | None = None) -> ClipEmbeddings:
+def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | None = None,
+                world: World = ALONE) -> ClipEmbeddings:  # fmt: skip
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
 
     Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
@@ -57,7 +59,7 @@ def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | 
     model.eval()
     captions = {clip.index: [c for c in clip.captions if split_words(c)] for clip in dataset.clips}
     arrays, bad = clip_arrays(dataset, lambda batch: _embed(model, dataset, captions, batch, autocast), "evaluating",
-                              parts)  # fmt: skip
+                              parts, world=world)  # fmt: skip
     model.train(was_training)
     if not len(arrays["row"]):
         raise DataError("none of the clips has video: there is nothing to retrieve")

@@ -45,6 +45,11 @@ def first_free(name: str) -> Path:
     return folder
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a new run in `folder` would overwrite another: its settings may be lost, its checkpoints are not."""
+    return (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
+
+
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """`local_rank`: among several processes of this machine, each takes the GPU of its number."""
     if name == "auto":
@@ -92,7 +97,7 @@ def read_config(out: Path) -> Config:
         check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not a run's config: {error}") from error
     return config
 

@@ -46,6 +46,7 @@ from .run import (
     compute_dtype,
     fingerprint,
     first_free,
+    holds_run,
     pick_device,
     read_config,
     split_clips,
@@ -225,7 +226,7 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
-        dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few)
+        dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few, needs=())
         tick = time.perf_counter()
         embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
         result["retrieval"] = retrieval(embedded)
@@ -253,7 +254,7 @@ def saved_config(out: Path) -> Config:
 def choose_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
     """Where the run goes. Raises `ConfigError` when a new one would meet another."""
     out: Path = args.out or first_free(config.preset)
-    if saved is None and (out / "config.json").exists():
+    if saved is None and holds_run(out):
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     return out
 
