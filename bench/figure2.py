@@ -20,7 +20,7 @@ import numpy as np
 from harness import Drawer, Report, ReportError, number, table
 from youcook2 import run
 
-from vatt.data.synthetic import build_corpus
+from vatt.data.synthetic import build_corpus, plan
 from vatt.figures import neighbour_share, points_figure
 from vatt.progress import progress_bar
 
@@ -64,6 +64,15 @@ def embed(args: argparse.Namespace, corpus: Path) -> list[dict[str, Any]]:
                 for (share, chance), points in zip(shares, arrays["points"], strict=True)]  # fmt: skip
 
 
+def same_colour(report: Report, row: dict[str, Any]) -> float:
+    """Share of the clips whose nearest other in the picture shows the same colour, which is no class here."""
+    recipes = [recipe for recipe in plan(report.settings["clips"], 0) if recipe.split == "test"]
+    colours, points = np.array([recipe.colour for recipe in recipes]), np.array(row["points"])
+    apart = np.linalg.norm(points[:, None] - points, axis=-1)
+    np.fill_diagonal(apart, np.inf)
+    return float((colours[apart.argmin(1)] == colours).mean())
+
+
 def said(row: dict[str, Any]) -> str:
     """The score of a model on the held-out clips, for people."""
     scores = row["scores"]
@@ -75,25 +84,27 @@ def said(row: dict[str, Any]) -> str:
 def page(report: Report) -> str:
     s = report.settings
     lines = [[PANELS[row["model"]], said(row), number(100 * row["same_class"], 0), number(100 * row["chance"], 0),
-              number(row["final_loss"], 2), number(row["train_seconds"], 0)]
+              number(100 * same_colour(report, row), 0), number(row["final_loss"], 2), number(row["train_seconds"], 0)]
              for row in report.rows if "points" in row]  # fmt: skip
     return "\n\n".join([
         f"Pooled features of the vision tower for the {len(report.rows[0]['labels'])} held-out clips of the built-in "
         "corpus, whose combinations of shape, colour and motion no model has trained on. A sign is a clip, its colour "
         f"the shape in it, which is the class. Each model has trained {s['steps']} steps; the first two never saw a "
         "label, the third had nothing else.",
-        table(["model", "score on held-out clips", "nearest clip is of the same class %", "chance %", "training loss",
-               "training s"], lines),
-        "To see: whether signs of one colour lie together, and the share in the table, which is counted in all "
-        "dimensions. Not to see: distances between groups and their sizes, which t-SNE makes up. A pre-trained tower "
-        "has to tell colours and motions too, so a clip beside one of another shape is no mistake of it.",
+        table(["model", "score on held-out clips", "nearest clip is of the same class %", "chance %",
+               "nearest in the picture has its colour %", "training loss", "training s"], lines),
+        "To see: whether signs of one shape lie together. The share of nearest clips of a class is counted in all "
+        "dimensions. The groups of the pre-trained towers are the corpus's eight colours, which captions and sounds "
+        "name as they name shapes and which are learned first. Not to see: distances between groups and their sizes, "
+        "which t-SNE makes up.",
     ])  # fmt: skip
 
 
 def figure(report: Report, plt: Any) -> Any:
     rows = [row for row in report.rows if "points" in row]
     titles = [
-        f"{PANELS[row['model']]}\nnearest clip of its shape: {row['same_class']:.0%} (chance {row['chance']:.0%})"
+        f"{PANELS[row['model']]}\nnearest clip of its shape: {row['same_class']:.0%} (chance {row['chance']:.0%})\n"
+        f"nearest in the picture shows its colour: {same_colour(report, row):.0%}"
         for row in rows
     ]
     return points_figure(np.array([row["points"] for row in rows]), np.array(rows[0]["labels"]), titles, "t-SNE")

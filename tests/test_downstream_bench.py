@@ -115,7 +115,7 @@ def figure2_report() -> harness.Report:
              "same_class": 0.6, "chance": 0.2, "labels": labels, "points": rng.normal(size=(20, 2)).tolist()}
             for name in figure2.PANELS]  # fmt: skip
     where = harness.environment() | {"dirty": False, "load_average": 0.0}
-    return harness.Report("figure2", "Features", {"steps": 9, "rate": 1, "clips": 800}, {}, where, "0", finished=True,
+    return harness.Report("figure2", "Features", {"steps": 9, "rate": 1, "clips": 160}, {}, where, "0", finished=True,
                           rows=rows)  # fmt: skip
 
 

@@ -54,7 +54,7 @@ SHRINK = {
     "bench/model_sizes.py": REPORTS,
     "bench/youcook2.py": f"--quick --steps 1 --work youcook2-runs {REPORTS}",
 }
-STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "pictures", "OUT": "runs/mbs", "N": "2"}
+STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "pictures", "OUT": "runs/mbs"}
 NEEDS = {"vatt.official": "google_crc32c", "vatt_kernels.aot": "triton", "bench/videomae.py": "transformers"}
 NOT_RUN = {
     r"pip install .*": "needs a package index",
@@ -137,7 +137,11 @@ def test_readme_has_commands_and_excuses_are_used():
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not excused(command)])
 def test_a_command_works(command, place, monkeypatch, request):
-    words = [re.sub("=N$", "=2", STAND_INS.get(word, word)) for word in shlex.split(command) if word != "..."]
+    words = [
+        re.sub(r"(?<=^--nproc-per-node=)(\d+|N)$", "2", STAND_INS.get(word, word))
+        for word in shlex.split(command)
+        if word != "..."
+    ]
     launcher, words = (words[: words.index("-m")], words[words.index("-m") :]) if words[0] == "torchrun" else (
         words[:1], words[1:])  # fmt: skip
     program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
@@ -154,7 +158,7 @@ def test_a_command_works(command, place, monkeypatch, request):
         rest = ["--help"]  # README only names it here
     if not {"--resume", "--status"} & set(rest):
         rest += shlex.split(SHRINK.get(program, ""))
-    if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot"):
+    if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.records"):
         start = ["-m", "torch.distributed.run", *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run([sys.executable, *start, program, *rest], capture_output=True, text=True,
