@@ -1,6 +1,6 @@
 """The video path on real clips of several formats: fine-tune, evaluate, and see that it can learn them by heart.
 
-Eight labelled clips (Kinetics, HMDB51, UCF101 and the like) and six of the GRID corpus, which share the class
+Nine labelled clips (Kinetics, HMDB51, UCF101 and the like) and six of the GRID corpus, which share the class
 "speaking", are trained on and tested on. So few clips say nothing about how good a model is: this shows that decoding,
 training, its files and `vatt.evaluate` work on them, and that the loss can be driven down.
 """
