@@ -28,7 +28,7 @@ NAME = "figure2"
 PANELS = {"tiny": "modality-specific", "tiny_ma": "modality-agnostic", "scratch": "from scratch, with labels"}
 CLIPS = 800  # of the built-in corpus, 100 of them held out
 EXAMPLES = """examples:
-  python bench/figure2.py             trains three models of the tiny preset: a quarter of an hour of one core
+  python bench/figure2.py             trains three models of the tiny preset: half an hour of one core
   python bench/figure2.py --resume    go on after a crash: finished models are kept
   python bench/figure2.py --quick     a minute, to see it work
 
@@ -153,12 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train three small models on the built-in corpus and draw what their vision towers see (t-SNE).",
     )  # fmt: skip
     add = parser.add_argument
-    add("--steps", type=int, metavar="N", help="of each model (default 400; with --quick 3)")
+    add("--steps", type=int, metavar="N", help="of each model (default 600; with --quick 3)")
     add("--rate", type=float, default=0.004, metavar="R", help="of training with labels (default %(default)s)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the models")
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)
-    args.steps = args.steps or (3 if args.quick else 400)
+    args.steps = args.steps or (3 if args.quick else 600)
     try:
         path = measure(args)
         harness.publish(path, DRAWER, harness.output_folder(args))
