@@ -160,7 +160,7 @@ def test_features_and_scores_of_two_processes_are_those_of_one(folder, two, tmp_
     ours, theirs = (np.load(tmp_path / f"embed{ranks}.npz") for ranks in (2, 1))
     assert len(theirs["row"]) == 27
     for name in set(theirs.files) - {"metadata"}:
-        assert np.array_equal(ours[name], theirs[name]), name
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
     scores = [json.loads((tmp_path / f"evaluate{ranks}" / "result.json").read_text()) for ranks in (2, 1)]
     assert scores[0]["retrieval"] == scores[1]["retrieval"]
     assert scores[0]["bad_clips"] == scores[1]["bad_clips"]

@@ -91,8 +91,8 @@ def test_tones_are_learned_with_dropped_tokens_and_tested_with_all(clips, monkey
     counts = {True: set(), False: set()}
     forward = AudioTokens.forward
 
-    def counted(self, samples, keep=None, seed=0):
-        tokens, mask = forward(self, samples, keep, seed)
+    def counted(self, samples, keep=None, seed=0, rows=None):
+        tokens, mask = forward(self, samples, keep, seed, rows)
         counts[self.training].add(tokens.shape[1])
         return tokens, mask
 
