@@ -15,11 +15,11 @@ EXTRAS = {
     "probe": ["scikit-learn>=1.5"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "pytest-benchmark>=5.0", "hypothesis>=6.100", "matplotlib>=3.9"],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "pytest-timeout>=2.3", "pytest-benchmark>=5.0", "hypothesis>=6.100"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
 # The tests cover what these extras bring.
-EXTRAS["test"] += EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
+EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,7 +57,7 @@ def write_clip(
 
     Times are rounded to 1 / `ticks` seconds; MPEG codecs take no fine ones.
     """
-    with av.open(str(path), "w") as container:
+    with own_priority(), av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=round((len(times) - 1) / (times[-1] - times[0])))
         assert isinstance(video, VideoStream)
         video.width = video.height = size
@@ -76,6 +78,19 @@ def write_clip(
                 container.mux(audio.encode(piece))
             container.mux(audio.encode(None))
     return path
+
+
+@contextmanager
+def own_priority() -> Iterator[None]:
+    """SVT-AV1 makes the thread that encodes a real-time one if root runs it, and whatever it starts later starves."""
+    if not hasattr(os, "sched_getscheduler"):  # not on every system
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def steady(seconds: float, fps: float) -> list[float]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from processes import LOCAL, LOOPBACK
+
 from vatt import train
 from vatt.checkpoint import load_latest
 from vatt.records import read_metrics
@@ -29,9 +31,13 @@ def run(*arguments: object) -> int:
     return train.main([*SMALL, *map(str, arguments)])
 
 
-def start(*arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), **options: object) -> subprocess.Popen:
-    """The same in a process of its own; `program`: what to run in place of the command."""
-    command = [sys.executable, *program, *SMALL, *map(str, arguments)]
+def start(
+    *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, **options: object
+) -> subprocess.Popen:
+    """The same in a process of its own, or under torchrun; `program`: what to run in place of the command."""
+    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", *LOCAL, f"--nproc-per-node={ranks}"]
+    command = [sys.executable, *launcher, *program, *SMALL, *map(str, arguments)]
+    options.setdefault("env", LOOPBACK)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 

@@ -1,5 +1,10 @@
-"""What a run promises to whoever lets it work for weeks, one test a promise."""
+"""What a run promises to whoever lets it work for weeks, one test a promise.
 
+The tenth, that every command of README works, is test_readme_commands.py. The fourth on one rank of several is in
+test_distributed.py.
+"""
+
+import json
 import math
 import os
 import random
@@ -9,11 +14,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from mixed_clips import write_mixed_clips
+from processes import torchrun
 from small_run import losses, run, same_run, saved_step, start, steps, wait_until
 
 from vatt import loop
@@ -37,32 +44,53 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
-    """An undisturbed run."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    assert run("--out", out, "--steps", STEPS, "--fused") == 0
+def undisturbed(folder, ranks):
+    out = folder / "run"
+    process = start("--out", out, "--steps", STEPS, "--fused", ranks=ranks)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
     return out
 
 
-def test_1_killed_at_any_moment(whole, tmp_path):
-    """kill -9 at random steps, twice per epoch and during a save: remaining losses bit-identical."""
-    out, draw = tmp_path / "run", random.Random(1)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    return undisturbed(tmp_path_factory.mktemp("whole"), 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_1_killed_at_any_moment(ranks, request, tmp_path):
+    """kill -9 at random steps, twice per epoch and during a save, 1 and 2 ranks: remaining losses bit-identical."""
+    whole = request.getfixturevalue("whole") if ranks == 1 else undisturbed(tmp_path / "whole", ranks)
+    out, draw = tmp_path / "run", random.Random(ranks)
     first = ("--out", out, "--steps", STEPS, "--fused")
     for step in (*sorted(draw.sample(range(1, STEPS // 2), 2)), draw.randrange(STEPS // 2, STEPS - 1)):
-        process = start(*first) if not out.exists() else start("--out", out, "--resume")
+        arguments = first if not out.exists() else ("--out", out, "--resume")
+        process = start(*arguments, ranks=ranks)
         wait_until(process, lambda step=step: steps(out) >= step)
         time.sleep(draw.uniform(0, 0.05))
-        process.kill()
-        process.communicate()
-    process = start("--out", out, "--resume", program=("-c", SLOW_SAVE.format(seconds=0.5)))
+        kill_one(process, draw)
+    (tmp_path / "slow.py").write_text(SLOW_SAVE.format(seconds=0.5))
+    process = start("--out", out, "--resume", program=(str(tmp_path / "slow.py"),), ranks=ranks)
     wait_until(process, lambda: bool(list((out / "checkpoints").glob(".writing-*/checksums.json"))))
-    process.kill()
-    process.communicate()
+    kill_one(process, None)
     assert list((out / "checkpoints").glob(".writing-*")), "the kill came too late to interrupt a save"
-    assert run("--out", out, "--resume") == 0
+    process = start("--out", out, "--resume", ranks=ranks)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
     assert same_run(out, whole)
     assert not list((out / "checkpoints").glob(".writing-*"))
+
+
+def kill_one(process, draw):
+    """kill -9 for one of the processes that train, drawn or the first, which saves; torchrun ends the others."""
+    trainers = children(process) or [process.pid]
+    os.kill(draw.choice(trainers) if draw else trainers[0], signal.SIGKILL)
+    process.communicate(timeout=120)
+
+
+def children(process):
+    """The processes that torchrun started, in the order of their ranks."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def test_2_damaged_checkpoints(whole, tmp_path, capsys):
@@ -167,6 +195,37 @@ def test_5_bad_clips(tmp_path, cache, capsys):
     assert same_run(tmp_path / "a", tmp_path / "b")
     assert run("--out", tmp_path / "c", *settings, "--set=data.max_bad_share=0.2") == 1
     assert "data.max_bad_share = 0.2 allows" in capsys.readouterr().err
+
+
+# Summation in another order: rounding of float64, times what twenty steps of Adam make of it.
+ROUNDING = 1e-9
+
+
+def test_6_world_size(tmp_path):
+    """The number of processes, their sharding and micro-batches change no batch, loss, gradient or weight."""
+    write_mixed_clips(tmp_path)
+    jobs = {1: ("specific:ddp:0", "specific:ddp:3", "agnostic:ddp:0"),
+            2: ("specific:ddp:0", "specific:ddp:1", "specific:fsdp:3", "agnostic:ddp:0", "agnostic:fsdp:0"),
+            4: ("specific:ddp:0", "agnostic:ddp:0")}  # fmt: skip
+    for ranks, names in jobs.items():
+        done = torchrun(ranks, ROOT / "tests" / "ranks.py", tmp_path, *names)
+        assert done.returncode == 0, done.stderr
+    runs = {}
+    for path in sorted(tmp_path.glob("*-*-*.json")):
+        runs[path.stem] = json.loads(path.read_text()), torch.load(path.with_suffix(".pt"), weights_only=True)
+    assert len(runs) == sum(map(len, jobs.values()))
+    for name, (told, weights) in runs.items():
+        alone, expected = runs[f"{name.partition('-')[0]}-ddp-1-0"]
+        assert told["seen"] == alone["seen"], name
+        for ours, theirs in zip(told["records"], alone["records"], strict=True):
+            assert ours == pytest.approx(theirs, rel=ROUNDING), name
+        for key, value in expected.items():
+            torch.testing.assert_close(weights[key], value, rtol=ROUNDING, atol=ROUNDING, msg=f"{name}: {key}")
+    clips, bad, sound, captions = zip(*runs["specific-ddp-1-0"][0]["seen"], strict=True)
+    assert any(bad)  # the broken clip was met, and replaced alike
+    assert 0.0 in chain(*sound)
+    assert 0.0 in chain(*captions)
+    assert all(len(set(batch)) == 8 for batch in clips)
 
 
 # Well-conditioned, so that 20 steps do not blow up rounding: Adam does not normalise gradients that are all noise, and

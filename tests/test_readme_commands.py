@@ -6,11 +6,9 @@ A command that a reader can copy and that is not executed here fails, unless it 
 import csv
 import importlib
 import importlib.util
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import steps
 import torch
 import youcook2
 from media import steady, tone_burst, write_clip
+from processes import LOCAL, LOOPBACK, finished
 from small_model import write_model
 from small_run import SMALL
 
@@ -159,10 +158,8 @@ def test_a_command_works(command, place, monkeypatch, request):
     if not {"--resume", "--status"} & set(rest):
         rest += shlex.split(SHRINK.get(program, ""))
     if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.records"):
-        start = ["-m", "torch.distributed.run", *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *start, program, *rest], capture_output=True, text=True,
-                              env=environment, stdin=subprocess.DEVNULL)  # fmt: skip
+        start = ["-m", "torch.distributed.run", *LOCAL, *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
+        done = finished([sys.executable, *start, program, *rest], env=LOOPBACK | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
         return
     assert main_of(program)(rest) in (0, None)

@@ -1,59 +1,19 @@
-"""The training command as its users meet it: runs, stops, kills, resumes, wrong input."""
+"""The training command as its users meet it: runs, resumes, wrong input; what outlives kills is in test_promises.py."""
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from small_run import SMALL, losses, run, saved_step
 
-from vatt import loop, step, train
-from vatt.checkpoint import load_latest
+from vatt import loop, train
 from vatt.data.batch import DataError
 from vatt.evaluate import main as evaluate
 from vatt.metrics import ranks, retrieval_scores
 from vatt.records import read_metrics
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-SMALL = [
-    "--batch-size=4",
-    *("--set", "data.builtin_clips=24", "--set", "data.workers=0", "--set", "save_every=3", "--set", "optim.warmup=2"),
-    *(
-        item
-        for encoder in ("video", "audio", "text")
-        for setting in ("width=32", "layers=1", "heads=2", "head_width=16", "mlp=32", "dropout=0.1")
-        for item in ("--set", f"model.{encoder}_encoder.{setting}")
-    ),
-]
-
-
-def run(*arguments) -> int:
-    return train.main([*SMALL, *map(str, arguments)])
-
-
-def losses(out: Path) -> list[float]:
-    return [r["loss"] for r in read_metrics(out / "metrics.jsonl")]
-
-
-def start(out: Path, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vatt.train", *SMALL, "--out", str(out), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for_steps(process: subprocess.Popen, out: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= count:
-            return
-        if process.poll() is not None:
-            raise AssertionError(process.communicate()[0])
-        time.sleep(0.005)
-    raise AssertionError("the run did not get that far")
 
 
 @pytest.fixture(scope="session")
@@ -77,14 +37,6 @@ def test_a_run_leaves_all_it_promises(whole):
     assert "portable" in result["environment"]["operations"]
 
 
-def test_fused_and_reference_runs_agree(whole, tmp_path):
-    assert run("--out", tmp_path / "run", "--steps", 10, "--set", "save_every=100") == 0
-    reference = losses(tmp_path / "run")
-    # Rounding grows from step to step as it would between two orders of summation.
-    assert losses(whole) == pytest.approx(reference, rel=1e-3)
-    assert losses(whole)[0] == pytest.approx(reference[0], rel=1e-6)
-
-
 def test_a_second_run_is_the_same_to_the_bit(whole, tmp_path):
     assert run("--out", tmp_path / "run", "--steps", 10, "--fused", "--set", "data.workers=2") == 0
     assert losses(tmp_path / "run") == losses(whole)
@@ -93,102 +45,6 @@ def test_a_second_run_is_the_same_to_the_bit(whole, tmp_path):
 def test_another_seed_is_another_run(whole, tmp_path):
     assert run("--out", tmp_path / "run", "--steps", 10, "--fused", "--seed", 2) == 0
     assert losses(tmp_path / "run") != losses(whole)
-
-
-@pytest.mark.parametrize("steps", [1, 4, 7])
-def test_killed_and_resumed_is_bit_identical(whole, tmp_path, steps):
-    out = tmp_path / "run"
-    process = start(out, "--steps", 10, "--fused")
-    wait_for_steps(process, out, steps)
-    process.kill()
-    process.communicate()
-    assert run("--out", out, "--resume") == 0
-    assert losses(out) == losses(whole)
-    a, b = load_latest(out / "checkpoints"), load_latest(whole / "checkpoints")
-    assert all(torch.equal(a.model[name], b.model[name]) for name in b.model)
-
-
-SLOW_SAVE = """
-import sys, time
-from vatt import checkpoint, train
-sync = checkpoint._sync
-checkpoint._sync = lambda path: (time.sleep(0.5), sync(path))
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-def test_killed_while_a_checkpoint_is_written(whole, tmp_path):
-    out = tmp_path / "run"
-    arguments = [*SMALL, "--out", str(out), "--steps", "10", "--fused"]
-    process = subprocess.Popen([sys.executable, "-c", SLOW_SAVE, *arguments], stdout=subprocess.PIPE, text=True)
-    while process.poll() is None and not list((out / "checkpoints").glob(".writing-*/checksums.json")):
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert list((out / "checkpoints").glob(".writing-*")), "the kill came too late to interrupt a save"
-    assert run("--out", out, "--resume") == 0
-    assert losses(out) == losses(whole)
-    assert not list((out / "checkpoints").glob(".writing-*"))
-
-
-def test_sigterm_saves_and_exits_143(whole, tmp_path):
-    out = tmp_path / "run"
-    process = start(out, "--steps", 10, "--fused")
-    wait_for_steps(process, out, 4)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 143, said
-    assert "--resume" in said
-    saved = load_latest(out / "checkpoints").step
-    assert saved == len(losses(out)) >= 4
-    assert run("--out", out, "--resume") == 0
-    assert losses(out) == losses(whole)
-
-
-def test_damaged_checkpoint_is_noticed_and_the_previous_one_used(whole, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert run("--out", out, "--steps", 10, "--fused") == 0
-    newest = sorted((out / "checkpoints").iterdir())[-1]
-    data = bytearray((newest / "model.safetensors").read_bytes())
-    data[-5] ^= 1
-    (newest / "model.safetensors").write_bytes(bytes(data))
-    assert run("--out", out, "--resume") == 0
-    printed = capsys.readouterr().out
-    assert "model.safetensors does not match its checksum; using step-00000009" in printed
-    assert losses(out) == losses(whole)
-
-
-def test_non_finite_loss_makes_no_update_and_names_step_and_clips(tmp_path, monkeypatch, capsys):
-    loss, calls = step.pretraining_loss, []
-
-    def broken(*arguments, **options):
-        calls.append(1)
-        result = loss(*arguments, **options)
-        return result._replace(total=result.total * float("nan")) if len(calls) == 2 else result
-
-    monkeypatch.setattr(step, "pretraining_loss", broken)
-    out = tmp_path / "run"
-    assert run("--out", out, "--steps", 2, "--fused", "--set", "save_every=1") == 0
-    before, after = (train.checkpoint.load(out / "checkpoints" / f"step-0000000{n}") for n in (1, 2))
-    assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
-    record = read_metrics(out / "metrics.jsonl")[1]
-    assert record["updated"] is False
-    assert len(record["clips"]) == 4
-    said = capsys.readouterr().err
-    assert "step 2" in said
-    assert record["clips"][0] in said
-
-
-def test_a_run_without_any_finite_loss_gives_up(tmp_path, monkeypatch, capsys):
-    loss = step.pretraining_loss
-
-    def infinite(*arguments, **options):
-        result = loss(*arguments, **options)
-        return result._replace(total=result.total * float("inf"))
-
-    monkeypatch.setattr(step, "pretraining_loss", infinite)
-    assert run("--out", tmp_path / "run", "--steps", 50, "--set", "max_nonfinite=3") == 1
-    assert "3 steps in a row without a finite loss" in capsys.readouterr().err
 
 
 def test_out_folder_of_another_run_is_refused(whole, capsys):
@@ -314,30 +170,6 @@ def test_manifest_without_test_rows_says_so_and_writes_no_retrieval(tmp_path, ca
     assert "retrieval" not in json.loads((out / "result.json").read_text())
 
 
-def test_bad_clips_are_replaced_counted_and_named_once(tmp_path, cache, capsys):
-    clips = sorted(cache.rglob("*.mp4"))[:6]
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(clips[0].read_bytes()[:200])
-    rows = "".join(f"{c},a shape {i}\n" for i, c in enumerate([broken, *clips, tmp_path / "gone.mp4"]))
-    (tmp_path / "m.csv").write_text("path,caption\n" + rows)
-    out = tmp_path / "run"
-    assert run("--data", tmp_path / "m.csv", "--out", out, "--steps", 6) == 0
-    said = capsys.readouterr().err
-    assert said.count("broken.mp4") == said.count("gone.mp4") == 1
-    table = (out / "bad_clips.csv").read_text()
-    assert "broken.mp4" in table
-    assert "gone.mp4" in table
-    assert json.loads((out / "result.json").read_text())["bad_clips"] == 2
-
-
-def test_too_many_bad_clips_stop_the_run(tmp_path, cache, capsys):
-    clip = next(cache.rglob("*.mp4"))
-    rows = "".join(f"{tmp_path}/gone{i}.mp4,x\n" for i in range(40)) + f"{clip},y\n" * 4
-    (tmp_path / "m.csv").write_text("path,caption\n" + rows)
-    assert run("--data", tmp_path / "m.csv", "--out", tmp_path / "run", "--steps", 30) == 1
-    assert "bad_clips.csv" in capsys.readouterr().err
-
-
 def test_evaluate_repeats_the_scores_of_the_run(whole, tmp_path, capsys):
     assert evaluate(["--run", str(whole), "--out", str(tmp_path / "scores.json")]) == 0
     wanted = json.loads((whole / "result.json").read_text())["retrieval"]
@@ -387,7 +219,7 @@ def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(loop, "make_loader", breaking)
     out = tmp_path / "run"
     assert run("--out", out, "--steps", 5, "--set", "save_every=100") == 1
-    assert load_latest(out / "checkpoints").step == 2
+    assert saved_step(out) == 2
 
 
 def test_tensorboard_writes_events_or_says_what_to_install(tmp_path, capsys):
