@@ -13,9 +13,10 @@ nodes; an all-reduce goes up and down a tree of nodes, a chain within each: 2 (g
 
 What this project sends in a step (n > 1), all in float32:
 
-    embeddings   video-audio, video-text, audio and text of all clips: all-gather, reduce-scatter of their gradients;
-                 three masks a clip: all-gather
-    batch norm   mean and variance of each rank at three layers: all-gather, reduce-scatter of their gradients
+    embeddings   video-audio, video-text, audio, text and three masks of all clips, in one call: all-gather,
+                 reduce-scatter of their gradients
+    batch norm   sums, then sums of squared differences from the mean, at three layers: all-reduce, and again of their
+                 gradients
     gradients    DDP: all-reduce of the trained parameters, in buckets
     parameters   FSDP2: all-gather of a layer before its forward and its backward, of the rest before its forward;
                  reduce-scatter of their gradients. The frozen word table is gathered and has no gradient
@@ -138,22 +139,16 @@ def sizes_of(model: ModelConfig) -> Sizes:
     return Sizes(layers, trained - sum(layers), head, frozen, norms, embedding)
 
 
-def collectives(sizes: Sizes, batch: int, ranks: int, kind: str, passes: int = 1, *,
-                packed: bool = False) -> Iterator[Collective]:  # fmt: skip
+def collectives(sizes: Sizes, batch: int, ranks: int, kind: str, passes: int = 1) -> Iterator[Collective]:
     """Those of a step of `batch` clips (of all ranks). `kind`: "ddp" or "fsdp".
 
     passes: micro-batches of exact accumulation, each of which goes forward twice and backward once. FSDP2 gathers the
     layers each time, the rest once a micro-batch; everything else happens once a step.
-    packed: what is not done: all embeddings and masks in one call each way, and statistics as sums, by all-reduce.
     """
-    yield Collective("embeddings", "all-gather", batch * FLOAT * (sizes.embedding + MASKS), 1 if packed else 5)
-    yield Collective("embeddings", "reduce-scatter", batch * FLOAT * sizes.embedding, 1 if packed else 4)
-    statistics, norms = 2 * FLOAT * sum(sizes.norms), len(sizes.norms)
-    if packed:
-        yield Collective("batch norm", "all-reduce", 2 * statistics, 2 * norms)
-    else:
-        yield Collective("batch norm", "all-gather", ranks * statistics, norms)
-        yield Collective("batch norm", "reduce-scatter", ranks * statistics, norms)
+    embeddings = batch * FLOAT * (sizes.embedding + MASKS)
+    yield Collective("embeddings", "all-gather", embeddings, 1)
+    yield Collective("embeddings", "reduce-scatter", embeddings, 1)
+    yield Collective("batch norm", "all-reduce", 4 * FLOAT * sum(sizes.norms), 4 * len(sizes.norms))
     if kind == "ddp":
         parts = [FLOAT * (sum(sizes.layers) + sizes.backbone), FLOAT * sizes.head]
         buckets = sum(1 + math.ceil(max(part - FIRST_BUCKET, 0) / BUCKET) for part in parts)

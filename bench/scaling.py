@@ -78,8 +78,8 @@ class Subject:
 def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: bool) -> dict[str, int]:
     """Bytes of a rank that do not depend on how many clips it computes at a time.
 
-    "loss": embeddings of all clips, their unit vectors and gradients; the similarities are never stored. "gathered":
-    what FSDP2 holds whole: all but the layers, and two layers (one works, the next arrives).
+    "loss": embeddings of all clips as they came, one by one, as unit vectors, and their gradients; the similarities are
+    never stored. "gathered": what FSDP2 holds whole: all but the layers, and two layers (one works, the next arrives).
     """
     sizes = subject.sizes
     part = 1 if kind == "ddp" else ranks
@@ -91,7 +91,7 @@ def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: 
         "gradients": FLOAT * gradients,
         "moments": 2 * FLOAT * (sizes.trained // part),
         "gathered": 0 if kind == "ddp" else FLOAT * whole,
-        "loss": 3 * FLOAT * sizes.embedding * batch,
+        "loss": 4 * FLOAT * sizes.embedding * batch,
     }
 
 
@@ -106,7 +106,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     row: dict[str, Any] = {
         "kind": "preset", "preset": subject.name, "trained": sizes.trained, "frozen": sizes.frozen,
         "gradient_bytes": FLOAT * sizes.trained, "embedding_bytes_a_clip": FLOAT * sizes.embedding,
-        "norm_bytes_a_rank": 2 * FLOAT * sum(sizes.norms), "gflops_a_clip": subject.flops.step / 1e9,
+        "norm_bytes": 4 * FLOAT * sum(sizes.norms), "gflops_a_clip": subject.flops.step / 1e9,
         "input_bytes_a_clip": subject.inputs,
     }  # fmt: skip
     for name, kept in (("plain", subject.plain), ("checkpointed", subject.checkpointed)):
@@ -117,10 +117,9 @@ def describe(subject: Subject) -> dict[str, Any]:
     return row
 
 
-def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware, *,
-         packed: bool = False) -> dict[str, Any]:  # fmt: skip
+def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware) -> dict[str, Any]:
     """A row: one step of `batch` clips on `ranks` GPUs. Seconds of communication by kind, and of the step without any
-    overlap and with all of it that the order of a step allows. `packed`: as if it needed fewer calls.
+    overlap and with all of it that the order of a step allows.
 
     Where a rank's clips do not fit into its memory, it computes them in `passes` micro-batches (exact accumulation, one
     more forward). Embeddings and batch norm lie between forward and backward and never overlap. Gradients do so with
@@ -141,7 +140,7 @@ def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware
     seconds = dict.fromkeys(KINDS, 0.0)
     sent, nvlink, network = (dict.fromkeys(KINDS, 0.0) for _ in range(3))
     ends = 0.0  # one call each of what otherwise overlaps
-    for part in collectives(subject.sizes, batch, ranks, kind, passes, packed=packed):
+    for part in collectives(subject.sizes, batch, ranks, kind, passes):
         seconds[part.kind] += part.seconds(ranks, hardware)
         links = part.links(ranks, hardware)
         for total, value in ((sent, sum(links)), (nvlink, links[0]), (network, links[1])):
@@ -152,7 +151,7 @@ def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware
     exposed = max(seconds["gradients"] + seconds["parameters"] - hidden, ends)
     apart, joined = compute + sum(seconds.values()), compute + seconds["embeddings"] + seconds["batch norm"] + exposed
     return {
-        "kind": "packed" if packed else "step", "preset": subject.name, "parallel": kind, "batch": batch,
+        "kind": "step", "preset": subject.name, "parallel": kind, "batch": batch,
         "gpus": ranks, "clips": clips, "micro_batch": together, "passes": passes,
         "compute_seconds": compute, "seconds": seconds,
         "sent_bytes": _whole(sent), "nvlink_bytes": _whole(nvlink), "network_bytes": _whole(network),
@@ -217,8 +216,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report.rows.append(rounded(describe(subject)))
                 report.rows += [rounded(step(subject, batch, ranks, kind, hardware))
                                 for kind in ("ddp", "fsdp") for batch in batches for ranks in counts]  # fmt: skip
-                report.rows += [rounded(step(subject, batch, counts[-1], "ddp", hardware, packed=True))
-                                for batch in batches]  # fmt: skip
                 bar.update()
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True

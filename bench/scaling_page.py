@@ -38,7 +38,7 @@ def page(report: Report) -> str:
         "## Expected scaling",
         "Share of a step that is computing, first with all overlap that the order of a step allows, then (in brackets) "
         "with none. Overlapped: gradients with the backward pass (of the last micro-batch), FSDP2's parameters with "
-        "all computing; the gathers of embeddings and of batch norm stand between forward and backward and overlap "
+        "all computing; embeddings and batch norm's sums stand between forward and backward and overlap "
         "with nothing. Micro-batches (exact accumulation, where the clips of a GPU do not fit) cost one more forward, "
         "which counts as computing.",
         _efficiency(report, "ddp"), _efficiency(report, "fsdp"),
@@ -76,27 +76,10 @@ def _answer(report: Report) -> str:
         "\n\nBytes are not what makes gathers dear. Embeddings, whose bytes grow with the batch and not with the "
         f"number of GPUs, are at most {moved['embeddings']:.1f} times the gradients' (DDP, {last:,} GPUs, the largest "
         f"batch), batch norm's at most {moved['batch norm']:.3f} times. What grows with the GPUs is the way around the "
-        "ring, once a call: nine calls for embeddings and masks, six for batch norm, three a layer for FSDP2; while "
-        "all-reduce climbs a tree. The fewer clips a GPU has, the less computing there is to set against it. "
-        "Embeddings and batch norm take as long with FSDP2 as with DDP; their shares are smaller beside its own "
-        "gathers.\n\n"
-        f"{_packed(report, last)}"
+        "ring, once a call: two calls for embeddings and masks, three a layer for FSDP2; while all-reduce (batch norm, "
+        "DDP's gradients) climbs a tree. The fewer clips a GPU has, the less computing there is to set against it. "
+        "Embeddings and batch norm take as long with FSDP2 as with DDP; their shares are smaller beside its gathers."
     )
-
-
-def _packed(report: Report, last: int) -> str:
-    rows = []
-    for row in report.rows:
-        if row["kind"] == "packed":
-            (now,) = steps_of(report, **{key: row[key] for key in ("preset", "parallel", "batch", "gpus")})
-            ms = (f"{r['seconds'][kind] * 1e3:.1f}" for kind in ("embeddings", "batch norm") for r in (now, row))
-            rows.append([row["preset"], f"{row['batch']:,}", *ms, f"{now['efficiency_overlapped']:.0%}",
-                         f"{row['efficiency_overlapped']:.0%}"])  # fmt: skip
-    return (f"So fewer calls would help where GPUs are many. DDP on {last:,} GPUs as it is, and as it would be with "
-            "one gather of all embeddings each way and batch norm's sums by all-reduce (which is not built); "
-            "milliseconds, then the share of computing:\n\n" + table(
-                ["preset", "batch", "embeddings", "in one call", "batch norm", "all-reduce", "computing", "would be"],
-                rows))  # fmt: skip
 
 
 def _limits(report: Report) -> str:
@@ -163,7 +146,7 @@ def _presets(presets: list[dict[str, Any]]) -> str:
         "frozen parameters (the word table)": lambda row: f"{row['frozen']:,}",
         "gradients, GB": lambda row: f"{row['gradient_bytes'] / 1e9:.3f}",
         "embeddings, kB a clip": lambda row: f"{row['embedding_bytes_a_clip'] / 1e3:.2f}",
-        "batch norm's statistics, kB a GPU and direction": lambda row: f"{row['norm_bytes_a_rank'] / 1e3:.2f}",
+        "batch norm's sums, kB a step": lambda row: f"{row['norm_bytes'] / 1e3:.2f}",
         "GFLOPs a clip, forward and backward": lambda row: f"{row['gflops_a_clip']:,.0f}",
         "activations, MB a clip": lambda row: f"{row['plain']['bytes_a_clip'] / 1e6:,.0f}",
         "with checkpointing, MB a clip": lambda row: f"{row['checkpointed']['bytes_a_clip'] / 1e6:,.0f}",

@@ -40,7 +40,11 @@ def finished(
     return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
-def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc-per-node=RANKS ARGUMENTS` on this machine."""
+def launched(ranks: int, *arguments: object) -> list[str]:
+    """The command `torchrun --nproc-per-node=RANKS ARGUMENTS` on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", *LOCAL, f"--nproc-per-node={ranks}"]
-    return finished([*command, *map(str, arguments)], env=LOOPBACK)
+    return [*command, *map(str, arguments)]
+
+
+def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return finished(launched(ranks, *arguments), env=LOOPBACK)

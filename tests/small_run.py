@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import LOCAL, LOOPBACK
+from processes import LOOPBACK, launched
 
 from vatt import train
 from vatt.checkpoint import load_latest
@@ -35,8 +35,8 @@ def start(
     *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, **options: object
 ) -> subprocess.Popen:
     """The same in a process of its own, or under torchrun; `program`: what to run in place of the command."""
-    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", *LOCAL, f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *launcher, *program, *SMALL, *map(str, arguments)]
+    words = [*program, *SMALL, *map(str, arguments)]
+    command = [sys.executable, *words] if ranks == 1 else launched(ranks, *words)
     options.setdefault("env", LOOPBACK)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 

@@ -4,13 +4,16 @@ That they compute what one computes is the sixth promise, in test_promises.py.
 """
 
 import json
+import signal
+import subprocess
 
 import numpy as np
 import pytest
 from mixed_clips import write_mixed_clips
-from processes import torchrun
+from processes import LOOPBACK, launched, torchrun
+from small_run import losses, saved_step, steps, wait_until
 
-from vatt import embed, evaluate, train
+from vatt import embed, evaluate, finetune, train
 from vatt.records import read_metrics
 
 
@@ -24,10 +27,6 @@ def folder(tmp_path_factory):
 STEPS = 6
 FEW = ["--steps", STEPS, "--batch-size", 8, "--set=save_every=2", "--set=data.workers=0", "--set=eval_windows=1",
        "--set=data.max_bad_share=1", "--set=model.video.size=32", "--device=cpu"]  # fmt: skip
-
-
-def losses(out):
-    return [record["loss"] for record in read_metrics(out / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +73,35 @@ def test_a_sharded_run_with_a_killed_process_goes_on_as_one(folder, two, tmp_pat
     assert (out / "checkpoints" / "step-00000002" / "shards").is_dir()
     assert train.main(["--out", str(out), "--resume"]) == 0
     assert losses(out) == pytest.approx(losses(two[0]), rel=1e-3)  # float32
+
+
+def test_sigterm_to_torchrun_saves_and_resuming_repeats_the_run(folder, two, tmp_path):
+    out = tmp_path / "run"
+    command = launched(2, "-m", "vatt.train", "--data", folder / "clips.csv", "--out", out, *FEW)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=LOOPBACK)
+    wait_until(process, lambda: steps(out) >= 3)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert f"saved after step {saved_step(out)}; continue with" in said
+    assert 3 <= saved_step(out) == steps(out) < STEPS
+    done = torchrun(2, "-m", "vatt.train", "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(two[0])
+
+
+@pytest.mark.parametrize(("task", "parallel"), [("video", "fsdp"), ("audio", "ddp")])
+def test_fine_tuning_on_two_processes_is_that_of_one(task, parallel, folder, two, tmp_path):
+    """Video without dropout, which draws anew; sound with mixup across processes and classes counted in all of them."""
+    few = ("--task", task, "--data", folder / "corpus" / "manifest.csv", "--init", two[0] / "model", "--steps", 4,
+           "--batch-size", 4, "--set=data.workers=0", "--set=head_dropout=0", "--device=cpu")  # fmt: skip
+    done = torchrun(2, "-m", "vatt.finetune", *few, "--out", tmp_path / "two", "--parallel", parallel)
+    assert done.returncode == 0, done.stderr
+    assert finetune.main([*map(str, few), "--out", str(tmp_path / "one")]) == 0
+    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
+    assert len(ours) == 4
+    for key in ("loss", "gradient_norm", "head_gradient_norm"):
+        assert [r[key] for r in ours] == pytest.approx([r[key] for r in theirs], rel=1e-3)  # float32
 
 
 def test_features_and_scores_of_two_processes_are_those_of_one(folder, two, tmp_path):

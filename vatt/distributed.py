@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,9 @@ from .config import ConfigError
 from .run import RunError
 
 T = TypeVar("T")
+# PyTorch 2.13 renamed both, and warns of the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Elsewhere(RunError):
@@ -37,7 +40,7 @@ class Finished(Exception):
 
 
 class World:
-    """The processes of this run. `seconds`: spent so far in what `exchange`, `gather` and `mean` wait for.
+    """The processes of this run. `seconds`: spent so far in waiting for the others.
 
     Raises `RunError` from any of its methods when another process is gone.
     """
@@ -100,14 +103,27 @@ class World:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.size == 1 else _Gather.apply(x, self)
 
+    def gather_together(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """`gather` of tensors [B, ...] with the same B in one call each way: many ranks wait for calls, not bytes."""
+        if self.size == 1:
+            return [self.gather(x) for x in tensors]
+        together = self.gather(torch.cat([x.flatten(1) for x in tensors], dim=1))
+        parts = together.split([x[0].numel() for x in tensors], dim=1)
+        return [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)]
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' x. The gradients of all ranks' sums add up."""
+        return x if self.size == 1 else _Total.apply(x, self)
+
     def mean(self, x: Tensor) -> Tensor:
         """The mean of all ranks' x, without gradients; the same bits on each."""
-        if self.size == 1:
-            return x.detach()
-        total = x.detach().clone()
+        return x.detach() if self.size == 1 else self._sum(x) / self.size
+
+    def _sum(self, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
         with self._waiting():
             dist.all_reduce(total)
-        return total / self.size
+        return total
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -135,7 +151,7 @@ class _Gather(torch.autograd.Function):
         ctx.world = world
         whole = x.new_empty((world.size * x.shape[0], *x.shape[1:]))
         with world._waiting():
-            dist.all_gather(list(whole.chunk(world.size)), x.contiguous())
+            _all_gather(whole, x.contiguous())
         return whole
 
     @staticmethod
@@ -144,8 +160,20 @@ class _Gather(torch.autograd.Function):
         world: World = ctx.world
         own = whole.new_empty((whole.shape[0] // world.size, *whole.shape[1:]))
         with world._waiting():
-            dist.reduce_scatter(own, list(whole.contiguous().chunk(world.size)))
+            _reduce_scatter(own, whole.contiguous())
         return own, None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world._sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        world: World = ctx.world
+        return world._sum(gradients[0]), None
 
 
 @contextlib.contextmanager

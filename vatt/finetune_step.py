@@ -38,7 +38,7 @@ def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = A
     A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
     """
     here = slice(world.rank * len(sound), (world.rank + 1) * len(sound))
-    sound, labels = world.gather(sound), world.gather(labels)
+    sound, labels = world.gather_together([sound, labels])
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _MIXUP])))
     other = torch.from_numpy(rng.permutation(len(sound))).to(sound.device)
     own = torch.from_numpy(rng.beta(alpha, alpha, (len(sound), 1)).astype(np.float32)).to(sound.device)
@@ -64,7 +64,7 @@ def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: Finet
     optimizer.zero_grad(set_to_none=True)
     with autocast:
         logits = (part or model)(x, seed=seed, rows=rows)
-    loss = class_loss(logits.float(), labels, config.loss, config.smoothing, counts=world.gather(labels).sum(dim=0))
+    loss = class_loss(logits.float(), labels, config.loss, config.smoothing, counts=world.total(labels.sum(dim=0)))
     loss.backward()
     norm = whole(nn.utils.clip_grad_norm_(model.backbone.parameters(), config.optim.clip or math.inf)).item()
     head = whole(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()

@@ -39,7 +39,7 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
     """
     for module in model.modules():
         if isinstance(module, BatchNorm) and world.size > 1:
-            module.gather = world.gather
+            module.total, module.ranks = world.total, world.size
         if isinstance(module, Encoder):
             module.recompute = recompute
     if world.size == 1:

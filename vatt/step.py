@@ -98,9 +98,10 @@ def _losses(head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autoc
         embeddings: Embeddings = head(pooled)
     gathered = None
     if world.size > 1:
-        everyone = Embeddings(*(world.gather(x) for x in embeddings))
-        masks = world.gather(torch.stack([batch.video_mask, batch.audio_mask, batch.text_mask], dim=1))
+        masks = torch.stack([batch.video_mask, batch.audio_mask, batch.text_mask], dim=1)
+        *everyone, masks = world.gather_together([*embeddings, masks])
         video_mask, audio_mask, text_mask = masks.unbind(1)
-        gathered = Gathered(everyone, audio_mask, text_mask, world.rank * len(batch.video), video_mask, average="all")
+        gathered = Gathered(Embeddings(*everyone), audio_mask, text_mask, world.rank * len(batch.video), video_mask,
+                            average="all")  # fmt: skip
     return pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
                             video_mask=batch.video_mask, gathered=gathered)  # fmt: skip

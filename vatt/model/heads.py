@@ -16,11 +16,12 @@ from .tokens import glorot_normal_, linear
 class BatchNorm(nn.BatchNorm1d):
     """Batch norm as Keras does it: eps 1e-5, moving statistics 0.9 old + 0.1 batch, from the BIASED variance.
 
-    Statistics are computed in float32 at least. With `gather`, which joins the equally long batches of all processes
-    along the first axis and lets gradients through, they are those of all of them.
+    Statistics are computed in float32 at least. With `total`, which sums over `ranks` processes with equally long
+    batches and lets gradients through, they are those of all of them.
     """
 
-    gather: Callable[[Tensor], Tensor] | None = None
+    total: Callable[[Tensor], Tensor] | None = None
+    ranks = 1
 
     def __init__(self, width: int):
         super().__init__(width, eps=1e-5, momentum=0.1)
@@ -32,18 +33,21 @@ class BatchNorm(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        seen = x.detach() if self.gather is None else x
-        variance, mean = seen.var(dim=0, correction=0), seen.mean(dim=0)
-        if self.gather is not None:
-            variances, means = self.gather(torch.stack([variance, mean])[None]).unbind(1)
-            mean = means.mean(dim=0)
-            variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        if self.total is None:
+            seen = x.detach()
+            variance, mean = seen.var(dim=0, correction=0), seen.mean(dim=0)
+            out = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        else:
+            # The mean first, then squares of what is left: no digits cancel, as they would in E[x^2] - E[x]^2.
+            count = self.ranks * len(x)
+            mean = self.total(x.sum(dim=0)) / count
+            left = x - mean
+            variance = self.total(left.square().sum(dim=0)) / count
+            out = left * torch.rsqrt(variance + self.eps) * self.weight + self.bias
         self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
         self.running_var.lerp_(variance.detach(), self.momentum or 0.0)
         self.num_batches_tracked.add_(1)
-        if self.gather is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return out
 
 
 class Pooled(NamedTuple):
