@@ -75,7 +75,7 @@ def _answer(report: Report) -> str:
     return "\n".join(lines) + (
         "\n\nBytes are not what makes gathers dear. Embeddings, whose bytes grow with the batch and not with the "
         f"number of GPUs, are at most {moved['embeddings']:.1f} times the gradients' (DDP, {last:,} GPUs, the largest "
-        f"batch), batch norm's at most {moved['batch norm']:.3f} times. What grows with the GPUs is the way around the "
+        f"batch), batch norm's at most {moved['batch norm']:.2g} times. What grows with the GPUs is the way around the "
         "ring, once a call: two calls for embeddings and masks, three a layer for FSDP2; while all-reduce (batch norm, "
         "DDP's gradients) climbs a tree. The fewer clips a GPU has, the less computing there is to set against it. "
         "Embeddings and batch norm take as long with FSDP2 as with DDP; their shares are smaller beside its gathers."
