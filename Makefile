@@ -1,4 +1,5 @@
 # make train | test | bench | lint | reports. The first call creates $(VENV); later ones reuse it.
+# Reports of data that is not here: make bench ESC10=DIR YOUCOOK2=DIR CLIPS=DIR.
 VENV ?= .venv
 # The first interpreter that runs and is 3.11 or newer.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
@@ -25,8 +26,14 @@ bench: $(INSTALLED)
 	$(RUN) bench/decode.py
 	$(RUN) bench/soak.py
 	$(RUN) bench/videomae.py
+	$(RUN) bench/scaling.py
+	$(RUN) bench/figure2.py
+	$(RUN) bench/figure4.py --model runs/figure2/tiny_ma
+	$(if $(CLIPS),$(RUN) bench/real_clips.py --data $(CLIPS) --init runs/figure2/tiny)
 	$(if $(YOUCOOK2),$(RUN) bench/youcook2.py --data $(YOUCOOK2))
+	$(if $(ESC10),$(RUN) bench/esc10_official.py --data $(ESC10))
 	$(RUN) bench/droptoken_sweep.py $(if $(ESC10),--esc10 $(ESC10))
+	$(RUN) bench/chaos.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
