@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 # Little is imported here: a process that dies is started anew.
+from memory import resident
+
 from vatt.data.decode import decode_span
 from vatt.data.reader import BadClip, probe
 
@@ -60,12 +61,7 @@ def attempt(path: Path) -> str:
 
 def state() -> dict[str, int]:
     """Resident and largest resident memory of this process in bytes, and the files it has open (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "rss": pages * resource.getpagesize(),
-        "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "files": len(os.listdir("/proc/self/fd")),
-    }
+    return {"rss": resident("VmRSS"), "peak": resident("VmHWM"), "files": len(os.listdir("/proc/self/fd"))}
 
 
 class Child:

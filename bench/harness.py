@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clocks import clocks, describe
+from memory import resident
 
 # vatt comes before torch everywhere in bench: it sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported.
 from vatt.files import write_atomically
@@ -193,18 +194,12 @@ def peak_memory(setup: Callable[..., Callable[[], object]], *arguments: Any) -> 
 
 
 def _peak_of(setup: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> dict[str, int]:
-    imported = _status("VmRSS")
+    imported = resident("VmRSS")
     step = setup(*arguments)
-    ready = _status("VmRSS")
+    ready = resident("VmRSS")
     step()
-    peak = _status("VmHWM")
+    peak = resident("VmHWM")
     return {"peak_bytes": peak - imported, "step_bytes": peak - ready}
-
-
-def _status(name: str) -> int:
-    line = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert line
-    return int(line[1]) * 1024
 
 
 # flags

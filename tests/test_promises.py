@@ -251,6 +251,7 @@ def test_7_fused_is_reference(tmp_path):
     assert run("--out", tmp_path / "portable", "--fused", *MICRO) == 0
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
+    assert "operations: fused, Triton kernels in Triton's interpreter on cpu" in said
     literal = read_metrics(tmp_path / "reference" / "metrics.jsonl")
     assert literal[-1]["loss"] < literal[0]["loss"] - 0.2  # it moved far from where all began
     for name in ("portable", "triton"):

@@ -19,16 +19,16 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
+from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .classify import ClassifyConfig, check_labels, classify, format_scores
 from .classify_files import draw_training
-from .command import exit_code
-from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict, to_json
+from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict
 from .data.bad_clips import BadClips
 from .data.batch import Batch
 from .data.labelled import LabelledDataset
 from .data.manifest import Manifest, read_manifest
 from .data.shards import absolute_source
-from .distributed import ALONE, World, joined
+from .distributed import ALONE, World
 from .files import write_atomically
 from .finetune_config import PRESETS, TASKS, FinetuneConfig, check_finetuning
 from .finetune_step import finetune_step
@@ -38,23 +38,19 @@ from .official.convert import map_checkpoint
 from .official.sizes import SizeError
 from .ops import choose
 from .optim import SGD
-from .parallel import KINDS, is_sharded, prepare, whole_state
+from .parallel import is_sharded, prepare, whole_state
 from .presets import PRESETS as MODELS
 from .presets import preset
 from .pretrained import load_config, model_folder
-from .profile import Traced, parse_traced
-from .records import MetricsLog, environment, read_metrics
+from .profile import Traced
+from .records import MetricsLog, environment
 from .run import (
     RunError,
     autocast_for,
     compute_dtype,
     fingerprint,
-    first_free,
-    holds_run,
-    pick_device,
     write_model_folder,
 )
-from .status import format_status, status
 from .tf_checkpoint import TFCheckpoint
 from .transfer import load_backbone
 
@@ -87,7 +83,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="manifest CSV with labels")
     add("--init", metavar="SOURCE", help="where the backbone's weights come from: DIR, official PREFIX, or none")
     add("--model", metavar="NAME", help=f"sizes with --init none: {', '.join(MODELS)} (default tiny)")
-    add("--out", metavar="DIR", type=Path, help="folder of the run (default: the first free runs/finetune-TASK[-N])")
     add("--fused", action="store_true", default=None,
         help="fast operations: dropped tokens are never read, no attention matrix is stored")  # fmt: skip
     add("--loss", choices=("softmax", "sigmoid"),
@@ -98,17 +93,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--size", metavar="N", type=int, help="pixels of a frame's side; position tables follow by a spline")
     add("--frames", metavar="N", type=int, help="frames of a clip; position tables follow by a spline")
     add("--drop-rate", metavar="R", type=float, help="share of tokens dropped in training, 0 to <1; 0 is off")
-    add("--seed", metavar="N", type=int, help="seed of head, batches, augmentation and dropping (default 1)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
-    add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
-    add("--parallel", choices=KINDS, help="under torchrun: ddp, a model on each GPU (default), or fsdp, a part of one")
-    add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
-    add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
-        help="change any setting, e.g. --set optim.clip=0; repeatable; --print-config lists them all")  # fmt: skip
-    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
-    add("--profile", metavar="START:COUNT",
-        help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
-    add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
+    add_run_flags(parser, folder="runs/finetune-TASK", seed="head", example="optim.clip=0")
     return parser.parse_args(argv)
 
 
@@ -260,17 +245,7 @@ def finish(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manif
                   "crops": config.eval_crops}  # fmt: skip
     write_model_folder(out / "model", model.state_dict(), config.base(),
                        {"environment": where, "classifier": classifier}, None)  # fmt: skip
-    records = read_metrics(out / "metrics.jsonl")
-    try:
-        draw_training(records, out / "loss.png")
-    except ImportError:
-        print("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    last = [r["loss"] for r in records[-20:] if r["updated"]]
-    result: dict[str, Any] = {"environment": where, "finetune": to_dict(config), "steps": config.steps,
-                              "final_loss": sum(last) / len(last) if last else None,
-                              "train_seconds": seconds, "bad_clips": len(bad), "train_clips": train_clips}  # fmt: skip
-    if records:  # none when a finished run is tested again and its metrics.jsonl is gone
-        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    result = summarise(out, draw_training, where, config, seconds, bad, train_clips) | {"finetune": to_dict(config)}
     if held_out:
         device = next(model.parameters()).device
         views = ClassifyConfig(config.task, config.loss, config.eval_windows, config.eval_crops)
@@ -281,8 +256,7 @@ def finish(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manif
         print(format_scores(result["test"]))
     else:
         print(f"no rows of split {config.data.test_split!r} in the manifest: no scores")
-    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {len(bad)} bad clips")
+    write_result(out, result)
 
 
 def saved_config(out: Path) -> FinetuneConfig:
@@ -300,54 +274,26 @@ def saved_config(out: Path) -> FinetuneConfig:
         return from_dict(FinetuneConfig, record["finetune"])
 
 
-def choose_folder(args: argparse.Namespace, config: FinetuneConfig, saved: FinetuneConfig | None) -> Path:
-    """Where the run goes. Raises `ConfigError` when a new one would meet another."""
-    out: Path = args.out or first_free(f"finetune-{config.task}")
-    if saved is None and holds_run(out):
-        raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    return out
-
-
 def run(args: argparse.Namespace, world: World) -> None:
-    saved = None
-    if args.resume:
-        if not args.out:
-            raise ConfigError("--resume continues the run in --out; name its folder")
-        saved = saved_config(args.out)
-    config = resolve_config(args, saved)
-    traced = parse_traced(args.profile, config.steps) if args.profile else None
-    if args.print_config:
-        print(to_json(config), end="")
+    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}")
+    if begun is None:
         return
-    world.slots(config.data.batch_size)
-    out = world.first(lambda: choose_folder(args, config, saved))
-    for line in differences(saved, config) if saved else []:
-        print(f"changed since the run began: {line}")
-    device = pick_device(config.device, world.local_rank if world.size > 1 else None)
+    config, out, device = begun.config, begun.out, begun.device
     manifest = read_manifest(config.data.source)
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
-    def begin() -> None:
+    def write() -> None:
         out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         record = {"finetune": to_dict(config), "environment": environment(device)}
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())
 
-    world.first(begin)
-    finetune(config, out, device, manifest, resume=args.resume, world=world, traced=traced)
+    world.first(write)
+    finetune(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-
-    def action() -> None:
-        if args.status:
-            print(format_status(status(args.status)))
-            return
-        with joined(args.device or "auto") as world:
-            run(args, world)
-
-    return exit_code(action)
+    return run_command(parse_arguments(argv), run)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
+from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .check_config import check
-from .command import exit_code
-from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict, to_json
+from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
 from .data.bad_clips import BadClips
 from .data.dali import choose_decoder, make_dali_loader
 from .data.loader import Batch, ClipDataset, EvalDataset
@@ -29,31 +29,26 @@ from .data.manifest import Manifest, read_manifest
 from .data.shards import absolute_source
 from .data.synthetic import build_corpus
 from .data.text import Tokenizer
-from .distributed import ALONE, World, joined
-from .files import write_atomically
+from .distributed import ALONE, World
 from .loop import Session, run_steps
 from .model.vatt import VATT, count_parameters
 from .ops import choose
 from .optim import Adam
-from .parallel import KINDS, is_sharded, prepare, whole_state
+from .parallel import is_sharded, prepare, whole_state
 from .presets import PRESETS, preset
-from .profile import Traced, parse_traced
-from .records import MetricsLog, draw_losses, environment, read_metrics
+from .profile import Traced
+from .records import MetricsLog, draw_losses, environment
 from .retrieve import embed_clips, format_scores, retrieval
 from .run import (
     RunError,
     autocast_for,
     compute_dtype,
     fingerprint,
-    first_free,
-    holds_run,
-    pick_device,
     read_config,
     split_clips,
     write_config,
     write_model_folder,
 )
-from .status import format_status, status
 from .step import train_step
 
 EXAMPLES = """examples:
@@ -81,27 +76,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--preset", metavar="NAME", help=f"model size and settings: {', '.join(PRESETS)} (default tiny)")
     add("--data", metavar="PATH", help="manifest CSV, folder of clips or tar shards (default: the built-in corpus)")
-    add("--out", metavar="DIR", type=Path, help="folder of the run (default: the first free runs/PRESET[-N])")
     add("--fused", action="store_true", default=None,
         help="fast operations: dropped tokens are never read, no attention or similarity matrix is stored")  # fmt: skip
     add("--steps", metavar="N", type=int, help="number of updates")
     add("--batch-size", metavar="N", type=int, help="clips an update")
     add("--drop-rate", metavar="R", type=float, help="share of video and audio tokens dropped in training, 0 to <1")
-    add("--seed", metavar="N", type=int, help="seed of weights, batches, augmentation and dropping (default 1)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     add("--decoder", metavar="NAME",
         help="of video: pyav (CPU), dali (NVIDIA GPU; pip install -e '.[dali]') or auto (default)")  # fmt: skip
-    add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
-    add("--parallel", choices=KINDS, help="under torchrun: ddp, a model on each GPU (default), or fsdp, a part of one")
     add("--micro-batch", metavar="N", type=int,
         help="clips a process computes at a time, for batches larger than memory; results stay the same")  # fmt: skip
-    add("--resume", action="store_true", help="continue the run in --out from its newest whole checkpoint")
-    add("--set", metavar="A.B=C", action="append", default=[], dest="overrides",
-        help="change any setting, e.g. --set optim.clip=1; repeatable; --print-config lists them all")  # fmt: skip
-    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
-    add("--profile", metavar="START:COUNT",
-        help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
-    add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
+    add_run_flags(parser, folder="runs/PRESET", seed="weights", example="optim.clip=1")
     return parser.parse_args(argv)
 
 
@@ -210,19 +194,7 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
            where: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
     write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
-    records = read_metrics(out / "metrics.jsonl")
-    try:
-        draw_losses(records, out / "loss.png")
-    except ImportError:
-        print("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    result: dict[str, Any] = {"environment": where, "config": to_dict(config), "steps": config.steps}
-    last = [r["loss"] for r in records[-20:] if r["updated"]]
-    result["final_loss"] = sum(last) / len(last) if last else None
-    result["train_seconds"] = seconds  # of this process: a resumed run counts from its resume
-    if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
-        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
-    result["bad_clips"] = len(bad)
-    result["train_clips"] = train_clips
+    result = summarise(out, draw_losses, where, config, seconds, bad, train_clips) | {"config": to_dict(config)}
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
@@ -235,8 +207,7 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
         print(format_scores(result["retrieval"]))
     else:
         print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
-    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {len(bad)} bad clips")
+    write_result(out, result)
 
 
 def saved_config(out: Path) -> Config:
@@ -251,59 +222,31 @@ def saved_config(out: Path) -> Config:
         return from_dict(Config, json.loads(found.state["record"])["config"])
 
 
-def choose_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
-    """Where the run goes. Raises `ConfigError` when a new one would meet another."""
-    out: Path = args.out or first_free(config.preset)
-    if saved is None and holds_run(out):
-        raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
-    return out
-
-
 def run(args: argparse.Namespace, world: World) -> None:
-    saved = None
-    if args.resume:
-        if not args.out:
-            raise ConfigError("--resume continues the run in --out; name its folder")
-        saved = saved_config(args.out)
-    config = resolve_config(args, saved)
-    traced = parse_traced(args.profile, config.steps) if args.profile else None
-    if args.print_config:
-        print(to_json(config), end="")
+    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset)
+    if begun is None:
         return
-    world.slots(config.data.batch_size)
-    out = world.first(lambda: choose_folder(args, config, saved))
-    for line in differences(saved, config) if saved else []:
-        print(f"changed since the run began: {line}")
-    device = pick_device(config.device, world.local_rank if world.size > 1 else None)
+    config, out, device = begun.config, begun.out, begun.device
     choose_decoder(config.data.decoder, device)
     manifest = read_manifest(config.data.source) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
-    def begin() -> None:
+    def write() -> None:
         out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(device)})
         if manifest is None:
             build_corpus(clips=config.data.builtin_clips)
 
-    world.first(begin)
+    world.first(write)
     if manifest is None:
         manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))  # there already, or on another machine
-    train(config, out, device, manifest, resume=args.resume, world=world, traced=traced)
+    train(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-
-    def action() -> None:
-        if args.status:
-            print(format_status(status(args.status)))
-            return
-        with joined(args.device or "auto") as world:
-            run(args, world)
-
-    return exit_code(action)
+    return run_command(parse_arguments(argv), run)
 
 
 if __name__ == "__main__":
