@@ -6,7 +6,6 @@ machine that compiles; nothing is timed, and a kernel that compiles well may sti
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -116,10 +115,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/aot_table.py", description=__doc__.partition("\n")[0], epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser("aot_table", __doc__.partition("\n")[0], EXAMPLES)
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=ARCHS, help="default: all four")
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)

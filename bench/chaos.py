@@ -330,10 +330,9 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/chaos.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Kill, interrupt and damage training runs; they must end as undisturbed ones do.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "chaos", "Kill, interrupt and damage training runs; they must end as undisturbed ones do.", EXAMPLES
+    )
     add = parser.add_argument
     add("--minutes", type=float, metavar="M", help="of disturbed training (default 60; with --quick two short trials)")
     add("--steps", type=int, metavar="N", help="of a trial (default 60; with --quick 24)")

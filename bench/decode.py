@@ -286,10 +286,11 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/decode.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Time our decoder beside torchcodec, decord and DALI, and the loader before a training step.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "decode",
+        "Time our decoder beside torchcodec, decord and DALI, and the loader before a training step.",
+        EXAMPLES,
+    )
     add = parser.add_argument
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: three clips that are made)")
     add("--most", type=int, metavar="N", help="clips to measure (default 24; with --quick 3)")

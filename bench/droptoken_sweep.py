@@ -47,10 +47,11 @@ exit codes: 0 done, 1 failed or wrong numerics, 2 wrong usage, 130 interrupted (
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/droptoken_sweep.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="FLOPs, speed, memory and accuracy of VATT for each share of tokens that DropToken drops.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "droptoken_sweep",
+        "FLOPs, speed, memory and accuracy of VATT for each share of tokens that DropToken drops.",
+        EXAMPLES,
+    )
     add = parser.add_argument
     add("--only", nargs="+", choices=KINDS, metavar="PART",
         help="%(choices)s (default: timing, corpus, and esc10 and data where they are given)")  # fmt: skip

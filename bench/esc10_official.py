@@ -246,10 +246,9 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/esc10_official.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune an audio transformer on ESC-10 as the release does, but small.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "esc10_official", "Fine-tune an audio transformer on ESC-10 as the release does, but small.", EXAMPLES
+    )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with esc10.csv and the clips")
     add("--pretraining-steps", type=int, metavar="N", help="default 600 (with --quick 5)")
@@ -263,14 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.pretraining_steps = args.pretraining_steps or (5 if args.quick else 600)
     args.steps = args.steps or (5 if args.quick else 1000)
     args.folds = args.folds or ([1] if args.quick else list(FOLDS))
-    try:
-        path = measure(args)
-        harness.publish(path, DRAWER, harness.output_folder(args))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return harness.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -148,10 +148,11 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/figure2.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train three small models on the built-in corpus and draw what their vision towers see (t-SNE).",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "figure2",
+        "Train three small models on the built-in corpus and draw what their vision towers see (t-SNE).",
+        EXAMPLES,
+    )
     add = parser.add_argument
     add("--steps", type=int, metavar="N", help="of each model (default 600; with --quick 3)")
     add("--rate", type=float, default=0.004, metavar="R", help="of training with labels (default %(default)s)")
@@ -159,14 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 600)
-    try:
-        path = measure(args)
-        harness.publish(path, DRAWER, harness.output_folder(args))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return harness.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

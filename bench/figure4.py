@@ -15,7 +15,7 @@ from typing import Any
 import harness
 import numpy as np
 from figure2 import CLIPS
-from harness import Drawer, Report, ReportError, number, table
+from harness import Drawer, Report, number, table
 from youcook2 import run
 
 from vatt.data.synthetic import build_corpus
@@ -112,10 +112,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/figure4.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Draw what the MLPs of a model give for video, sound and text.",
-    )  # fmt: skip
+    parser = harness.make_parser("figure4", "Draw what the MLPs of a model give for video, sound and text.", EXAMPLES)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a run or a model")
     add("--data", type=Path, metavar="PATH", help="manifest or folder of clips (default: the built-in corpus)")
@@ -124,14 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the arrays")
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        path = measure(args)
-        harness.publish(path, DRAWER, harness.output_folder(args))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return harness.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

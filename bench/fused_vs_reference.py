@@ -42,11 +42,11 @@ exit codes: 0 done, 1 failed or the two implementations disagree, 2 wrong usage.
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/fused_vs_reference.py", epilog=EXAMPLES,
-        description="Step time and peak memory of the video backbone, fused against reference, side by side.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "fused_vs_reference",
+        "Step time and peak memory of the video backbone, fused against reference, side by side.",
+        EXAMPLES,
+    )
     choices = sorted(name for name, make in PRESETS.items() if make().model.kind == "specific")
     add = parser.add_argument
     add("--preset", default="bbs", choices=choices, metavar="NAME",

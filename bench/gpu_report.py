@@ -74,11 +74,9 @@ class Stage(NamedTuple):
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/gpu_report.py", epilog=EXAMPLES,
-        description="Correctness, kernel times beside rivals, and training steps on this machine's GPU.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "gpu_report", "Correctness, kernel times beside rivals, and training steps on this machine's GPU.", EXAMPLES
+    )
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR",
         help="reports go to DIR/<machine>/ (default: reports/ here; with --dry-run runs/reports/)")  # fmt: skip

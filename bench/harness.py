@@ -205,6 +205,12 @@ def _peak_of(setup: Callable[..., Callable[[], object]], arguments: tuple[Any, .
 # flags
 
 
+def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are written."""
+    return argparse.ArgumentParser(prog=f"python bench/{name}.py", description=description, epilog=examples,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR",
@@ -339,3 +345,16 @@ def publish(path: Path, drawer: Drawer, root: Path) -> None:
     render(path, drawer)
     (root / "README.md").write_text(index(root), encoding="utf-8")
     print(f"{path} (.md, .png beside it)", file=sys.stderr)
+
+
+def deliver(measure: Callable[[], Path], drawer: Drawer, args: argparse.Namespace) -> int:
+    """Measures, publishes and prints the page. Returns the exit code: 1 for an error and for a red gate."""
+    try:
+        path = measure()
+        publish(path, drawer, output_folder(args))
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report = load(path)
+    print(drawer.page(report))
+    return 1 if report.gate["green"] is False else 0

@@ -59,11 +59,11 @@ exit codes: 0 done, 1 failed or a count differs from the official one, 2 wrong u
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/model_sizes.py", epilog=EXAMPLES,
-        description="Count parameters as Table 7 of the paper does, beside the paper's and the official totals.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "model_sizes",
+        "Count parameters as Table 7 of the paper does, beside the paper's and the official totals.",
+        EXAMPLES,
+    )
     harness.add_common_flags(parser)
     return parser.parse_args(argv)
 

@@ -6,7 +6,6 @@ A number counts as measured only when it comes from a result.json of the recipe'
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -275,10 +274,9 @@ def collect(given: Sequence[str], reports: Path) -> dict[str, Measured]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/paper_tables.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Print all tables of the paper with what was measured here beside its numbers.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "paper_tables", "Print all tables of the paper with what was measured here beside its numbers.", EXAMPLES
+    )
     add = parser.add_argument
     add("results", nargs="*", metavar="NAME=FILE", help="a result.json of the recipe NAME (default: its folder's name)")
     add("--reports", type=Path, default=harness.REPORTS, metavar="DIR",

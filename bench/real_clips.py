@@ -143,10 +143,9 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/real_clips.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a small video classifier on a few real clips and evaluate it on them.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "real_clips", "Fine-tune a small video classifier on a few real clips and evaluate it on them.", EXAMPLES
+    )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with manifest.csv and the clips")
     add("--init", type=Path, metavar="DIR", help="model to start from (default: from scratch)")
@@ -157,15 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 300)
-    try:
-        path = measure(args)
-        harness.publish(path, DRAWER, harness.output_folder(args))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report = harness.load(path)
-    print(page(report))
-    return 0 if report.gate["green"] else 1
+    return harness.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ A clip is FRAMESxPIXELS. exit codes: 0 done, 1 failed or the numerics are red, 2
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/resolution_sweep.py", epilog=EXAMPLES,
-        description="GFLOPs, throughput and memory of the video model over clip length, resolution and drop rate.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "resolution_sweep",
+        "GFLOPs, throughput and memory of the video model over clip length, resolution and drop rate.",
+        EXAMPLES,
+    )
     add = parser.add_argument
     choices = sorted(name for name, make in PRESETS.items() if make().model.kind == "specific")
     add("--preset", choices=choices, metavar="NAME",

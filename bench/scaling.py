@@ -173,10 +173,9 @@ def rounded(value: Any) -> Any:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/scaling.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compute communication, memory and expected scaling of pre-training on many GPUs.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "scaling", "Compute communication, memory and expected scaling of pre-training on many GPUs.", EXAMPLES
+    )
     add = parser.add_argument
     add("--mfu", type=float, default=Hardware().flop_share, metavar="SHARE",
         help="model FLOP utilisation: FLOPs of computing over the peak of its time (default %(default)s)")  # fmt: skip

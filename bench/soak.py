@@ -213,10 +213,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/soak.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Damage clips and decode many: nothing may crash, hang or grow.",
-    )  # fmt: skip
+    parser = harness.make_parser("soak", "Damage clips and decode many: nothing may crash, hang or grow.", EXAMPLES)
     add = parser.add_argument
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: the built-in corpus)")
     add("--variants", type=int, metavar="N", help="damaged versions of each clip (default 200; with --quick 20)")

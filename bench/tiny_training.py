@@ -43,11 +43,11 @@ exit codes: 0 done, 1 a run failed or lost a step, 2 wrong usage."""
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python bench/tiny_training.py", epilog=EXAMPLES,
-        description="Train the tiny preset from several seeds and report held-out retrieval, mean and spread.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "tiny_training",
+        "Train the tiny preset from several seeds and report held-out retrieval, mean and spread.",
+        EXAMPLES,
+    )
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="one run each (default 1 2 3)")
     add("--steps", type=int, metavar="N", help="updates a run (default: the preset's; with --quick 20)")

@@ -211,10 +211,7 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/videomae.py", description="The video model beside Hugging Face's VideoMAE-Base, on a CPU.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.make_parser("videomae", "The video model beside Hugging Face's VideoMAE-Base, on a CPU.", EXAMPLES)
     parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default 5; with --quick 2)")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"),
                         help="default: float32, and bfloat16 where the CPU has instructions for it")  # fmt: skip

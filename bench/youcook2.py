@@ -140,10 +140,9 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python bench/youcook2.py", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train the tiny preset on captioned YouCook2 frames and retrieve held-out frames by text.",
-    )  # fmt: skip
+    parser = harness.make_parser(
+        "youcook2", "Train the tiny preset on captioned YouCook2 frames and retrieve held-out frames by text.", EXAMPLES
+    )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with captions.csv and the frames")
     add("--steps", type=int, nargs="+", metavar="N", help="length of the runs; the first with every seed, the others "
@@ -154,14 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.steps = args.steps or ([20] if args.quick else [600, 200])
     args.seeds = args.seeds[:1] if args.quick else args.seeds
-    try:
-        path = measure(args)
-        harness.publish(path, DRAWER, harness.output_folder(args))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return harness.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":
