@@ -40,14 +40,24 @@ class Finished(Exception):
 
 
 class World:
-    """The processes of this run. `seconds`: spent so far in waiting for the others.
+    """The processes of this run.
 
     Raises `RunError` from any of its methods when another process is gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far in waiting for the others: by this process, or where tensors are on a GPU by its stream."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return self._seconds
 
     @property
     def is_first(self) -> bool:
@@ -121,21 +131,28 @@ class World:
 
     def _sum(self, x: Tensor) -> Tensor:
         total = x.detach().clone(memory_format=torch.contiguous_format)
-        with self._waiting():
+        with self._waiting(total):
             dist.all_reduce(total)
         return total
 
     @contextlib.contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _waiting(self, x: Tensor | None = None) -> Iterator[None]:
+        """`x`: what is sent. A GPU's calls only enqueue, so its stream is timed."""
         tick = time.perf_counter()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if x is not None and x.is_cuda else []
+        if events:
+            events[0].record()
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, RunError):
+            if isinstance(error, RunError | torch.OutOfMemoryError):
                 raise
             raise _gone(error) from error
-        finally:
-            self.seconds += time.perf_counter() - tick
+        if events:
+            events[1].record()
+            self._events.append((events[0], events[1]))
+        else:
+            self._seconds += time.perf_counter() - tick
 
 
 ALONE = World()
@@ -150,7 +167,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.world = world
         whole = x.new_empty((world.size * x.shape[0], *x.shape[1:]))
-        with world._waiting():
+        with world._waiting(x):
             _all_gather(whole, x.contiguous())
         return whole
 
@@ -159,7 +176,7 @@ class _Gather(torch.autograd.Function):
         (whole,) = gradients
         world: World = ctx.world
         own = whole.new_empty((whole.shape[0] // world.size, *whole.shape[1:]))
-        with world._waiting():
+        with world._waiting(own):
             _reduce_scatter(own, whole.contiguous())
         return own, None
 
