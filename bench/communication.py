@@ -17,7 +17,7 @@ What this project sends in a step (n > 1), all in float32:
                  reduce-scatter of their gradients
     batch norm   sums, then sums of squared differences from the mean, at three layers: all-reduce, and again of their
                  gradients
-    gradients    DDP: all-reduce of the trained parameters, in buckets
+    gradients    DDP: all-reduce of the trained parameters, in buckets, and of which of them had gradients
     parameters   FSDP2: all-gather of a layer before its forward and its backward, of the rest before its forward;
                  reduce-scatter of their gradients. The frozen word table is gathered and has no gradient
 
@@ -107,7 +107,8 @@ def nodes(ranks: int, hardware: Hardware) -> int:
 class Sizes:
     """Parameters of a model by what is sent together. `layers`: of each transformer layer; `backbone`: its others.
 
-    `norms`: widths of the batch norm layers; `embedding`: numbers a clip that the loss reads.
+    `norms`: widths of the batch norm layers; `embedding`: numbers a clip that the loss reads; `tensors`: how many
+    tensors the trained parameters are.
     """
 
     layers: tuple[int, ...]
@@ -116,6 +117,7 @@ class Sizes:
     frozen: int
     norms: tuple[int, ...]
     embedding: int
+    tensors: int
 
     @property
     def trained(self) -> int:
@@ -136,7 +138,8 @@ def sizes_of(model: ModelConfig) -> Sizes:
     norms = tuple(m.num_features for m in network.modules() if isinstance(m, BatchNorm))
     head = sum(p.numel() for p in network.head.parameters())
     embedding = 2 * model.head.video_audio + (1 + model.text.captions) * model.head.video_text
-    return Sizes(layers, trained - sum(layers), head, frozen, norms, embedding)
+    tensors = sum(p.requires_grad for p in network.parameters())
+    return Sizes(layers, trained - sum(layers), head, frozen, norms, embedding, tensors)
 
 
 def collectives(sizes: Sizes, batch: int, ranks: int, kind: str, passes: int = 1) -> Iterator[Collective]:
@@ -150,9 +153,10 @@ def collectives(sizes: Sizes, batch: int, ranks: int, kind: str, passes: int = 1
     yield Collective("embeddings", "reduce-scatter", embeddings, 1)
     yield Collective("batch norm", "all-reduce", 4 * FLOAT * sum(sizes.norms), 4 * len(sizes.norms))
     if kind == "ddp":
-        parts = [FLOAT * (sum(sizes.layers) + sizes.backbone), FLOAT * sizes.head]
+        parts = [FLOAT * (sum(sizes.layers) + sizes.backbone + 1), FLOAT * (sizes.head + 1)]  # see parallel.py
         buckets = sum(1 + math.ceil(max(part - FIRST_BUCKET, 0) / BUCKET) for part in parts)
         yield Collective("gradients", "all-reduce", sum(parts), buckets)
+        yield Collective("gradients", "all-reduce", FLOAT * (sizes.tensors + len(parts)), len(parts))
         return
     layers, rest = FLOAT * sum(sizes.layers), FLOAT * (sizes.backbone + sizes.frozen)
     times = 2 if passes == 1 else 3 * passes

@@ -4,10 +4,11 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
-from small_run import losses, run, same_run, saved_step, start, steps
+from small_run import losses, run, same_run, saved_step, start, steps, wait_until
 
 from vatt.checkpoint import load
 
@@ -88,6 +89,38 @@ def test_other_files_in_the_folder_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
     assert run("--out", tmp_path, "--steps", 1) == 0
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+SLOW_CLIPS = """
+import contextlib, sys, time
+from vatt.data import watch
+decoding = watch.Watch.decoding
+@contextlib.contextmanager
+def slow(self, clip):
+    with decoding(self, clip):
+        time.sleep(0.2)
+        yield
+watch.Watch.decoding = slow
+if __name__ == "__main__":
+    from vatt import train
+    sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_to_all_processes_of_a_run_blames_no_clip(tmp_path):
+    """Launchers and service managers send it to data workers, too, which are at some clip."""
+    (tmp_path / "slow.py").write_text(SLOW_CLIPS)
+    out, program = tmp_path / "run", (str(tmp_path / "slow.py"),)
+    settings = ("--steps", 10, "--fused", "--set=data.cache_gb=0")
+    process = start("--out", out, *settings, "--set=data.workers=1", program=program, start_new_session=True)
+    wait_until(process, lambda: steps(out) >= 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, said
+    assert "bad clip" not in said
+    assert run("--out", out, "--resume", "--set=data.workers=0") == 0
+    assert run("--out", tmp_path / "whole", *settings) == 0
+    assert same_run(out, tmp_path / "whole")
 
 
 JUMPING = """

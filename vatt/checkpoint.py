@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from .run import RunError
+
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -88,7 +90,10 @@ def clearing(temporary: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError | RuntimeError | CheckpointException):
+        if isinstance(error, RunError):  # another rank's, which reports it
+            raise
+        nameless = isinstance(error, OSError) and not error.filename
+        if nameless or isinstance(error, SafetensorError | RuntimeError | CheckpointException):
             name = temporary.name.removeprefix(".writing-")
             raise OSError(f"{temporary.parent / name} cannot be written: {error}") from error
         raise

@@ -184,7 +184,9 @@ class DataConfig:
     """Where clips come from and how they are read.
 
     `source`: a manifest CSV or a folder of clips; "" is the built-in corpus of `builtin_clips` generated clips.
-    `cache_gb`: decoded clips kept in memory, summed over workers; 0 is off (right for corpora larger than memory).
+    `cache_gb`: decoded clips kept in memory, summed over workers; 0 is off (right for corpora larger than memory). It
+    is a part of the settings, not of speed alone: a window cut from a resampled clip and one resampled on its own lie
+    up to half a sample apart.
     `max_bad_share`: a run stops when a larger share of the clips it tried could not be decoded.
     `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
     holds; 0 GB is no limit, and with `workers` 0 there is none.

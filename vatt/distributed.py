@@ -102,10 +102,27 @@ class World:
             raise error if self.is_first else Elsewhere(error)
         return result
 
+    def agree(self, what: str, value: object) -> None:
+        """Raises `RunError` when the ranks have different values of `what`."""
+
+        def compare() -> None:
+            if len(set(values)) > 1:
+                raise RunError(f"the processes have different {what} ({', '.join(map(str, values))}); the run's folder "
+                               "and its data must be the same files for all of them")  # fmt: skip
+
+        values = self.exchange(value)
+        self.first(compare)
+
     def last_common(self) -> None:
         """To be called where only the first rank goes on. Raises `Finished` on the others."""
         if not self.is_first:
             raise Finished
+
+    def part(self) -> None:
+        """`last_common` for good: nobody waits for the others any more, as ends of NCCL's groups would."""
+        if self.size > 1:
+            dist.destroy_process_group()
+        self.last_common()
 
     def gather(self, x: Tensor) -> Tensor:
         """[B, ...] of each rank -> [ranks * B, ...], in float32 at least. The gradients of all ranks' copies add up."""
@@ -205,10 +222,16 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and device not in ("auto", "cuda"):
+        raise ConfigError(f"--device {device} is one GPU for all processes; --device cuda gives each its own")
+    if gpus and local >= found:
+        raise ConfigError(f"process {local} of this machine has no GPU, there are {found}; start as many processes "
+                          "(--nproc-per-node), or add --device cpu")  # fmt: skip
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    world = World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+    world = World(dist.get_rank(), size, local)
     with contextlib.ExitStack() as stack:
         if not world.is_first:
             silence = stack.enter_context(open(os.devnull, "w"))
@@ -218,8 +241,9 @@ def joined(device: str) -> Iterator[World]:
             yield world
         except RuntimeError as error:
             # What DDP and FSDP2 send themselves, beside the backward pass.
-            if isinstance(error, dist.DistError) or "by peer" in str(error):
+            if isinstance(error, dist.DistError) or ("by peer" in str(error) and not isinstance(error, RunError)):
                 raise _gone(error) from error
             raise
     # Not after an error: it would wait for processes that are gone, and the message with it.
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

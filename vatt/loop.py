@@ -22,7 +22,7 @@ from .config import ConfigError, DataConfig
 from .data.bad_clips import BadClips
 from .data.loader import Batch, BatchSource, DataError, make_loader
 from .data.manifest import Manifest
-from .distributed import ALONE, World
+from .distributed import ALONE, Elsewhere, World
 from .parallel import is_sharded, load_shards, save_shards
 from .profile import Traced, tracing
 from .progress import progress_bar
@@ -72,6 +72,7 @@ class Session:
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
         found = checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
+        self.world.agree("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
         for what, (fingerprint, place) in self.identity.items():
@@ -82,7 +83,7 @@ class Session:
         if found.model is None:
             load_shards(found.path / checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
         elif is_sharded(self.model):
-            raise ConfigError(f"{found.path} was not saved by --parallel fsdp; resume with --parallel ddp")
+            raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
         else:
             self.model.load_state_dict(found.model)
             self.optimizer.load_state_dict(found.state["optimizer"])
@@ -94,7 +95,7 @@ class Session:
 
         All ranks call it. Each writes its part of a sharded model, the first one everything else.
         """
-        self.bad.write()  # refreshes the counts
+        self.world.first(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"
         state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
                  **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
@@ -159,7 +160,11 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
     """
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
-    board = tensorboard(out) if config.tensorboard and world.is_first else None
+    for what, (value, _) in session.identity.items():
+        world.agree(what, value)
+    boards: list[Any] = []
+    if config.tensorboard:
+        world.first(lambda: boards.append(tensorboard(out)))
     session.model.train()
     batches = (load or make_loader)(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
     bar = progress_bar(config.steps, "training", "step", start)
@@ -176,8 +181,10 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
                 for clip, reason in bad.add(step, batch):
                     tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
                 bad.check()
-            except DataError:
+            except DataError as error:
                 session.save(step, config.keep_checkpoints, before)  # --resume goes on once the data is mended
+                if not world.is_first:
+                    raise Elsewhere(error) from error
                 raise
             waited = time.perf_counter() - tick
             record = {"step": step + 1, **update(batch, step)}
@@ -193,7 +200,7 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
                        "replaced": len(batch.bad), "bad_clips": len(bad)}  # fmt: skip
             if log:
                 log.write(record)
-            if board:
+            for board in boards:
                 for key, value in record.items():
                     if isinstance(value, float):
                         board.add_scalar(key, value, step + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from .model.heads import BatchNorm
 from .model.transformer import Encoder
 
 KINDS = ("ddp", "fsdp")
+# PyTorch 2.13 renamed it, and warns of the old name.
+_SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+                 else "broadcast_buffers")  # fmt: skip
 
 
 def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
@@ -54,7 +58,26 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
                         fully_shard(layer, mesh=mesh)
             fully_shard(part, mesh=mesh)
         return list(parts)
-    return [DistributedDataParallel(part, gradient_as_bucket_view=True) for part in parts]
+    # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
+    return [DistributedDataParallel(_InPlace(part), **options) for part in parts]
+
+
+class _InPlace(nn.Module):
+    """Keeps DDP from arranging gradients anew after its first step.
+
+    From three ranks on the order of a sum depends on an element's place, so that a resumed run, which begins with the
+    first arrangement, would not repeat the whole one to the bit. DDP leaves them where they are if it has to look for
+    unused parameters; and says that it need not, unless there is one.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.unused = nn.Parameter(torch.zeros(1, device=next(part.parameters()).device))
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.part(*arguments, **options)
 
 
 @contextlib.contextmanager
@@ -65,8 +88,10 @@ def unsynchronised(part: nn.Module) -> Iterator[None]:
             yield
     elif isinstance(part, FSDPModule):
         part.set_requires_gradient_sync(False)
-        yield
-        part.set_requires_gradient_sync(True)
+        try:
+            yield
+        finally:
+            part.set_requires_gradient_sync(True)
     else:
         yield
 

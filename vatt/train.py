@@ -181,8 +181,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
     trained = run_steps(session, config, dataset, start, log, update, advice, load, traced)
     state = whole_state(model) if is_sharded(model) else None
-    if log is None:
-        return
+    world.part()
+    assert log is not None  # the first rank's, which alone is still here
     log.close()
     if state is not None:
         model = VATT(config.model, ops).to(device)

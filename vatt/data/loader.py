@@ -9,13 +9,14 @@ of this function: the time limit of a clip is wall clock, so set it far above wh
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from functools import lru_cache
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol
 
 import numpy as np
@@ -259,8 +260,34 @@ def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int)
         multiprocessing_context=context,
         timeout=min(LOOK_SECONDS, dataset.longest_seconds),
     )
-    batches = iter(loader)
-    processes = multiprocessing.active_children()
+    others = multiprocessing.active_children()
+    with _sigterm_blocked():
+        batches = iter(loader)
+    processes = [process for process in multiprocessing.active_children() if process not in others]
+    try:
+        yield from _checked(dataset, loader, batches, processes)
+    finally:
+        del batches  # ends the workers; those that are at a clip still are killed, as SIGTERM does not reach them
+        for process in processes:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """Processes started inside never see SIGTERM. It is the main process's to answer, like Ctrl-C, but launchers
+    (torchrun, systemd) send it to all: decoders would seem to crash, and good clips would be replaced.
+    """
+    resource_tracker.ensure_running()  # whose start would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _checked(dataset: BatchSource, loader: DataLoader[Any], batches: Iterator[Any],
+             processes: list[Any]) -> Generator[Batch, None, None]:  # fmt: skip
+    """What `batches` of `loader` brings, until a worker of `processes` had to be ended or was."""
     waited = 0.0
     while True:
         try:
@@ -314,6 +341,7 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     return_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also if the fork server was started by somebody else
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
