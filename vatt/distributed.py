@@ -9,6 +9,7 @@ anything.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -119,8 +120,13 @@ class World:
             raise Finished
 
     def part(self) -> None:
-        """`last_common` for good: nobody waits for the others any more, as ends of NCCL's groups would."""
+        """`last_common` for good: nobody waits for the others any more, as ends of NCCL's groups would.
+
+        Nothing that `prepare` returned may be left. The last reference to a process group ends it, and if that is DDP's
+        it does so with the interpreter's lock, for which the group's threads may be waiting.
+        """
         if self.size > 1:
+            gc.collect()
             dist.destroy_process_group()
         self.last_common()
 

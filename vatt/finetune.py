@@ -192,7 +192,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
     # A run that has a checkpoint does not need what it started from any more.
     started = resume and any((out / "checkpoints").glob("step-*"))
     loaded = load_backbone(model, config.init) if config.init and not started else None
-    (part,) = prepare(model, (model,), world, config.parallel, recompute=config.recompute)
+    parts = prepare(model, (model,), world, config.parallel, recompute=config.recompute)
     optimizer = SGD(model.parameters(), config.optim.rate, config.optim.momentum)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
     slots = world.slots(config.data.batch_size)
@@ -222,11 +222,12 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
     autocast = autocast_for(device, dtype)
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
-        record = finetune_step(model, optimizer, batch.to(device), config, step, autocast, world, part)
+        record = finetune_step(model, optimizer, batch.to(device), config, step, autocast, world, parts[0])
         return record | {"operations": ops.impl}
 
     seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate", traced=traced)
     state = whole_state(model) if is_sharded(model) else None
+    parts.clear()  # see World.part
     world.part()
     assert log is not None  # the first rank's, which alone is still here
     log.close()
