@@ -314,9 +314,9 @@ def _checked(dataset: BatchSource, loader: DataLoader[Any], batches: Iterator[An
                 "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
             ) from error
         waited = 0.0
-        dataset.watch.killed.clear()
         if isinstance(batch, DataError):
             raise batch
+        dataset.watch.killed -= set(batch.tried)  # these were read since
         yield batch
 
 

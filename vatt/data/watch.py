@@ -21,7 +21,7 @@ from vatt.data.manifest import Clip
 from vatt.data.reader import BadClip
 
 _PID, _CLIP, _SINCE = range(3)  # columns of the table; _SINCE is 0 while nothing is being decoded
-MAX_KILLED = 8  # workers killed from outside, with other clips and no batch in between, before it is called a fault
+MAX_KILLED = 8  # workers killed from outside, each at another clip not read since, before it is called a fault
 
 
 class Watch:
@@ -29,7 +29,7 @@ class Watch:
     gigabytes that a worker may take to decode a clip, 0 for any.
 
     `stuck`: clips given up, manifest index and reason. `killed`: clips that were open in a worker that somebody killed,
-    since the last batch. `seconds`: spent decoding in this process.
+    and not read since. `seconds`: spent decoding in this process.
     """
 
     def __init__(self, limit: float, memory: float = 0.0) -> None:
