@@ -42,7 +42,7 @@ def start(
 
 
 def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not reached():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the run did not get that far"

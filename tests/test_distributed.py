@@ -83,7 +83,7 @@ def test_sigterm_to_torchrun_saves_and_resuming_repeats_the_run(folder, tmp_path
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=LOOPBACK)
     wait_until(process, lambda: steps(out) >= 3)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode != 0
     assert f"saved after step {saved_step(out)}; continue with" in said
     assert 3 <= saved_step(out) == steps(out) < STEPS

@@ -115,7 +115,7 @@ def test_sigterm_to_all_processes_of_a_run_blames_no_clip(tmp_path):
     process = start("--out", out, *settings, "--set=data.workers=1", program=program, start_new_session=True)
     wait_until(process, lambda: steps(out) >= 3)
     os.killpg(process.pid, signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 143, said
     assert "bad clip" not in said
     assert run("--out", out, "--resume", "--set=data.workers=0") == 0

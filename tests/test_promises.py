@@ -47,7 +47,7 @@ sys.exit(train.main(sys.argv[1:]))
 def undisturbed(folder, ranks):
     out = folder / "run"
     process = start("--out", out, "--steps", STEPS, "--fused", ranks=ranks)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     return out
 
@@ -75,7 +75,7 @@ def test_1_killed_at_any_moment(ranks, request, tmp_path):
     kill_one(process, None)
     assert list((out / "checkpoints").glob(".writing-*")), "the kill came too late to interrupt a save"
     process = start("--out", out, "--resume", ranks=ranks)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert same_run(out, whole)
     assert not list((out / "checkpoints").glob(".writing-*"))
@@ -85,7 +85,7 @@ def kill_one(process, draw):
     """kill -9 for one of the processes that train, drawn or the first, which saves; torchrun ends the others."""
     trainers = children(process) or [process.pid]
     os.kill(draw.choice(trainers) if draw else trainers[0], signal.SIGKILL)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
 
 
 def children(process):
@@ -116,7 +116,7 @@ def test_3_terminated(whole, tmp_path):
     process = start("--out", out, "--steps", STEPS, "--fused")
     wait_until(process, lambda: steps(out) >= 4)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=300)[0]
     assert process.returncode == 143, said
     assert "--resume" in said
     assert saved_step(out) == steps(out) >= 4
