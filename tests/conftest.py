@@ -34,3 +34,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["VATT_CACHE"]
     else:
         os.environ["VATT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def corpus(cache: Path) -> Path:
+    """The manifest of that corpus; files with clips of their own have one of this name."""
+    return next(cache.rglob("manifest.csv"))

@@ -17,11 +17,6 @@ NEVER_RECORDED = {"licence of the data"}
 
 
 @pytest.fixture(scope="module")
-def corpus(cache) -> Path:
-    return next(cache.rglob("manifest.csv"))
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus) -> dict[str, Path]:
     """A run of pre-training and one of fine-tuning, three steps each."""
     folder = tmp_path_factory.mktemp("runs")

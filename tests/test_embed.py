@@ -21,11 +21,6 @@ from vatt.run import autocast_for
 
 
 @pytest.fixture(scope="module")
-def corpus(cache) -> Path:
-    return next(cache.rglob("manifest.csv"))
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory, corpus) -> Path:
     return write_model(tmp_path_factory.mktemp("runs") / "run", corpus)
 

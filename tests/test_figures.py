@@ -23,11 +23,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(scope="module")
-def corpus(cache) -> Path:
-    return next(cache.rglob("manifest.csv"))
-
-
-@pytest.fixture(scope="module")
 def models(tmp_path_factory, corpus) -> dict[str, Path]:
     """A modality-specific model, an agnostic one of two layers, and a classifier of sound; none is trained."""
     folder = tmp_path_factory.mktemp("runs")

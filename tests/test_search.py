@@ -20,11 +20,6 @@ from vatt.features import read_features
 
 
 @pytest.fixture(scope="module")
-def corpus(cache) -> Path:
-    return next(cache.rglob("manifest.csv"))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("search")
 

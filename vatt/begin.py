@@ -11,8 +11,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from . import loop
 from .command import exit_code
-from .config import ConfigError, DataConfig, differences, to_json
+from .config import ConfigError, differences, to_json
 from .data.bad_clips import BadClips
 from .distributed import World, joined
 from .files import write_atomically
@@ -23,15 +24,11 @@ from .run import first_free, holds_run, pick_device
 from .status import format_status, status
 
 
-class Settings(Protocol):
+class Settings(loop.Settings, Protocol):
     """What both kinds of settings have."""
 
     @property
-    def data(self) -> DataConfig: ...
-    @property
     def device(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
 
 
 C = TypeVar("C", bound=Settings)

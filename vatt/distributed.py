@@ -119,7 +119,7 @@ class World:
         if not self.is_first:
             raise Finished
 
-    def part(self) -> None:
+    def disband(self) -> None:
         """`last_common` for good: nobody waits for the others any more, as ends of NCCL's groups would.
 
         Nothing that `prepare` returned may be left. The last reference to a process group ends it, and if that is DDP's

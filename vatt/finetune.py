@@ -227,8 +227,8 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
 
     seconds = run_steps(session, config, dataset, start, log, update, "try a lower --rate", traced=traced)
     state = whole_state(model) if is_sharded(model) else None
-    parts.clear()  # see World.part
-    world.part()
+    parts.clear()  # see World.disband
+    world.disband()
     assert log is not None  # the first rank's, which alone is still here
     log.close()
     if state is not None:

@@ -181,8 +181,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
     trained = run_steps(session, config, dataset, start, log, update, advice, load, traced)
     state = whole_state(model) if is_sharded(model) else None
-    parts.clear()  # see World.part
-    world.part()
+    parts.clear()  # see World.disband
+    world.disband()
     assert log is not None  # the first rank's, which alone is still here
     log.close()
     if state is not None:
