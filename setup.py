@@ -7,8 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-# Lower bounds are the oldest releases tried, upper bounds end before the first that was not looked at; what `make`
-# installs is in constraints.txt.
+# Ranges, which say what may work; constraints.txt says what `make` installs, reports/compat.md what was tried.
 EXTRAS = {
     "xformers": ["xformers>=0.0.35"],
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
@@ -64,7 +63,7 @@ setup(
         "torch>=2.11,<2.16",
         "triton>=3.6,<3.10; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "numpy>=2.0",
-        "av>=14.0",
+        "av>=14.1",  # 14.0 tells no cover picture from a video; 19 has no wheel for Python 3.11
         "safetensors>=0.4.5",
         "tqdm>=4.66",
     ],

@@ -67,12 +67,14 @@ def call(command: Sequence[str], env: dict[str, str] | None = None) -> str:
 
 def wheels(pip: Sequence[str], name: str) -> list[str]:
     """Return the releases of `name` in setup.py's range that have a wheel for the Python behind `pip`, oldest first."""
-    text = call([*pip, "index", "versions", name, "--only-binary=:all:"])
-    listed = re.search(r"^Available versions: (.+)$", text, re.MULTILINE)
+    # pip offers no list of wheels (`pip index` counts source distributions), but names them when none fits.
+    command = [*pip, "install", "--dry-run", "--no-deps", "--only-binary=:all:", f"{name}<0"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
+    listed = re.search(r"\(from versions: ([^)]+)\)", said)
     if listed is None:
-        raise Failed(f"pip names no release of {name}:\n{text}")
+        raise Failed(f"pip names no release of {name}:\n{said}")
     wanted = next(one.specifier for one in map(Requirement, requirements()) if one.name == name)
-    return sorted((one for one in listed[1].split(", ") if one in wanted), key=Version)
+    return sorted((one for one in listed[1].split(", ") if wanted.contains(one, prereleases=False)), key=Version)
 
 
 def files(names: Sequence[str]) -> list[str]:
