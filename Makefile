@@ -43,7 +43,7 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy vatt kernels bench
+	$(VENV)/bin/mypy vatt kernels bench $(wildcard .ci/*.py)
 
 reports: $(INSTALLED)
 	$(RUN) bench/draw_reports.py

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -112,7 +113,7 @@ def attempt(python: Python, which: str, tests: Sequence[str]) -> Row:
         return replace(row, result="passed", summary=counted[1] if counted else said[-200:])
 
 
-def provenance() -> dict[str, str]:
+def provenance() -> dict[str, Any]:
     """Return commit, date, machine and command of a row."""
     try:
         commit = call(["git", "rev-parse", "HEAD"]).strip()

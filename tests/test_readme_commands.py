@@ -58,6 +58,7 @@ NEEDS = {"vatt.official": "google_crc32c", "vatt_kernels.aot": "triton", "bench/
 NOT_RUN = {
     r"pip install .*": "needs a package index",
     r"make (train|test)": "CI runs it",
+    r"make compat( FULL=1)?": "needs a package index and other Pythons; CI runs it",
     r"make (bench|reports)": "its programs are executed one by one, here and in test_bench.py",
     r"pytest( --benchmark-only.*)?": "plain pytest runs each benchmark once, as a part of this suite",
     r"python bench/videomae.py": "takes minutes at the one size that VideoMAE has",
