@@ -109,7 +109,7 @@ def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> En
         OSError: it cannot be written.
     """
     info = probe(clip.path, time_limit=time_limit, needs=())
-    still = clip.path.suffix.lower() in IMAGE
+    still = clip.path.suffix.lower() in IMAGE and not info.duration  # an animated one is a video
     if still:
         data, suffix = _image(clip.path, recipe, min(info.width, info.height), time_limit)
         read_seconds, steps = 0.0, 1
