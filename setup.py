@@ -36,7 +36,7 @@ setup(
         "torch>=2.11,<2.14",
         "triton>=3.6,<3.8; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "numpy>=2.0",
-        "av>=14.0",
+        "av>=14.1",
         "safetensors>=0.4.5",
         "tqdm>=4.66",
     ],
