@@ -26,7 +26,6 @@ from vatt.data.reader import BadClip, Late, Reader, seconds_of
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
 GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
 END_TOLERANCE = 1.0  # seconds by which a stream may end before its declared end
-PADDING = 0.25  # seconds of padding at most: sound that goes on for longer shows that the declared end is none
 
 
 def read_audio(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
@@ -119,11 +118,11 @@ class PaddingCut:
             if self.end is None or frame.pts is None or frame.time_base is None:
                 passed.append(frame)
                 continue
-            at = frame.pts * frame.time_base
-            if at > self.end + Fraction(PADDING):  # no padding: the track goes on
+            at, length = frame.pts * frame.time_base, Fraction(frame.samples, frame.sample_rate)
+            if at > self.end + length:  # more than the rest of a packet: this is sound, and the declared end is none
                 passed += [*self.held, frame]
                 self.held, self.end = [], None
-            elif at + Fraction(frame.samples, frame.sample_rate) > self.end:
+            elif at + length > self.end:
                 self.held.append(frame)
             else:
                 passed.append(frame)
