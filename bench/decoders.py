@@ -13,6 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vatt.compatibility import OPEN_OPTIONS
 from vatt.data.decode import decode_span
 from vatt.data.reader import probe
 
@@ -170,7 +171,7 @@ def _times(start: float, fps: float, frames: int) -> NDArray[np.float64]:
 
 
 def _codec(path: Path) -> str:
-    with av.open(str(path), metadata_errors="ignore") as container:
+    with av.open(str(path), **OPEN_OPTIONS) as container:
         stream = container.streams.best("video")
         assert stream is not None
         return stream.codec_context.name if stream.codec_context is not None else "an unknown codec"

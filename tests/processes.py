@@ -9,7 +9,11 @@ import tempfile
 
 # The loopback interface by its address and name: machines without a network may not find it by theirs.
 LOCAL = ("--local-addr=127.0.0.1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--nnodes=1")
-LOOPBACK = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def loopback() -> dict[str, str]:
+    """The environment as it is now, with the cache folder that a fixture named since this module was imported."""
+    return {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def finished(
@@ -47,4 +51,4 @@ def launched(ranks: int, *arguments: object) -> list[str]:
 
 
 def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return finished(launched(ranks, *arguments), env=LOOPBACK)
+    return finished(launched(ranks, *arguments), env=loopback())

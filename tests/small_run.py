@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import LOOPBACK, launched
+from processes import launched, loopback
 
 from vatt import train
 from vatt.checkpoint import load_latest
@@ -37,7 +37,7 @@ def start(
     """The same in a process of its own, or under torchrun; `program`: what to run in place of the command."""
     words = [*program, *SMALL, *map(str, arguments)]
     command = [sys.executable, *words] if ranks == 1 else launched(ranks, *words)
-    options.setdefault("env", LOOPBACK)
+    options.setdefault("env", loopback())
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 from mixed_clips import write_mixed_clips
-from processes import LOOPBACK, launched, torchrun
+from processes import launched, loopback, torchrun
 from small_run import losses, same_run, saved_step, steps, wait_until
 
 from vatt import embed, evaluate, finetune, train
@@ -80,7 +80,7 @@ def test_sigterm_to_torchrun_saves_and_resuming_repeats_the_run(folder, tmp_path
     out, whole = tmp_path / "run", tmp_path / "whole"
     begin = ("-m", "vatt.train", "--data", folder / "clips.csv", *FEW, "--batch-size", 6)
     command = launched(3, *begin, "--out", out)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=LOOPBACK)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=loopback())
     wait_until(process, lambda: steps(out) >= 3)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=300)[0]

@@ -12,6 +12,7 @@ from .data.batch import DataError
 from .data.manifest import ManifestError
 from .data.text import VocabularyError
 from .distributed import Elsewhere, Finished
+from .faults import report
 from .features import FeaturesError
 from .official.convert import MapError
 from .run import RunError
@@ -22,7 +23,10 @@ FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, F
 
 
 def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """Runs `action`: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Says which process failed."""
+    """Runs `action`: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Says which process failed.
+
+    Any other error is the program's own, whatever was being done, and leaves with its traceback.
+    """
     try:
         action()
     except Finished:
@@ -36,6 +40,9 @@ def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> i
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except Exception:
+        report()
+        raise
     return 0
 
 

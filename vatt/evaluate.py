@@ -25,7 +25,7 @@ from .config import Config, ConfigError, to_dict
 from .data.loader import EvalDataset
 from .data.manifest import Manifest, read_manifest
 from .data.sources_read import AUDIO
-from .data.synthetic import build_corpus
+from .data.synthetic import corpus_of
 from .distributed import Finished, World, joined
 from .files import write_atomically
 from .folds import probe_folds, read_folds
@@ -33,7 +33,16 @@ from .pretrained import load_config, load_tokenizer, load_vatt, model_folder, we
 from .records import environment
 from .resumed import open_parts
 from .retrieve import SCORES, embed_clips, format_scores, retrieval, write_ranks
-from .run import RunError, autocast_for, compute_dtype, fingerprint, first_free, pick_device
+from .run import (
+    RunError,
+    autocast_for,
+    compute_dtype,
+    corpus_format,
+    fingerprint,
+    first_free,
+    pick_device,
+    read_record,
+)
 
 TASKS = ("classify", "probe", "retrieve")
 EXAMPLES = """examples:
@@ -128,10 +137,15 @@ def settings_of(args: argparse.Namespace) -> Config:
                    dtype=args.dtype or config.dtype)  # fmt: skip
 
 
+def builtin_corpus(args: argparse.Namespace, config: Config) -> Path:
+    """The manifest of the built-in corpus in the format that the model was trained on."""
+    return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
+
+
 def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     """The rows to test on. Raises `ConfigError` when there are none."""
     (source,) = args.data or [config.data.source]
-    manifest = read_manifest(source or build_corpus(clips=config.data.builtin_clips))
+    manifest = read_manifest(source or builtin_corpus(args, config))
     clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
         clips = manifest  # of a user's own: all there is
@@ -233,7 +247,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
         probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused)
-    sources = args.data or [config.data.source or build_corpus(clips=config.data.builtin_clips)]
+    sources = args.data or [config.data.source or builtin_corpus(args, config)]
     clips, folds = read_folds(sources, config.data.train_split, args.split or config.data.test_split)
     heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
     modalities = args.modality or ["audio" if heard else "video"]

@@ -23,6 +23,7 @@ from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .classify import ClassifyConfig, check_labels, classify, format_scores
 from .classify_files import draw_training
 from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict
+from .content import note_contents
 from .data.bad_clips import BadClips
 from .data.batch import Batch
 from .data.labelled import LabelledDataset
@@ -216,6 +217,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
         print(f"note: {untrained} of the classes have no training clip")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+    note_contents(out, manifest, start, world)
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
     dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges, slots)

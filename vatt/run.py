@@ -3,6 +3,7 @@
 OUT/config.json        resolved settings and where they ran   OUT/checkpoints/   see checkpoint.py
 OUT/vocabulary.txt     one word a line                        OUT/metrics.jsonl  one line a step
 OUT/bad_clips.csv      clips that could not be read           OUT/result.json    losses, times, retrieval
+OUT/content.json       digests of the clips' files
 OUT/model/             weights + config + vocabulary: all that is needed to use the model
 """
 
@@ -100,6 +101,20 @@ def read_config(out: Path) -> Config:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is not a run's config: {error}") from error
     return config
+
+
+def corpus_format(record: Mapping[str, Any]) -> int:
+    """Return the format of the built-in corpus that the `record` of a run or model names; 1 where it names none."""
+    return int(record.get("corpus_format", 1))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return all that config.json in `folder` says; nothing where there is none, or none that can be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Config, record: dict[str, Any],

@@ -22,12 +22,13 @@ from . import checkpoint
 from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .check_config import check
 from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
+from .content import note_contents
 from .data.bad_clips import BadClips
 from .data.dali import choose_decoder, make_dali_loader
 from .data.loader import Batch, ClipDataset, EvalDataset
 from .data.manifest import Manifest, read_manifest
 from .data.shards import absolute_source
-from .data.synthetic import build_corpus
+from .data.synthetic import FORMAT, corpus_of
 from .data.text import Tokenizer
 from .distributed import ALONE, World
 from .loop import Session, run_steps
@@ -43,8 +44,10 @@ from .run import (
     RunError,
     autocast_for,
     compute_dtype,
+    corpus_format,
     fingerprint,
     read_config,
+    read_record,
     split_clips,
     write_config,
     write_model_folder,
@@ -135,8 +138,11 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
 
 
 def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
-          world: World = ALONE, traced: Traced | None = None) -> None:  # fmt: skip
-    """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it."""
+          world: World = ALONE, traced: Traced | None = None, corpus: int = FORMAT) -> None:  # fmt: skip
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it.
+
+    `corpus`: format of the built-in corpus, if that is what `manifest` lists.
+    """
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
@@ -155,7 +161,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
     session = Session(out, manifest, model, optimizer, bad, identity,
-                      json.dumps({"config": to_dict(config), "environment": where}), world)  # fmt: skip
+                      json.dumps({"config": to_dict(config), "environment": where, "corpus_format": corpus}),
+                      world)  # fmt: skip
     start = session.restore(config.steps) if resume else 0
     print(f"run {out}: preset {config.preset}, {parameters / 1e6:.1f} M parameters, {device}, {dtype}")
     if world.size > 1:
@@ -170,6 +177,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+    note_contents(out, manifest, start, world)
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     autocast = autocast_for(device, dtype)
 
@@ -188,14 +196,15 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     if state is not None:
         model = VATT(config.model, ops).to(device)
         model.load_state_dict(state)
-    finish(config, out, model, held_out, tokenizer, bad, where, trained, len(clips))
+    record = {"environment": where, "corpus_format": corpus}
+    finish(config, out, model, held_out, tokenizer, bad, record, trained, len(clips))
 
 
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
-           where: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
+           record: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
-    write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
-    result = summarise(out, draw_losses, where, config, seconds, bad, train_clips) | {"config": to_dict(config)}
+    write_model_folder(out / "model", model.state_dict(), config, record, tokenizer)
+    result = summarise(out, draw_losses, record["environment"], config, seconds, bad, train_clips) | {"config": to_dict(config)}
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
@@ -223,12 +232,21 @@ def saved_config(out: Path) -> Config:
         return from_dict(Config, json.loads(found.state["record"])["config"])
 
 
+def saved_format(out: Path) -> int:
+    """Format of the built-in corpus of the run in `out`: from config.json, or from its newest checkpoint."""
+    record = read_record(out)
+    if not record and (found := checkpoint.load_latest(out / "checkpoints")):
+        record = json.loads(found.state["record"])
+    return corpus_format(record)
+
+
 def run(args: argparse.Namespace, world: World) -> None:
     begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
     choose_decoder(config.data.decoder, device)
+    corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
     manifest = read_manifest(config.data.source) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
@@ -236,14 +254,15 @@ def run(args: argparse.Namespace, world: World) -> None:
     def write() -> None:
         out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(device)})
+        write_config(out, config, {"environment": environment(device), "corpus_format": corpus})
         if manifest is None:
-            build_corpus(clips=config.data.builtin_clips)
+            corpus_of(corpus, config.data.builtin_clips)
 
     world.first(write)
     if manifest is None:
-        manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))  # there already, or on another machine
-    train(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced)
+        manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
+    train(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced,
+          corpus=corpus)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from vatt.compatibility import converted, frame_duration
 from vatt.data.reader import BOTH, BadClip, Late, Reader, opened, plain, seconds_of
 from vatt.data.sound import END_TOLERANCE, read_audio, read_audio_alone
 
@@ -158,7 +159,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
                 if len(images) == frames:
                     return np.stack(images)
             current = frame
-            ends = shown + (seconds_of(frame.duration, stream) or 1.0 / float(stream.average_rate or fps))
+            ends = shown + (seconds_of(frame_duration(frame), stream) or 1.0 / float(stream.average_rate or fps))
     except (FFmpegError, _Broken) as error:
         broken = plain(error)
     # The file has ended, or broken, before the span is complete.
@@ -239,9 +240,7 @@ class _Converter:
             self.size = shrunk(frame.width, frame.height, self.short_side)
         width, height = self.size
         image = (
-            self.reformatter.reformat(frame, width, height, "rgb24", threads=1)
-            .to_ndarray()
-            .astype(np.uint8, copy=False)
+            converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
         )
         quarter, rest = divmod(frame.rotation, 90)
         if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number

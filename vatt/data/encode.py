@@ -28,9 +28,13 @@ from vatt.data.shards import open_clip
 from vatt.data.sources_read import IMAGE
 from vatt.files import write_atomically
 
+FORMAT = 2  # raise it with every change of what is written of the same clip and recipe
 RATE = 48_000  # Hz, mono
 SOUND_BITS = 96_000  # a second
 CHUNK = 250  # frames decoded at once: 90 MB of them at 256 x 455 pixels
+# Of x264: without it, the macroblock tree. Its floating-point code is another for AVX-512, where small frames are encoded
+# otherwise each time (seen in FFmpeg 8.1 and 9), and estimates reciprocals, which CPUs of different makers do differently.
+REPEATABLE = {"x264-params": "mbtree=0"}
 BT601, LIMITED, FULL = 5, 1, 2  # what libav calls the colours that it makes of RGB
 
 
@@ -76,12 +80,16 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all clips of a corpus become. `size`: short side in pixels, never enlarged; `gop`: frames a key frame."""
+    """What all clips of a corpus become. `size`: short side in pixels, never enlarged; `gop`: frames a key frame.
+
+    `format`: 1 is that of corpora begun before H.264 was repeatable, which are gone on with as they were begun.
+    """
 
     codec: str = "h264"
     size: int = 256
     fps: float = 10.0
     gop: int = 10
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> En
         OSError: it cannot be written.
     """
     info = probe(clip.path, time_limit=time_limit, needs=())
-    still = clip.path.suffix.lower() in IMAGE
+    still = clip.path.suffix.lower() in IMAGE and not info.duration  # an animated one is a video
     if still:
         data, suffix = _image(clip.path, recipe, min(info.width, info.height), time_limit)
         read_seconds, steps = 0.0, 1
@@ -217,6 +225,8 @@ def _video_track(container: OutputContainer, shape: tuple[int, ...], recipe: Rec
     codec = CODECS[recipe.codec]
     rate = Fraction(recipe.fps).limit_denominator(1001)
     options = dict(codec.options)
+    if codec.encoder == "libx264" and recipe.format > 1:
+        options |= REPEATABLE
     if codec.gop:
         options["g"] = options["keyint_min"] = str(recipe.gop)
     stream = container.add_stream(codec.encoder, rate=rate, options=options)

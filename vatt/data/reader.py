@@ -24,6 +24,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from vatt.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
 from vatt.data.manifest import ManifestError
 from vatt.data.shards import open_clip
 from vatt.data.sources_read import AUDIO, IMAGE
@@ -57,7 +58,7 @@ FORMATS = (
     *("wav", "w64", "aiff", "au", "caf", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts", "truehd", "amr", "amrnb"),
     *("amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "voc", "dsf"),
     *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe", "jpegxl_pipe", "jpegxl_anim"),
-    *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe"),
+    *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe", ANIMATED_WEBP),
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
@@ -116,22 +117,21 @@ class Reader:
 
     @property
     def still(self) -> bool:
-        """Whether this is an image, which shows the same at any time."""
-        return self.path.suffix.lower() in IMAGE
+        """Whether this is an image, which shows the same at any time. An animated one is a video."""
+        return self.path.suffix.lower() in IMAGE and self.container.format.name != ANIMATED_WEBP
 
     def _open(self) -> None:
         suffix = self.path.suffix.lower()
         try:
             if isinstance(self.source, io.BytesIO):
                 self.source.seek(0)
-            # Old AVI files hold metadata in any encoding: it is of no use here and must not fail the clip.
             self.container: InputContainer = av.open(
-                self.source, "r", metadata_errors="ignore", timeout=self.deadline.seconds, container_options=OPTIONS
+                self.source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS
             )
         except MemoryError:
             raise
         except (FFmpegError, OSError, ValueError) as error:
-            kind = "an image" if self.still else "a sound" if suffix in AUDIO else "a video"
+            kind = "an image" if suffix in IMAGE else "a sound" if suffix in AUDIO else "a video"
             raise BadClip(self.path, f"not {kind} ({plain(error)})") from error
         try:
             video, audio = self.container.streams.best("video"), None

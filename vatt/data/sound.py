@@ -2,14 +2,23 @@
 
 Sound beside pictures is forgiving: broken packets and gaps become silence, and a track of which nothing decodes counts
 as none. Sound alone ends where it ends, and is held to the length that its header declares, as video is.
+
+Encoders fill their last packet up. FFmpeg up to 8 gives this padding of an MP4 track as sound, FFmpeg 9 cuts it off
+where the track's edit list ends; here it is cut at the track's declared end, so that both give the same samples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from fractions import Fraction
+
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.frame import Frame
 from numpy.typing import NDArray
 
 from vatt.data.reader import BadClip, Late, Reader, seconds_of
@@ -63,6 +72,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     begins = (seconds_of(stream.start_time, stream) or 0.0) - origin
     track = _Track(start, rate, samples)
     heard = failed = False
+    cut = PaddingCut(reader.container, stream)
     for packet in reader.packets(stream):
         try:
             decoded = stream.decode(packet)
@@ -70,8 +80,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
             failed = True
             track.cut()
             continue
-        for frame in decoded:
-            assert isinstance(frame, AudioFrame)
+        for frame in cut(decoded):
             at = seconds_of(frame.pts, stream)
             at = track.expected if at is None else at - origin
             if not heard and not reader.from_start and at > max(start, begins + GAP):
@@ -86,8 +95,56 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
         return None
     if not heard and failed:
         raise Late  # only the whole track tells one broken place from a track that does not decode
+    for frame in cut.rest():
+        track.add(frame, seconds_of(frame.pts, stream) - origin)
     track.finish()
     return track
+
+
+class PaddingCut:
+    """Cuts the padding off the decoded frames of an MP4 track; those of other containers pass as they are."""
+
+    def __init__(self, container: InputContainer, stream: AudioStream) -> None:
+        self.end: Fraction | None = None  # seconds
+        if "mp4" in container.format.name.split(",") and stream.duration and stream.time_base:
+            self.end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        self.held: list[AudioFrame] = []
+
+    def __call__(self, frames: Iterable[Frame]) -> list[AudioFrame]:
+        """Return those of the next frames, in order, that lie before the end; what reaches beyond is held back."""
+        passed: list[AudioFrame] = []
+        for frame in frames:
+            assert isinstance(frame, AudioFrame)
+            if self.end is None or frame.pts is None or frame.time_base is None:
+                passed.append(frame)
+                continue
+            at, length = frame.pts * frame.time_base, Fraction(frame.samples, frame.sample_rate)
+            if at > self.end + length:  # more than the rest of a packet: this is sound, and the declared end is none
+                passed += [*self.held, frame]
+                self.held, self.end = [], None
+            elif at + length > self.end:
+                self.held.append(frame)
+            else:
+                passed.append(frame)
+        return passed
+
+    def rest(self) -> list[AudioFrame]:
+        """Return what was held back, cut at the track's end; to be asked when there are no more frames."""
+        kept = []
+        for frame in self.held:
+            assert self.end is not None and frame.pts is not None and frame.time_base is not None
+            samples = round((self.end - frame.pts * frame.time_base) * frame.sample_rate)
+            if samples > 0:
+                kept.append(frame if samples >= frame.samples else _shortened(frame, samples))
+        return kept
+
+
+def _shortened(frame: AudioFrame, samples: int) -> AudioFrame:
+    channels = 1 if frame.format.is_planar else frame.layout.nb_channels
+    data = np.ascontiguousarray(frame.to_ndarray()[:, : samples * channels])
+    short = AudioFrame.from_ndarray(data, frame.format.name, frame.layout.name)
+    short.sample_rate, short.pts, short.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return short
 
 
 class _Track:

@@ -7,12 +7,15 @@ from pathlib import Path
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
+from vatt.compatibility import OPEN_OPTIONS
 from vatt.config import AudioConfig
 from vatt.data.augment import to_float
 from vatt.data.reader import OPTIONS, BadClip, Deadline, plain
+from vatt.data.sound import PaddingCut
 
 
 def read_sound_windows(path: Path, audio: AudioConfig, windows: int, time_limit: float) -> NDArray[np.float32]:
@@ -34,18 +37,20 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
     frames: list[AudioFrame] = []
     try:
         with av.open(
-            str(path), "r", metadata_errors="ignore", timeout=time_limit, container_options=OPTIONS
+            str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS
         ) as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if not isinstance(stream, AudioStream):
                 raise BadClip(path, "no sound in it")
+            cut = PaddingCut(container, stream)
             for packet in container.demux(stream):
                 deadline.check()
                 try:
-                    decoded = [frame for frame in packet.decode() if isinstance(frame, AudioFrame)]
+                    decoded = cut(stream.decode(packet))
                 except FFmpegError:
                     continue
                 frames += [piece for frame in decoded for piece in resampler.resample(frame)]
+            frames += [piece for frame in cut.rest() for piece in resampler.resample(frame)]
             frames += resampler.resample(None)
     except (FFmpegError, OSError, ValueError) as error:
         raise BadClip(path, f"its sound cannot be read ({plain(error)})") from error

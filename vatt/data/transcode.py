@@ -19,6 +19,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,15 +30,15 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from vatt.config import ConfigError
-from vatt.data.encode import CODECS, Encoded, Recipe, encode_clip
+from vatt.data.encode import CODECS, FORMAT, Encoded, Recipe, encode_clip
 from vatt.data.limits import memory_limit
 from vatt.data.manifest import CAPTION_SEPARATOR, Clip, Manifest, ManifestError, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
+from vatt.faults import Fault, report
 from vatt.files import write_atomically
 from vatt.progress import progress_bar
 
-FORMAT = 1  # raise it with every change of what is written of the same clip and recipe
 GRACE = 2.0  # seconds: processes keep to the limit themselves, and say so, unless a decoder hangs
 CODEC_HELP = "\n".join(f"  {name:6} {codec.about}" for name, codec in CODECS.items())
 EPILOG = f"""codecs, and who decodes them where:
@@ -106,9 +107,7 @@ def jobs_of(clips: Sequence[Clip]) -> list[Job]:
 
 def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str]]:
     """The folder and its log, locked for this process. Raises `ConfigError` rather than overwrite or mix recipes."""
-    corpus = Corpus(out, recipe)
     settings = out / "settings.json"
-    stamp = {"format": FORMAT, **asdict(recipe)}
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is no folder; choose another --out")
     if out.exists() and any(out.iterdir()):
@@ -118,15 +117,19 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
             begun = json.loads(settings.read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
-        if begun != stamp:
-            raise ConfigError(f"{out} was begun with {begun}, not {stamp}; repeat those, or choose another --out")
+        if isinstance(begun, dict) and begun.get("format") in range(1, FORMAT):
+            recipe = replace(recipe, format=begun["format"])  # goes on as it began
+        if begun != asdict(recipe):
+            raise ConfigError(f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another "
+                              "--out")  # fmt: skip
+    corpus = Corpus(out, recipe)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: it is the lock as well)
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(f"{out}: another process is writing there; wait for it") from error
-    write_atomically(settings, (json.dumps(stamp) + "\n").encode())
+    write_atomically(settings, (json.dumps(asdict(recipe)) + "\n").encode())
     for torn in (out / "clips").glob("*/.*.tmp"):  # of processes that were killed
         torn.unlink(missing_ok=True)
     return corpus, log
@@ -219,7 +222,7 @@ def _outcomes(running: dict[connection.Connection, _Running], time_limit: float)
         del running[end]
         end.close()
         _end(one.process, wait=end in ready)
-        if isinstance(outcome, OSError):
+        if isinstance(outcome, (OSError, Fault)):
             raise outcome
         yield one, outcome
 
@@ -233,9 +236,9 @@ def _end(process: Any, wait: bool = False) -> None:
 
 
 def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time_limit: float, memory: float) -> None:
-    """Runs in a process of its own: sends an `Encoded`, a reason, or the OSError that must stop the command."""
+    """Runs in a process of its own: sends an `Encoded`, a reason, or the error that must stop the command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
-    outcome: Encoded | str | OSError
+    outcome: Encoded | str | OSError | Fault
     try:
         with memory_limit(memory):
             outcome = encode_clip(job.clip, stem, recipe, time_limit)
@@ -245,6 +248,8 @@ def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time
         outcome = f"cannot be encoded ({type(error).__name__}: {error})"
     except OSError as error:
         outcome = OSError(f"{stem.parent}: cannot be written ({error})")
+    except Exception:
+        outcome = Fault(f"at {job.clip.name}:\n{traceback.format_exc()}")
     end.send(outcome)
 
 
@@ -286,7 +291,7 @@ def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float)
     frames = sum(one.frames for one in videos)
     read, check = (sum(getattr(one, name) for one in videos) for name in ("read_seconds", "check_seconds"))
     return {
-        "recipe": {"format": FORMAT, **asdict(corpus.recipe)},
+        "recipe": asdict(corpus.recipe),
         "rows": {"listed": len(jobs), "written": sum(job.key in corpus.done for job in jobs),
                  "left_out": sum(job.key in corpus.failed for job in jobs)},
         "files": {"written": len(encoded), "of_them_before_this_run": resumed,
@@ -389,6 +394,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished clips are kept: --resume goes on", file=sys.stderr)
         return 130
+    except Exception:
+        report()
+        raise
 
 
 if __name__ == "__main__":
