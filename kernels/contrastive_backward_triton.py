@@ -36,12 +36,11 @@ from .contrastive_forward_triton import (
     SMALL,
     SMALLEST_SQUARE,
     aot_case,
-    architecture_of,
     launch_for,
     parts_for,
-    processors_of,
     small_block,
 )
+from .device import architecture, processors
 
 AOT_SWITCHES = [(True, True, True), (True, True, False), (True, False, True), (False, True, True)]
 
@@ -162,15 +161,15 @@ def vector_gradient(
     """Gradient by `rows.vectors`, in their shape and dtype: `factor` (float32 [1]) times the sums of the kernels."""
     (row_count, wide), (count, width) = rows.units.shape, rows.vectors.shape
     device = rows.units.device
-    tile = launch_for("gradient", architecture_of(device), rows.units.dtype, wide)
-    processors = processors_of(device)
+    tile = launch_for("gradient", architecture(AOT_ARCHS, device), rows.units.dtype, wide)
+    at_once = processors(device)
     row_blocks, column_blocks = row_count // tile.rows, columns.units.shape[0] // tile.columns
     kind, partners, pairs, candidates = positives or Positives("none", columns.units, factor, 1)
     block = small_block(wide)
     result = torch.empty_like(rows.vectors)
-    for first in range(0, row_blocks, 4 * processors):
-        blocks = min(4 * processors, row_blocks - first)
-        part_blocks = triton.cdiv(column_blocks, parts_for(blocks, column_blocks, processors))
+    for first in range(0, row_blocks, 4 * at_once):
+        blocks = min(4 * at_once, row_blocks - first)
+        part_blocks = triton.cdiv(column_blocks, parts_for(blocks, column_blocks, at_once))
         parts = triton.cdiv(column_blocks, part_blocks)
         sums = torch.empty(parts, blocks * tile.rows, wide, dtype=torch.float32, device=device)
         with torch.cuda.device_of(result):
