@@ -35,7 +35,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 def run_with_gradients(operation: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The operation's output and the gradients of all leaves, for a fixed incoming gradient."""
-    leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+    leaves = [leaf.detach().to(dtype, copy=True).requires_grad_() for leaf in leaves]
     out = operation(*leaves)
     out.backward(noise(*out.shape, seed=99).to(dtype))
     return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
@@ -132,7 +132,7 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
         trained, move = build(impl), torch.Generator().manual_seed(problem)
         with torch.no_grad():
             for weight in trained.parameters() if problem else ():
-                weight *= 1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, weight.shape, generator=move)
+                weight.mul_(1 + torch.finfo(torch.float32).eps * torch.randint(-1, 2, weight.shape, generator=move))
         trained.to(dtype)
         embeddings = trained(batch.video, batch.audio.to(dtype), batch.text, seed=3)
         losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, OPS[impl])

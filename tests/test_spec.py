@@ -32,7 +32,12 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 @pytest.mark.parametrize(("spec", "case"), ALL)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_within_budget(spec: KernelSpec, case: Case, dtype: torch.dtype) -> None:
-    errors = expect(spec, case, dtype, DEVICE).errors(lambda inputs: spec.call(inputs, IMPL))
+    try:
+        errors = expect(spec, case, dtype, DEVICE).errors(lambda inputs: spec.call(inputs, IMPL))
+    except RuntimeError as error:
+        if "pack_vnni2" not in str(error):
+            raise
+        pytest.skip("ATEN_CPU_CAPABILITY is below what this CPU has, for which PyTorch's own attention fails")
     red = [str(error) for error in errors if not error.green]
     assert not red, "; ".join(red)
 
