@@ -88,12 +88,12 @@ def small_block(width: int) -> int:
     return min(32, 4096 // width)
 
 
-def parts_for(programs: int, steps: int, at_once: int) -> int:
+def parts_for(programs: int, steps: int, at_once: int, most: int = 64) -> int:
     """Into how many parts to divide the `steps` of each program: the fewest waves, of `at_once`, of the shortest ones.
 
-    A part costs two steps more, for what it reads first and stores last.
+    A part costs two steps more, for what it reads first and stores last. There are at most `most`.
     """
-    return min(range(1, min(steps, 64) + 1), key=lambda n: -(-programs * n // at_once) * (-(-steps // n) + 2))
+    return min(range(1, min(steps, most) + 1), key=lambda n: -(-programs * n // at_once) * (-(-steps // n) + 2))
 
 
 @triton.jit
