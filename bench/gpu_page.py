@@ -28,14 +28,17 @@ def trouble(row: Row) -> str:
 def derive(report: Report) -> None:
     """Quantiles, rates, shares of the floor and ratios of all rows, and the gate, from what was measured.
 
-    Nothing is compared with a kernel that is red in any case or dtype, nor a step while any kernel is.
+    A time beside a kernel that is red in some case of the dtype it was timed in, or a step of such kernels, says so in
+    `doubted`: its ratios are there, marked, and do not reach README.
     """
     measured = next(iter(of_kind(report, "ceilings")), {})
     matmul, copy = measured.get("matmul", {}), measured.get("copy")
-    wrong = {row.get("operation") for row in report.rows if not row.get("green", True)}
+    red = [row for row in report.rows if not row.get("green", True)]
+    wrong = {(row["operation"], row["dtype"]) for row in red if "operation" in row}
     kernels, steps = of_kind(report, "kernel"), of_kind(report, "training")
     ours = {(*case_of(row), row.get("compiled")): row for row in kernels if row.get("provider") == "ours"}
     for row in kernels:
+        row["doubted"] = doubts(wrong, [row["operation"]], row["dtype"])
         for direction in DIRECTIONS:
             if direction not in row:
                 continue
@@ -46,9 +49,10 @@ def derive(report: Report) -> None:
             timed["of_floor"] = floor / timed["p50"] if floor else None
             own = ours.get((*case_of(row), row["compiled"]), {}).get(direction)
             own_p50 = own and harness.quantiles(own["seconds"])["p50"]
-            timed["over_ours"] = timed["p50"] / own_p50 if own_p50 and row["operation"] not in wrong else None
+            timed["over_ours"] = timed["p50"] / own_p50 if own_p50 else None
     by_step = {step_of(row): row for row in steps}
     for row in steps:
+        row["doubted"] = doubts(wrong, row.get("operations", ()), row.get("dtype", ""))
         if "seconds" not in row:
             continue
         row.update(harness.quantiles(row["seconds"]))
@@ -56,9 +60,9 @@ def derive(report: Report) -> None:
         row["mfu_measured"] = row["flops"] / row["p50"] / matmul["bfloat16"] if matmul else None
         row["clips_per_second"] = row["batch"] / row["p50"]
     for row in steps:
-        whole = by_step.get((*step_of(row)[:3], 0.0, row.get("implementation")), {})
-        eager = by_step.get((*step_of(row)[:4], "eager"), {})
-        p50 = None if wrong else row.get("p50")
+        whole = by_step.get((*step_of(row)[:4], 0.0, row.get("implementation")), {})
+        eager = by_step.get((*step_of(row)[:5], "eager"), {})
+        p50 = row.get("p50")
         ratio = whole["flops"] / row["flops"] if whole.get("flops") and row.get("flops") else None
         row["flop_ratio"] = ratio
         row["speedup"] = whole["p50"] / p50 if whole.get("p50") and p50 else None
@@ -74,7 +78,17 @@ def case_of(row: Row) -> tuple[str, ...]:
 
 
 def step_of(row: Row) -> tuple[Any, ...]:
-    return row["preset"], row["part"], row["dropout"], row["drop_rate"], row.get("implementation")
+    return tuple(row.get(key) for key in ("preset", "part", "dropout", "batch", "drop_rate", "implementation"))
+
+
+def doubts(wrong: set[tuple[str, str]], operations: Iterable[str], dtype: str) -> str:
+    """What is red of the operations in the dtype that was timed."""
+    return ", ".join(f"{name} {dtype}" for name in operations if (name, dtype) in wrong)
+
+
+def marked(row: Row, value: float | None) -> str:
+    """A ratio, marked where the row is doubted."""
+    return number(value) + (" (red)" if value and row["doubted"] else "")
 
 
 def summaries(rows: list[Row]) -> list[Row]:
@@ -106,7 +120,7 @@ def time_cells(row: Row, direction: str) -> list[str]:
     rate, bandwidth = (number(timed.get(key) and timed[key] / scale, digits) for key, scale, digits in
                        (("rate", 1e12, 1), ("bandwidth", 1e9, 0)))  # fmt: skip
     share, over = timed.get("of_floor"), timed.get("over_ours")
-    return [p20, p50, p80, rate, bandwidth, number(share and 100 * share, 0, " %"), number(over)]
+    return [p20, p50, p80, rate, bandwidth, number(share and 100 * share, 0, " %"), marked(row, over)]
 
 
 def kernel_table(rows: list[Row]) -> str:
@@ -126,14 +140,14 @@ def training_table(rows: Iterable[Row]) -> str:
     def percent(value: float | None) -> str:
         return number(value and 100 * value, 1, " %")
 
-    columns = ["preset", "part", "dropout", "dropped", "operations", "p50 ms", "clips/s", "MFU of 989", "of measured",
-               "speed-up", "FLOP ratio", "share of it", "eager / this", "peak GiB"]  # fmt: skip
+    columns = ["preset", "part", "dropout", "batch", "dropped", "operations", "p50 ms", "clips/s", "MFU of 989",
+               "of measured", "speed-up", "FLOP ratio", "share of it", "eager / this", "peak GiB"]  # fmt: skip
     return table(columns, [
-        [r["preset"], r["part"], f"{r['dropout']:g}", f"{r['drop_rate']:.0%}", r["implementation"],
+        [r["preset"], r["part"], f"{r['dropout']:g}", str(r["batch"]), f"{r['drop_rate']:.0%}", r["implementation"],
          number(1e3 * r["p50"], 1), number(r["clips_per_second"], 0), percent(r["mfu_datasheet"]),
-         percent(r["mfu_measured"]), number(r["speedup"]), number(r["flop_ratio"]), number(r["speedup_of_ideal"]),
-         number(r["eager_over_this"]), number(r.get("peak_bytes") and r["peak_bytes"] / 2**30, 1)]
-        for r in rows if "seconds" in r], left=5)  # fmt: skip
+         percent(r["mfu_measured"]), marked(r, r["speedup"]), number(r["flop_ratio"]), marked(r, r["speedup_of_ideal"]),
+         marked(r, r["eager_over_this"]), number(r.get("peak_bytes") and r["peak_bytes"] / 2**30, 1)]
+        for r in rows if "seconds" in r], left=6)  # fmt: skip
 
 
 def best_rival(rows: list[Row], row: Row, direction: str) -> Row | None:
@@ -157,14 +171,14 @@ def summary(report: Report) -> str:
                 cells = time_cells(row, direction)
                 over = rival[direction]["over_ours"] if rival else None
                 lines.append([f"{row['operation']} {direction}", row["case"], cells[1], cells[3], cells[4], cells[5],
-                              rival["provider"] if rival else "–", number(over)])  # fmt: skip
+                              rival["provider"] if rival else "–", marked(row, over)])  # fmt: skip
     for r in of_kind(report, "training"):
         if r["implementation"] == "fused":
-            what = f"{r['preset']} {r['part']} step, dropout {r['dropout']:g}"
+            what = f"{r['preset']} {r['part']} step, batch {r['batch']}, dropout {r['dropout']:g}"
             lines.append([what, f"{r['drop_rate']:.0%} dropped", number(r.get("p50") and 1e6 * r["p50"], 1),
                           number(r.get("p50") and r["flops"] / r["p50"] / 1e12, 1), "–",
                           number(r.get("mfu_measured") and 100 * r["mfu_measured"], 0, " %"), "eager",
-                          number(r["eager_over_this"])])  # fmt: skip
+                          marked(r, r["eager_over_this"])])  # fmt: skip
     columns = ["what", "case", "p50 us", "TFLOP/s", "GB/s", "of the floor", "best rival", "its time / ours"]
     return table(columns, lines, left=2)
 
@@ -198,8 +212,9 @@ def page(report: Report) -> str:
     kernels = of_kind(report, "kernel")
     parts.append(
         "The floor is the larger of FLOPs over the measured product and bytes, each input and output once, over the "
-        "measured copy. Time / ours is of the same run, above 1 where ours is faster; providers that must be compiled "
-        "ran in a run of their own with ours. Peak: device memory of a forward and backward beyond the inputs."
+        "measured copy. Time / ours is of the same run, above 1 where ours is faster, and marked where ours was red in "
+        "some case of that dtype; providers that must be compiled ran in a run of their own with ours. Peak: device "
+        "memory of a forward and backward beyond the inputs."
     )
     for operation in dict.fromkeys(row["operation"] for row in kernels):
         rows = [row for row in kernels if row["operation"] == operation]
@@ -222,11 +237,10 @@ def page(report: Report) -> str:
 
 def front(report: Report) -> list[tuple[str, str]]:
     """README's lines: the video steps without dropout, and the most important case of each operation."""
-    lines, rows = [], of_kind(report, "kernel")
-    if failures(report):
-        return []
-    for r in of_kind(report, "training"):
-        if r["implementation"] == "fused" and r["part"] == "video" and not r["dropout"] and r.get("p50"):
+    lines, rows = [], [row for row in of_kind(report, "kernel") if not row["doubted"]]
+    steps = [r for r in of_kind(report, "training") if r["implementation"] == "fused" and not r["doubted"]]
+    for r in steps:
+        if r["part"] == "video" and not r["dropout"] and r.get("p50"):
             result = f"{r['clips_per_second']:.0f} clips/s, MFU {r['mfu_datasheet']:.0%} of 989 TFLOP/s"
             if r["eager_over_this"]:
                 result += f", {r['eager_over_this']:.2f}x as fast as eager"

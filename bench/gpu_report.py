@@ -1,6 +1,7 @@
 """All that a GPU can say about this project, in one command: correctness, kernels beside their rivals, training steps.
 
-Correctness comes first, in every dtype; then times in the order of their importance, as far as the minutes reach.
+What decides comes first, and takes 7 minutes at most: the ceilings, correctness in bfloat16, then the shapes and the
+steps of the preset MBS, with and without dropout. Other shapes, presets and dtypes follow as far as the minutes reach.
 Every unit of work runs in a process of its own, so that a kernel that hangs or breaks the device's context costs that
 unit and nothing else; what is done is saved at once.
 """
@@ -34,13 +35,20 @@ NAME = "gpu_report"
 DRAWER = Drawer(gpu_page.page, gpu_page.figure, gpu_page.front)
 KINDS = ("correctness", "kernels", "training")
 ORDER = ("attention", "project_voxels", "contrastive_loss", "project_waveform", "gather_tokens", "sample_keep")
-FIRST = 4  # shapes of each operation that are timed before training steps, the others after them
+MBS = (  # what a step of this preset spends its time on, of `spec_cases`
+    ("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped"),
+    ("attention", "Medium 224, 50% dropped, dropout 0.1"), ("attention", "Medium 224, 0% dropped, dropout 0.1"),
+    ("project_voxels", "Medium 224, 50% dropped"), ("project_voxels", "Medium 224, 75% dropped"),
+    ("contrastive_loss", "MIL-NCE, 2048 clips"), ("contrastive_loss", "NCE, 2048 clips"),
+)  # fmt: skip
+MBS_STEPS = ((0.0, 0.5, 64), (0.1, 0.5, 64), (0.0, 0.0, 32), (0.1, 0.0, 32))  # dropout, dropped, batch
 REAL = 3  # shapes of each operation that correctness covers too, with few clips
 UNIT_SECONDS = 150.0  # a unit that takes longer hangs
 WORKERS = 6  # processes that check correctness at a time; most of it is compiling. Times are taken by one alone.
 DROPS = (0.5, 0.0, 0.75, 0.25)
 EXAMPLES = """examples:
-  python bench/gpu_report.py                          everything that fits into 9 minutes, to reports/<gpu>/
+  python bench/gpu_report.py                          everything that fits into 15 minutes, to reports/<gpu>/
+  python bench/gpu_report.py --minutes 7              what decides: right in bfloat16, and how fast the preset MBS is
   python bench/gpu_report.py --resume                 go on: finished rows are kept, what was left out is measured
   python bench/gpu_report.py --only correctness       is everything right on this GPU?
   python bench/gpu_report.py --out results --minutes 25
@@ -68,7 +76,10 @@ class Unit(NamedTuple):
 
 
 class Stage(NamedTuple):
+    """Units that are done before those of the next stage; `kind`, one of KINDS or "", is what --only selects."""
+
     name: str
+    kind: str
     units: list[Unit]
     workers: int = 1
 
@@ -80,7 +91,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR",
         help="reports go to DIR/<machine>/ (default: reports/ here; with --dry-run runs/reports/)")  # fmt: skip
-    add("--minutes", type=float, default=9.0, metavar="M", help="time for all of it (default 9)")
+    add("--minutes", type=float, default=15.0, metavar="M", help="time for all of it (default 15)")
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="some of: %(choices)s")
     add("--rounds", type=int, default=25, metavar="N", help="timed calls of each provider (default 25)")
     add("--resume", action="store_true", help="keep the rows of an earlier run and go on")
@@ -116,32 +127,40 @@ def plan(args: argparse.Namespace) -> list[Stage]:
                  "compiled": compiled}  # fmt: skip
         return Unit("kernel", about, gpu_rows.kernels, (operation, case, "bfloat16", device, rounds, compiled))
 
-    def step(preset: str, part: str, dropout: float, drop: float) -> Unit:
-        about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "implementation": "fused"}
-        batch = 2 if dry else 32
+    def step(preset: str, part: str, dropout: float, drop: float, batch: int = 32) -> Unit:
+        batch = 2 if dry else batch
+        about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "batch": batch,
+                 "implementation": "fused"}  # fmt: skip
         return Unit("training", about, gpu_rows.training, (preset, part, dropout, drop, batch, device, min(rounds, 10)))
 
-    def shapes(operation: str, begin: int, end: int | None) -> list[Case]:
-        spec = BY_NAME[operation]
-        return list(spec.cases()[:1] if dry else spec.shapes()[begin:end])
-
-    first = [(name, case) for name in ORDER for case in shapes(name, 0, FIRST)]
-    rest = [] if dry else [(name, case) for name in ORDER for case in shapes(name, FIRST, None)]
-    steps = [("tiny", "video", 0.0, 0.0), ("tiny", "full", 0.1, 0.5)] if dry else [
-        *(("mbs", "video", 0.0, drop) for drop in DROPS), *(("mbs", "full", 0.0, drop) for drop in DROPS[:2]),
-        *(("bbs", "video", 0.0, drop) for drop in DROPS), *(("mbs", "video", 0.1, drop) for drop in DROPS),
-        *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
-    ]  # fmt: skip
-    stages = {
-        "correctness": [Stage("correctness", correctness_units(dry, device), 1 if dry else WORKERS)],
-        "kernels": [Stage("kernels", [kernel(*case) for case in first])],
-        "training": [Stage("training", [step(*case) for case in steps])],
-    }
-    more = [Stage("more kernels", [kernel(*case) for case in rest]),
-            Stage("compiled rivals", [kernel(*case, compiled=True) for case in first])]  # fmt: skip
-    ceilings = Stage("ceilings", [Unit("ceilings", {}, gpu_rows.ceilings, (device,))])
-    chosen = [stage for kind in KINDS if kind in args.only for stage in stages[kind]]
-    return [ceilings, *chosen, *(more if "kernels" in args.only else [])]
+    first_steps: list[tuple[Any, ...]]
+    steps: list[tuple[Any, ...]]
+    if dry:
+        first, rest = [(name, BY_NAME[name].cases()[0]) for name in ORDER], []
+        first_steps, steps = [("tiny", "video", 0.0, 0.0)], [("tiny", "full", 0.1, 0.5)]
+    else:
+        every = {(name, case.name): case for name in ORDER for case in BY_NAME[name].shapes()}
+        first = [(name, every.pop((name, case))) for name, case in MBS]
+        rest = [(name, case) for (name, _), case in every.items()]
+        first_steps = [("mbs", "full", *setting) for setting in MBS_STEPS]
+        steps = [
+            *(("mbs", "video", 0.0, drop) for drop in DROPS), *(("bbs", "video", 0.0, drop) for drop in DROPS),
+            *(("mbs", "video", 0.1, drop) for drop in DROPS), *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
+        ]  # fmt: skip
+    checks = correctness_units(dry, device)
+    low = [unit for unit in checks if unit.about["dtype"] == "bfloat16"]
+    workers = 1 if dry else WORKERS
+    stages = [
+        Stage("ceilings", "", [Unit("ceilings", {}, gpu_rows.ceilings, (device,))]),
+        Stage("correctness, bfloat16", "correctness", low, workers),
+        Stage("kernels", "kernels", [kernel(*case) for case in first]),
+        Stage("training", "training", [step(*case) for case in first_steps]),
+        Stage("more kernels", "kernels", [kernel(*case) for case in rest]),
+        Stage("more training", "training", [step(*case) for case in steps]),
+        Stage("compiled rivals", "kernels", [kernel(*case, compiled=True) for case in first]),
+        Stage("correctness, other dtypes", "correctness", [unit for unit in checks if unit not in low], workers),
+    ]
+    return [stage for stage in stages if not stage.kind or stage.kind in args.only]
 
 
 def correctness_units(dry: bool, device: str) -> list[Unit]:

@@ -33,6 +33,8 @@ SEED = 1
 BY_NAME: dict[str, KernelSpec] = {spec.name: spec for spec in SPECS}
 CASE_SECONDS = 10.0  # for all rounds of a case: fewer rounds, but at least 3, where a provider is slow
 IMPLEMENTATIONS = ("fused", "eager", "reference")
+VIDEO = ["sample_keep", "project_voxels", "attention"]
+USED = {"video": VIDEO, "full": [*VIDEO, "project_waveform", "contrastive_loss"]}  # operations of a step
 
 
 class Clock:
@@ -295,25 +297,27 @@ def model_error(name: str, drop: float, device: str) -> Row:
 
 def training(name: str, part: str, dropout: float, drop: float, batch: int, device: str, rounds: int) -> list[Row]:
     """Training steps of one preset at one drop rate, all implementations side by side."""
-    check = model_error(name, drop, device)
+    check, low = model_error(name, drop, device), device != "cpu"
     clock = Clock(device)
     config = with_settings(name, dropout, drop, **({} if device != "cpu" else {"layers": 1}))
     rows: dict[str, Row] = {}
     jobs: dict[str, Callable[[], object]] = {}
     for implementation in IMPLEMENTATIONS:
         row: Row = {"kind": "training", "preset": name, "part": part, "dropout": dropout, "drop_rate": drop,
-                    "batch": batch, "implementation": implementation, "green": True,
+                    "batch": batch, "implementation": implementation, "dtype": "bfloat16" if low else "float32",
+                    "operations": USED[part], "green": True,
                     "flops": step_flops(config, part, batch)}  # fmt: skip
         rows[implementation] = row
         if implementation == "fused" and not check["green"]:
             row |= {"green": False, "red": check["red"]}
             continue
         try:
-            trainer = Trainer(config, part, implementation, batch, device, low=device != "cpu")
+            trainer = Trainer(config, part, implementation, batch, device, low=low)
             trainer()
             row["peak_bytes"] = clock.peak(trainer)
         except Exception as error:  # one implementation that fails, or does not fit, leaves the others
-            kind = "error" if implementation == "fused" else "unable"
+            fits = not isinstance(error, torch.OutOfMemoryError)
+            kind = "error" if implementation == "fused" and fits else "unable"
             row |= {kind: f"{type(error).__name__}: {first_words(error)}", "green": kind == "unable"}
             continue
         jobs[implementation] = lambda trainer=trainer: clock.time(trainer)  # type: ignore[misc]

@@ -23,19 +23,19 @@ from . import reference
 from .aot_case import AotCase
 from .attention_backward_kernels_triton import diagonals_kernel, keys_kernel, one_tile_kernel, queries_kernel
 from .attention_tiles_triton import (
+    ARCHITECTURES,
     ONE_TILE,
     TYPES,
     Launch,
     Problem,
     aot_case,
-    architecture,
     column_of,
     describe,
-    on_device,
     readable,
     settings,
     strides,
 )
+from .device import architecture, on_device
 
 # Chosen offline: compiled for sm_80, sm_90 and sm_100 without spills, wgmma not serialised; no GPU has measured them.
 # By (architecture, width).
@@ -122,7 +122,9 @@ def attention_backward(
             )  # fmt: skip
         else:
             delta = torch.empty_like(lse[0])
-            first, second = backward_launches(problem.padded, q.dtype, architecture(q), bias=bias_table is not None)
+            first, second = backward_launches(
+                problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), bias=bias_table is not None
+            )
             queries_kernel[problem.grid(triton.cdiv(problem.longest, first.rows))](
                 q, k, v, out, grad, lse, delta, dq, *arguments, **shared, ROWS=first.rows, KEYS=first.keys,
                 num_warps=first.warps, num_stages=first.stages,

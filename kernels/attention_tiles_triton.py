@@ -9,7 +9,6 @@ beyond `max_distance` it is constant. Addresses are 64-bit up to the first eleme
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -82,6 +81,8 @@ class Problem(NamedTuple):
         return (self.sequences * self.heads * tiles,)
 
 
+# Columns of the launch tables by the targets that read them: 80 (mma, smaller tiles), 90 (wgmma and after).
+ARCHITECTURES = {80: (80,), 90: (90, 100, 942)}
 # Tokens up to which a sequence is one tile, and the tile of small launches: of text, where a tile of 64 would be 7 %
 # full; of a relative bias of more tokens, whose gather the pipeliner would give a tile of its own in shared memory; and
 # of float32, whose exact products run on ordinary cores and spill in larger tiles.
@@ -91,11 +92,6 @@ ONE_TILE = 32
 def column_of(padded: int) -> int:
     """Which width of the launch tables serves a padded width."""
     return 64 if padded <= 64 else 128
-
-
-def architecture(x: Tensor) -> int:
-    """Whose column of the launch tables is read: 80 (mma, smaller tiles) or 90 (wgmma and after, and interpreted)."""
-    return 80 if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] < 9 else 90
 
 
 def signed(word: int) -> int:
@@ -156,11 +152,6 @@ def readable(x: Tensor) -> Tensor:
 def strides(x: Tensor) -> tuple[int, int, int]:
     """From sequence to sequence, token to token, head to head; packed sequences are addressed by their first token."""
     return (x.stride(0), x.stride(-3), x.stride(-2))
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current GPU, which need not be the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 # device functions
@@ -257,7 +248,6 @@ def diagonal_bias(diagonals, head, reach, query, key):
 
 # ahead of time
 
-ARCHITECTURES = {80: (80,), 90: (90, 100, 942)}  # which targets read a column of the launch tables
 VARIANTS: dict[str, dict[str, bool]] = {  # which arguments are there
     "dense": {},
     "dense dropout": {"dropout": True},

@@ -27,12 +27,12 @@ from . import reference
 from .aot_case import AotCase
 from .attention_backward_triton import attention_backward
 from .attention_tiles_triton import (
+    ARCHITECTURES,
     ONE_TILE,
     SIZES,
     TYPES,
     Launch,
     aot_case,
-    architecture,
     column_of,
     describe,
     diagonal_bias,
@@ -40,7 +40,6 @@ from .attention_tiles_triton import (
     load_at,
     load_rows,
     locate,
-    on_device,
     readable,
     row_words,
     settings,
@@ -48,6 +47,7 @@ from .attention_tiles_triton import (
     strides,
     tile_at,
 )
+from .device import architecture, on_device
 from .library import differentiable, operator, present, signed64
 
 LENGTHS = (301, 393, 601, 785, 801, 901, 1177, 1201, 1569, 1601, 2401, 3201)  # what the drop rates keep, and AGG
@@ -197,7 +197,7 @@ def attention_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(1 + problem.exact, problem.heads, problem.total, dtype=torch.float32, device=q.device)
     launch = forward_launch(
-        problem.longest, problem.padded, q.dtype, architecture(q), mask=key_mask is not None,
+        problem.longest, problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), mask=key_mask is not None,
         bias=bias_table is not None, dropout=dropout_p > 0,
     )  # fmt: skip
     with on_device(q):

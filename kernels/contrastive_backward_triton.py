@@ -12,7 +12,7 @@ positives and goes through the normalisation x = v / sqrt(max(|v|^2, 1e-12)); in
 registers. The gradient by the columns is the same with the roles exchanged, so nothing needs atomics.
 
 FLOPs: 4 M N D a side (two products). Bytes: (M + N) W elements, M D results, and float32 sums of up to four row blocks
-a processor at a time, whatever M.
+a processor at a time, in as many parts as stay below SUMS_BYTES: linear in M and N.
 
 Source: VATT (Akbari et al. 2021), section 3.4; derivation above.
 """
@@ -36,13 +36,13 @@ from .contrastive_forward_triton import (
     SMALL,
     SMALLEST_SQUARE,
     aot_case,
-    architecture_of,
     launch_for,
     parts_for,
-    processors_of,
     small_block,
 )
+from .device import architecture, processors
 
+SUMS_BYTES = 2**27  # of the parts of one launch; one part of it may be more
 AOT_SWITCHES = [(True, True, True), (True, True, False), (True, False, True), (False, True, True)]
 
 
@@ -162,15 +162,16 @@ def vector_gradient(
     """Gradient by `rows.vectors`, in their shape and dtype: `factor` (float32 [1]) times the sums of the kernels."""
     (row_count, wide), (count, width) = rows.units.shape, rows.vectors.shape
     device = rows.units.device
-    tile = launch_for("gradient", architecture_of(device), rows.units.dtype, wide)
-    processors = processors_of(device)
+    tile = launch_for("gradient", architecture(AOT_ARCHS, device), rows.units.dtype, wide)
+    at_once = processors(device)
     row_blocks, column_blocks = row_count // tile.rows, columns.units.shape[0] // tile.columns
     kind, partners, pairs, candidates = positives or Positives("none", columns.units, factor, 1)
     block = small_block(wide)
     result = torch.empty_like(rows.vectors)
-    for first in range(0, row_blocks, 4 * processors):
-        blocks = min(4 * processors, row_blocks - first)
-        part_blocks = triton.cdiv(column_blocks, parts_for(blocks, column_blocks, processors))
+    for first in range(0, row_blocks, 4 * at_once):
+        blocks = min(4 * at_once, row_blocks - first)
+        most = max(1, min(64, SUMS_BYTES // (blocks * tile.rows * wide * 4)))
+        part_blocks = triton.cdiv(column_blocks, parts_for(blocks, column_blocks, at_once, most))
         parts = triton.cdiv(column_blocks, part_blocks)
         sums = torch.empty(parts, blocks * tile.rows, wide, dtype=torch.float32, device=device)
         with torch.cuda.device_of(result):

@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
+from .device import architecture, processors
 
 PADDING = {2: 128, 4: 32}  # by bytes of an element: rows are padded to the largest tile, so that nothing needs masks
 MAX_WIDTH = 512
@@ -82,30 +83,17 @@ def launch_for(kernel: str, architecture: int, dtype: torch.dtype, width: int) -
     return next(rows)[4]
 
 
-def architecture_of(device: torch.device) -> int:
-    """80, 90 or 100: whose tiles suit the device. GPUs with little shared memory take 80's, the interpreter 90's."""
-    if device.type != "cuda":
-        return 90
-    if torch.version.hip:
-        return 80
-    return {9: 90, 10: 100}.get(torch.cuda.get_device_capability(device)[0], 80)
-
-
 def small_block(width: int) -> int:
     """Rows of a program that keeps them in registers, for W."""
     return min(32, 4096 // width)
 
 
-def processors_of(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+def parts_for(programs: int, steps: int, at_once: int, most: int = 64) -> int:
+    """Into how many parts to divide the `steps` of each program: the fewest waves, of `at_once`, of the shortest ones.
 
-
-def parts_for(programs: int, steps: int, processors: int) -> int:
-    """Into how many parts to divide the `steps` of each program: the fewest waves of the shortest programs.
-
-    A part costs two steps more, for what it reads first and stores last.
+    A part costs two steps more, for what it reads first and stores last. There are at most `most`.
     """
-    return min(range(1, min(steps, 64) + 1), key=lambda n: -(-programs * n // processors) * (-(-steps // n) + 2))
+    return min(range(1, min(steps, most) + 1), key=lambda n: -(-programs * n // at_once) * (-(-steps // n) + 2))
 
 
 @triton.jit
@@ -235,9 +223,9 @@ def row_sums(rows: Tensor, columns: Tensor, admit: Tensor, temperature: float) -
     Below FIXED_TEMPERATURE: the logarithm of that.
     """
     (row_count, wide), column_count = rows.shape, columns.shape[0]
-    tile = launch_for("sums", architecture_of(rows.device), rows.dtype, wide)
+    tile = launch_for("sums", architecture(AOT_ARCHS, rows.device), rows.dtype, wide)
     row_blocks, column_blocks = row_count // tile.rows, column_count // tile.columns
-    parts = parts_for(row_blocks, column_blocks, processors_of(rows.device))
+    parts = parts_for(row_blocks, column_blocks, processors(rows.device))
     part_blocks = triton.cdiv(column_blocks, parts)
     parts = triton.cdiv(column_blocks, part_blocks)
     result = torch.empty(parts, row_count, dtype=torch.float32, device=rows.device)
@@ -260,12 +248,12 @@ def both_sums(
     The columns should be the longer side: their sums stay in registers.
     """
     (row_count, wide), column_count = rows.shape, columns.shape[0]
-    tile = launch_for("sums", architecture_of(rows.device), rows.dtype, wide)
+    tile = launch_for("sums", architecture(AOT_ARCHS, rows.device), rows.dtype, wide)
     row_blocks, column_blocks = row_count // tile.rows, column_count // tile.columns
-    processors = processors_of(rows.device)
-    column_part_blocks = triton.cdiv(column_blocks, 2 * processors)
+    at_once = processors(rows.device)
+    column_part_blocks = triton.cdiv(column_blocks, 2 * at_once)
     column_parts = triton.cdiv(column_blocks, column_part_blocks)
-    row_part_blocks = triton.cdiv(row_blocks, parts_for(column_parts, row_blocks, processors))
+    row_part_blocks = triton.cdiv(row_blocks, parts_for(column_parts, row_blocks, at_once))
     row_parts = triton.cdiv(row_blocks, row_part_blocks)
     of_rows = torch.zeros(column_parts, row_count, dtype=torch.float32, device=rows.device)
     of_columns = torch.empty(row_parts, column_count, dtype=torch.float32, device=rows.device)

@@ -21,7 +21,6 @@ Source: as `projection`. All launch choices were chosen offline, by registers, s
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from torch import Tensor
 
 from .aot_case import AotCase
 from .checks import interpreting
+from .device import processors, shared_memory
 from .library import differentiable, operator, present
 from .projection_kernels_triton import project_kernel, starts_kernel, weight_kernel
 from .reference import patches
@@ -108,17 +108,6 @@ def describe(frames: Tensor, patch: Patch, keep: Tensor | None) -> Clip:
     clip = seen(frames)
     lines_align = width * channels * frames.element_size() % 16 == 0 and clip.patch[2] * frames.element_size() % 16 == 0
     return seen(frames.clone(memory_format=torch.contiguous_format)) if clip.unit == 1 and lines_align else clip
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes that one program can have; the interpreter has no limit."""
-    return int(triton.compiler.max_shared_mem(device.index)) if device.type == "cuda" else 2**31
 
 
 def fits(launch: Launch, other: torch.dtype, values: torch.dtype, limit: int) -> bool:

@@ -93,7 +93,7 @@ def poisoned_memory() -> Iterator[None]:
         torch.set_deterministic_debug_mode(before)
 
 
-def _rounding(case: Case, tensor: str, exact: Tensor, grad: Tensor, eps: float) -> float:
+def _rounding(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
     return FLOOR * eps * float(exact.norm())
 
 
@@ -103,8 +103,8 @@ class KernelSpec:
 
     operation: the public function. make: (case, dtype of leaves, device, seed) -> its inputs. flops and bytes: of a
     case. small, vatt: what `cases()` and `shapes()` give. literal_form: the operation with every product in the inputs'
-    dtype, where that is not what impl="reference" does. floor: (case, tensor, exact, incoming gradient, eps) -> what is
-    allowed beside FACTOR times the literal error.
+    dtype, where that is not what impl="reference" does. floor: (case, tensor, exact, incoming gradient, inputs, eps) ->
+    what is allowed beside FACTOR times the literal error.
     """
 
     name: str
@@ -115,7 +115,7 @@ class KernelSpec:
     flops: Callable[[Case], Cost]
     bytes: Callable[[Case, torch.dtype], Cost]
     literal_form: Callable[[Inputs], Tensor] | None = None
-    floor: Callable[[Case, str, Tensor, Tensor, float], float] = _rounding
+    floor: Callable[[Case, str, Tensor, Tensor, Inputs, float], float] = _rounding
 
     def cases(self) -> tuple[Case, ...]:
         """Small ones, for correctness."""
@@ -162,7 +162,7 @@ class Expected:
             allowed = 0.0
             if exact.is_floating_point():
                 allowed = FACTOR * float((literal.double() - exact).norm())
-                allowed += self.spec.floor(self.case, name, exact, self.grad, eps)
+                allowed += self.spec.floor(self.case, name, exact, self.grad, self.inputs, eps)
             errors.append(Error(name, float((this.double() - exact).norm()), allowed, size))
         return errors
 
@@ -249,6 +249,23 @@ def _attention_flops(case: Case) -> Cost:
     return Cost(4 * pairs, 10 * pairs)
 
 
+def _attention_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
+    """A token that sees itself alone has P = 1, so that dS = dP - delta is exactly 0; both are rounded by themselves.
+
+    Each is the product grad v, at most |grad| |v| / (1 - dropout), and dS is multiplied by scale |k| or scale |q|.
+    """
+    alone = max(lengths(case), default=0) <= 1 and case.sizes["mask"] != "all blind"
+    other = {"gradient of q": "k", "gradient of k": "q", "gradient of bias_table": None}
+    if not alone or tensor not in other:
+        return FLOOR * eps * float(exact.norm())
+    x, s = {name: leaf.double().norm(dim=-1) for name, leaf in inputs.leaves.items()}, case.sizes
+    cancelling = grad.double().norm(dim=-1) * x["v"] / (1 - s["dropout"])
+    name = other[tensor]
+    if name is not None:
+        cancelling *= x[name] * (s["width"] ** -0.5 if s["scale"] is None else s["scale"])
+    return FLOOR * eps * float(cancelling.norm())
+
+
 def _attention_bytes(case: Case, dtype: torch.dtype) -> Cost:
     """q, k, v, out; in the backward also the four gradients of them."""
     values = sum(lengths(case)) * case.sizes["heads"] * case.sizes["width"] * dtype.itemsize
@@ -271,7 +288,7 @@ def _literal_loss(inputs: Inputs) -> Tensor:
     ).float()  # fmt: skip
 
 
-def _loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, eps: float) -> float:
+def _loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
     """A score is at most 1 / temperature, and a loss is a difference of such; its rounding is that of an exponential.
 
     A gradient is one of softmaxes that may be larger than itself: |incoming| / temperature / |x|, with |x| = sqrt(D).
@@ -309,7 +326,7 @@ SPECS = (
     KernelSpec("gather_tokens", gather_tokens, make_gather, GATHER, GATHER_VATT, _nothing,
                _gather_bytes),
     KernelSpec("attention", attention, make_attention, ATTENTION, ATTENTION_VATT, _attention_flops,
-               _attention_bytes),
+               _attention_bytes, floor=_attention_floor),
     KernelSpec("contrastive_loss", contrastive_loss, make_loss, LOSS, LOSS_VATT, _loss_flops,
                _loss_bytes, _literal_loss, _loss_floor),
 )  # fmt: skip

@@ -165,6 +165,8 @@ ATTENTION = (
     attend("plain, N = 63", tokens=63, heads=1),
     attend("plain, N = 0", tokens=0),
     attend("plain, N = 1", batch=1, tokens=1, heads=1, width=5),
+    attend("T5 bias and dropout, N = 1", tokens=1, buckets=32, scale=1.0, dropout=0.3),
+    attend("packed, all N = 1", lengths=[1, 0, 1]),
     attend("plain, N = 130", batch=1, tokens=130, heads=1, width=64),
     attend("plain, N = 65, D = 128", batch=1, tokens=65, heads=1, width=128),
     attend("plain, D = 24", tokens=33, width=24),

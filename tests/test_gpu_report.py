@@ -108,11 +108,76 @@ def test_a_failing_kernel_is_red_and_not_compared(
         assert "forward" not in row
     others = [row for row in report.rows if row["kind"] == "kernel" and row["operation"] != "attention"]
     assert any(row["forward"]["over_ours"] for row in others if "forward" in row)
-    assert all(row["forward"]["over_ours"] is None for row in report.rows
-               if row.get("operation") == "attention" and "forward" in row)  # fmt: skip
-    assert gpu_page.front(report) == []
+    assert all(row["doubted"] == "attention bfloat16" for row in report.rows
+               if row.get("operation") == "attention" and row["kind"] == "kernel")  # fmt: skip
+    assert not any("attention" in what for what, _ in gpu_page.front(report))
     assert "RED" in capsys.readouterr().out
     assert "## Red" in gpu_page.page(report)
+
+
+def measured(**red: list[str]) -> harness.Report:
+    """A report of two operations in two dtypes and a step, each beside a rival that takes twice as long."""
+
+    def kernel(operation: str, dtype: str, provider: str, seconds: float) -> dict[str, Any]:
+        timed = {"seconds": [seconds] * 3, "flops": 10**9, "bytes": 10**6}
+        return {"kind": "kernel", "operation": operation, "case": "a", "dtype": dtype, "provider": provider,
+                "compiled": False, "green": True, "forward": timed}  # fmt: skip
+
+    rows: list[dict[str, Any]] = []
+    for operation in ("attention", "project_voxels"):
+        for dtype in ("bfloat16", "float32"):
+            rows += [{"kind": "correctness", "operation": operation, "case": "a", "dtype": dtype,
+                      "green": dtype not in red.get(operation, [])}]  # fmt: skip
+            rows += [kernel(operation, dtype, "ours", 1e-3), kernel(operation, dtype, "SDPA flash", 2e-3)]
+    for implementation, seconds in (("fused", 1.0), ("eager", 2.0)):
+        rows.append({"kind": "training", "preset": "mbs", "part": "video", "dropout": 0.0, "drop_rate": 0.0, "batch": 2,
+                     "implementation": implementation, "dtype": "bfloat16", "operations": gpu_rows.USED["video"],
+                     "green": True, "flops": 10**12, "seconds": [seconds] * 3})  # fmt: skip
+    report = harness.Report(gpu_report.NAME, "", {"dry_run": False}, {}, {}, "", rows=rows)
+    gpu_page.derive(report)
+    return report
+
+
+def test_a_red_row_marks_what_it_is_about_and_blanks_nothing() -> None:
+    for red, marked, steps in (
+        ({}, set(), ""),
+        ({"attention": ["float32"]}, {("attention", "float32")}, ""),
+        ({"project_voxels": ["bfloat16"]}, {("project_voxels", "bfloat16")}, "project_voxels bfloat16"),
+    ):
+        report = measured(**red)
+        kernels = [row for row in report.rows if row["kind"] == "kernel"]
+        assert all(row["forward"]["over_ours"] == (1 if row["provider"] == "ours" else 2) for row in kernels)
+        assert {(row["operation"], row["dtype"]) for row in kernels if row["doubted"]} == marked
+        training = [row for row in report.rows if row["kind"] == "training"]
+        assert [row["doubted"] for row in training] == [steps] * 2
+        assert training[0]["eager_over_this"] == 2
+        assert ("2.00 (red)" in gpu_page.summary(report)) == bool(marked)
+        front = " ".join(what for what, _ in gpu_page.front(report))
+        assert ("video step" in front) == (not steps)
+        assert "`attention` forward, a, bfloat16" in front
+
+
+def test_what_decides_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceilings, bfloat16, then the shapes and steps of MBS; nothing is done twice or left out."""
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    stages = gpu_report.plan(gpu_report.arguments([]))
+    assert [stage.name for stage in stages[:4]] == ["ceilings", "correctness, bfloat16", "kernels", "training"]
+    correct, kernels, training = (stage.units for stage in stages[1:4])
+    assert {unit.about["dtype"] for unit in correct} == {"bfloat16"}
+    cases = [(unit.about["operation"], unit.about["case"]) for unit in kernels]
+    assert cases[:2] == [("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped")]
+    assert all("dropout 0.1" in case for _, case in cases[2:4])
+    assert [(u.about["drop_rate"], u.about["dropout"], u.about["batch"]) for u in training[:2]] == [
+        (0.5, 0.0, 64), (0.5, 0.1, 64)
+    ]  # fmt: skip
+    assert {u.about["preset"] for u in training} == {"mbs"}
+    keys = [unit.key for stage in stages for unit in stage.units]
+    assert len(keys) == len(set(keys))
+    whole = {(unit.about["operation"], unit.about["case"]) for stage in stages for unit in stage.units
+             if unit.kind == "kernel"}  # fmt: skip
+    assert whole == {(name, case.name) for name, spec in BY_NAME.items() for case in spec.shapes()}
+    assert stages[-1].units[-1].about["dtype"] == "float32"
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -120,7 +185,7 @@ def test_what_does_not_fit_into_the_minutes_is_listed(tmp_path: Path, capsys: py
     code, report = run(tmp_path, "--minutes", "1e-9")
     assert code == 0
     assert not report.finished
-    assert "training, tiny, full, 0.1, 0.5, fused" in report.method["left_out"]
+    assert "training, tiny, full, 0.1, 0.5, 2, fused" in report.method["left_out"]
     assert "left out, --resume goes on" in capsys.readouterr().out
 
 

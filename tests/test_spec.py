@@ -32,7 +32,12 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 @pytest.mark.parametrize(("spec", "case"), ALL)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_within_budget(spec: KernelSpec, case: Case, dtype: torch.dtype) -> None:
-    errors = expect(spec, case, dtype, DEVICE).errors(lambda inputs: spec.call(inputs, IMPL))
+    try:
+        errors = expect(spec, case, dtype, DEVICE).errors(lambda inputs: spec.call(inputs, IMPL))
+    except RuntimeError as error:
+        if "pack_vnni2" not in str(error):
+            raise
+        pytest.skip("ATEN_CPU_CAPABILITY is below what this CPU has, for which PyTorch's own attention fails")
     red = [str(error) for error in errors if not error.green]
     assert not red, "; ".join(red)
 
@@ -117,3 +122,22 @@ def test_nothing_but_tests_and_benchmarks_imports_the_specs() -> None:
             assert not any("triton" in name for name in names), path
         else:
             assert not any(part.startswith("spec") for name in names for part in name.split(".")), path
+
+
+def test_where_the_exact_result_is_zero_a_rounding_is_allowed_and_a_mistake_is_not() -> None:
+    """Allowed is more than nothing, unless no arithmetic leads there (hidden, dropped or no elements at all)."""
+    structural = ("K = 0", "N = 0", "blind", "nothing valid")
+    for spec in SPECS:
+        for case in spec.cases():
+            expected = expect(spec, case, torch.float16)
+            for error in expected.errors(lambda inputs, spec=spec: spec.call(inputs, "reference")):
+                if error.size == 0 and not any(reason in case.name for reason in structural):
+                    assert error.allowed > 0 or not expected.exact[error.tensor].is_floating_point(), (case.name, error)
+    spec = BY_NAME["attention"]
+    expected = expect(spec, next(case for case in spec.cases() if case.name == "plain, N = 1"), torch.float32)
+
+    def off(inputs: Inputs) -> Tensor:
+        return spec.call(inputs, "reference") + 1e-4 * (inputs.leaves["q"] - inputs.leaves["q"].detach())
+
+    red = [error.tensor for error in expected.errors(off) if not error.green]
+    assert red == ["gradient of q"]

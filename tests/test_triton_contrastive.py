@@ -19,6 +19,7 @@ import torch
 import vatt_kernels as vk
 from torch import Tensor
 from vatt_kernels import reference
+from vatt_kernels.device import processors
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton needs a GPU, or TRITON_INTERPRET=1 for its interpreter", allow_module_level=True)
@@ -55,7 +56,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def many_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU too large for the batch: rows and columns are divided among processors."""
     for module in (contrastive_forward_triton, contrastive_backward_triton):
-        monkeypatch.setattr(module, "processors_of", lambda device: 24)
+        monkeypatch.setattr(module, "processors", lambda device: 24)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -306,8 +307,7 @@ def test_memory_is_linear_in_the_candidates(total: int | None, allocated: list[i
         public(leaves, "triton")
     linear = (total or clips) * candidates * width
     assert max(saved) <= linear
-    processors = contrastive_forward_triton.processors_of(torch.device(DEVICE))
-    if processors == 1:
+    if processors(torch.device(DEVICE)) == 1:
         assert max(allocated) <= 1.2 * linear  # 1.2: padding
         assert 10 * linear < clips * (total or clips) * candidates
 
