@@ -17,9 +17,10 @@ INSTALLED = $(VENV)/.installed
 train: $(INSTALLED)
 	$(RUN) -m vatt.train --fused $(ARGS)
 
-# A file of tests is one process's; a thread each, as two pools of them on two cores crawl.
+# A group of tests (tests/conftest.py) is one process's; a thread each, as two pools of them on two cores crawl.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder \
+		$(ARGS)
 
 bench: $(INSTALLED)
 	$(RUN) -m pytest --benchmark-only $(ARGS)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from processes import launched, loopback
+from processes import begin, launched
 
 from vatt import train
 from vatt.checkpoint import load_latest
@@ -32,21 +31,12 @@ def run(*arguments: object) -> int:
 
 
 def start(
-    *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, **options: object
-) -> subprocess.Popen:
+    *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, **options: Any
+) -> subprocess.Popen[str]:
     """The same in a process of its own, or under torchrun; `program`: what to run in place of the command."""
     words = [*program, *SMALL, *map(str, arguments)]
     command = [sys.executable, *words] if ranks == 1 else launched(ranks, *words)
-    options.setdefault("env", loopback())
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-
-
-def wait_until(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not reached():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the run did not get that far"
-        time.sleep(0.005)
+    return begin(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
 def steps(out: Path) -> int:

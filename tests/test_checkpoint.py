@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from processes import begin
 
 from vatt import checkpoint
 
@@ -109,8 +110,9 @@ for step in range(1, 10_000):
 
 
 def test_kill_during_a_save_leaves_a_whole_checkpoint(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SAVER, str(tmp_path)]
     for delay in (0.0, 0.003, 0.007):
+        process = begin(command, stdout=subprocess.PIPE)
         while int(process.stdout.readline()) < 3:
             pass
         time.sleep(delay)
@@ -119,6 +121,3 @@ def test_kill_during_a_save_leaves_a_whole_checkpoint(tmp_path):
         found = checkpoint.load_latest(tmp_path)
         assert torch.equal(found.model["a"], torch.full((400, 400), float(found.step)))
         assert found.step >= (int(last[-1]) if last else 3)
-        process = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    process.kill()
-    process.communicate()

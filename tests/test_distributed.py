@@ -10,8 +10,8 @@ import subprocess
 import numpy as np
 import pytest
 from mixed_clips import write_mixed_clips
-from processes import launched, loopback, torchrun
-from small_run import losses, same_run, saved_step, steps, wait_until
+from processes import begin, launched, torchrun, wait_until
+from small_run import losses, same_run, saved_step, steps
 
 from vatt import embed, evaluate, finetune, train
 from vatt.records import read_metrics
@@ -78,16 +78,16 @@ def test_a_sharded_run_with_a_killed_process_goes_on_as_one(folder, two, tmp_pat
 def test_sigterm_to_torchrun_saves_and_resuming_repeats_the_run(folder, tmp_path):
     """From three processes on the sum of their gradients depends on its order."""
     out, whole = tmp_path / "run", tmp_path / "whole"
-    begin = ("-m", "vatt.train", "--data", folder / "clips.csv", *FEW, "--batch-size", 6)
-    command = launched(3, *begin, "--out", out)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=loopback())
+    first = ("-m", "vatt.train", "--data", folder / "clips.csv", *FEW, "--batch-size", 6)
+    command = launched(3, *first, "--out", out)
+    process = begin(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(process, lambda: steps(out) >= 3)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate()[0]
     assert process.returncode != 0
     assert f"saved after step {saved_step(out)}; continue with" in said
     assert 3 <= saved_step(out) == steps(out) < STEPS
-    for arguments in (("-m", "vatt.train", "--out", out, "--resume"), (*begin, "--out", whole)):
+    for arguments in (("-m", "vatt.train", "--out", out, "--resume"), (*first, "--out", whole)):
         done = torchrun(3, *arguments)
         assert done.returncode == 0, done.stderr
     assert same_run(out, whole)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_page
@@ -189,22 +192,28 @@ def test_what_does_not_fit_into_the_minutes_is_listed(tmp_path: Path, capsys: py
     assert "left out, --resume goes on" in capsys.readouterr().out
 
 
-def some(behaviour: str) -> list[dict[str, Any]]:
-    """A unit for a child process."""
+def some(behaviour: str, hanging: Path) -> list[dict[str, Any]]:
+    """A unit for a child process; one that hangs writes the file `hanging` first."""
     if behaviour == "dies":
         os.kill(os.getpid(), signal.SIGSEGV)
     if behaviour == "hangs":
-        time.sleep(600)
+        hanging.touch()
+        time.sleep(3600)
     if behaviour == "raises":
         raise ValueError("no")
     return [{"kind": "correctness", "green": True, "pid": os.getpid(), "av": "av" in sys.modules}]
 
 
-def test_a_unit_that_dies_hangs_or_raises_costs_nothing_but_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_report, "UNIT_SECONDS", 1.0)
+def test_a_unit_that_dies_hangs_or_raises_costs_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, hours = tmp_path / "hanging", itertools.count()
+    # A clock that stands still until the unit hangs, and then runs by an hour each time somebody looks.
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours) if hanging.exists() else 0.0)
+    monkeypatch.setattr(gpu_report, "time", clock)
     order = ["works", "raises", "works again", "dies", "hangs"]
-    units = [Unit("correctness", {"case": name}, some, (name,)) for name in order]
-    found = {unit.about["case"]: rows[0] for unit, rows in in_processes(units, 1, "cpu", time.monotonic() + 100)}
+    units = [Unit("correctness", {"case": name}, some, (name, hanging)) for name in order]
+    found = {unit.about["case"]: rows[0] for unit, rows in in_processes(units, 1, "cpu", math.inf)}
     assert list(found) == order
     assert found["works"]["pid"] == found["works again"]["pid"]
     assert not found["works"]["av"]  # GPU machines need no decoder

@@ -20,7 +20,7 @@ import steps
 import torch
 import youcook2
 from media import steady, tone_burst, write_clip
-from processes import LOCAL, finished, loopback
+from processes import LOCAL, environment, finished
 from small_model import write_model
 from small_run import SMALL
 
@@ -160,7 +160,7 @@ def test_a_command_works(command, place, monkeypatch, request):
         rest += shlex.split(SHRINK.get(program, ""))
     if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.records"):
         start = ["-m", "torch.distributed.run", *LOCAL, *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
-        done = finished([sys.executable, *start, program, *rest], env=loopback() | {"OMP_NUM_THREADS": "1"})
+        done = finished([sys.executable, *start, program, *rest], env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stdout + done.stderr
         return
     assert main_of(program)(rest) in (0, None)

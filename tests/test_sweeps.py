@@ -53,7 +53,7 @@ def test_rows_time_training_with_fewer_tokens_and_evaluation_with_all(swept):
     for (clip, training, rate), row in rows.items():
         assert row["drop_in_eval"] == (not training and rate > 0)
         assert len(row["seconds"]) == 2
-        assert row["clips_per_second"]["p50"] == pytest.approx(1 / row["p50"], rel=0.5)
+        assert row["clips_per_second"] == harness.quantiles([1 / seconds for seconds in row["seconds"]])
         assert row["speedup"] == pytest.approx(rows[clip, training, 0.0]["p50"] / row["p50"])
         none = rows[clip, training, 0.0]["gflops"]
         assert row["flop_ratio"] == pytest.approx(none / row["gflops"])  # fused: nothing dropped is computed

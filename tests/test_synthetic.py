@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from processes import begin
 
 from vatt.data import synthetic
 from vatt.data.decode import decode_span
@@ -189,10 +190,8 @@ def test_an_interrupted_corpus_is_not_taken_for_a_finished_one(tmp_path: Path, m
 
 def test_two_processes_can_ask_for_the_same_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vatt.data.synthetic", "--out", str(tmp_path / "corpus"), "--clips", "40"]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in running] == [
-        str(tmp_path / "corpus/manifest.csv")
-    ] * 2
+    running = [begin(command, stdout=subprocess.PIPE) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in running] == [str(tmp_path / "corpus/manifest.csv")] * 2
     assert [process.returncode for process in running] == [0, 0]
     assert all(clip.path.is_file() for clip in read_manifest(tmp_path / "corpus" / "manifest.csv"))
 
