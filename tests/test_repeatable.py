@@ -33,7 +33,9 @@ print(hashlib.sha256((Path(out) / made.name).read_bytes()).hexdigest())
 """
 
 
-def side_by_side(program: str, folder: Path, before: tuple[str, ...], after: tuple[str, ...], times: int = 3) -> set[str]:
+def side_by_side(
+    program: str, folder: Path, before: tuple[str, ...], after: tuple[str, ...], times: int = 3
+) -> set[str]:
     running = []
     for number in range(times):
         out = folder / str(number)

@@ -174,10 +174,10 @@ def test_an_interrupted_corpus_is_not_taken_for_a_finished_one(tmp_path: Path, m
     folder = tmp_path / "corpus"
     write = synthetic.write_clip
 
-    def full_disk(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
+    def full_disk(path: Path, frames: np.ndarray, wave: np.ndarray, version: int) -> None:
         if path.stem == "00003":
             raise OSError("no space left")
-        write(path, frames, wave)
+        write(path, frames, wave, version)
 
     with monkeypatch.context() as patch:
         patch.setattr(synthetic, "write_clip", full_disk)

@@ -45,7 +45,7 @@ def content_of(path: Path) -> str:
 
 
 def contents(manifest: Manifest) -> dict[str, str]:
-    """Return `content_of` the files of a manifest, or of `MOST_FILES` of them, by the name of the first clip in each."""
+    """Return `content_of` up to `MOST_FILES` files of a manifest, by the name of the first clip in each."""
     files: dict[Path, str] = {}
     step = max(1, len(manifest) // MOST_FILES)
     for clip in manifest[::step][:MOST_FILES]:

@@ -204,7 +204,8 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
            record: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
     write_model_folder(out / "model", model.state_dict(), config, record, tokenizer)
-    result = summarise(out, draw_losses, record["environment"], config, seconds, bad, train_clips) | {"config": to_dict(config)}
+    result = summarise(out, draw_losses, record["environment"], config, seconds, bad, train_clips)
+    result |= {"config": to_dict(config)}
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)

@@ -314,7 +314,8 @@ def corpus_of(version: int, clips: int, seed: int = 0) -> Path:
         ManifestError: an earlier format that is not there. It is not written without a word, as CPUs with AVX-512 write
             other bytes each time.
     """
-    if version == FORMAT or _finished(cache_folder(clips, seed, version), {"format": version, "clips": clips, "seed": seed}):
+    stamp = {"format": version, "clips": clips, "seed": seed}
+    if version == FORMAT or _finished(cache_folder(clips, seed, version), stamp):
         return build_corpus(clips=clips, seed=seed, version=version)
     raise ManifestError(
         f"this run was made with the built-in corpus of format {version}, which is not in "
