@@ -8,8 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interpreted import interpreter_fails
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With TRITON_INTERPRET=1 what would run in the interpreter says why it cannot."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and (reason := interpreter_fails()):
+        for item in items:
+            if item.path.name == "test_spec.py" or item.path.name.startswith("test_triton_"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
