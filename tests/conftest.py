@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interpreted import interpreter_fails
 from processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    _skip_a_failing_interpreter(items)
+
+
+def _skip_a_failing_interpreter(items: list[pytest.Item]) -> None:
+    """With TRITON_INTERPRET=1 what would run in the interpreter says why it cannot."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and (reason := interpreter_fails()):
+        for item in items:
+            if item.path.name == "test_spec.py" or item.path.name.startswith("test_triton_"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreted import interpreter_fails
 from vatt_kernels import checks
 
 from vatt.config import ConfigError
@@ -32,6 +33,8 @@ def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_kernels_in_the_interpreter(file: str) -> None:
     pytest.importorskip("triton")
+    if reason := interpreter_fails():
+        pytest.skip(reason)
     done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "[100%]" in done.stdout  # not all of it was skipped
@@ -122,3 +125,15 @@ def test_a_run_that_cannot_have_its_operations_does_not_start(
     triton_is(monkeypatch, installed=False, interpreted=interpreted)
     with pytest.raises(ConfigError, match=message):
         choose(True, device)
+
+
+def test_kernels_are_tested_where_pyav_is_not_installed(tmp_path: Path) -> None:
+    """As on a machine that has a GPU and no decoder: all tests of kernels can be collected."""
+    pytest.importorskip("triton")
+    (tmp_path / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\", name='av')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    files = [f"tests/{file}" for file in (*FILES, "test_kernels_errors.py", "test_kernels_portable.py", "test_aot.py")]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
