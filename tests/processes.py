@@ -58,7 +58,7 @@ def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> N
 
 def children(pid: int) -> list[int]:
     """The processes that a process began and that live, in the order of their start (Linux; elsewhere none)."""
-    lists = sorted(Path(f"/proc/{pid}/task").glob("*/children"))
+    lists = sorted(Path(f"/proc/{pid}/task").glob("*/children"), key=lambda file: int(file.parent.name))
     return [int(child) for file in lists for child in file.read_text().split()]
 
 

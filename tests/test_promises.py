@@ -259,7 +259,8 @@ def test_7_fused_is_reference(tmp_path):
     assert process.returncode == 0, said
     assert "operations: fused, Triton kernels in Triton's interpreter on cpu" in said
     literal = read_metrics(tmp_path / "reference" / "metrics.jsonl")
-    assert literal[-1]["loss"] < literal[0]["loss"] - 0.2  # it moved far from where all began
+    # It moved far from where all began: a thousand times what is allowed below.
+    assert literal[-1]["loss"] < literal[0]["loss"] * (1 - 1000 * 3e-5)
     for name in ("portable", "triton"):
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         assert [record["operations"] for record in records] == [name] * 20
