@@ -50,14 +50,14 @@ reports: $(INSTALLED)
 	$(RUN) bench/draw_reports.py
 
 compat: $(INSTALLED)
-	$(RUN) .ci/compat.py $(if $(FULL),--full) $(ARGS)
+	$(RUN) .ci/compat.py $(if $(FULL),--full --report) $(ARGS)
 
 constraints: $(INSTALLED)
 	$(RUN) .ci/constraints.py
 
 # What CI has no time for. Its table says with which commit it ran last: reports/compat.md.
 full: test lint
-	$(RUN) .ci/compat.py --full
+	$(RUN) .ci/compat.py --full --report
 
 $(INSTALLED): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with its venv module is needed (Debian: python3-venv);" \

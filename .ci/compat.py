@@ -2,7 +2,7 @@
 
     make compat           decoding and manifests, no torch needed: two minutes
     make compat FULL=1    also the whole suite with the newest release of everything, torch and triton included; hours,
-                          gigabytes of downloads; writes reports/compat.json and reports/compat.md
+                          gigabytes of downloads; written into reports/compat.json and reports/compat.md
 
 Each combination has an environment of its own, which is thrown away. A combination that was not run is never claimed:
 the table names it "not tried".
@@ -173,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="make compat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--full", action="store_true", help="also the newest of everything with the whole suite; writes the report")
+    add("--full", action="store_true", help="also the newest of everything with the whole suite")
+    add("--report", action="store_true", help="write what was tried into reports/compat.json and compat.md")
     add("--python", nargs="+", choices=SUPPORTED, metavar="3.x", help="only these; other rows of the report stay")
     add("--tests", nargs="+", default=[], metavar="FILE", help="these tests in place of the whole suite, and it says so")
     add("--jobs", type=int, default=2, help="environments side by side (default 2)")
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for python in chosen if args.full else []:  # one at a time: the suite uses all cores
         rows.append(attempt(python, "full", args.tests))
         print(describe(rows[-1]), flush=True)
-    if args.full:
+    if args.report:
         table = merge(rows, REPORT)
         REPORT.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n", encoding="utf-8")
         REPORT.with_suffix(".md").write_text(page(table), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -13,6 +14,7 @@ import tarfile
 import venv
 import warnings
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -201,3 +203,21 @@ def test_what_libraries_announce_to_remove_is_an_error_here(category, module):
         warnings.warn_explicit("is going", category, "somewhere.py", 1, module=module)
     with pytest.warns(category):
         warnings.warn_explicit("is going", category, "somewhere.py", 1, module="avocado.tree")
+
+
+def test_the_table_of_versions_claims_only_what_was_tried(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    import compat
+
+    before = tmp_path / "compat.json"
+    old = compat.Row("3.12.0", "newest", "failed", "a.py", "1 failed", {"av": "18.0.0"}, "c0ffee", "2026-01-01", "x")
+    kept = compat.Row("3.11.7", "full", "passed", "whole suite", "9 passed", {"torch": "2.13.0"}, "beef", "2026-01-01", "x")
+    before.write_text(json.dumps([asdict(old), asdict(kept)]))
+    new = compat.Row("3.12.1", "newest", "passed", "a.py", "2 passed", {"av": "19.0.2"}, "f00d", "2026-02-02", "x")
+    table = compat.merge([new], before)
+    assert [row for row in table if row.result != "not tried"] == [kept, new]
+    assert len(table) == 3 * len(SUPPORTED)
+    page = compat.page(table)
+    assert page.count("not tried |") == len(table) - 2
+    assert "| 3.12.1 | newest PyAV, numpy | 19.0.2 |" in page
+    assert "| passed (9 passed) | beef | 2026-01-01 |" in page
