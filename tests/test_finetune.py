@@ -81,7 +81,7 @@ def same_weights(a, b):
 
 def test_a_run_leaves_all_it_promises(whole, corpus):
     assert {p.name for p in whole.iterdir()} >= {
-        "config.json", "init.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+        "config.json", "init.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json", "content.json",
         "predictions.csv", "per_class.csv",
     }  # fmt: skip
     result = json.loads((whole / "result.json").read_text())

@@ -9,6 +9,7 @@ from small_run import SMALL, losses, run, saved_step
 
 from vatt import loop, train
 from vatt.data.batch import DataError
+from vatt.data.synthetic import FORMAT
 from vatt.evaluate import main as evaluate
 from vatt.metrics import ranks, retrieval_scores
 from vatt.records import read_metrics
@@ -27,6 +28,7 @@ def whole(tmp_path_factory, cache):
 def test_a_run_leaves_all_it_promises(whole):
     assert {p.name for p in whole.iterdir()} == {
         "config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+        "content.json",
     }  # fmt: skip
     records = read_metrics(whole / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 11))
@@ -86,7 +88,8 @@ def test_a_damaged_config_is_read_back_from_the_checkpoint(whole, tmp_path, caps
 def test_killed_before_the_corpus_is_there(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    train.write_config(out, train.resolve_config(train.parse_arguments([*SMALL, "--steps", "1"])), {})
+    config = train.resolve_config(train.parse_arguments([*SMALL, "--steps", "1"]))
+    train.write_config(out, config, {"corpus_format": FORMAT})
     assert run("--out", out, "--resume") == 0
     assert len(losses(out)) == 1
 
