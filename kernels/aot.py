@@ -193,6 +193,8 @@ def unmet(case: AotCase, kernel: Any, found: Found) -> tuple[str, ...]:
         failures.append(f"no {wanted}")
     if case.tiles_of_64 and case.stages > 1 and found.loop and not set(found.copies or {}) - {"LDGSTS.32"}:
         failures.append("no wide asynchronous copy")
+    if operands := transposed_operands(kernel.asm["ttgir"]):
+        failures.append(f"{operands} operands of wgmma are transposed results of wgmma")
     if found.products > 1 and found.waits >= found.products:
         failures.append(f"wgmma serialised: {found.waits} waits for {found.products} products ({notes(kernel)})")
     return tuple(failures)
@@ -206,6 +208,26 @@ def notes(kernel: Any) -> str:
         command = [tool("ptxas"), "-arch", "sm_90a", "-v", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
         said = subprocess.run(command, capture_output=True, text=True).stderr
     return "; ".join(sorted(set(re.findall(r"\(C75\d\d\)", said)))) or "ptxas gives no reason"
+
+
+def transposed_operands(ttgir: str) -> int:
+    """Operands of wgmma that are a transposed result of wgmma, which triton 3.4 to 3.7.0 computes wrongly.
+
+    Follows each transposed value in an mma layout through what is computed of it, within the text of Triton's GPU IR.
+    """
+    tainted: set[str] = set()
+    found = 0
+    for line in ttgir.splitlines():
+        made = re.match(r"\s*(%[\w-]+)(?::\d+)? = (\S+) (.*)", line)
+        if made is None:
+            continue
+        name, operation, rest = made.groups()
+        used = re.findall(r"%[\w-]+", rest)
+        if operation == "ttng.warp_group_dot":
+            found += sum(value in tainted for value in used[:2])
+        elif (operation == "tt.trans" and re.search(r": tensor<[^>]*#mma", rest)) or not tainted.isdisjoint(used):
+            tainted.add(name)
+    return found
 
 
 def check(case: AotCase, arch: str) -> Found:

@@ -68,3 +68,36 @@ def test_no_match_is_an_error() -> None:
     done = run("-m", "vatt_kernels.aot", "--match", "no such kernel")
     assert done.returncode == 2
     assert "no case matches 'no such kernel'" in done.stderr
+
+
+TRANSPOSED = """
+import triton, triton.language as tl
+from vatt_kernels import aot
+from vatt_kernels.aot_case import AotCase
+import sys
+sys.path.insert(0, sys.argv[1])
+from kernel import kernel
+case = AotCase("a", kernel, {"X": "*bf16", "Y": "*bf16"}, {}, ("X", "Y"), 4, 1, True, "")
+print(aot.transposed_operands(aot.compiled(case, "sm_90").asm["ttgir"]))
+"""
+KERNEL = """
+import triton, triton.language as tl
+@triton.jit
+def kernel(X, Y):
+    i = tl.arange(0, 64)
+    x = tl.load(X + i[:, None] * 64 + i[None, :])
+    y = tl.dot(x, x)
+    {line}
+    tl.store(Y + i[:, None] * 64 + i[None, :], z.to(tl.bfloat16))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "operands"),
+    [("z = tl.dot(tl.trans(y.to(tl.bfloat16)), x)", 1), ("z = tl.dot(tl.trans(y).to(tl.bfloat16), x)", 1),
+     ("z = tl.dot(y.to(tl.bfloat16), x)", 0), ("z = tl.trans(y)", 0), ("z = tl.dot(tl.trans(x), x)", 0)],
+)  # fmt: skip
+def test_transposed_results_that_are_operands_are_noticed(line: str, operands: int, tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(KERNEL.format(line=line))
+    done = run("-c", TRANSPOSED, str(tmp_path))
+    assert done.stdout == f"{operands}\n", done.stderr
