@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="also the newest of everything with the whole suite")
     add("--report", action="store_true", help="write what was tried into reports/compat.json and compat.md")
     add("--python", nargs="+", choices=SUPPORTED, metavar="3.x", help="only these; other rows of the report stay")
-    add("--tests", nargs="+", default=[], metavar="FILE", help="these tests in place of the whole suite, and it says so")
+    add("--tests", nargs="+", default=[], metavar="FILE", help="these tests in place of the whole suite")
     add("--jobs", type=int, default=2, help="environments side by side (default 2)")
     args = parser.parse_args(argv)
     here = pythons()

@@ -24,9 +24,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_resumed_run_says_that_clips_changed(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_run_says_that_clips_changed(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(clips, data)
     assert run("--data", data, "--out", out, "--steps", 3) == 0
@@ -73,9 +71,7 @@ def test_an_error_of_the_program_is_no_clips(
     assert not (tmp_path / "run" / "bad_clips.csv").exists()
 
 
-def test_an_error_of_the_program_ends_transcoding(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_program_ends_transcoding(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
 
     class End:

@@ -38,7 +38,7 @@ OFFLINE = {name: value for name, value in os.environ.items() if name != "PYTHONP
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(sdist, wheel made of that sdist), built beside the checkout: a build leaves files in the folder it is made in."""
+    """(sdist, wheel made of it), built beside the checkout: a build leaves files in the folder it is made in."""
     copy = tmp_path_factory.mktemp("build") / "vatt"
     copy.mkdir()
     for name in SOURCES:
@@ -46,7 +46,8 @@ def built(tmp_path_factory):
         whole(ROOT / name, copy / name)
     build = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
     out = copy.parent
-    done = subprocess.run([sys.executable, "-c", build, str(out)], cwd=copy, env=OFFLINE, capture_output=True, text=True)
+    command = [sys.executable, "-c", build, str(out)]
+    done = subprocess.run(command, cwd=copy, env=OFFLINE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (sdist,) = out.glob("vatt-*.tar.gz")
     done = finished([sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index",
@@ -67,7 +68,8 @@ def installed(built, tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     (site,) = place.glob("lib/python*/site-packages")
     # Lines of a .pth file are folders whose own .pth files are not read: an editable vatt stays out.
-    borrowed = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in ("torch", "av", "numpy", "tqdm")}
+    lent = ("torch", "av", "numpy", "tqdm")
+    borrowed = {str(Path(importlib.util.find_spec(name).origin).parents[1]) for name in lent}
     (site / "borrowed.pth").write_text("\n".join(sorted(borrowed)) + "\n")
     return place / "bin"
 
@@ -104,7 +106,8 @@ def test_a_wheel_trains_in_an_empty_folder(installed, cache, tmp_path):
 
 def test_the_console_command_says_its_version_and_commands(installed, tmp_path):
     def said(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([installed / "vatt", *arguments], cwd=tmp_path, env=OFFLINE, capture_output=True, text=True)
+        command = [installed / "vatt", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=OFFLINE, capture_output=True, text=True)
 
     assert said("--version").stdout == f"vatt {vatt.__version__}\n"
     help_text = said()
@@ -211,7 +214,8 @@ def test_the_table_of_versions_claims_only_what_was_tried(tmp_path, monkeypatch)
 
     before = tmp_path / "compat.json"
     old = compat.Row("3.12.0", "newest", "failed", "a.py", "1 failed", {"av": "18.0.0"}, "c0ffee", "2026-01-01", "x")
-    kept = compat.Row("3.11.7", "full", "passed", "whole suite", "9 passed", {"torch": "2.13.0"}, "beef", "2026-01-01", "x")
+    versions = {"torch": "2.13.0"}
+    kept = compat.Row("3.11.7", "full", "passed", "whole suite", "9 passed", versions, "beef", "2026-01-01", "x")
     before.write_text(json.dumps([asdict(old), asdict(kept)]))
     new = compat.Row("3.12.1", "newest", "passed", "a.py", "2 passed", {"av": "19.0.2"}, "f00d", "2026-02-02", "x")
     table = compat.merge([new], before)

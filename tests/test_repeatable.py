@@ -61,7 +61,7 @@ def test_the_corpus_of_an_earlier_format_is_taken_or_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VATT_CACHE", str(tmp_path))
-    with pytest.raises(ManifestError, match="python -m vatt.data.synthetic --clips 4 --seed 0 --format 1"):
+    with pytest.raises(ManifestError, match=r"python -m vatt\.data\.synthetic --clips 4 --seed 0 --format 1"):
         synthetic.corpus_of(1, 4)
     synthetic.main(["--clips", "4", "--format", "1"])
     first = synthetic.corpus_of(1, 4)

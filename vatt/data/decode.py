@@ -239,9 +239,7 @@ class _Converter:
             # A stream may change its size midway: all frames take that of the first.
             self.size = shrunk(frame.width, frame.height, self.short_side)
         width, height = self.size
-        image = (
-            converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
-        )
+        image = converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
         quarter, rest = divmod(frame.rotation, 90)
         if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number
             image = np.rot90(image, quarter % 4)

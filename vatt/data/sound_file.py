@@ -36,9 +36,7 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
     resampler = av.AudioResampler("s16", "mono", rate)
     frames: list[AudioFrame] = []
     try:
-        with av.open(
-            str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS
-        ) as container:
+        with av.open(str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS) as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, AudioStream):
                 raise BadClip(path, "no sound in it")
