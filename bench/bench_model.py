@@ -10,20 +10,20 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
-import steps
 import torch
 import vatt_kernels
 import videomae
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from workloads import model_steps
 
-from vatt.data.loader import Batch
-from vatt.model.loss import pretraining_loss
+from vatt.config.presets import preset
+from vatt.data.datasets.batch import Batch
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import choose
-from vatt.optim import Adam
-from vatt.presets import preset
-from vatt.step import train_step
+from vatt.training.optimizers import Adam
+from vatt.training.pretraining_step import train_step
 
 OPS = {"reference": choose(False, "cpu"), "portable": choose(True, "cpu")}
 Job = Callable[[str, torch.dtype, int], list[Tensor]]  # implementation, dtype, which problem -> outputs and gradients
@@ -159,6 +159,6 @@ def test_video_model(benchmark: BenchmarkFixture, dtype: str, rate: float, mode:
     layers, size = (12, 224) if benchmark.enabled else (1, 64)
     row = {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode}
     if model == "vatt":
-        case = steps.Case(videomae.video_model(layers, size, rate), True, dtype=dtype)
-        assert steps.numerics(case)["green"], "the numerics are red, nothing is timed"
+        case = model_steps.Case(videomae.video_model(layers, size, rate), True, dtype=dtype)
+        assert model_steps.numerics(case)["green"], "the numerics are red, nothing is timed"
     benchmark.pedantic(videomae.make(row, layers, size), rounds=1, warmup_rounds=1)

@@ -20,16 +20,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gpu_page
-import gpu_rows
-import harness
 import torch
-from gpu_rows import BY_NAME, Row
-from harness import Drawer, Report, ReportError
+from harness import cli
+from harness import report as harness
+from harness.pages import Drawer
+from harness.report import Report, ReportError
+from pages import gpu as gpu_page
 from tqdm import tqdm
-from vatt_kernels.spec_cases import Case, smaller
+from vatt_kernels.spec.cases import Case, smaller
+from workloads import gpu_measurements
+from workloads.gpu_measurements import BY_NAME, Row
 
-from vatt.progress import progress_bar
+from vatt.runtime.progress import progress_bar
 
 NAME = "gpu_report"
 DRAWER = Drawer(gpu_page.page, gpu_page.figure, gpu_page.front)
@@ -85,7 +87,7 @@ class Stage(NamedTuple):
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "gpu_report", "Correctness, kernel times beside rivals, and training steps on this machine's GPU.", EXAMPLES
     )
     add = parser.add_argument
@@ -125,13 +127,15 @@ def plan(args: argparse.Namespace) -> list[Stage]:
     def kernel(operation: str, case: Case, compiled: bool = False) -> Unit:
         about = {"operation": operation, "case": case.name, "dtype": "bfloat16", "provider": "ours",
                  "compiled": compiled}  # fmt: skip
-        return Unit("kernel", about, gpu_rows.kernels, (operation, case, "bfloat16", device, rounds, compiled))
+        return Unit("kernel", about, gpu_measurements.kernels, (operation, case, "bfloat16", device, rounds, compiled))
 
     def step(preset: str, part: str, dropout: float, drop: float, batch: int = 32) -> Unit:
         batch = 2 if dry else batch
         about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "batch": batch,
                  "implementation": "fused"}  # fmt: skip
-        return Unit("training", about, gpu_rows.training, (preset, part, dropout, drop, batch, device, min(rounds, 10)))
+        return Unit(
+            "training", about, gpu_measurements.training, (preset, part, dropout, drop, batch, device, min(rounds, 10))
+        )
 
     first_steps: list[tuple[Any, ...]]
     steps: list[tuple[Any, ...]]
@@ -151,7 +155,7 @@ def plan(args: argparse.Namespace) -> list[Stage]:
     low = [unit for unit in checks if unit.about["dtype"] == "bfloat16"]
     workers = 1 if dry else WORKERS
     stages = [
-        Stage("ceilings", "", [Unit("ceilings", {}, gpu_rows.ceilings, (device,))]),
+        Stage("ceilings", "", [Unit("ceilings", {}, gpu_measurements.ceilings, (device,))]),
         Stage("correctness, bfloat16", "correctness", low, workers),
         Stage("kernels", "kernels", [kernel(*case) for case in first]),
         Stage("training", "training", [step(*case) for case in first_steps]),
@@ -172,7 +176,7 @@ def correctness_units(dry: bool, device: str) -> list[Unit]:
             real = () if dry else spec.shapes()[:REAL]
             for case in (*spec.cases(), *(smaller(case) for case in real)):
                 about = {"operation": name, "case": case.name, "dtype": dtype}
-                units.append(Unit("correctness", about, gpu_rows.correctness, (name, case, dtype, device)))
+                units.append(Unit("correctness", about, gpu_measurements.correctness, (name, case, dtype, device)))
     return units
 
 
@@ -321,13 +325,13 @@ def save(report: Report, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    settings = {"dry_run": args.dry_run, "rounds": args.rounds, "seed": gpu_rows.SEED}
+    settings = {"dry_run": args.dry_run, "rounds": args.rounds, "seed": gpu_measurements.SEED}
     method = {
         "timing": f"providers of a case alternate within one process, every second round backwards; warm-up calls, "
                   f"{args.rounds} rounds (at most 10 of training steps, fewer where a provider is slow: see `seconds` "
                   "in the JSON); p20, p50, p80. Device events around one call after "
-                  f"{gpu_rows.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the device "
-                  "busy while the host launches the call",
+                  f"{gpu_measurements.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the "
+                  "device busy while the host launches the call",
         "backward": "of a graph made anew in each round, the gradient of every differentiable input",
         "inputs": "random; q, k, v side by side as one product makes them; uint8 frames, float32 to bfloat16 waveforms",
         "numerics": "a provider is timed only after its output and gradients were within the budget on the same case, "
@@ -339,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report, path = harness.open_report(NAME, title, settings=settings, method=method, out=args.out,
                                            resume=args.resume, quick=args.dry_run, device=args.device)  # fmt: skip
         measure(args, report, path)
-        harness.publish(path, DRAWER, args.out)
+        cli.publish(path, DRAWER, args.out)
         failed_tables = paper_tables(args) if args.tables else []
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

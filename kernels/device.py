@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,3 +52,14 @@ def architecture(columns: Mapping[int, tuple[int, ...]], device: torch.device) -
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current GPU, which need not be the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the package is installed; looking does not import it."""
+    return find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for. Triton reads the variable when a kernel's file is imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interpreted import interpreter_fails
-from processes import end_all
+from helpers.interpreted import interpreter_fails
+from helpers.processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 LONGEST = ("test_promises.py", "test_triton_interpreter.py", "test_distributed.py", "test_readme_commands.py")

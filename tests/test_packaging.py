@@ -18,15 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from helpers.processes import finished
+from helpers.small_run import SMALL
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from processes import finished
-from small_run import SMALL
 
 import vatt
-import vatt.__main__ as console
+from vatt import __main__ as console
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = runpy.run_path(str(ROOT / ".ci" / "pythons.py"))
@@ -130,7 +130,7 @@ def test_each_command_hands_over_to_its_module(name, monkeypatch, capsys):
 
 def test_every_command_module_is_a_command():
     """Modules that are run with `python -m` and have flags; the rest of them serve the tests or a machine."""
-    others = {"vatt.records", "vatt.data.synthetic", "vatt"}
+    others = {"vatt.training.metrics_log", "vatt.data.synthetic", "vatt"}
     runnable = set()
     for path in (ROOT / "vatt").rglob("*.py"):
         if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8").splitlines():
@@ -200,7 +200,7 @@ def test_make_takes_the_first_python_that_runs(names, chosen, tmp_path):
 
 
 @pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
-@pytest.mark.parametrize("module", ["torch.nn.functional", "av", "vatt.data.reader", __name__])
+@pytest.mark.parametrize("module", ["torch.nn.functional", "av", "vatt.data.decoding.container", __name__])
 def test_what_libraries_announce_to_remove_is_an_error_here(category, module):
     with pytest.raises(category):
         warnings.warn_explicit("is going", category, "somewhere.py", 1, module=module)

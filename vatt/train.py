@@ -18,41 +18,40 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
-from .begin import add_run_flags, begin, run_command, summarise, write_result
-from .check_config import check
-from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
-from .content import note_contents
+from .checkpoints import training_checkpoint
+from .checkpoints.content import note_contents
+from .checkpoints.fingerprints import fingerprint
+from .checkpoints.model_folder import corpus_format, read_config, read_record, write_config, write_model_folder
+from .checkpoints.sharded import is_sharded, whole_state
+from .config.presets import PRESETS, preset
+from .config.pretraining import Config
+from .config.serialization import apply_overrides, differences, from_dict, to_dict
+from .config.validation import check
 from .data.bad_clips import BadClips
-from .data.dali import choose_decoder, make_dali_loader
-from .data.loader import Batch, ClipDataset, EvalDataset
-from .data.manifest import Manifest, read_manifest
-from .data.shards import absolute_source
+from .data.clip import Manifest
+from .data.dali.loader import choose_decoder, make_dali_loader
+from .data.datasets.batch import Batch
+from .data.datasets.evaluation import EvalDataset
+from .data.datasets.training import ClipDataset
+from .data.manifest import read_manifest
+from .data.shards.reading import absolute_source
 from .data.synthetic import FORMAT, corpus_of
-from .data.text import Tokenizer
-from .distributed import ALONE, World
-from .loop import Session, run_steps
+from .data.tokenizer import Tokenizer
+from .errors import ConfigError, RunError
+from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT, count_parameters
 from .ops import choose
-from .optim import Adam
-from .parallel import is_sharded, prepare, whole_state
-from .presets import PRESETS, preset
-from .profile import Traced
-from .records import MetricsLog, draw_losses, environment
-from .retrieve import embed_clips, format_scores, retrieval
-from .run import (
-    RunError,
-    autocast_for,
-    compute_dtype,
-    corpus_format,
-    fingerprint,
-    read_config,
-    read_record,
-    split_clips,
-    write_config,
-    write_model_folder,
-)
-from .step import train_step
+from .runtime.device import autocast_for, compute_dtype
+from .runtime.distributed import ALONE, World
+from .runtime.provenance import environment
+from .training.launch import add_run_flags, begin, run_command, summarise, write_result
+from .training.loop import run_steps
+from .training.metrics_log import MetricsLog, draw_losses
+from .training.optimizers import Adam
+from .training.parallel import prepare
+from .training.pretraining_step import train_step
+from .training.profiler import Traced
+from .training.session import Session
 
 EXAMPLES = """examples:
   python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
@@ -226,7 +225,7 @@ def saved_config(out: Path) -> Config:
     try:
         return read_config(out)
     except RunError as error:
-        found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
+        found = training_checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None:
             raise
         print(f"{error}; using the settings in {found.path}")
@@ -236,7 +235,7 @@ def saved_config(out: Path) -> Config:
 def saved_format(out: Path) -> int:
     """Format of the built-in corpus of the run in `out`: from config.json, or from its newest checkpoint."""
     record = read_record(out)
-    if not record and (found := checkpoint.load_latest(out / "checkpoints")):
+    if not record and (found := training_checkpoint.load_latest(out / "checkpoints")):
         record = json.loads(found.state["record"])
     return corpus_format(record)
 
@@ -268,6 +267,17 @@ def run(args: argparse.Namespace, world: World) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return run_command(parse_arguments(argv), run)
+
+
+def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
+    """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
+    data = config.data
+    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
+    if not clips:
+        names = sorted({clip.split or "" for clip in manifest})
+        raise RunError(f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
+                       "choose one with --set data.train_split=NAME")  # fmt: skip
+    return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vatt.config import DropConfig, ModelConfig, kept_tokens
+from vatt.config.model import DropConfig, ModelConfig, kept_tokens
 from vatt.model.transformer import Layer
 from vatt.model.vatt import VATT
 from vatt.ops import Ops
@@ -42,7 +42,7 @@ class _TritonAttention(Ops):
     """Portable operations, but for attention: that of Triton, past the check for a GPU."""
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        from vatt_kernels import attention_triton
+        from vatt_kernels.self_attention import triton_op as attention_triton
 
         scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
         shape: dict[str, Any] = {"cu_seqlens": None, "max_seqlen": None, "scale": scale}

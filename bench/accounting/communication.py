@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vatt.config import ModelConfig
+from vatt.config.model import ModelConfig
 from vatt.model.heads import BatchNorm
 from vatt.model.transformer import Layer
 from vatt.model.vatt import VATT

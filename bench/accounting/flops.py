@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vatt.config import AudioConfig, EncoderConfig, ModelConfig, VideoConfig, kept_tokens
+from vatt.config.model import AudioConfig, EncoderConfig, ModelConfig, VideoConfig, kept_tokens
 from vatt.model.vatt import MODALITIES
 
 

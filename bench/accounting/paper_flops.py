@@ -22,9 +22,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from flops import encoder_of, head_flops
+from vatt.config.model import EncoderConfig, ModelConfig, kept_tokens
 
-from vatt.config import EncoderConfig, ModelConfig, kept_tokens
+from .flops import encoder_of, head_flops
 
 GELU = 3  # x * 0.5 * (1 + erf(x / sqrt 2)): two products and a quotient; the sum and erf are free
 NORM = 8  # mean, squared difference, mean, and five elementwise products and differences

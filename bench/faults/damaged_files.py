@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 # Little is imported here: a process that dies is started anew.
-from memory import resident
+from harness.memory import resident
 
-from vatt.data.decode import decode_span
-from vatt.data.reader import BadClip, probe
+from vatt.data.decoding.container import BadClip, probe
+from vatt.data.decoding.span import decode_span
 
 LIMIT = 5.0  # seconds for one opening of a file; an attempt opens it four times
 SILENT = 8 * LIMIT  # seconds after which a process hangs

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vatt import checkpoint
+from vatt.checkpoints import training_checkpoint
 
 LIMIT = 900.0  # seconds after which a process that should have ended hangs
 STARTING = 6.0  # seconds within which a process is killed that is still starting
@@ -125,8 +125,8 @@ def whole_checkpoints(out: Path) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        checkpoint.load(path)
-    except checkpoint.DamagedCheckpoint:
+        training_checkpoint.load(path)
+    except training_checkpoint.DamagedCheckpoint:
         return False
     return True
 

@@ -7,9 +7,10 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import harness
-from harness import Drawer, Report, number, table
-from steps import checks_table, write_csv
+from harness import report as harness
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.report import Report
+from workloads.model_steps import checks_table, write_csv
 
 PROBED = ("video", "audio")  # modalities whose features are probed
 NAME = "droptoken_sweep"
@@ -25,7 +26,7 @@ PAPER: dict[str, dict[float, float]] = {  # linear top-1, and R@10 of the two la
     "MSR-VTT": {0.75: 14.1, 0.5: 14.6, 0.25: 15.1, 0.0: 15.2},
 }
 FILES = {"hmdb51": "HMDB51", "ucf101": "UCF101", "esc50": "ESC50", "youcook": "YouCookII", "msrvtt": "MSR-VTT"}
-STYLES = [(harness.BLUE, "o"), (harness.ORANGE, "s"), (harness.GREEN, "^"), (harness.PINK, "D"), (harness.BLACK, "v")]
+STYLES = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (BLACK, "v")]
 
 
 class Series(NamedTuple):
@@ -279,7 +280,7 @@ def figure(report: Report, plt: Any) -> Any:
         losses.plot([100 * PAPER_GFLOPS[r] / PAPER_GFLOPS[0.0] for r in values],
                     [value - values[0.0] for value in values.values()], **style)  # fmt: skip
     accuracy.set(xscale="log", xlabel="GFLOPs of one clip with the kept tokens", ylabel="%", title="Accuracy")
-    losses.axhline(0, color=harness.BLACK, linewidth=0.8)
+    losses.axhline(0, color=BLACK, linewidth=0.8)
     losses.set(xlabel="GFLOPs, % of those without dropping", ylabel="points", title="Against no dropping")
     for (colour, marker), mode in zip(STYLES, ("inference", "training"), strict=False):
         rows = [r for r in report.rows if r["kind"] == "timing" and r["mode"] == mode and r.get("speedup")]

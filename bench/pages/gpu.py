@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import harness
-from harness import Report, number, table
+from harness import timing
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, number, table
+from harness.report import Report
 
 Row = dict[str, Any]
 DATASHEET = 989e12  # dense bf16 FLOP/s of H100 and H200 SXM, against which the field quotes MFU
 DIRECTIONS = ("forward", "backward")
-COLOURS = (harness.BLUE, harness.ORANGE, harness.GREEN, harness.PINK, harness.BLACK, "#56b4e9")
+COLOURS = (BLUE, ORANGE, GREEN, PINK, BLACK, "#56b4e9")
 MARKERS = "os^vDPX<>*"
 DRY = "**A dry run on a CPU with tiny shapes: it shows that every path works. None of its numbers means anything.**"
 
@@ -43,19 +44,19 @@ def derive(report: Report) -> None:
             if direction not in row:
                 continue
             timed, peak = row[direction], matmul.get("float32" if row["dtype"] == "float32" else "bfloat16")
-            timed.update(harness.quantiles(timed["seconds"]))
+            timed.update(timing.quantiles(timed["seconds"]))
             timed["rate"], timed["bandwidth"] = timed["flops"] / timed["p50"], timed["bytes"] / timed["p50"]
             floor = max(timed["flops"] / peak, timed["bytes"] / copy) if peak and copy else None
             timed["of_floor"] = floor / timed["p50"] if floor else None
             own = ours.get((*case_of(row), row["compiled"]), {}).get(direction)
-            own_p50 = own and harness.quantiles(own["seconds"])["p50"]
+            own_p50 = own and timing.quantiles(own["seconds"])["p50"]
             timed["over_ours"] = timed["p50"] / own_p50 if own_p50 else None
     by_step = {step_of(row): row for row in steps}
     for row in steps:
         row["doubted"] = doubts(wrong, row.get("operations", ()), row.get("dtype", ""))
         if "seconds" not in row:
             continue
-        row.update(harness.quantiles(row["seconds"]))
+        row.update(timing.quantiles(row["seconds"]))
         row["mfu_datasheet"] = row["flops"] / row["p50"] / DATASHEET
         row["mfu_measured"] = row["flops"] / row["p50"] / matmul["bfloat16"] if matmul else None
         row["clips_per_second"] = row["batch"] / row["p50"]
@@ -279,7 +280,7 @@ def figure(report: Report, plt: Any) -> Any:
             found = {r["case"]: r[direction]["p50"] * 1e6 for r in rows if r["provider"] == name}
             where = [cases.index(c) + 0.8 * (index + 0.5) / len(names) - 0.4 for c in cases if c in found]
             style = {
-                "color": harness.BLUE if name == "ours" else harness.BLACK,
+                "color": BLUE if name == "ours" else BLACK,
                 "marker": MARKERS[index % len(MARKERS)],
             }
             place.plot(where, [found[c] for c in cases if c in found], linestyle="none", label=name, **style)
@@ -299,7 +300,7 @@ def figure(report: Report, plt: Any) -> Any:
         faster = [r for r in mine if r["speedup"]]
         gain.plot([100 * r["drop_rate"] for r in faster], [r["speedup"] for r in faster], **style)
     ideal = sorted({(100 * r["drop_rate"], r["flop_ratio"]) for r in steps if r["flop_ratio"]})
-    gain.plot([x for x, _ in ideal], [y for _, y in ideal], ".", color=harness.BLACK, label="FLOP ratio")
+    gain.plot([x for x, _ in ideal], [y for _, y in ideal], ".", color=BLACK, label="FLOP ratio")
     rate.set(title="Video step", ylabel="MFU (% of 989 TFLOP/s)", xlabel="tokens dropped (%)", ylim=(0, None))
     gain.set(title="Gained by dropping", ylabel="speed-up over own 0 %", xlabel="tokens dropped (%)")
     for place in (rate, gain):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import harness
-from communication import KINDS
-from harness import Drawer, Report, table
+from accounting.communication import KINDS
+from harness.pages import BLUE, GREEN, ORANGE, PINK, Drawer, table
+from harness.report import Report
 
 NAME = "scaling"
 LIMIT = 0.1  # of a step: from here on a kind of communication is said to limit it
 SHOWN = (8, 64, 1024)
 TITLES = {"ddp": "DDP", "fsdp": "FSDP2"}
-COLOURS = {"compute": "#dddddd", "embeddings": harness.BLUE, "batch norm": harness.GREEN,
-           "gradients": harness.ORANGE, "parameters": harness.PINK}  # fmt: skip
+COLOURS = {"compute": "#dddddd", "embeddings": BLUE, "batch norm": GREEN,
+           "gradients": ORANGE, "parameters": PINK}  # fmt: skip
 
 
 def steps_of(report: Report, **where: Any) -> list[dict[str, Any]]:
@@ -177,7 +177,7 @@ def figure(report: Report, plt: Any) -> Any:
     names, batches, counts = (report.settings[key] for key in ("presets", "batches", "gpus"))
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
     for place, name in zip(axes[0], names, strict=False):
-        for batch, colour in zip(batches, (harness.BLUE, harness.ORANGE, harness.GREEN, harness.PINK), strict=False):
+        for batch, colour in zip(batches, (BLUE, ORANGE, GREEN, PINK), strict=False):
             found = steps_of(report, parallel="ddp", preset=name, batch=batch)
             place.plot(counts, [row["efficiency_overlapped"] for row in found], "o-", color=colour,
                        label=f"batch {batch:,}")  # fmt: skip

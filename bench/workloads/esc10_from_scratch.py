@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import ReportError
+from harness.report import ReportError
 from torch import Tensor
 
-from vatt.config import AudioConfig, DropConfig, EncoderConfig, ModelConfig
-from vatt.data.augment import to_float
-from vatt.metrics import classification_scores
-from vatt.model.tokens import mix_seed
+from vatt.config.model import AudioConfig, DropConfig, EncoderConfig, ModelConfig
+from vatt.data.decoding.audio import to_float
+from vatt.evaluation.metrics import classification_scores
+from vatt.model.randomness import mix_seed
 from vatt.model.vatt import Classifier
 from vatt.ops import choose
-from vatt.optim import multilevel_rate
+from vatt.training.schedules import multilevel_rate
 
 FOLDS = (1, 2, 3, 4, 5)
 SECONDS = 5  # of a clip
@@ -80,8 +80,8 @@ def read_clips(folder: Path, recipe: Recipe) -> Clips:
 
     Raises `ReportError` when the list or a clip cannot be read.
     """
-    from vatt.data.reader import BadClip  # needs PyAV, which a machine that only measures may lack
-    from vatt.data.sound_file import read_sound
+    from vatt.data.decoding.audio import read_sound
+    from vatt.data.decoding.container import BadClip  # needs PyAV, which a machine that only measures may lack
 
     table = folder / "esc10.csv"
     try:

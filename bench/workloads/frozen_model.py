@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import ReportError
+from harness.report import ReportError
 from torch import Tensor
 
 from vatt import embed, train
-from vatt.data.manifest import Manifest, read_manifest
-from vatt.data.reader import BadClip
-from vatt.data.sound_file import read_sound_windows
+from vatt.checkpoints.loading import load_vatt
+from vatt.checkpoints.model_folder import load_config
+from vatt.data.clip import Manifest
+from vatt.data.decoding.audio import read_sound_windows
+from vatt.data.decoding.container import BadClip
+from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus, plan
-from vatt.features import Arrays, read_features
-from vatt.pretrained import load_config, load_vatt
-from vatt.probe import linear_probe
-from vatt.progress import progress_bar
-from vatt.retrieve import ClipEmbeddings, retrieval
+from vatt.evaluation.linear_probe import linear_probe
+from vatt.evaluation.retrieval import ClipEmbeddings, retrieval
+from vatt.inference.features_file import Arrays, read_features
+from vatt.runtime.progress import progress_bar
 
 SOUND_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus"))
 ATTRIBUTES = ("shape", "colour", "motion")

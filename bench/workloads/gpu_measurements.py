@@ -11,21 +11,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import harness
 import torch
-from flops import backbone_flops, vatt_flops
-from rivals import EagerOps, Unable, expect_fitting, first_words, providers
+from accounting.flops import backbone_flops, vatt_flops
+from harness import timing
 from torch import Tensor, nn
-from vatt_kernels.spec import SPECS, Error, Inputs, KernelSpec, expect
-from vatt_kernels.spec_cases import Case
-from vatt_kernels.spec_inputs import Draw
+from vatt_kernels.catalog import SPECS
+from vatt_kernels.spec.cases import Case
+from vatt_kernels.spec.error_budget import Error, expect
+from vatt_kernels.spec.inputs import Draw, Inputs
+from vatt_kernels.spec.kernel_spec import KernelSpec
 
-from vatt.config import Config, DropConfig
-from vatt.model.loss import pretraining_loss
+from vatt.config.model import DropConfig
+from vatt.config.presets import preset
+from vatt.config.pretraining import Config
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import REFERENCE, Ops, choose
-from vatt.optim import Adam
-from vatt.presets import preset
+from vatt.training.optimizers import Adam
+
+from .kernel_rivals import EagerOps, Unable, expect_fitting, first_words, providers
 
 Row = dict[str, Any]
 FLUSH_BYTES = 2**30  # many times an L2 cache; writing them also keeps a GPU busy while the host launches what is timed
@@ -76,7 +80,7 @@ class Clock:
     def interleaved(self, jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
         """Each job's seconds; a job calls `time` itself, so that what it prepares is not timed."""
         samples: dict[str, list[float]] = {name: [] for name in jobs}
-        for name, seconds in harness.interleave(jobs, rounds):
+        for name, seconds in timing.interleave(jobs, rounds):
             if seconds is not None:
                 samples[name].append(self.seconds)
         return samples
@@ -94,11 +98,11 @@ def ceilings(device: str) -> list[Row]:
     for name in ("bfloat16", "float32"):
         a, b = (torch.randn(size, size, device=device, dtype=dtype_of(name)) for _ in range(2))
         seconds = clock.interleaved({"": lambda a=a, b=b: clock.time(lambda: a @ b)}, 10)[""]  # type: ignore[misc]
-        rates[name] = 2 * size**3 / (harness.quantiles(seconds)["p50"] or math.inf)
+        rates[name] = 2 * size**3 / (timing.quantiles(seconds)["p50"] or math.inf)
     x = torch.randint(-128, 128, (2**32 if device != "cpu" else 2**20,), dtype=torch.int8, device=device)
     y = torch.empty_like(x)
     seconds = clock.interleaved({"": lambda: clock.time(lambda: y.copy_(x))}, 10)[""]
-    copy = 2 * x.numel() / (harness.quantiles(seconds)["p50"] or math.inf)
+    copy = 2 * x.numel() / (timing.quantiles(seconds)["p50"] or math.inf)
     return [{"kind": "ceilings", "matmul": rates, "copy": copy}]
 
 

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from vatt_kernels.reference import gather_tokens, relative_bias, relative_buckets
-from vatt_kernels.spec import Expected, Inputs, KernelSpec, expect
-from vatt_kernels.spec_cases import Case, smaller
+from vatt_kernels.spec.cases import Case, smaller
+from vatt_kernels.spec.error_budget import Expected, expect
+from vatt_kernels.spec.inputs import Inputs
+from vatt_kernels.spec.kernel_spec import KernelSpec
 
 from vatt.ops import Ops
 

@@ -18,20 +18,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
-from flops import backbone_flops, vatt_flops
-from harness import Report
+from accounting.flops import backbone_flops, vatt_flops
+from harness import memory as harness_memory
+from harness import timing
+from harness.pages import number, table
+from harness.report import Report
 from torch import Tensor
 
-from vatt.config import DropConfig, EncoderConfig, LossConfig, ModelConfig, kept_tokens
-from vatt.files import write_atomically
+from vatt.config.model import DropConfig, EncoderConfig, ModelConfig, kept_tokens
+from vatt.config.pretraining import LossConfig
 from vatt.model.heads import Embeddings
-from vatt.model.loss import pretraining_loss
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import Ops, choose
-from vatt.progress import progress_bar
-from vatt.run import autocast_for, compute_dtype, pick_device
+from vatt.runtime.device import autocast_for, compute_dtype, pick_device
+from vatt.runtime.files import write_atomically
+from vatt.runtime.progress import progress_bar
 
 GATE_LAYERS = 2  # deep enough for rounding to pass through attention twice, shallow enough for float64
 GATE_FACTOR = 2.0  # what is timed may be this much further from float64 than the literal model in the same dtype
@@ -245,7 +248,7 @@ def _tensors(case: Case, *, exact: bool = False) -> dict[str, Tensor]:
 def peak_memory(case: Case) -> dict[str, int]:
     """`harness.peak_memory` of one step; on CUDA the same two figures from PyTorch's allocator, of a second step."""
     if torch.device(case.device).type != "cuda":
-        return harness.peak_memory(_lone_step, case, torch.get_num_threads())
+        return harness_memory.peak_memory(_lone_step, case, torch.get_num_threads())
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(case.device)
     step = make_step(case)
@@ -285,8 +288,8 @@ def measure(report: Report, path: Path, cases: Sequence[Case], *, repeats: int, 
 
     def record(gflops: float) -> None:
         for row, case in zip(rows, cases, strict=True):
-            row.update(harness.quantiles(row["seconds"]))
-            row["clips_per_second"] = harness.quantiles([case.batch / seconds for seconds in row["seconds"]])
+            row.update(timing.quantiles(row["seconds"]))
+            row["clips_per_second"] = timing.quantiles([case.batch / seconds for seconds in row["seconds"]])
         derive(report)
         report.save(path)
         bar.update(round(gflops))
@@ -314,7 +317,7 @@ def measure(report: Report, path: Path, cases: Sequence[Case], *, repeats: int, 
                 shared = shared or model.state_dict(keep_vars=True)
                 steps[str(index)] = _step_of(model, case)
         counts = {name: len(rows[int(name)]["seconds"]) for name in steps}
-        for name, seconds in harness.interleave(steps, repeats, warmup=warmup, done=counts):
+        for name, seconds in timing.interleave(steps, repeats, warmup=warmup, done=counts):
             if seconds is None:
                 bar.update(round(work[int(name)]))
             else:
@@ -383,9 +386,9 @@ def checks_table(report: Report) -> str:
         "Features and every gradient of the operations that were timed, against the literal model in float64, at most "
         f"{GATE_LAYERS} layers deep; the worst tensor of each row. Green: at most {GATE_FACTOR:g} times as far from "
         "float64 as the literal model in the same dtype.\n\n"
-        + harness.table(
+        + table(
             ["clip", "dropped", "tensors", "worst tensor", "literal error", "error", "ratio", "green"],
             [[c["clip"], f"{c['drop_rate']:.0%}", str(c["tensors"]), f"`{c['tensor']}`", f"{c['literal']:.1e}",
-              f"{c['this']:.1e}", harness.number(c["ratio"]), "yes" if c["green"] else "NO"]
+              f"{c['this']:.1e}", number(c["ratio"]), "yes" if c["green"] else "NO"]
              for c in report.gate["checks"]])
     )  # fmt: skip

@@ -13,9 +13,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.compatibility import OPEN_OPTIONS
-from vatt.data.decode import decode_span
-from vatt.data.reader import probe
+from vatt.data.decoding.container import probe
+from vatt.data.decoding.span import decode_span
+from vatt.runtime.compatibility import OPEN_OPTIONS
 
 Frames = NDArray[np.uint8]
 RATE = 48_000

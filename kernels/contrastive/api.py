@@ -34,8 +34,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from . import portable, reference
-from .checks import check_same_device, implementation, shape_error, without_autocast
+from .. import portable, reference
+from ..dispatch import implementation
+from ..validation import check_same_device, shape_error, without_autocast
 
 
 def contrastive_loss(

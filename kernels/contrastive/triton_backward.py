@@ -27,8 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
-from .contrastive_forward_triton import (
+from ..aot_case import AotCase
+from ..device import architecture, processors
+from .triton_forward import (
     AOT_ARCHS,
     AOT_TYPES,
     FIXED_TEMPERATURE,
@@ -40,7 +41,6 @@ from .contrastive_forward_triton import (
     parts_for,
     small_block,
 )
-from .device import architecture, processors
 
 SUMS_BYTES = 2**27  # of the parts of one launch; one part of it may be more
 AOT_SWITCHES = [(True, True, True), (True, True, False), (True, False, True), (False, True, True)]

@@ -30,8 +30,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
-from .device import architecture, processors
+from ..aot_case import AotCase
+from ..device import architecture, processors
 
 PADDING = {2: 128, 4: 32}  # by bytes of an element: rows are padded to the largest tile, so that nothing needs masks
 MAX_WIDTH = 512

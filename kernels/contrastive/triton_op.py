@@ -27,19 +27,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
-from .checks import interpreting
-from .contrastive_backward_triton import Positives, Side, vector_gradient
-from .contrastive_forward_triton import (
-    FIXED_TEMPERATURE,
-    MAX_WIDTH,
-    both_sums,
-    padded,
-    pair_scores,
-    row_sums,
-    unit_vectors,
-)
-from .library import differentiable, operator, present
+from .. import reference
+from ..device import interpreting
+from ..registration import differentiable, operator, present
+from .triton_backward import Positives, Side, vector_gradient
+from .triton_forward import FIXED_TEMPERATURE, MAX_WIDTH, both_sums, padded, pair_scores, row_sums, unit_vectors
 
 # Gradients by scores are scaled to this maximum (twice it in the symmetric form): a softmax of a large batch lies below
 # the smallest float16. With it, what is a 4e-9th of the largest is still a normal number.

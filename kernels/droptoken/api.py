@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_keep, check_same_device, implementation, shape_error
+from ..dispatch import implementation
+from ..validation import check_keep, check_same_device, shape_error
 
 
 def sample_keep(

@@ -25,8 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
-from .library import differentiable, operator, signed64
+from ..aot_case import AotCase
+from ..registration import differentiable, operator, signed64
 
 KEYS = 1024  # keys a program: 8 each for 128 threads
 GATHERED_ROWS = 8  # rows a program: with 256 columns 16 bytes a thread and row in 16-bit dtypes, 4 loads in flight

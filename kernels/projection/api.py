@@ -22,15 +22,8 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import (
-    check_keep,
-    check_same_device,
-    compute_dtype,
-    implementation,
-    shape_error,
-    shape_of,
-    without_autocast,
-)
+from ..dispatch import implementation
+from ..validation import check_keep, check_same_device, compute_dtype, shape_error, shape_of, without_autocast
 
 
 def project_voxels(

@@ -19,7 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_same_device, compute_dtype, implementation, shape_error, shape_of, without_autocast
+from ..dispatch import implementation
+from ..validation import check_same_device, compute_dtype, shape_error, shape_of, without_autocast
 
 
 def attention(

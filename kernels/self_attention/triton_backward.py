@@ -19,10 +19,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import reference
-from .aot_case import AotCase
-from .attention_backward_kernels_triton import diagonals_kernel, keys_kernel, one_tile_kernel, queries_kernel
-from .attention_tiles_triton import (
+from .. import reference
+from ..aot_case import AotCase
+from ..device import architecture, on_device
+from .triton_backward_kernels import diagonals_kernel, keys_kernel, one_tile_kernel, queries_kernel
+from .triton_tiles import (
     ARCHITECTURES,
     ONE_TILE,
     TYPES,
@@ -35,7 +36,6 @@ from .attention_tiles_triton import (
     settings,
     strides,
 )
-from .device import architecture, on_device
 
 # Chosen offline: compiled for sm_80, sm_90 and sm_100 without spills, wgmma not serialised; no GPU has measured them.
 # By (architecture, width).

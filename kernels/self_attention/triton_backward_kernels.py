@@ -15,17 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_tiles_triton import (
-    SIZES,
-    diagonal_bias,
-    kept,
-    load_at,
-    load_rows,
-    locate,
-    row_words,
-    store_rows,
-    tile_at,
-)
+from .triton_tiles import SIZES, diagonal_bias, kept, load_at, load_rows, locate, row_words, store_rows, tile_at
 
 LN2 = tl.constexpr(0.6931471805599453)  # scores carry the scale times log2(e)
 

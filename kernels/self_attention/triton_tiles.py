@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import reference
-from .aot_case import AotCase
+from .. import reference
+from ..aot_case import AotCase
 
 LOG2E = math.log2(math.e)
 WIDEST = 128  # of a head

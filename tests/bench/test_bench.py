@@ -9,12 +9,17 @@ from pathlib import Path
 
 import draw_reports
 import fused_vs_reference
-import harness
 import pytest
 import tiny_training
-from harness import Report, ReportError
+from harness import cli, timing
+from harness import report as harness
+from harness.memory import peak_memory
+from harness.pages import FRONT_BEGIN, FRONT_END, front_table, index, pyplot, report_paths, write_page
+from harness.report import Report, ReportError
 
-ROOT = Path(__file__).resolve().parents[1]
+from vatt.runtime import provenance
+
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--preset", "tiny", "--layers", "1", "--drop-rates", "0", "0.5", "--repeats", "2"]
 
 
@@ -51,7 +56,7 @@ def training_report(seeds=(1, 2, 3), **changes) -> Report:
         }
         for seed in seeds
     ]  # fmt: skip
-    where = harness.environment() | {"dirty": False, "load_average": 0.0}
+    where = provenance.environment() | {"dirty": False, "load_average": 0.0}
     return Report("tiny_training", "Training", {"steps": 900}, {}, where, "0", finished=True, rows=rows,
                   gate={"green": True, "checks": []}, **changes)  # fmt: skip
 
@@ -176,7 +181,7 @@ def test_the_gate_notices_a_wrong_gradient(monkeypatch):
 def test_training_report_is_drawn_with_mean_and_spread(tmp_path):
     path = tmp_path / "cpu-2core" / "tiny_training.json"
     training_report().save(path)
-    harness.publish(path, tiny_training.DRAWER, tmp_path)
+    cli.publish(path, tiny_training.DRAWER, tmp_path)
     page = path.with_suffix(".md").read_text()
     assert "0.820 ± 0.010" in page
     assert path.with_suffix(".png").stat().st_size > 10_000
@@ -217,7 +222,7 @@ def test_a_damaged_report_is_named(tmp_path):
     path.parent.mkdir()
     path.write_text('{"name": "any"')
     with pytest.raises(ReportError, match=r"any\.json is not a report"):
-        harness.index(tmp_path)
+        index(tmp_path)
 
 
 def test_the_index_names_machine_commit_and_state(tmp_path):
@@ -225,7 +230,7 @@ def test_the_index_names_machine_commit_and_state(tmp_path):
     other = training_report(quick=True)
     other.environment |= {"device": "NVIDIA H200", "commit": "0123456789abcdef", "dirty": True}
     other.save(tmp_path / "nvidia-h200" / "tiny_training.json")
-    lines = harness.index(tmp_path).splitlines()
+    lines = index(tmp_path).splitlines()
     first = next(line for line in lines if "(cpu-" in line)
     second = next(line for line in lines if "(nvidia-h200/tiny_training.md)" in line)
     assert "changed files" not in first
@@ -234,36 +239,36 @@ def test_the_index_names_machine_commit_and_state(tmp_path):
 
 
 def test_committed_pages_and_readme_say_what_the_json_says():
-    for path in harness.report_paths(harness.REPORTS):
-        drawn = harness.write_page(harness.load(path), draw_reports.drawer(path))
+    for path in report_paths(harness.REPORTS):
+        drawn = write_page(harness.load(path), draw_reports.drawer(path))
         assert path.with_suffix(".md").read_text() == drawn, f"{path}: `make reports` has not run"
         assert path.with_suffix(".png").exists()
-    if harness.report_paths(harness.REPORTS):
-        assert (harness.REPORTS / "README.md").read_text() == harness.index(harness.REPORTS)
-    table = harness.front_table(harness.REPORTS, draw_reports.DRAWERS)
-    assert f"{harness.FRONT_BEGIN}\n{table}\n{harness.FRONT_END}" in (harness.ROOT / "README.md").read_text()
+    if report_paths(harness.REPORTS):
+        assert (harness.REPORTS / "README.md").read_text() == index(harness.REPORTS)
+    table = front_table(harness.REPORTS, draw_reports.DRAWERS)
+    assert f"{FRONT_BEGIN}\n{table}\n{FRONT_END}" in (harness.ROOT / "README.md").read_text()
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ReportError, match=r"pip install -e '\.\[bench\]'"):
-        harness.pyplot()
+        pyplot()
 
 
 def test_candidates_alternate_and_keep_what_they_have():
     calls: list[str] = []
     candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timed = [name for name, seconds in harness.interleave(candidates, 3) if seconds is not None]
+    timed = [name for name, seconds in timing.interleave(candidates, 3) if seconds is not None]
     assert calls == list("ab" + "ab" + "ba" + "ab")
     assert timed == calls[2:]
     calls.clear()
-    assert len(list(harness.interleave(candidates, 3, done={"a": 3, "b": 2}))) == 2
+    assert len(list(timing.interleave(candidates, 3, done={"a": 3, "b": 2}))) == 2
     assert calls == ["b", "b"]
 
 
 def test_quantiles_interpolate():
-    assert harness.quantiles([4.0, 1.0, 3.0, 2.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
-    assert harness.quantiles([]) == {"p20": None, "p50": None, "p80": None}
+    assert timing.quantiles([4.0, 1.0, 3.0, 2.0, 5.0, 6.0]) == {"p20": 2.0, "p50": 3.5, "p80": 5.0}
+    assert timing.quantiles([]) == {"p20": None, "p50": None, "p80": None}
 
 
 def hold(megabytes):
@@ -277,6 +282,6 @@ def hold(megabytes):
 
 
 def test_peak_memory_tells_what_setup_and_step_take():
-    memory = harness.peak_memory(hold, 40)
+    memory = peak_memory(hold, 40)
     assert memory["peak_bytes"] == pytest.approx(120 << 20, rel=0.1)
     assert memory["step_bytes"] == pytest.approx(80 << 20, rel=0.1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import clocks
-import harness
 import pytest
-from harness import Drawer
+from harness import clocks
+from harness import report as harness
+from harness.pages import Drawer, write_page
 
 GPU = "NVIDIA H200, 1980, 3201, 1980, 700.00, 41\nNVIDIA H200, [N/A], 3201, 1980, [N/A], 40\n"
 
@@ -53,8 +53,8 @@ def test_reports_have_them_at_start_and_end(tmp_path: Path) -> None:
     drawn = harness.load(path)
     assert set(drawn.environment["clocks"]) == {"start", "end"}
     drawer = Drawer(lambda report: "", lambda report, plt: None, lambda report: [])
-    assert "- clocks: start: CPU" in harness.write_page(drawn, drawer)
+    assert "- clocks: start: CPU" in write_page(drawn, drawer)
     del drawn.environment["clocks"]  # a report of an earlier program
-    assert "- clocks:" not in harness.write_page(drawn, drawer)
+    assert "- clocks:" not in write_page(drawn, drawer)
     drawn.save(path)
     assert "clocks" not in harness.load(path).environment

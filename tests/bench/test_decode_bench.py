@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import decode
-import harness
 import pytest
 import soak
-from media import steady, tone_burst, write_clip
+from harness import report as harness
+from helpers.media import steady, tone_burst, write_clip
+from workloads import video_decoders
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def test_decoders_side_by_side(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_decoder_with_other_frames_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = decode.DECODERS["pyav"]()
-    monkeypatch.setitem(decode.DECODERS, "wrong", lambda: lambda path, *job: 255 - honest(path, *job))
+    honest = video_decoders.DECODERS["pyav"]()
+    monkeypatch.setitem(video_decoders.DECODERS, "wrong", lambda: lambda path, *job: 255 - honest(path, *job))
     check = decode.check("wrong", [folder / "0.mp4"])
     assert check["clips"] == []
     assert "other frames than ours" in check["refused"][0]

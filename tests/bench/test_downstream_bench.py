@@ -9,11 +9,13 @@ import draw_reports
 import esc10_official
 import figure2
 import figure4
-import harness
 import numpy as np
 import pytest
 import real_clips
-from harness import ReportError
+from harness import report as harness
+from harness.report import ReportError
+
+from vatt.runtime import provenance
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -114,7 +116,7 @@ def figure2_report() -> harness.Report:
     rows = [{"model": name, "scores": {"top1": 0.5, "R@10": 0.75}, "final_loss": 1.0, "train_seconds": 2.0,
              "same_class": 0.6, "chance": 0.2, "labels": labels, "points": rng.normal(size=(20, 2)).tolist()}
             for name in figure2.PANELS]  # fmt: skip
-    where = harness.environment() | {"dirty": False, "load_average": 0.0}
+    where = provenance.environment() | {"dirty": False, "load_average": 0.0}
     return harness.Report("figure2", "Features", {"steps": 9, "rate": 1, "clips": 160}, {}, where, "0", finished=True,
                           rows=rows)  # fmt: skip
 

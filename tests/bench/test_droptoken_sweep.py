@@ -3,33 +3,44 @@
 import csv
 from dataclasses import replace
 
-import droptoken_page
 import droptoken_sweep
-import esc10
-import frozen
-import harness
 import numpy as np
 import pytest
-import steps
 import torch
-from small_model import write_model
+from harness import report as harness
+from harness.pages import write_page
+from helpers.small_model import write_model
+from pages import droptoken as droptoken_page
+from workloads import esc10_from_scratch, frozen_model, model_steps
 
-from vatt.config import EncoderConfig
+from vatt.config.model import EncoderConfig
 from vatt.data.manifest import read_manifest, write_manifest
+from vatt.evaluation.linear_probe import STRENGTHS, fit, linear_probe
 from vatt.model.tokens import AudioTokens
-from vatt.probe import STRENGTHS, fit, linear_probe
 
-RECIPE = esc10.Recipe(rate=800, samples=2_560, patch=128, encoder=EncoderConfig(32, 1, 2, 16, 32, 0.0), level=8.0,
-                      batch=20, steps=80, warmup=8, learning_rate=3e-3, speed=1.02, mixup=0.4, windows=2)  # fmt: skip
+RECIPE = esc10_from_scratch.Recipe(
+    rate=800,
+    samples=2_560,
+    patch=128,
+    encoder=EncoderConfig(32, 1, 2, 16, 32, 0.0),
+    level=8.0,
+    batch=20,
+    steps=80,
+    warmup=8,
+    learning_rate=3e-3,
+    speed=1.02,
+    mixup=0.4,
+    windows=2,
+)
 
 
 @pytest.fixture(scope="module")
-def clips() -> esc10.Clips:
+def clips() -> esc10_from_scratch.Clips:
     """50 tones, a frequency a class, in 5 folds."""
     labels, folds = torch.arange(50) % 10, torch.arange(50) // 10 + 1
     time = torch.arange(4_000) / RECIPE.rate
     waves = torch.sin(2 * torch.pi * (30 * (labels[:, None] + 1) * time + folds[:, None] / 5))
-    return esc10.Clips(RECIPE.level * waves, labels, folds, tuple("abcdefghij"))
+    return esc10_from_scratch.Clips(RECIPE.level * waves, labels, folds, tuple("abcdefghij"))
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +89,13 @@ def test_the_probe_does_not_see_test_labels():
 
 def test_splits_are_train_and_test_or_folds():
     split = np.array(["train", "test", "train", "", "test"])
-    assert [(a.tolist(), b.tolist()) for a, b in frozen.splits_of(split)] == [
+    assert [(a.tolist(), b.tolist()) for a, b in frozen_model.splits_of(split)] == [
         ([True, False, True, False, False], [False, True, False, False, True])
     ]
-    folds = frozen.splits_of(np.array(["1", "2", "", "3"]))
+    folds = frozen_model.splits_of(np.array(["1", "2", "", "3"]))
     assert [b.nonzero()[0].tolist() for _, b in folds] == [[0], [1], [3]]
     assert all(not (a & b).any() and not a[2] for a, b in folds)
-    assert frozen.splits_of(np.array(["train", "train"])) == []
+    assert frozen_model.splits_of(np.array(["train", "train"])) == []
 
 
 def test_tones_are_learned_with_dropped_tokens_and_tested_with_all(clips, monkeypatch):
@@ -97,7 +108,7 @@ def test_tones_are_learned_with_dropped_tokens_and_tested_with_all(clips, monkey
         return tokens, mask
 
     monkeypatch.setattr(AudioTokens, "forward", counted)
-    row = esc10.train_fold(clips, 3, 0.5, 1, RECIPE)
+    row = esc10_from_scratch.train_fold(clips, 3, 0.5, 1, RECIPE)
     assert counts == {True: {11}, False: {21}}
     assert row["top1"] >= 0.8
     assert (row["clips"], sum(row["right"]) / 10) == (10, pytest.approx(row["top1"]))
@@ -105,15 +116,15 @@ def test_tones_are_learned_with_dropped_tokens_and_tested_with_all(clips, monkey
 
 def test_a_fold_is_never_trained_on_and_repeats_exactly(clips, monkeypatch):
     seen = []
-    batch = esc10.training_batch
+    batch = esc10_from_scratch.training_batch
 
     def recorded(clips, chosen, recipe, rng):
         seen.append(chosen.tolist())
         return batch(clips, chosen, recipe, rng)
 
-    monkeypatch.setattr(esc10, "training_batch", recorded)
+    monkeypatch.setattr(esc10_from_scratch, "training_batch", recorded)
     short = replace(RECIPE, steps=4)
-    rows = [esc10.train_fold(clips, 2, rate, 1, short) for rate in (0.0, 0.5, 0.0)]
+    rows = [esc10_from_scratch.train_fold(clips, 2, rate, 1, short) for rate in (0.0, 0.5, 0.0)]
     trained = {clip for chosen in seen[:4] for clip in chosen}
     assert trained == set(range(50)) - set(range(10, 20))
     assert seen[:4] == seen[4:8]  # all rates see the same clips
@@ -121,7 +132,7 @@ def test_a_fold_is_never_trained_on_and_repeats_exactly(clips, monkeypatch):
 
 
 def test_mixtures_hold_what_their_labels_say(clips):
-    waves, shares = esc10.training_batch(clips, torch.arange(20), RECIPE, np.random.default_rng(1))
+    waves, shares = esc10_from_scratch.training_batch(clips, torch.arange(20), RECIPE, np.random.default_rng(1))
     assert waves.shape == (20, RECIPE.samples)
     assert torch.allclose(shares.sum(1), torch.ones(20))
     assert (shares[torch.arange(20), clips.labels[:20]] >= 0.5 - 1e-6).all()
@@ -133,13 +144,13 @@ def test_mixtures_hold_what_their_labels_say(clips):
 def small(monkeypatch):
     """A sweep that takes seconds; files that someone edits meanwhile do not make it another program."""
     monkeypatch.setattr(harness, "_sources", lambda: "one")
-    monkeypatch.setattr(esc10, "quick", lambda recipe: replace(RECIPE, steps=3))
+    monkeypatch.setattr(esc10_from_scratch, "quick", lambda recipe: replace(RECIPE, steps=3))
 
 
 def test_real_clips_make_rows_and_a_crash_loses_none(folder, tmp_path, monkeypatch):
     small(monkeypatch)
     argv = ["--quick", "--only", "esc10", "--esc10", str(folder), "--folds", "1", "2", "--out", str(tmp_path)]
-    train, made = esc10.train_fold, []
+    train, made = esc10_from_scratch.train_fold, []
 
     def crashing(clips, fold, rate, seed, recipe, **options):
         if len(made) == 3:
@@ -147,13 +158,13 @@ def test_real_clips_make_rows_and_a_crash_loses_none(folder, tmp_path, monkeypat
         made.append((fold, rate))
         return train(clips, fold, rate, seed, recipe, **options)
 
-    monkeypatch.setattr(esc10, "train_fold", crashing)
+    monkeypatch.setattr(esc10_from_scratch, "train_fold", crashing)
     assert droptoken_sweep.main(argv) == 1
     assert made == [(1, 0.5), (1, 0.0), (2, 0.5)]  # every rate of a fold before the next fold
     path = next(tmp_path.glob("*/droptoken_sweep.json"))
     begun = harness.load(path)
     assert not begun.finished
-    monkeypatch.setattr(esc10, "train_fold", train)
+    monkeypatch.setattr(esc10_from_scratch, "train_fold", train)
     assert droptoken_sweep.main([*argv, "--resume"]) == 0
     report = harness.load(path)
     assert report.finished
@@ -166,13 +177,13 @@ def test_real_clips_make_rows_and_a_crash_loses_none(folder, tmp_path, monkeypat
     line = next(line for line in lines if line["drop_rate"] == "0.5")
     assert float(line["ESC-10, top-1 from scratch"]) == pytest.approx(mean)
     assert path.with_suffix(".png").stat().st_size > 10_000
-    assert path.with_suffix(".md").read_text() == harness.write_page(report, droptoken_page.DRAWER)
+    assert path.with_suffix(".md").read_text() == write_page(report, droptoken_page.DRAWER)
 
 
 def test_speed_and_memory_of_every_rate(tmp_path, monkeypatch):
     small(monkeypatch)
     # A process for each row would take longer than all other tests here.
-    monkeypatch.setattr(steps, "peak_memory", lambda case: {"peak_bytes": 2, "step_bytes": 1})
+    monkeypatch.setattr(model_steps, "peak_memory", lambda case: {"peak_bytes": 2, "step_bytes": 1})
     assert droptoken_sweep.main(["--quick", "--only", "timing", "--out", str(tmp_path), "--device", "cpu"]) == 0
     report = harness.load(next(tmp_path.glob("*/droptoken_sweep.json")))
     rows = {(r["mode"], r["drop_rate"]): r for r in report.rows if r["kind"] == "timing"}
@@ -195,11 +206,11 @@ def test_flops_of_table_5():
 def test_a_model_of_ones_own_is_scored_on_any_manifest(cache, shared, tmp_path):
     corpus = next(cache.rglob("manifest.csv"))
     model = write_model(tmp_path / "run", corpus)
-    scores = frozen.manifest_scores(model, str(corpus), model.parent / "features.npz", "cpu")
+    scores = frozen_model.manifest_scores(model, str(corpus), model.parent / "features.npz", "cpu")
     assert scores["clips"] == 24
     assert set(scores["probe"]) == {"video", "audio"}
     assert scores["retrieval"]["text_to_video"]["candidates"] == 3
-    built_in = frozen.corpus_scores(model.parent, 24, "cpu")
+    built_in = frozen_model.corpus_scores(model.parent, 24, "cpu")
     assert built_in["retrieval"] == scores["retrieval"]
     assert built_in["probe"]["shape"] == scores["probe"]  # the label of the corpus is the shape
     assert built_in["probe"]["motion"]["video"]["classes"] == 8
@@ -208,12 +219,12 @@ def test_a_model_of_ones_own_is_scored_on_any_manifest(cache, shared, tmp_path):
     rows = [replace(first, index=i, path=path, name=path.name, captions=(), label="ab"[i % 2], split="xyz"[i // 2])
             for i, path in enumerate(sounds)]  # fmt: skip
     write_manifest(tmp_path / "esc50.csv", rows)
-    scores = frozen.manifest_scores(model, str(tmp_path / "esc50.csv"), tmp_path / "sounds.npz", "cpu")
+    scores = frozen_model.manifest_scores(model, str(tmp_path / "esc50.csv"), tmp_path / "sounds.npz", "cpu")
     assert set(scores["probe"]) == {"audio"}
     assert len(scores["probe"]["audio"]["splits"]) == 3
     write_manifest(tmp_path / "bare.csv", [replace(row, label=None) for row in rows])
     with pytest.raises(harness.ReportError, match="neither captions"):
-        frozen.manifest_scores(model, str(tmp_path / "bare.csv"), tmp_path / "bare.npz", "cpu")
+        frozen_model.manifest_scores(model, str(tmp_path / "bare.csv"), tmp_path / "bare.npz", "cpu")
 
 
 def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
@@ -224,12 +235,12 @@ def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
         (tmp_path / "run" / "config.json").touch()
         return 130 if len(calls) == 1 else 0
 
-    monkeypatch.setattr(frozen.train, "main", trained)
+    monkeypatch.setattr(frozen_model.train, "main", trained)
     settings = {"steps": 5, "clips": 24, "device": "cpu"}
     with pytest.raises(KeyboardInterrupt):
-        frozen.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=False)
-    frozen.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=True)
-    frozen.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=False)
+        frozen_model.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=False)
+    frozen_model.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=True)
+    frozen_model.pretrain(tmp_path / "run", 0.25, 7, **settings, resume=False)
     assert ["--resume" in argv for argv in calls] == [False, True, False]
     assert all(argv[argv.index("--drop-rate") + 1] == "0.25" for argv in calls)
 

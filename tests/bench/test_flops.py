@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flops import vatt_flops, video_flops
-from paper_flops import vatt_paper_flops, video_paper_flops
+from accounting.flops import vatt_flops, video_flops
+from accounting.paper_flops import vatt_paper_flops, video_paper_flops
 from torch.utils.flop_counter import FlopCounterMode
 
-from vatt.config import DropConfig, EncoderConfig, LossConfig, ModelConfig, VideoConfig, kept_tokens
-from vatt.model.loss import pretraining_loss
+from vatt.config.model import DropConfig, EncoderConfig, ModelConfig, VideoConfig, kept_tokens
+from vatt.config.presets import BASE, LARGE, MEDIUM, PRESETS, preset
+from vatt.config.pretraining import LossConfig
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import REFERENCE, choose
-from vatt.presets import BASE, LARGE, MEDIUM, PRESETS, preset
 
 # Table 6, ViT-Medium: (frames, size, drop rate) -> printed GFLOPs, the paper's accounting and 2 x MAC to three decimals
 # (forward, all patches projected).

@@ -14,14 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu_page
 import gpu_report
-import gpu_rows
-import harness
 import pytest
 from gpu_report import DRAWER, Unit, in_processes
-from gpu_rows import BY_NAME
-from rivals import providers
+from harness import cli
+from harness import report as harness
+from harness.pages import front_table, write_page
+from pages import gpu as gpu_page
+from workloads import gpu_measurements
+from workloads.gpu_measurements import BY_NAME
+from workloads.kernel_rivals import providers
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "publish", lambda path, drawer, root: None)
+    monkeypatch.setattr(cli, "publish", lambda path, drawer, root: None)
 
 
 def run(out: Path, *flags: str) -> tuple[int, harness.Report]:
@@ -86,13 +88,13 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
         assert forward["p20"] <= forward["p50"] <= forward["p80"]
         assert forward["rate"] == pytest.approx(forward["flops"] / forward["p50"])
     steps = [row for row in report.rows if row["kind"] == "training"]
-    assert {row["implementation"] for row in steps if row["p50"]} == set(gpu_rows.IMPLEMENTATIONS)
+    assert {row["implementation"] for row in steps if row["p50"]} == set(gpu_measurements.IMPLEMENTATIONS)
     page = path.with_suffix(".md").read_text()
     assert gpu_page.DRY in page
-    assert page == harness.write_page(harness.load(path), DRAWER)
+    assert page == write_page(harness.load(path), DRAWER)
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "| attention forward | plain |" in capsys.readouterr().out
-    assert harness.front_table(tmp_path, {"gpu_report": DRAWER}) == "Nothing yet."
+    assert front_table(tmp_path, {"gpu_report": DRAWER}) == "Nothing yet."
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -134,7 +136,7 @@ def measured(**red: list[str]) -> harness.Report:
             rows += [kernel(operation, dtype, "ours", 1e-3), kernel(operation, dtype, "SDPA flash", 2e-3)]
     for implementation, seconds in (("fused", 1.0), ("eager", 2.0)):
         rows.append({"kind": "training", "preset": "mbs", "part": "video", "dropout": 0.0, "drop_rate": 0.0, "batch": 2,
-                     "implementation": implementation, "dtype": "bfloat16", "operations": gpu_rows.USED["video"],
+                     "implementation": implementation, "dtype": "bfloat16", "operations": gpu_measurements.USED["video"],
                      "green": True, "flops": 10**12, "seconds": [seconds] * 3})  # fmt: skip
     report = harness.Report(gpu_report.NAME, "", {"dry_run": False}, {}, {}, "", rows=rows)
     gpu_page.derive(report)

@@ -10,28 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import activations
 import pytest
 import scaling
-import scaling_page
 import torch
 import torch.distributed as dist
-from communication import Collective, Hardware, collectives, sizes_of
-from harness import load
-from small_model import ENCODER, small_config
+from accounting import activations
+from accounting.communication import Collective, Hardware, collectives, sizes_of
+from harness.report import load
+from helpers.small_model import ENCODER, small_config
+from pages import scaling as scaling_page
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vatt.config import Config, DropConfig
-from vatt.data.batch import Batch
-from vatt.distributed import World
+from vatt.config.model import DropConfig
+from vatt.config.presets import preset
+from vatt.config.pretraining import Config
+from vatt.data.datasets.batch import Batch
 from vatt.model.heads import Embeddings
 from vatt.model.vatt import VATT
 from vatt.ops import choose
-from vatt.optim import Adam
-from vatt.parallel import prepare
-from vatt.presets import preset
-from vatt.step import train_step
+from vatt.runtime.distributed import World
+from vatt.training.optimizers import Adam
+from vatt.training.parallel import prepare
+from vatt.training.pretraining_step import train_step
 
 CLIPS = 4  # of a rank
 STEPS = [(kind, passes) for kind in ("ddp", "fsdp") for passes in (1, 2)]

@@ -4,16 +4,17 @@ import csv
 import json
 from dataclasses import replace
 
-import harness
 import model_sizes
 import pytest
 import resolution_sweep
-import steps
 import torch
-from steps import Case
+from harness import report as harness
+from harness import timing
+from workloads import model_steps
+from workloads.model_steps import Case
 
-from vatt.config import DropConfig
-from vatt.presets import preset
+from vatt.config.model import DropConfig
+from vatt.config.presets import preset
 
 SWEEP = ["--preset", "tiny", "--layers", "1", "--clips", "8x64", "8x96", "--drop-rates", "0", "0.5", "--repeats", "2",
          "--device", "cpu"]  # fmt: skip
@@ -24,7 +25,7 @@ def one_program():
     """Files that someone edits while the tests run do not make it another program; one step is one process, here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "_sources", lambda: "one")
-        patch.setattr(steps, "peak_memory", lambda case: {"peak_bytes": 2 << 20, "step_bytes": 1 << 20})
+        patch.setattr(model_steps, "peak_memory", lambda case: {"peak_bytes": 2 << 20, "step_bytes": 1 << 20})
         yield
 
 
@@ -53,7 +54,7 @@ def test_rows_time_training_with_fewer_tokens_and_evaluation_with_all(swept):
     for (clip, training, rate), row in rows.items():
         assert row["drop_in_eval"] == (not training and rate > 0)
         assert len(row["seconds"]) == 2
-        assert row["clips_per_second"] == harness.quantiles([1 / seconds for seconds in row["seconds"]])
+        assert row["clips_per_second"] == timing.quantiles([1 / seconds for seconds in row["seconds"]])
         assert row["speedup"] == pytest.approx(rows[clip, training, 0.0]["p50"] / row["p50"])
         none = rows[clip, training, 0.0]["gflops"]
         assert row["flop_ratio"] == pytest.approx(none / row["gflops"])  # fused: nothing dropped is computed
@@ -91,13 +92,13 @@ def test_resume_measures_only_what_is_missing(swept, tmp_path):
 
 
 def test_red_numerics_are_not_timed(tmp_path, monkeypatch, capsys):
-    honest = steps._tensors
+    honest = model_steps._tensors
 
     def wrong(case, *, exact=False):
         found = honest(case, exact=exact)
         return {name: x * (1 + 1e-4 * case.fused) for name, x in found.items()}
 
-    monkeypatch.setattr(steps, "_tensors", wrong)
+    monkeypatch.setattr(model_steps, "_tensors", wrong)
     assert resolution_sweep.main([*SWEEP, "--out", str(tmp_path)]) == 1
     assert "disagree" in capsys.readouterr().err
     report = json.loads(next(tmp_path.glob("*/resolution_sweep.json")).read_text())
@@ -109,9 +110,9 @@ def test_red_numerics_are_not_timed(tmp_path, monkeypatch, capsys):
 def test_a_dropped_evaluation_drops_and_does_nothing_else_of_training():
     encoder = replace(preset("tiny").model.video_encoder, dropout=0.5)
     model = replace(preset("tiny").model, video_encoder=encoder, drop=DropConfig(0.5))
-    frames = steps.inputs(case())["video"]
+    frames = model_steps.inputs(case())["video"]
     for dropping, tokens in ((False, 65), (True, 33)):
-        backbone = steps.backbone_of(steps.build(case(model=model, drop_in_eval=dropping)))
+        backbone = model_steps.backbone_of(model_steps.build(case(model=model, drop_in_eval=dropping)))
         with torch.inference_mode():
             once, twice = (backbone.features("video", frames, seed=4) for _ in range(2))
         assert once.shape[1] == tokens == case(drop_in_eval=dropping).tokens["video"]
@@ -121,27 +122,27 @@ def test_a_dropped_evaluation_drops_and_does_nothing_else_of_training():
 @pytest.mark.parametrize("kind", ["tiny", "tiny_ma"])
 def test_the_gate_covers_all_modalities_and_the_loss_and_notices_a_wrong_gradient(kind, monkeypatch):
     whole = case(model=replace(preset(kind).model, drop=DropConfig(0.5)), training=True, whole=True)
-    check = steps.numerics(whole)
+    check = model_steps.numerics(whole)
     assert check["green"]
     assert check["tensors"] > 60
-    honest = steps.contrast
+    honest = model_steps.contrast
 
     def scaled(embeddings, ops):
         return honest(embeddings, ops) * (1 + 1e-5 * (ops.impl == "portable"))
 
-    monkeypatch.setattr(steps, "contrast", scaled)
-    check = steps.numerics(whole)
+    monkeypatch.setattr(model_steps, "contrast", scaled)
+    check = model_steps.numerics(whole)
     assert not check["green"]
     assert check["tensor"].endswith("of the loss")
 
 
 def test_steps_of_a_whole_model_share_weights_and_leave_gradients():
     trained = case(training=True, whole=True)
-    model = steps.build(trained)
+    model = model_steps.build(trained)
     shared = model.state_dict(keep_vars=True)
-    other = steps.build(case(whole=True), shared)
+    other = model_steps.build(case(whole=True), shared)
     assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    steps.make_step(trained, shared)()
+    model_steps.make_step(trained, shared)()
     assert all(p.grad is not None for p in model.parameters())
     with pytest.raises(ValueError, match="batch of at least 2"):
         case(training=True, whole=True, batch=1)

@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from vatt.config import Config, ConfigError, apply_overrides, differences, from_dict, to_json
-from vatt.presets import PRESETS, preset
+from vatt.config.presets import PRESETS, preset
+from vatt.config.pretraining import Config
+from vatt.config.serialization import apply_overrides, differences, from_dict, to_json
+from vatt.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vatt.config import AugmentConfig
-from vatt.data.augment import audio_noise, centre_crop, short_side, to_float, train_video
+from vatt.config.data import AugmentConfig
+from vatt.data.datasets.augment import audio_noise, centre_crop, short_side, train_video
+from vatt.data.decoding.audio import to_float
 
 OFF = AugmentConfig(scale_jitter=0.0, flip=False, colour_jitter=0.0, audio_noise=0.0)
 

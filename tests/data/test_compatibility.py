@@ -8,13 +8,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media import numbers, steady, write_clip
-from media_alone import write_sound
+from helpers.media import numbers, steady, write_clip
+from helpers.media_alone import write_sound
 
-from vatt.data.decode import decode_span
-from vatt.data.reader import BadClip, probe
-from vatt.data.sound import PaddingCut
-from vatt.data.sound_file import read_sound
+from vatt.data.decoding.audio import PaddingCut, read_sound
+from vatt.data.decoding.container import BadClip, probe
+from vatt.data.decoding.span import decode_span
 
 RATE = 48_000
 

@@ -14,20 +14,22 @@ import numpy as np
 import pytest
 import torch
 from av.video.stream import VideoStream
-from media import numbered_frame, numbers, steady, tone_burst, write_clip
+from helpers.media import numbered_frame, numbers, steady, tone_burst, write_clip
 
-from vatt.config import AudioConfig, AugmentConfig, ConfigError, DataConfig, ModelConfig, TextConfig, VideoConfig
-from vatt.data import dali
-from vatt.data.augment import VideoDraw, draw_video, train_video
-from vatt.data.batch import Batch, DataError
-from vatt.data.dali import EncodedBatch, EncodedClips, choose_decoder, make_dali_loader
-from vatt.data.dali_graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
-from vatt.data.decode import decode_span
-from vatt.data.loader import ClipDataset
-from vatt.data.manifest import Clip, Manifest
-from vatt.data.packets import Cut, Unsuitable, cut_packets
-from vatt.data.reader import BadClip, opened
-from vatt.data.text import Tokenizer
+from vatt.config.data import AugmentConfig, DataConfig
+from vatt.config.model import AudioConfig, ModelConfig, TextConfig, VideoConfig
+from vatt.data.clip import Clip, Manifest
+from vatt.data.dali import loader as dali
+from vatt.data.dali.graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
+from vatt.data.dali.loader import EncodedBatch, EncodedClips, choose_decoder, make_dali_loader
+from vatt.data.dali.packets import Cut, Unsuitable, cut_packets
+from vatt.data.datasets.augment import VideoDraw, draw_video, train_video
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.decoding.container import BadClip, opened
+from vatt.data.decoding.span import decode_span
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
 RATE = 16_000

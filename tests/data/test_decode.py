@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
-from media_alone import IMAGES, SOUNDS, write_image, write_sound
+from helpers.media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
+from helpers.media_alone import IMAGES, SOUNDS, write_image, write_sound
 
-from vatt.data import reader
-from vatt.data.decode import DecodedSpan, decode_span
-from vatt.data.reader import BadClip, Reader, probe
+from vatt.data.decoding import container as reader
+from vatt.data.decoding.container import BadClip, Reader, probe
+from vatt.data.decoding.span import DecodedSpan, decode_span
 
 RATE = 48_000
 
@@ -246,7 +246,7 @@ def test_what_the_headers_make_the_library_raise_is_a_bad_clip(tmp_path: Path, m
     def wrong(*_: object) -> None:
         raise ZeroDivisionError("a rate of 1/0")
 
-    monkeypatch.setattr("vatt.data.reader.Reader._open", wrong)
+    monkeypatch.setattr("vatt.data.decoding.container.Reader._open", wrong)
     with pytest.raises(BadClip, match="1/0"):
         decode(tmp_path / "a.mp4")
 

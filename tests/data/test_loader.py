@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loader_corpus import DATA, GOOD, MODEL, PLAIN, RATE, good, same, training, words_of, write_corpus
-from media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
-from media_alone import write_image, write_sound
+from helpers.loader_corpus import DATA, GOOD, MODEL, PLAIN, RATE, good, same, training, words_of, write_corpus
+from helpers.media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
+from helpers.media_alone import write_image, write_sound
 
-from vatt.config import AudioConfig, VideoConfig
+from vatt.config.model import AudioConfig, VideoConfig
 from vatt.data.bad_clips import BadClips
-from vatt.data.batch import Batch, DataError
-from vatt.data.loader import ClipDataset, EvalDataset, make_loader
-from vatt.data.manifest import Clip, Manifest, read_manifest, write_manifest
-from vatt.data.reader import BadClip
-from vatt.data.text import Tokenizer
-from vatt.data.windows import WindowReader
+from vatt.data.clip import Clip, Manifest
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.evaluation import EvalDataset
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.datasets.windows import WindowReader
+from vatt.data.decoding.container import BadClip
+from vatt.data.loader import make_loader
+from vatt.data.manifest import read_manifest, write_manifest
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loader_corpus import DATA, GOOD, MODEL, good, same, training, words_of, write_corpus
-from processes import begin, environment, wait_until
+from helpers.loader_corpus import DATA, GOOD, MODEL, good, same, training, words_of, write_corpus
+from helpers.processes import begin, environment, wait_until
 
-from vatt.data import loader, reader
-from vatt.data.batch import Batch, DataError
-from vatt.data.clips import Sample
-from vatt.data.loader import ClipDataset, make_loader
-from vatt.data.manifest import Clip, Manifest
-from vatt.data.text import Tokenizer
-from vatt.data.watch import Watch
+from vatt.data import loader
+from vatt.data.clip import Clip, Manifest
+from vatt.data.datasets.base import Sample
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.decoding import container
+from vatt.data.decoding.watchdog import Watch
+from vatt.data.loader import make_loader
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +59,17 @@ def test_nothing_but_bad_clips(corpus: Manifest, tokenizer: Tokenizer) -> None:
 def test_a_stuck_clip_is_cut_off_and_replaced(
     corpus: Manifest, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, now = reader.Reader.packets, 0.0
+    honest, now = container.Reader.packets, 0.0
 
-    def slow(self: reader.Reader, stream: object) -> object:
+    def slow(self: container.Reader, stream: object) -> object:
         nonlocal now
         for packet in honest(self, stream):  # type: ignore[arg-type]
             if self.path.name == "5.mp4":
                 now += 0.1
             yield packet
 
-    monkeypatch.setattr(reader.Reader, "packets", slow)
-    monkeypatch.setattr(reader, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(container.Reader, "packets", slow)
+    monkeypatch.setattr(container, "time", SimpleNamespace(monotonic=lambda: now))
     dataset = training(good(corpus), tokenizer, replace(DATA, decode_seconds=0.5))
     step = next(step for step in range(9) if 5 in [dataset.planned(step, slot) for slot in range(4)])
     batch = dataset[step]
@@ -144,7 +147,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
         f"if __name__ == '__main__':\n    next(make_loader(Slow({str(tmp_path)!r}), 0, 1, 1))\n"
     )
     (tmp_path / "main.py").write_text(code)
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    path = os.pathsep.join(map(str, [Path(__file__).parent, *Path(__file__).parents[1:3]]))
     process = begin([sys.executable, str(tmp_path / "main.py")], env=environment(PYTHONPATH=path))
     wait_until(process, (tmp_path / "pid").exists)
     worker = int((tmp_path / "pid").read_text())

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vatt.data.manifest import Clip, ManifestError, read_manifest, write_manifest
+from vatt.data.clip import Clip, ManifestError
+from vatt.data.manifest import read_manifest, write_manifest
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from vatt.data.decode import DecodedSpan, decode_span
+from vatt.data.decoding.container import BadClip, probe
+from vatt.data.decoding.span import DecodedSpan, decode_span
 from vatt.data.manifest import read_manifest
-from vatt.data.reader import BadClip, probe
 
 RATE = 48_000
 
@@ -80,7 +80,7 @@ SOUND_ONLY = {"awkward/opus_audioinit.mp4": 3.2}  # seconds, of 3.2
 
 
 def names() -> list[str]:
-    shared = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    shared = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
     return list(EXPECTED) if (shared / "data/clips").is_dir() else ["the real clips"]
 
 

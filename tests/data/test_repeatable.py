@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from media import steady, tone_burst, write_clip
+from helpers.media import steady, tone_burst, write_clip
 
-from vatt.data import encode, synthetic, transcode
-from vatt.data.manifest import ManifestError, read_manifest
+from vatt.data import synthetic
+from vatt.data.clip import ManifestError
+from vatt.data.manifest import read_manifest
+from vatt.data.transcode import __main__ as transcode
+from vatt.data.transcode import encode
 
 CORPUS = """
 import hashlib, sys

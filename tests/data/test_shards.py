@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media import numbered_frame, numbers, steady, tone_burst, write_clip
-from media_alone import write_image
+from helpers.media import numbered_frame, numbers, steady, tone_burst, write_clip
+from helpers.media_alone import write_image
 
-from vatt.config import ConfigError
-from vatt.data import shards
-from vatt.data.decode import decode_span
-from vatt.data.manifest import Clip, ManifestError, read_manifest
-from vatt.data.reader import BadClip
-from vatt.data.shards import open_clip, read_shards, write_shards
+from vatt.data.clip import Clip, ManifestError
+from vatt.data.decoding.container import BadClip
+from vatt.data.decoding.span import decode_span
+from vatt.data.manifest import read_manifest
+from vatt.data.shards import index as shards_index
+from vatt.data.shards.index import open_clip
+from vatt.data.shards.reading import read_shards
+from vatt.data.shards.writing import write_shards
+from vatt.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +224,7 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [clip.path.name for clip in read_shards(tar)] == ["3.mp4"]
     with pytest.raises(BadClip, match="missing"):
         decode_span(tar / "1.tar" / "1.mp4", start=0, fps=10, frames=1, rate=48_000)
-    monkeypatch.setattr(shards, "MAX_ENTRIES", 5)
+    monkeypatch.setattr(shards_index, "MAX_ENTRIES", 5)
     few, many = (pack(tmp_path / f"{n}.tar", *(entry(f"{i}.mp4") for i in range(n))) for n in (5, 6))
     assert len(read_shards(few)) == 5
     with pytest.raises(ManifestError, match=r"6\.tar: more than 5 entries; pack smaller shards"):

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from media import steady, tone_burst, write_clip
+from helpers.media import steady, tone_burst, write_clip
 
-from vatt.data.manifest import Manifest, read_manifest
-from vatt.data.sources import EXAMPLES, main, parse_arguments
-from vatt.data.sources_captions import (
+from vatt.data.clip import Manifest
+from vatt.data.manifest import read_manifest
+from vatt.data.sources.__main__ import EXAMPLES, main, parse_arguments
+from vatt.data.sources.captions import (
     Narration,
     howto100m,
     msrvtt,
@@ -26,8 +27,8 @@ from vatt.data.sources_captions import (
     youcook2,
     youcook2_frames,
 )
-from vatt.data.sources_labels import audioset, esc50, hmdb51, kinetics, moments, ucf101, vggsound
-from vatt.data.sources_read import Record, SourceError
+from vatt.data.sources.classification import audioset, esc50, hmdb51, kinetics, moments, ucf101, vggsound
+from vatt.data.sources.records import Record, SourceError
 
 
 def write(path: Path, text: str | bytes) -> Path:

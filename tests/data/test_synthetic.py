@@ -10,11 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from processes import begin
+from helpers.processes import begin
 
 from vatt.data import synthetic
-from vatt.data.decode import decode_span
-from vatt.data.manifest import Manifest, read_manifest
+from vatt.data.clip import Manifest
+from vatt.data.decoding.span import decode_span
+from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import Recipe, build_corpus, cache_folder, captions, plan, render_video
 
 CLIPS = 24

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vatt.data.text import PAD, Tokenizer, VocabularyError
+from vatt.data.tokenizer import PAD, Tokenizer, VocabularyError
 
 
 def test_encode_strips_punctuation_lowers_cuts_and_pads() -> None:

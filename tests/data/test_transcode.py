@@ -14,15 +14,20 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
-from processes import begin, wait_until
+from helpers.media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
+from helpers.processes import begin, wait_until
 
-from vatt.data import encode, transcode
-from vatt.data.decode import DecodedSpan, decode_span
-from vatt.data.encode import Recipe, encode_clip
-from vatt.data.manifest import Clip, Manifest, read_manifest
-from vatt.data.reader import probe
-from vatt.data.sound_file import read_sound
+from vatt.data.clip import Clip, Manifest
+from vatt.data.decoding.audio import read_sound
+from vatt.data.decoding.container import probe
+from vatt.data.decoding.span import DecodedSpan, decode_span
+from vatt.data.manifest import read_manifest
+from vatt.data.transcode import __main__ as transcode
+from vatt.data.transcode import encode
+from vatt.data.transcode import workers as transcode_workers
+from vatt.data.transcode.corpus import Job
+from vatt.data.transcode.encode import Recipe, encode_clip
+from vatt.data.transcode.workers import _work
 
 RATE = 48_000
 
@@ -196,7 +201,7 @@ def test_long_clips_are_read_in_pieces_without_seams(tmp_path: Path, monkeypatch
     assert error.max() < 16_000 / 20  # a gap or an overlap at a seam would differ by whole waves
 
 
-def hostile_work(end: object, job: transcode.Job, stem: Path, recipe: Recipe, limit: float, memory: float) -> None:
+def hostile_work(end: object, job: Job, stem: Path, recipe: Recipe, limit: float, memory: float) -> None:
     """Runs in the clip's own process: a decoder that hangs inside the library, one that crashes, and an honest one.
 
     The one that hangs says so when all others are done. The others have all the time they need.
@@ -210,21 +215,21 @@ def hostile_work(end: object, job: transcode.Job, stem: Path, recipe: Recipe, li
         time.sleep(3600)
     if job.clip.name == "crashes":
         os.kill(os.getpid(), signal.SIGSEGV)
-    transcode._work(end, job, stem, recipe, 3600.0, memory)  # type: ignore[arg-type]
+    _work(end, job, stem, recipe, 3600.0, memory)  # type: ignore[arg-type]
 
 
 def test_a_decoder_that_hangs_or_crashes_costs_its_clip_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("hangs", "crashes", "fine", "fine too")
     clips = tuple(Clip(i, write_clip(tmp_path / f"{i}.mp4", steady(1.0, 10)), name) for i, name in enumerate(names))
-    honest = transcode._work
-    monkeypatch.setattr(transcode, "GRACE", 0.2)
+    honest = _work
+    monkeypatch.setattr(transcode_workers, "GRACE", 0.2)
     monkeypatch.setattr(transcode, "read_manifest", lambda _: Manifest(clips, tmp_path, ()))
-    monkeypatch.setattr(transcode, "_work", hostile_work)
+    monkeypatch.setattr(transcode_workers, "_work", hostile_work)
     # A clock that stands still until only the clip that hangs is left, which then has hung for an hour.
     clock = SimpleNamespace(monotonic=lambda: 3600.0 if (tmp_path / "hanging").exists() else 0.0)
     monkeypatch.setattr(transcode, "time", clock)
     assert run("m", "--out", tmp_path / "out", "--workers", 2, "--time-limit", 1) == 0
-    monkeypatch.setattr(transcode, "_work", honest)
+    monkeypatch.setattr(transcode_workers, "_work", honest)
     with open(tmp_path / "out" / "left_out.csv", newline="") as file:
         assert [row["reason"] for row in csv.DictReader(file)] == [
             "took longer than 1 s",

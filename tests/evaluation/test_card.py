@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_model import write_model
+from helpers.small_model import write_model
 
 import vatt
 from vatt import card, finetune, train
 from vatt.model.vatt import count_parameters
+from vatt.runtime import provenance
 
 FEW = ("--steps=3", "--batch-size=4", "--device=cpu", "--set=data.workers=0", "--set=eval_windows=1")
 NEVER_RECORDED = {"licence of the data"}
@@ -154,4 +155,4 @@ def test_damaged_records_are_named(run, tmp_path, capsys):
     ],
 )
 def test_a_card_shows_no_places_and_keys(said, public):
-    assert card.public(said) == public
+    assert provenance.public(said) == public

@@ -7,20 +7,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_model import small_config
+from helpers.small_model import small_config
 
-from vatt import classify, resumed
-from vatt.classify import ClassifyConfig, check_labels, label_table, read_classifier, score, with_classes
-from vatt.classify_files import confusion_matrix, write_per_class
-from vatt.config import ConfigError
-from vatt.data.batch import Batch, DataError
-from vatt.data.labelled import ViewDataset
+from vatt.checkpoints.model_folder import write_model_folder
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.classification import ViewDataset
+from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
+from vatt.errors import ConfigError, DataError, RunError
+from vatt.evaluation import classification
+from vatt.evaluation.classification import (
+    ClassifyConfig,
+    check_labels,
+    label_table,
+    read_classifier,
+    score,
+    with_classes,
+)
+from vatt.evaluation.prediction_files import confusion_matrix, write_per_class
+from vatt.inference import over_clips
+from vatt.inference.logits import predict
 from vatt.model.vatt import Classifier
-from vatt.official.recording import Fixtures, Recording
+from vatt.official.verify.recording import Fixtures, Recording
 from vatt.ops import REFERENCE, choose
-from vatt.run import RunError, autocast_for, write_model_folder
+from vatt.runtime.device import autocast_for
 
 CPU = torch.device("cpu")
 FLOAT32 = autocast_for(CPU, torch.float32)
@@ -46,7 +57,7 @@ def rows(path):
 def test_logits_are_means_over_views(model, clips, tmp_path):
     config = small_config()
     some = clips.split("test")
-    assert classify.classify(model, some, VIDEO, config.data, tmp_path, FLOAT32)["views"] == 6
+    assert classification.classify(model, some, VIDEO, config.data, tmp_path, FLOAT32)["views"] == 6
     dataset = ViewDataset(some, config.data, config.model, "video", 2, 3, batch_size=1)
     views = dataset[0].video[0]
     assert views.shape == (6, 16, 64, 64, 3)
@@ -62,7 +73,7 @@ def test_logits_are_means_over_views(model, clips, tmp_path):
 def test_all_logits_are_in_the_table(model, clips, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     some = clips.split("test")
-    result = classify.classify(model, some, VIDEO, small_config().data, tmp_path, FLOAT32)
+    result = classification.classify(model, some, VIDEO, small_config().data, tmp_path, FLOAT32)
     table = parquet.read_table(tmp_path / "predictions.parquet")
     assert tuple(json.loads(table.schema.metadata[b"labels"])) == clips.labels
     logits = torch.tensor(table["logits"].to_pylist())
@@ -72,9 +83,9 @@ def test_all_logits_are_in_the_table(model, clips, tmp_path):
 
 def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch):
     data = small_config().data
-    monkeypatch.setattr(resumed, "SHARD_CLIPS", 2)
-    whole = classify.classify(model, clips, VIDEO, data, tmp_path / "whole", FLOAT32)
-    real, asked = resumed.make_loader, []
+    monkeypatch.setattr(over_clips, "SHARD_CLIPS", 2)
+    whole = classification.classify(model, clips, VIDEO, data, tmp_path / "whole", FLOAT32)
+    real, asked = make_loader, []
 
     def breaking(dataset, start, count, *rest):
         asked.append(start)
@@ -83,16 +94,16 @@ def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch):
                 raise DataError("the disk went away")
             yield batch
 
-    monkeypatch.setattr(resumed, "make_loader", breaking)
+    monkeypatch.setattr(over_clips, "make_loader", breaking)
     with pytest.raises(DataError):
-        classify.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
+        classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
     shard = tmp_path / "again" / "predictions.parts" / "000001.npz"
     content = shard.read_bytes()
     shard.write_bytes(content[:100])
     with pytest.raises(DataError, match=r"000001\.npz is damaged"):
-        classify.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
+        classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
     shard.write_bytes(content)
-    assert classify.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32) == whole
+    assert classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32) == whole
     assert asked == [0, 3]
     for name in ("predictions.csv", "per_class.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -104,7 +115,7 @@ def test_bad_and_unlabelled_clips_are_told_apart(model, clips, tmp_path):
     lines = [f"{clip.path},{clip.label}" for clip in some] + [f"{some[0].path},", "broken.mp4,ring"]
     (tmp_path / "m.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     mixed = with_classes(read_manifest(tmp_path / "m.csv"), clips.labels, 5)
-    result = classify.classify(model, mixed, VIDEO, small_config().data, tmp_path, FLOAT32)
+    result = classification.classify(model, mixed, VIDEO, small_config().data, tmp_path, FLOAT32)
     assert (result["clips"], result["labelled"], result["bad_clips"]) == (4, 3, 1)
     written = rows(tmp_path / "predictions.csv")
     assert written[-1]["reason"]
@@ -112,7 +123,7 @@ def test_bad_and_unlabelled_clips_are_told_apart(model, clips, tmp_path):
     assert written[-2]["best"]
     strict = replace(small_config().data, max_bad_share=0.1)
     with pytest.raises(DataError, match=r"1 of 5 clips tried.* 0\.1 that .*data\.max_bad_share.* allows"):
-        classify.classify(model, mixed, VIDEO, strict, tmp_path, FLOAT32)
+        classification.classify(model, mixed, VIDEO, strict, tmp_path, FLOAT32)
 
 
 def test_a_finished_model_brings_its_classes(model, clips, tmp_path):
@@ -189,9 +200,9 @@ def test_averaged_logits_are_the_releases(shared, name, clips, tmp_path, monkeyp
             video, sound = (none, clip[..., 0]) if model.modality == "audio" else (clip, none)
             yield Batch(video, sound, none, one, one, one, one.long(), none, [number], [number], [], 0.0, 0.0)
 
-    monkeypatch.setattr(resumed, "make_loader", recorded)
+    monkeypatch.setattr(over_clips, "make_loader", recorded)
     dataset = ViewDataset(clips.split("test"), small_config().data, small_config().model, "video", 1, 1, batch_size=2)
-    predictions = classify.predict(model, dataset, tmp_path, FLOAT32)
+    predictions = predict(model, dataset, tmp_path, FLOAT32)
     recording.check("eval.logits", predictions.logits)
     assert [row.passed for row in recording.rows] == [True]
     assert predictions.clips == [0, 1]

@@ -8,26 +8,30 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from media import steady, tone_burst, write_clip
-from media_alone import write_sound
-from small_model import small_config, write_model
+from helpers.media import steady, tone_burst, write_clip
+from helpers.media_alone import write_sound
+from helpers.small_model import small_config, write_model
 
-from vatt import classify, evaluate, folds, probe, resumed
-from vatt.config import ConfigError
-from vatt.data.batch import DataError
-from vatt.data.loader import EvalDataset
-from vatt.data.manifest import Manifest, read_manifest
+from vatt import evaluate
+from vatt.checkpoints.loading import load_vatt
+from vatt.checkpoints.model_folder import load_tokenizer, write_model_folder
+from vatt.data.clip import Manifest
+from vatt.data.datasets.evaluation import CentreDataset, EvalDataset
+from vatt.data.loader import make_loader
+from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
-from vatt.data.text import Tokenizer
-from vatt.folds import read_folds
-from vatt.metrics import ranks
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import ConfigError, DataError
+from vatt.evaluation import classification, cross_validation, linear_probe
+from vatt.evaluation.cross_validation import read_folds
+from vatt.evaluation.linear_probe import classify as fit_and_classify
+from vatt.evaluation.linear_probe import mean_of_windows, official_probe
+from vatt.evaluation.metrics import ranks
+from vatt.evaluation.retrieval import embed_clips, retrieval, similarities, write_ranks
+from vatt.inference import over_clips
 from vatt.model.vatt import Classifier
 from vatt.ops import choose
-from vatt.pretrained import load_tokenizer, load_vatt
-from vatt.probe import CentreDataset, mean_of_windows, official_probe
-from vatt.probe import classify as fit_and_classify
-from vatt.retrieve import embed_clips, retrieval, similarities, write_ranks
-from vatt.run import autocast_for, write_model_folder
+from vatt.runtime.device import autocast_for
 
 CPU = torch.device("cpu")
 FLOAT32 = autocast_for(CPU, torch.float32)
@@ -99,8 +103,8 @@ def test_only_clips_that_have_both_are_ranked(model, corpus, tmp_path):
 
 def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, monkeypatch, capsys):
     arguments = ("--run", model, "--data", corpus, "--split", "train", "--windows", 3, "--score", "both")
-    monkeypatch.setattr(resumed, "SHARD_CLIPS", 10)
-    real, asked = resumed.make_loader, []
+    monkeypatch.setattr(over_clips, "SHARD_CLIPS", 10)
+    real, asked = make_loader, []
 
     def breaking(dataset, start, count, *rest):
         asked.append(start)
@@ -109,7 +113,7 @@ def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, 
                 raise DataError("the disk went away")
             yield batch
 
-    monkeypatch.setattr(resumed, "make_loader", breaking)
+    monkeypatch.setattr(over_clips, "make_loader", breaking)
     out = tmp_path / "out"
     assert run(*arguments, "--out", out) == 1
     assert run(*arguments, "--out", out) == 2  # never overwrites
@@ -145,7 +149,7 @@ def two_folds(tmp_path_factory, corpus):
 
 
 def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "EPOCHS", 20)
+    monkeypatch.setattr(linear_probe, "EPOCHS", 20)
     arguments = ("--task", "probe", "--run", model, "--data", *two_folds, "--windows", 2)
     assert run(*arguments, "--modality", "video", "audio", "--out", tmp_path / "whole") == 0
     whole = result(tmp_path / "whole")
@@ -158,7 +162,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             assert (len(table), scores["fitted"], np.mean(right)) == (12, 12, pytest.approx(scores["top1"]))
             assert (tmp_path / "whole" / modality / name / "confusion.png").stat().st_size > 1000
         assert found["scores"]["top5"] == np.mean([scores["top5"] for scores in found["folds"].values()])
-    made, real = [], folds.classify
+    made, real = [], linear_probe.classify
 
     def counted(*arguments):
         made.append(1)
@@ -166,7 +170,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             raise OSError("power cut")
         return real(*arguments)
 
-    monkeypatch.setattr(folds, "classify", counted)
+    monkeypatch.setattr(cross_validation, "classify", counted)
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again") == 1
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again", "--resume") == 0
     assert len(made) == 3  # the second fold twice, the first one is kept
@@ -174,7 +178,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
 
 
 def test_sound_files_beside_clips_are_probed_by_their_sound(model, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "EPOCHS", 5)
+    monkeypatch.setattr(linear_probe, "EPOCHS", 5)
     write_clip(tmp_path / "silent.mp4", steady(3.0, 10.0))
     rates = (300, 500, 700, 900)
     for i, rate in enumerate(rates):
@@ -251,9 +255,11 @@ def test_classification_of_a_finished_model(corpus, tmp_path, capsys):
     write_model_folder(tmp_path / "model", model.state_dict(), config, {"classifier": saved}, None)
     arguments = ("--task", "classify", "--run", tmp_path, "--data", corpus, "--crops", 1)
     assert run(*arguments, "--out", tmp_path / "out") == 0
-    views = classify.ClassifyConfig("video", "softmax", 2, 1)
+    views = classification.ClassifyConfig("video", "softmax", 2, 1)
     (tmp_path / "direct").mkdir()
-    direct = classify.classify(model.eval(), clips.split("test"), views, config.data, tmp_path / "direct", FLOAT32)
+    direct = classification.classify(
+        model.eval(), clips.split("test"), views, config.data, tmp_path / "direct", FLOAT32
+    )
     assert result(tmp_path / "out")["test"] == direct
     assert (tmp_path / "out" / "confusion.png").exists()
     assert run(*arguments, "--out", tmp_path / "out", "--resume") == 0

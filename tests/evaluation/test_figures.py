@@ -9,15 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import ENCODER, small_config, write_model
+from helpers.small_model import ENCODER, small_config, write_model
 
 import vatt
-from vatt import embed, figures
-from vatt.data.loader import EvalDataset
-from vatt.data.manifest import Clip, Manifest, read_manifest, write_manifest
-from vatt.features import read_features
+from vatt import embed
+from vatt.checkpoints.model_folder import write_model_folder
+from vatt.data.clip import Clip, Manifest
+from vatt.data.datasets.evaluation import EvalDataset
+from vatt.data.manifest import read_manifest, write_manifest
+from vatt.figures import __main__ as figures
+from vatt.figures import activations as figures_activations
+from vatt.figures import tsne as figures_tsne
+from vatt.figures.activations import mlp_activations
+from vatt.figures.tsne import choose_classes, neighbour_share, points_figure, video_features
+from vatt.inference.features_file import read_features
 from vatt.model.vatt import VATT, Classifier
-from vatt.run import write_model_folder
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,7 +70,7 @@ def test_activations_are_mlp_outputs_before_the_residual(models, kind):
             kept = [output[i] if mask is None else output[i, mask[i]] for i in range(2)]
             wanted.append(torch.stack([tokens.mean(0) for tokens in kept]))
             x = x + output
-        found = figures.mlp_activations(backbone, name, given)
+        found = mlp_activations(backbone, name, given)
         torch.testing.assert_close(found, torch.stack(wanted, dim=1), rtol=1e-10, atol=1e-12)
         assert not any(layer.mlp._forward_hooks for layer in encoder.layers)
 
@@ -84,10 +90,10 @@ def test_activations_of_triplets(tmp_path, models, corpus, monkeypatch, capsys):
     batches = EvalDataset(read_manifest(tmp_path / "m.csv"), config.data, config.model, words, 1, 1)
     for name in ("video", "audio", "text"):
         given = [getattr(batches[row], name)[:, 0] for row in (1, 2)]
-        each = [figures.mlp_activations(model.backbone, name, x) for x in given]
+        each = [mlp_activations(model.backbone, name, x) for x in given]
         assert np.array_equal(arrays[name], torch.cat(each).mean(0).numpy())
     capsys.readouterr()
-    monkeypatch.setattr(figures, "_save", lambda *_: None)
+    monkeypatch.setattr(figures_activations, "_save", lambda *_: None)
     assert activations(models["agnostic"], tmp_path / "m.csv", tmp_path / "all.png", "--clips=9") == 0
     assert "only 3 of 4 clips" in capsys.readouterr().out
 
@@ -127,7 +133,7 @@ def test_features_of_several_models(tmp_path, models, corpus, capsys):
 
 def test_resume_takes_what_is_there(tmp_path, models, corpus, monkeypatch, capsys):
     """A crash loses one model; a figure that is there is never overwritten; other clips are other features."""
-    out, asked, compute = tmp_path / "2.png", [], figures.video_features
+    out, asked, compute = tmp_path / "2.png", [], video_features
 
     def counted(model, dataset, autocast, name):
         asked.append(name)
@@ -135,8 +141,8 @@ def test_resume_takes_what_is_there(tmp_path, models, corpus, monkeypatch, capsy
             raise RuntimeError("the power went off")
         return compute(model, dataset, autocast, name)
 
-    monkeypatch.setattr(figures, "video_features", counted)
-    monkeypatch.setattr(figures, "_save", lambda figure, path: path.write_bytes(PNG))
+    monkeypatch.setattr(figures_tsne, "video_features", counted)
+    monkeypatch.setattr(figures_activations, "_save", lambda figure, path: path.write_bytes(PNG))
     with pytest.raises(RuntimeError, match="power"):
         tsne(models, corpus, out, "--method=pca")
     assert tsne(models, corpus, out, "--method=pca") == 2
@@ -161,8 +167,8 @@ def test_tsne_keeps_groups_together(tmp_path, models, corpus, monkeypatch):
     pytest.importorskip("sklearn")
     labels = np.array([clip.label for clip in read_manifest(corpus)])
     features = (np.random.default_rng(1).normal(size=(24, 32)) + 50 * (labels == "ring")[:, None]).astype(np.float32)
-    monkeypatch.setattr(figures, "video_features", lambda *_: (features, np.arange(24)))
-    monkeypatch.setattr(figures, "_save", lambda *_: None)
+    monkeypatch.setattr(figures_tsne, "video_features", lambda *_: (features, np.arange(24)))
+    monkeypatch.setattr(figures_activations, "_save", lambda *_: None)
     assert tsne(models, corpus, tmp_path / "a.png") == 0
     points, again = np.load(tmp_path / "a.npz")["points"]  # of both models
     assert np.array_equal(points, again)
@@ -183,24 +189,24 @@ def test_without_scikit_learn_there_is_pca(tmp_path, models, corpus, monkeypatch
 def test_classes_are_drawn_by_seed():
     labels = [*"aaaabbbbccccdddd", "a | b", None]
     clips = Manifest(tuple(Clip(i, Path(f"{i}.mp4"), f"{i}.mp4", label=x) for i, x in enumerate(labels)), Path("m"), ())
-    chosen = figures.choose_classes(clips, 3, 2, seed=1)
-    assert chosen == figures.choose_classes(clips, 3, 2, seed=1)
-    assert len({figures.choose_classes(clips, 3, 2, seed=seed).clips for seed in range(8)}) > 2
+    chosen = choose_classes(clips, 3, 2, seed=1)
+    assert chosen == choose_classes(clips, 3, 2, seed=1)
+    assert len({choose_classes(clips, 3, 2, seed=seed).clips for seed in range(8)}) > 2
     assert (len(chosen), len({clip.label for clip in chosen})) == (6, 3)
-    assert len(figures.choose_classes(clips, 100, 100, seed=1)) == 16  # no clip of several labels, none without
+    assert len(choose_classes(clips, 100, 100, seed=1)) == 16  # no clip of several labels, none without
 
 
 def test_neighbours_and_their_chance():
     features = np.array([[1, 0.1], [2, 0.1], [0.1, 1], [0.1, 3]])
-    assert figures.neighbour_share(features, np.array(list("aabb"))) == (1.0, 1 / 3)
-    assert figures.neighbour_share(features, np.array(list("abab")))[0] == 0.0
+    assert neighbour_share(features, np.array(list("aabb"))) == (1.0, 1 / 3)
+    assert neighbour_share(features, np.array(list("abab")))[0] == 0.0
 
 
 @pytest.mark.parametrize(("panels", "classes"), [(1, 40), (4, 41)])
 def test_any_number_of_panels_and_classes_is_drawn(tmp_path, panels, classes):
     labels = np.array([f"class number {i}" for i in range(classes)] * 2)
     points = np.random.default_rng(0).normal(size=(panels, len(labels), 2))
-    figures.points_figure(points, labels, ["title"] * panels, "t-SNE").savefig(tmp_path / "f.png")
+    points_figure(points, labels, ["title"] * panels, "t-SNE").savefig(tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(PNG)
 
 

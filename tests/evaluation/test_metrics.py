@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vatt.metrics import (
+from vatt.evaluation.metrics import (
     average_precision,
     classification_scores,
     multilabel_scores,

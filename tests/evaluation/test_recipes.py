@@ -12,19 +12,21 @@ from dataclasses import replace
 import av
 import paper_tables
 import pytest
-from small_model import write_model
+from helpers.small_model import write_model
 
-from vatt import evaluate, finetune, folds, probe, train
-from vatt.config import Config, differences, to_dict
-from vatt.data import sources
+from vatt import evaluate, finetune, train
+from vatt.checkpoints.model_folder import write_config
+from vatt.config.finetuning import FinetuneConfig
+from vatt.config.presets import preset, tiny
+from vatt.config.pretraining import Config
+from vatt.config.serialization import differences, to_dict
 from vatt.data.manifest import read_manifest
+from vatt.data.sources import __main__ as sources
 from vatt.data.synthetic import build_corpus
-from vatt.finetune_config import FinetuneConfig
+from vatt.evaluation import cross_validation, linear_probe
 from vatt.official.__main__ import main as official_main
-from vatt.presets import preset, tiny
-from vatt.recipes import commands, main, score_command, settings, source_commands, start
-from vatt.recipes_rows import RECIPES
-from vatt.run import write_config
+from vatt.recipes.__main__ import commands, main, score_command, settings, source_commands, start
+from vatt.recipes.rows import RECIPES
 
 IDS = [f"clip{i:07d}" for i in range(6)]  # as long as those of YouTube
 LABELS = ("left", "right", "left", "right", "left", "right")
@@ -182,8 +184,8 @@ def place(tmp_path_factory, cache):
 def test_from_annotation_files_to_the_score(name, place, monkeypatch):
     one = RECIPES[name]
     monkeypatch.chdir(place)
-    monkeypatch.setattr(probe, "EPOCHS", 2)
-    monkeypatch.setattr(folds, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(linear_probe, "EPOCHS", 2)
+    monkeypatch.setattr(cross_validation, "draw_confusion", lambda *_: None)
     for command in source_commands(one):
         assert sources.main(words(command)[1]) == 0
     module, rest = words(score_command(one))

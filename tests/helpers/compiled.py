@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from small_model import small_config
 from torch import Tensor
 
-from vatt.config import DropConfig, LossConfig, ModelConfig
-from vatt.model.loss import pretraining_loss
+from helpers.small_model import small_config
+from vatt.config.model import DropConfig, ModelConfig
+from vatt.config.pretraining import LossConfig
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import Ops
 

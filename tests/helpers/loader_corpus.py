@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from media import steady, tone_burst, write_clip
 
-from vatt.config import AudioConfig, AugmentConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
-from vatt.data.batch import Batch
-from vatt.data.loader import ClipDataset
-from vatt.data.manifest import Manifest, read_manifest
-from vatt.data.text import Tokenizer
+from helpers.media import steady, tone_burst, write_clip
+from vatt.config.data import AugmentConfig, DataConfig
+from vatt.config.model import AudioConfig, ModelConfig, TextConfig, VideoConfig
+from vatt.data.clip import Manifest
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.manifest import read_manifest
+from vatt.data.tokenizer import Tokenizer
 
 RATE = 16_000
 MODEL = ModelConfig(

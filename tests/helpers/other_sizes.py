@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bundle_writer import write
 from torch import Tensor
 
-from vatt.config import AudioConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
+from helpers.bundle_writer import write
+from vatt.config.model import AudioConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
 from vatt.official.convert import build
-from vatt.official.names import VALUE, place, variable
-from vatt.official.recording import DEFAULT, Fixtures, Recording, Tolerance
-from vatt.official.sizes import Description
-from vatt.official.verify import CHECKS
+from vatt.official.infer_config import Description
+from vatt.official.variable_names import VALUE, place, variable
+from vatt.official.verify.checks import CHECKS
+from vatt.official.verify.recording import DEFAULT, Fixtures, Recording, Tolerance
 from vatt.ops import REFERENCE
 
 VIDEO, AUDIO = EncoderConfig(18, 3, 2, 6, 22), EncoderConfig(14, 2, 3, 4, 26)

@@ -146,7 +146,7 @@ def main() -> int:
     parser.add_argument("--shapes", action="store_true", help="the first shape of VATT of each operation as well")
     options = parser.parse_args()
     install()
-    from vatt_kernels.spec import SPECS  # after the GPU is there
+    from vatt_kernels.catalog import SPECS  # after the GPU is there
 
     rows = []
     for spec in SPECS:

@@ -1,6 +1,7 @@
 """Run by torchrun with any number of processes: trains for some steps in float64 and saves what it saw and became.
 
-`torchrun --nproc-per-node=N tests/ranks.py FOLDER KIND:PARALLEL:MICRO_BATCH ...`: KIND "specific" or "agnostic".
+`torchrun --nproc-per-node=N tests/helpers/ranks.py FOLDER KIND:PARALLEL:MICRO_BATCH ...`
+KIND is "specific" or "agnostic".
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from pathlib import Path
 
 import torch
 
-from vatt.config import Config, DropConfig
-from vatt.data.loader import ClipDataset
+from vatt.checkpoints.sharded import is_sharded, whole_state
+from vatt.config.model import DropConfig
+from vatt.config.presets import preset
+from vatt.config.pretraining import Config
+from vatt.data.datasets.training import ClipDataset
 from vatt.data.manifest import read_manifest
-from vatt.data.text import Tokenizer
-from vatt.distributed import World, joined
+from vatt.data.tokenizer import Tokenizer
 from vatt.model.vatt import VATT
 from vatt.ops import choose
-from vatt.optim import Adam
-from vatt.parallel import is_sharded, prepare, whole_state
-from vatt.presets import preset
-from vatt.step import train_step
+from vatt.runtime.distributed import World, joined
+from vatt.training.optimizers import Adam
+from vatt.training.parallel import prepare
+from vatt.training.pretraining_step import train_step
 
 STEPS, BATCH = 20, 8
 

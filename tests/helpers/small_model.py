@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from vatt.config import Config, EncoderConfig, TextConfig
+from vatt.config.model import EncoderConfig, TextConfig
+from vatt.config.presets import tiny
+from vatt.config.pretraining import Config
 from vatt.model.heads import BatchNorm
 from vatt.model.vatt import VATT
-from vatt.presets import tiny
 
 ENCODER = EncoderConfig(width=32, layers=1, heads=2, head_width=16, mlp=32, dropout=0.0)
 
@@ -25,10 +26,10 @@ def small_config() -> Config:
 @torch.no_grad()
 def write_model(folder: Path, corpus: Path, seed: int = 1) -> Path:
     """FOLDER/model with the words of `corpus`; moving statistics are those of its clips, so that embeddings differ."""
-    from vatt.data.loader import EvalDataset  # PyAV, without which small_config is as good
+    from vatt.checkpoints.model_folder import write_model_folder
+    from vatt.data.datasets.evaluation import EvalDataset  # PyAV, without which small_config is as good
     from vatt.data.manifest import read_manifest
-    from vatt.data.text import Tokenizer
-    from vatt.run import write_model_folder
+    from vatt.data.tokenizer import Tokenizer
 
     config, manifest = small_config(), read_manifest(corpus)
     tokenizer = Tokenizer.build([caption for clip in manifest for caption in clip.captions], 200)

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from processes import begin, launched
-
+from helpers.processes import begin, launched
 from vatt import train
-from vatt.checkpoint import load_latest
-from vatt.records import read_metrics
+from vatt.checkpoints.training_checkpoint import load_latest
+from vatt.training.metrics_log import read_metrics
 
 SMALL = [
     *("--batch-size=4", "--device=cpu", "--set=data.builtin_clips=24", "--set=data.workers=0", "--set=save_every=3"),

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import numbered_frame, steady, tone_burst, write_clip
-from media_alone import write_image, write_sound
-from small_model import write_model
+from helpers.media import numbered_frame, steady, tone_burst, write_clip
+from helpers.media_alone import write_image, write_sound
+from helpers.small_model import write_model
 
 import vatt
-from vatt import embed, retrieve
-from vatt.data.loader import EvalDataset
+from vatt import embed
+from vatt.data.datasets.evaluation import EvalDataset
 from vatt.data.manifest import read_manifest
-from vatt.features import NAMES, FeaturesError, read_features
-from vatt.run import autocast_for
+from vatt.evaluation import retrieval
+from vatt.inference import embeddings, features_file
+from vatt.inference.features_file import NAMES, FeaturesError, read_features
+from vatt.runtime.device import autocast_for
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def limits(model, corpus, exact) -> dict:
     loaded, config = vatt.load(model), vatt.load_config(model)
     dataset = EvalDataset(read_manifest(corpus), config.data, config.model, vatt.load_tokenizer(model),
                           config.eval_windows, 5)  # fmt: skip
-    theirs = retrieve.embed_clips(loaded, dataset, autocast_for(torch.device("cpu"), torch.float32))
+    theirs = retrieval.embed_clips(loaded, dataset, autocast_for(torch.device("cpu"), torch.float32))
     pairs = {"video_to_text": theirs.video_text.mean(1), "video_to_audio": theirs.video_audio.mean(1),
              "audio_embedding": theirs.audio.mean(1), "text_embedding": theirs.text}  # fmt: skip
     found = {name: 4 * np.abs(value.numpy() - exact[name]).max() for name, value in pairs.items()}
@@ -130,20 +132,20 @@ def test_batch_size_and_workers_change_rounding_at_most(whole, model, corpus, tm
 
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_a_crash_loses_one_shard_and_resume_ends_with_the_same_file(whole, model, corpus, tmp_path, monkeypatch, after):
-    out, write, computed = tmp_path / "whole.npz", embed.write_shard, []
+    out, write, computed = tmp_path / "whole.npz", features_file.write_shard, []
 
     def crash(path, arrays):
         if len(list(path.parent.glob("*.npz"))) == after:
             raise MemoryError("the machine went away")
         write(path, arrays)
 
-    monkeypatch.setattr(embed, "write_shard", crash)
+    monkeypatch.setattr(embeddings, "write_shard", crash)
     with pytest.raises(MemoryError):
         run(model, corpus, out)
     assert not out.exists()
     parts = out.with_name("whole.npz.parts")
     assert len(list(parts.glob("*.npz"))) == after
-    monkeypatch.setattr(embed, "write_shard", lambda path, arrays: (computed.append(path), write(path, arrays)))
+    monkeypatch.setattr(embeddings, "write_shard", lambda path, arrays: (computed.append(path), write(path, arrays)))
     assert run(model, corpus, out, "--resume") == 0
     assert len(computed) == 6 - after
     assert equal(read_features(out).arrays, read_features(whole).arrays)
@@ -156,7 +158,7 @@ def test_interrupted_exits_130_and_says_how_to_go_on(model, corpus, tmp_path, mo
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "embed_clips", interrupt)
+    monkeypatch.setattr(embeddings, "embed_clips", interrupt)
     assert run(model, corpus, tmp_path / "f.npz") == 130
     assert "--resume" in capsys.readouterr().err
 

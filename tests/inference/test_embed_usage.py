@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_model import write_model
+from helpers.small_model import write_model
 
 from vatt import embed
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import write_model
+from helpers.small_model import write_model
 
 from vatt import embed, search
-from vatt.config import AudioConfig
+from vatt.config.model import AudioConfig
+from vatt.data.decoding.audio import read_sound_windows
+from vatt.data.decoding.container import BadClip
 from vatt.data.manifest import read_manifest
-from vatt.data.reader import BadClip
-from vatt.data.sound_file import read_sound_windows
-from vatt.features import read_features
+from vatt.inference.features_file import read_features
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from vatt_kernels import contrastive_backward_triton, contrastive_forward_triton, contrastive_triton
+from vatt_kernels.contrastive import triton_backward as contrastive_backward_triton
+from vatt_kernels.contrastive import triton_forward as contrastive_forward_triton
+from vatt_kernels.contrastive import triton_op as contrastive_triton
 
 
 class Peak(TorchDispatchMode):

@@ -1,6 +1,6 @@
 """The launchers' host code and specialisations on a pretended H200: what would raise in the first minute on a real one.
 
-`python tests/kernels_pretended_gpu.py --all --shapes` does the same for all cases and for shapes of VATT.
+`python tests/helpers/pretended_gpu.py --all --shapes` does the same for all cases and for shapes of VATT.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(folder: Path, *command: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_the_first_case_of_each_operation_reaches_its_kernels(tmp_path: Path) -> None:
-    from vatt_kernels.spec import SPECS
+    from vatt_kernels.catalog import SPECS
 
     code, found = run(tmp_path, str(SCRIPT))
     assert [row["error"] for row in found["rows"] if row["error"]] == []

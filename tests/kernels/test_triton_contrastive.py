@@ -24,7 +24,9 @@ from vatt_kernels.device import processors
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton needs a GPU, or TRITON_INTERPRET=1 for its interpreter", allow_module_level=True)
 
-from vatt_kernels import contrastive_backward_triton, contrastive_forward_triton, contrastive_triton
+from vatt_kernels.contrastive import triton_backward as contrastive_backward_triton
+from vatt_kernels.contrastive import triton_forward as contrastive_forward_triton
+from vatt_kernels.contrastive import triton_op as contrastive_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]

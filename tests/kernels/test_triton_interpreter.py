@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreted import interpreter_fails
-from vatt_kernels import checks
+from helpers.interpreted import interpreter_fails
+from vatt_kernels import dispatch
 
-from vatt.config import ConfigError
+from vatt.errors import ConfigError
 from vatt.ops import choose
 
-ROOT = Path(__file__).resolve().parents[1]
-FILES = ["test_spec.py", *sorted(path.name for path in (ROOT / "tests").glob("test_triton_*.py"))]
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ["test_spec.py", *sorted(path.name for path in (ROOT / "tests" / "kernels").glob("test_triton_*.py"))]
 FILES.remove(Path(__file__).name)
 
 
@@ -35,7 +35,7 @@ def test_kernels_in_the_interpreter(file: str) -> None:
     pytest.importorskip("triton")
     if reason := interpreter_fails():
         pytest.skip(reason)
-    done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}")
+    done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/kernels/{file}")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "[100%]" in done.stdout  # not all of it was skipped
 
@@ -44,7 +44,7 @@ def test_kernels_in_the_interpreter(file: str) -> None:
 
 
 def triton_is(monkeypatch: pytest.MonkeyPatch, *, installed: bool, interpreted: bool) -> None:
-    monkeypatch.setattr(checks, "has_triton", lambda: installed)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: installed)
     monkeypatch.setattr("vatt.ops.has_triton", lambda: installed)
     monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
 
@@ -64,7 +64,7 @@ def test_the_device_decides(
     device: str, installed: bool, interpreted: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     triton_is(monkeypatch, installed=installed, interpreted=interpreted)
-    assert checks.default_implementation(torch.device(device)) == expected
+    assert dispatch.default_implementation(torch.device(device)) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_what_was_asked_for_and_cannot_run_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     triton_is(monkeypatch, installed=installed, interpreted=interpreted)
-    for op in checks.OPERATIONS:
+    for op in dispatch.OPERATIONS:
         with pytest.raises(kind, match=message):
-            checks.implementation(op, impl, torch.device(device))
+            dispatch.implementation(op, impl, torch.device(device))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,10 @@ def test_kernels_are_tested_where_pyav_is_not_installed(tmp_path: Path) -> None:
     (tmp_path / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\", name='av')\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    files = [f"tests/{file}" for file in (*FILES, "test_kernels_errors.py", "test_kernels_portable.py", "test_aot.py")]
+    files = [
+        f"tests/kernels/{file}"
+        for file in (*FILES, "test_kernels_errors.py", "test_kernels_portable.py", "test_aot.py")
+    ]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

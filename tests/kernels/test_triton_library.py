@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import vatt_kernels as vk
-from compiled import assert_one_graph, model_config
+from helpers.compiled import assert_one_graph, model_config
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 

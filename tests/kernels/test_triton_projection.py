@@ -19,7 +19,7 @@ from vatt_kernels import reference
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton needs a GPU, or TRITON_INTERPRET=1 for its interpreter", allow_module_level=True)
 
-from vatt_kernels import projection_triton as pt
+from vatt_kernels.projection import triton_launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
@@ -119,7 +119,7 @@ def test_projection_of_full_voxels_in_low_precision(dtype: torch.dtype, brightne
     """4 x 16 x 16 voxels are read 16 bytes at a time; in dark and bright clips the mean must not cost digits."""
     frames = randint(brightness, brightness + 40, 2, 4, 32, 32, 3)
     keep = torch.tensor([[3, 1], [0, 2]], device=DEVICE)
-    assert pt.describe(frames, (4, 16, 16), keep).unit == 16
+    assert triton_launch.describe(frames, (4, 16, 16), keep).unit == 16
 
     def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
         return vk.project_voxels(frames, weight, bias, keep=keep, position=position, impl=impl)
@@ -149,8 +149,8 @@ def test_projection_of_waveforms_of_every_third_sample(dtype: torch.dtype) -> No
 def test_every_tile_with_rests_in_all_directions(
     launch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pt, "FORWARD", pt.FORWARD[launch : launch + 1])
-    monkeypatch.setattr(pt, "WEIGHT", pt.WEIGHT[min(launch, 1) :][:1])
+    monkeypatch.setattr(triton_launch, "FORWARD", triton_launch.FORWARD[launch : launch + 1])
+    monkeypatch.setattr(triton_launch, "WEIGHT", triton_launch.WEIGHT[min(launch, 1) :][:1])
     samples = randint(-3000, 3000, 2, 137 * 140, dtype=torch.int16)
     keep = vk.sample_keep(140, 130, seed=0, batch=2, device=DEVICE)  # 260 rows, 137 values, 130 columns
 
@@ -164,29 +164,29 @@ def test_every_tile_with_rests_in_all_directions(
 def test_parts_of_the_weight_gradient_add_up(splits: int) -> None:
     samples, dy, extra = randint(-9, 9, 1, 200 * 16, dtype=torch.int16), randn(200, 32), randn(32, seed=1)
     expected = 0.5 * samples.view(200, 16).double().T @ dy.float().double() + extra.float()
-    described = pt.describe(samples[:, None, None, :, None], (1, 1, 16), None)
-    got = pt.project_weight_gradient(described, dy.float(), extra.float(), 0.5, torch.float32, splits=splits)
+    described = triton_launch.describe(samples[:, None, None, :, None], (1, 1, 16), None)
+    got = triton_launch.project_weight_gradient(described, dy.float(), extra.float(), 0.5, torch.float32, splits=splits)
     error = (got.double() - expected).norm() / expected.norm()
     assert float(error) < 4 * torch.finfo(torch.float32).eps
 
 
 def test_parts_fill_the_device_evenly() -> None:
-    assert pt.parts(tiles=264, steps=400, slots=264) == 1
-    assert pt.parts(tiles=8, steps=400, slots=264) == 8
-    assert pt.parts(tiles=144, steps=1, slots=264) == 1
-    waves = [-(-144 * n // 264) / n for n in (1, pt.parts(tiles=144, steps=400, slots=264))]
+    assert triton_launch.parts(tiles=264, steps=400, slots=264) == 1
+    assert triton_launch.parts(tiles=8, steps=400, slots=264) == 8
+    assert triton_launch.parts(tiles=144, steps=1, slots=264) == 1
+    waves = [-(-144 * n // 264) / n for n in (1, triton_launch.parts(tiles=144, steps=400, slots=264))]
     assert waves[1] < 0.7 * waves[0]
 
 
 def test_a_crop_that_breaks_wide_reads_is_copied_and_one_that_does_not_is_read_in_place() -> None:
     large = torch.zeros(2, 4, 64, 96, 3, dtype=torch.uint8, device=DEVICE)
     aside, inside = large[:, :, 1:33, 5:37], large[:, :, 1:33, 16:48]
-    assert pt.describe(aside, (4, 16, 16), None).unit == 16
-    assert pt.describe(aside, (4, 16, 16), None).values.data_ptr() != aside.data_ptr()
-    assert pt.describe(inside, (4, 16, 16), None).unit == 16
-    assert pt.describe(inside, (4, 16, 16), None).values.data_ptr() == inside.data_ptr()
+    assert triton_launch.describe(aside, (4, 16, 16), None).unit == 16
+    assert triton_launch.describe(aside, (4, 16, 16), None).values.data_ptr() != aside.data_ptr()
+    assert triton_launch.describe(inside, (4, 16, 16), None).unit == 16
+    assert triton_launch.describe(inside, (4, 16, 16), None).values.data_ptr() == inside.data_ptr()
     odd = large[:, :, :, :35]  # 105 bytes a line: no copy would help
-    assert pt.describe(odd[:, :, :, 1:], (4, 16, 16), None).values.data_ptr() == odd[:, :, :, 1:].data_ptr()
+    assert triton_launch.describe(odd[:, :, :, 1:], (4, 16, 16), None).values.data_ptr() == odd[:, :, :, 1:].data_ptr()
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -15,7 +15,7 @@ from torch import Tensor
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("Triton needs a GPU, or TRITON_INTERPRET=1 for its interpreter", allow_module_level=True)
 
-from vatt_kernels import tokens_triton
+from vatt_kernels.droptoken import triton_op as tokens_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -1,8 +1,8 @@
-"""torch.compile over models of plain PyTorch operations; of the kernels: tests/test_triton_library.py."""
+"""torch.compile over models of plain PyTorch operations; of the kernels: tests/kernels/test_triton_library.py."""
 
 from __future__ import annotations
 
-from compiled import assert_one_graph, model_config
+from helpers.compiled import assert_one_graph, model_config
 
 from vatt.ops import choose
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_model import small_config, write_model
+from helpers.small_model import small_config, write_model
 
 import vatt
-from vatt.data.text import VocabularyError
+from vatt.checkpoints.fingerprints import weights_fingerprint
+from vatt.checkpoints.loading import load_vatt
+from vatt.config.presets import tiny_ma
+from vatt.data.tokenizer import VocabularyError
+from vatt.errors import RunError
 from vatt.model.vatt import VATT, Classifier
 from vatt.official.convert import write_folder
-from vatt.official.sizes import Description
-from vatt.presets import tiny_ma
-from vatt.pretrained import load_vatt, weights_fingerprint
-from vatt.run import RunError
+from vatt.official.infer_config import Description
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_fingerprint_is_of_the_weights_alone(run):
 
 def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.delitem(sys.modules, "vatt.hub", raising=False)
+    monkeypatch.delitem(sys.modules, "vatt.checkpoints.hub", raising=False)
     with pytest.raises(ImportError, match=r"pip install -e '\.\[hub\]'"):
         vatt.VATT  # noqa: B018
 
@@ -111,9 +112,9 @@ def test_without_huggingface_hub_the_error_names_the_extra(monkeypatch):
 @pytest.fixture
 def hub():
     pytest.importorskip("huggingface_hub", reason="pip install -e '.[hub]'")
-    import vatt.hub
+    import vatt.checkpoints.hub
 
-    return vatt.hub
+    return vatt.checkpoints.hub
 
 
 @pytest.mark.parametrize("part", [".", "model"])

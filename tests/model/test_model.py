@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from vatt.config import DropConfig, EncoderConfig, LossConfig, kept_tokens
+from vatt.config.model import DropConfig, EncoderConfig, kept_tokens
+from vatt.config.presets import preset
+from vatt.config.pretraining import LossConfig
 from vatt.model.heads import BatchNorm, Embeddings
-from vatt.model.loss import FORMS, pair_loss, pretraining_loss
-from vatt.model.tokens import resample_table, spline_matrix
+from vatt.model.losses import FORMS, pair_loss, pretraining_loss
+from vatt.model.positions import resample_table, spline_matrix
 from vatt.model.vatt import VATT, Backbone, Classifier, count_parameters
 from vatt.ops import REFERENCE, choose
-from vatt.presets import preset
 
 FUSED = choose(True, "cpu")
 

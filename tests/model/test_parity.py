@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from other_sizes import make_folder
+from helpers.other_sizes import make_folder
 
 from vatt.official.__main__ import main
-from vatt.official.recording import Fixtures, Recording, VerifyError
-from vatt.official.verify import CHECKS, format_row, verify_file, verify_folder
+from vatt.official.verify.checks import CHECKS, format_row, verify_file, verify_folder
+from vatt.official.verify.recording import Fixtures, Recording, VerifyError
 from vatt.ops import REFERENCE, choose
 
 

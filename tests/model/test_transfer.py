@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vatt.config import Config
-from vatt.model.tokens import resample_table
+from vatt.checkpoints.loading import load_classifier
+from vatt.config.presets import tiny, tiny_ma
+from vatt.config.pretraining import Config
+from vatt.errors import RunError
+from vatt.model.positions import resample_table
 from vatt.model.vatt import VATT, Classifier
 from vatt.official.convert import write_folder
-from vatt.official.sizes import Description
-from vatt.presets import tiny, tiny_ma
-from vatt.run import RunError
-from vatt.transfer import load_backbone, load_classifier, read_source
+from vatt.official.infer_config import Description
+from vatt.official.init_source import read_source
+from vatt.training.initialization import load_backbone
 
 TABLE = "backbone.tokens.video.position.tables.1"
 

@@ -7,17 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from bundle_writer import write
+from helpers.bundle_writer import write
 from safetensors.torch import load_file
 
+from vatt.checkpoints.loading import load_classifier, load_vatt
+from vatt.checkpoints.model_folder import load_config
 from vatt.model.vatt import VATT
 from vatt.official.__main__ import main
 from vatt.official.convert import MapError, build, map_variables, preset_name
-from vatt.official.names import SLOT, VALUE, variable
-from vatt.official.sizes import SizeError
-from vatt.pretrained import load_config, load_vatt
-from vatt.tf_checkpoint import TFCheckpoint
-from vatt.transfer import load_classifier
+from vatt.official.infer_config import SizeError
+from vatt.official.tensorflow_checkpoint import TFCheckpoint
+from vatt.official.variable_names import SLOT, VALUE, variable
 
 PARAMETERS = {
     "pretrain-bbs": 213_540_652,

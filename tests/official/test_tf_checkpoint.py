@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("google_crc32c", reason="pip install -e '.[official]'")
 
-from bundle_writer import write
+from helpers.bundle_writer import write
 
-from vatt.tf_checkpoint import CheckpointError, TFCheckpoint
+from vatt.official.tensorflow_checkpoint import CheckpointError, TFCheckpoint
 
 FIXTURES = (
     "ckpt_tx_fac",

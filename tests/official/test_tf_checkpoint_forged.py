@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("google_crc32c", reason="pip install -e '.[official]'")
 
-from bundle_writer import MAGIC, STRING, block, crc, entry, header, number, part, table, varint, write
+from helpers.bundle_writer import MAGIC, STRING, block, crc, entry, header, number, part, table, varint, write
 
-from vatt.tf_checkpoint import CheckpointError, TFCheckpoint
+from vatt.official.tensorflow_checkpoint import CheckpointError, TFCheckpoint
 
 
 def write_index(prefix: Path, index: bytes, data: bytes = b"\0" * 64) -> Path:

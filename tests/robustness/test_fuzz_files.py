@@ -21,12 +21,14 @@ pytest.importorskip("hypothesis", reason="pip install -e '.[test]'")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vatt.data.manifest import ManifestError, read_manifest
-from vatt.data.shards import open_clip, read_shards
-from vatt.features import FeaturesError, read_features
-from vatt.run import RunError
-from vatt.tf_checkpoint import CheckpointError, TFCheckpoint
-from vatt.transfer import read_source
+from vatt.data.clip import ManifestError
+from vatt.data.manifest import read_manifest
+from vatt.data.shards.index import open_clip
+from vatt.data.shards.reading import read_shards
+from vatt.errors import RunError
+from vatt.inference.features_file import FeaturesError, read_features
+from vatt.official.init_source import read_source
+from vatt.official.tensorflow_checkpoint import CheckpointError, TFCheckpoint
 
 ASKED = os.environ.get("VATT_FUZZ")
 # Always the same cases unless more are asked for; a file of a case lies where the last one did.
@@ -104,7 +106,7 @@ ARRAYS = {"v": np.arange(6.0), "w": np.array([b"ab", b"c"], object)}
 def test_changed_official_checkpoints(folder: Path, changes: list[Any], data: list[Any], sealed: bool) -> None:
     """`sealed`: whoever changed the entries has made the checksums right again."""
     pytest.importorskip("google_crc32c", reason="pip install -e '.[official]'")
-    from bundle_writer import NUMBER, block, entry, header, stored, table, write
+    from helpers.bundle_writer import NUMBER, block, entry, header, stored, table, write
 
     prefix = write(folder / "ckpt", ARRAYS)
     index, values = Path(f"{prefix}.index"), Path(f"{prefix}.data-00000-of-00001")

@@ -13,22 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import numbered_frame, steady, tone_burst, write_clip
-from media_alone import write_image
+from helpers.media import numbered_frame, steady, tone_burst, write_clip
+from helpers.media_alone import write_image
 
-from vatt.config import AudioConfig, DataConfig, ModelConfig, TextConfig, VideoConfig
-from vatt.data import loader, transcode
-from vatt.data.batch import Batch
-from vatt.data.clips import Sample
-from vatt.data.decode import decode_span
-from vatt.data.limits import memory_limit
-from vatt.data.loader import ClipDataset, make_loader
-from vatt.data.manifest import ROOTS, Clip, Manifest, ManifestError, read_manifest
-from vatt.data.reader import BadClip
-from vatt.data.sound_file import read_sound
-from vatt.data.text import Tokenizer
-from vatt.data.watch import MAX_KILLED, Watch
-from vatt.data.windows import WindowReader
+from vatt.config.data import DataConfig
+from vatt.config.model import AudioConfig, ModelConfig, TextConfig, VideoConfig
+from vatt.data import loader
+from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.datasets.base import Sample
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.datasets.windows import WindowReader
+from vatt.data.decoding.audio import read_sound
+from vatt.data.decoding.container import BadClip
+from vatt.data.decoding.memory_limit import memory_limit
+from vatt.data.decoding.span import decode_span
+from vatt.data.decoding.watchdog import MAX_KILLED, Watch
+from vatt.data.loader import make_loader
+from vatt.data.manifest import ROOTS, read_manifest
+from vatt.data.tokenizer import Tokenizer
+from vatt.data.transcode import __main__ as transcode
 
 RATE = 16_000
 MODEL = ModelConfig(
@@ -281,7 +285,7 @@ def test_a_text_too_large_for_captions_is_refused(corpus: Manifest, tmp_path: Pa
         read_manifest(tmp_path)
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 
 
@@ -302,7 +306,7 @@ def test_nothing_is_unpickled(folder: str) -> None:
 
 
 def test_every_promise_names_a_test_that_is_there() -> None:
-    told = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    told = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
     assert len(told) > 20
     for file, name in told:
         assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import wait_until
-from small_run import losses, run, same_run, saved_step, start, steps
+from helpers.processes import wait_until
+from helpers.small_run import losses, run, same_run, saved_step, start, steps
 
-from vatt.checkpoint import load
+from vatt.checkpoints.training_checkpoint import load
 
 pytestmark = pytest.mark.usefixtures("cache")
 NEWEST = "step-00000010"
@@ -94,7 +94,7 @@ def test_other_files_in_the_folder_stay(tmp_path):
 
 SLOW_CLIPS = """
 import contextlib, sys, time
-from vatt.data import watch
+from vatt.data.decoding import watchdog as watch
 decoding = watch.Watch.decoding
 @contextlib.contextmanager
 def slow(self, clip):

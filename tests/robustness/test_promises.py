@@ -18,28 +18,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixed_clips import write_mixed_clips
-from processes import children, torchrun, wait_until
-from small_run import losses, run, same_run, saved_step, start, steps
+from helpers.mixed_clips import write_mixed_clips
+from helpers.processes import children, torchrun, wait_until
+from helpers.small_run import losses, run, same_run, saved_step, start, steps
 
-from vatt import loop
-from vatt.checkpoint import load
-from vatt.data.loader import ClipDataset, make_loader
+from vatt.checkpoints.training_checkpoint import load
+from vatt.config.presets import tiny
+from vatt.data import loader as data_loader
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
-from vatt.data.text import Tokenizer
-from vatt.presets import tiny
-from vatt.records import read_metrics
+from vatt.data.tokenizer import Tokenizer
+from vatt.training import loop
+from vatt.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("cache")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 10  # two epochs of the corpus
 # A save that never ends, when all is written but the folder's name.
 ENDLESS_SAVE = """
 import sys, time
-from vatt import checkpoint, train
-sync = checkpoint._sync
-checkpoint._sync = lambda path: time.sleep(3600) if path.name == "checksums.json" else sync(path)
+from vatt import train
+from vatt.checkpoints import training_checkpoint
+sync = training_checkpoint._sync
+training_checkpoint._sync = lambda path: time.sleep(3600) if path.name == "checksums.json" else sync(path)
 sys.exit(train.main(sys.argv[1:]))
 """
 # kill -9 of one rank, {delay} seconds after it began a step.
@@ -138,7 +141,7 @@ def test_3_terminated(whole, tmp_path):
 
 def poison_batches(monkeypatch, poisoned):
     """Not-a-number in the sound of the batches of these steps."""
-    real = loop.make_loader
+    real = data_loader.make_loader
 
     def loader(dataset, start, *rest):
         for step, batch in enumerate(real(dataset, start, *rest), start):
@@ -213,7 +216,7 @@ def test_6_world_size(tmp_path):
             2: ("specific:ddp:0", "specific:ddp:1", "specific:fsdp:3", "agnostic:ddp:0", "agnostic:fsdp:0"),
             4: ("specific:ddp:0", "agnostic:ddp:0")}  # fmt: skip
     for ranks, names in jobs.items():
-        done = torchrun(ranks, ROOT / "tests" / "ranks.py", tmp_path, *names)
+        done = torchrun(ranks, ROOT / "tests" / "helpers" / "ranks.py", tmp_path, *names)
         assert done.returncode == 0, done.stderr
     runs = {}
     for path in sorted(tmp_path.glob("*-*-*.json")):

@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-from processes import begin
+from helpers.processes import begin
 
-from vatt import checkpoint
+from vatt.checkpoints import training_checkpoint
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -17,8 +17,8 @@ def weights(value: float) -> dict[str, torch.Tensor]:
 
 def test_round_trip_is_bit_equal(tmp_path):
     model = {"a": torch.randn(5, 3), "n": torch.tensor(7)}
-    checkpoint.save(tmp_path, 12, model, {"optimizer": {"m": torch.randn(2)}, "manifest": "x"}, keep=2)
-    found = checkpoint.load_latest(tmp_path)
+    training_checkpoint.save(tmp_path, 12, model, {"optimizer": {"m": torch.randn(2)}, "manifest": "x"}, keep=2)
+    found = training_checkpoint.load_latest(tmp_path)
     assert found.step == 12
     assert all(torch.equal(found.model[k], v) for k, v in model.items())
     assert found.state["manifest"] == "x"
@@ -26,15 +26,15 @@ def test_round_trip_is_bit_equal(tmp_path):
 
 def test_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3, 4):
-        checkpoint.save(tmp_path, step, weights(step), {}, keep=2)
+        training_checkpoint.save(tmp_path, step, weights(step), {}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.pt", "checksums.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_noticed_and_the_previous_one_is_used(tmp_path, file, damage):
-    checkpoint.save(tmp_path, 1, weights(1), {}, keep=3)
-    path = checkpoint.save(tmp_path, 2, weights(2), {}, keep=3) / file
+    training_checkpoint.save(tmp_path, 1, weights(1), {}, keep=3)
+    path = training_checkpoint.save(tmp_path, 2, weights(2), {}, keep=3) / file
     data = path.read_bytes()
     if damage == "remove":
         path.unlink()
@@ -44,7 +44,7 @@ def test_damage_is_noticed_and_the_previous_one_is_used(tmp_path, file, damage):
         middle = len(data) // 2
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     said = []
-    found = checkpoint.load_latest(tmp_path, said.append)
+    found = training_checkpoint.load_latest(tmp_path, said.append)
     assert found.step == 1
     assert torch.equal(found.model["a"], weights(1)["a"])
     assert len(said) == 1
@@ -54,35 +54,35 @@ def test_damage_is_noticed_and_the_previous_one_is_used(tmp_path, file, damage):
 
 def test_no_whole_checkpoint_is_an_error_that_names_all(tmp_path):
     for step in (1, 2):
-        (checkpoint.save(tmp_path, step, weights(step), {}, keep=3) / "state.pt").write_bytes(b"")
-    with pytest.raises(checkpoint.DamagedCheckpoint, match=r"step-00000002.*step-00000001"):
-        checkpoint.load_latest(tmp_path)
+        (training_checkpoint.save(tmp_path, step, weights(step), {}, keep=3) / "state.pt").write_bytes(b"")
+    with pytest.raises(training_checkpoint.DamagedCheckpoint, match=r"step-00000002.*step-00000001"):
+        training_checkpoint.load_latest(tmp_path)
 
 
 def test_saving_a_whole_step_again_keeps_it(tmp_path):
-    path = checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
+    path = training_checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
     before = (path / "model.safetensors").stat().st_ino
-    checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
+    training_checkpoint.save(tmp_path, 5, weights(1), {}, keep=1)
     assert (path / "model.safetensors").stat().st_ino == before
 
 
 def test_a_full_disk_is_an_os_error_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
+    training_checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
 
     def full(*_):
-        raise checkpoint.SafetensorError("No space left on device")
+        raise training_checkpoint.SafetensorError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(training_checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, 2, weights(2), {}, keep=1)
+        training_checkpoint.save(tmp_path, 2, weights(2), {}, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_saving_after_a_resume_from_an_older_one_drops_the_damaged_newer(tmp_path):
-    checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
+    training_checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
     (tmp_path / "step-00000009").mkdir()
-    checkpoint.save(tmp_path, 2, weights(2), {}, keep=1)
-    assert checkpoint.load_latest(tmp_path).step == 2
+    training_checkpoint.save(tmp_path, 2, weights(2), {}, keep=1)
+    assert training_checkpoint.load_latest(tmp_path).step == 2
 
 
 def test_state_is_never_unpickled(tmp_path):
@@ -90,21 +90,21 @@ def test_state_is_never_unpickled(tmp_path):
         def __reduce__(self):
             return os.system, ("true",)
 
-    checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
+    training_checkpoint.save(tmp_path, 1, weights(1), {}, keep=1)
     path = tmp_path / "step-00000001"
     torch.save({"step": 1, "x": Evil()}, path / "state.pt")
-    sums = f'{{"model.safetensors": "{checkpoint._sha256(path / "model.safetensors")}", '
-    (path / "checksums.json").write_text(sums + f'"state.pt": "{checkpoint._sha256(path / "state.pt")}"}}')
+    sums = f'{{"model.safetensors": "{training_checkpoint._sha256(path / "model.safetensors")}", '
+    (path / "checksums.json").write_text(sums + f'"state.pt": "{training_checkpoint._sha256(path / "state.pt")}"}}')
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        checkpoint.load(path)
+        training_checkpoint.load(path)
 
 
 SAVER = """
 import sys, torch, pathlib
-from vatt import checkpoint
+from vatt.checkpoints import training_checkpoint
 torch.set_num_threads(1)
 for step in range(1, 10_000):
-    checkpoint.save(pathlib.Path(sys.argv[1]), step, {"a": torch.full((400, 400), float(step))}, {}, keep=2)
+    training_checkpoint.save(pathlib.Path(sys.argv[1]), step, {"a": torch.full((400, 400), float(step))}, {}, keep=2)
     print(step, flush=True)
 """
 
@@ -118,6 +118,6 @@ def test_kill_during_a_save_leaves_a_whole_checkpoint(tmp_path):
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         last = process.communicate()[0].split()
-        found = checkpoint.load_latest(tmp_path)
+        found = training_checkpoint.load_latest(tmp_path)
         assert torch.equal(found.model["a"], torch.full((400, 400), float(found.step)))
         assert found.step >= (int(last[-1]) if last else 3)

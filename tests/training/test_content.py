@@ -7,12 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from media import steady, write_clip
-from small_run import run, same_run
+from helpers.media import steady, write_clip
+from helpers.small_run import run, same_run
 
-from vatt import content, faults
-from vatt.data import decode, encode, transcode
+from vatt.checkpoints import content
+from vatt.data.decoding import span
 from vatt.data.manifest import read_manifest
+from vatt.data.transcode import __main__ as transcode
+from vatt.data.transcode import encode
+from vatt.data.transcode import workers as transcode_workers
+from vatt.data.transcode.corpus import jobs_of
+from vatt.data.transcode.workers import _work
+from vatt.runtime import faults
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_an_error_of_the_program_is_no_clips(
     def broken(*_: object, **__: object) -> None:
         raise error("ours")
 
-    monkeypatch.setattr(decode, "_read_video", broken)
+    monkeypatch.setattr(span, "_read_video", broken)
     with pytest.raises(error, match="ours"):
         run("--data", clips, "--out", tmp_path / "run", "--steps", 2)
     assert "please report it" in capsys.readouterr().err
@@ -81,10 +87,10 @@ def test_an_error_of_the_program_ends_transcoding(clips: Path, tmp_path: Path, m
     def broken(*_: object) -> None:
         raise TypeError("ours")
 
-    monkeypatch.setattr(transcode, "encode_clip", broken)
+    monkeypatch.setattr(transcode_workers, "encode_clip", broken)
     monkeypatch.setattr(transcode.signal, "signal", lambda *_: None)
-    job = transcode.jobs_of(read_manifest(clips))[0]
-    transcode._work(End(), job, tmp_path / "a", encode.Recipe(), 10.0, 0.0)  # type: ignore[arg-type]
+    job = jobs_of(read_manifest(clips))[0]
+    _work(End(), job, tmp_path / "a", encode.Recipe(), 10.0, 0.0)  # type: ignore[arg-type]
     (fault,) = sent
     assert isinstance(fault, faults.Fault)
     assert "Traceback" in str(fault)

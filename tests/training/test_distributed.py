@@ -9,12 +9,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from mixed_clips import write_mixed_clips
-from processes import begin, launched, torchrun, wait_until
-from small_run import losses, same_run, saved_step, steps
+from helpers.mixed_clips import write_mixed_clips
+from helpers.processes import begin, launched, torchrun, wait_until
+from helpers.small_run import losses, same_run, saved_step, steps
 
 from vatt import embed, evaluate, finetune, train
-from vatt.records import read_metrics
+from vatt.training.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def test_features_and_scores_of_two_processes_are_those_of_one(folder, two, tmp_
 
 BROKEN = """
 import os, sys
-from vatt import step, train
+from vatt import train
+from vatt.training import pretraining_step as step
 loss, calls = step.pretraining_loss, []
 def broken(*arguments, **options):
     calls.append(1)

@@ -12,22 +12,23 @@ import av
 import numpy as np
 import pytest
 import torch
-from small_model import write_model
+from helpers.small_model import write_model
 
 import vatt
-from vatt import finetune, finetune_step
-from vatt.checkpoint import load_latest
-from vatt.data.batch import Batch
-from vatt.data.crops import inception_box, inception_video, three_crops
+from vatt import finetune
+from vatt.checkpoints.training_checkpoint import load_latest
+from vatt.config.finetuning import PRESETS, FinetuneConfig, SGDConfig, check_finetuning
+from vatt.config.presets import mbs
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.crops import inception_box, inception_video, three_crops
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
-from vatt.finetune_config import PRESETS, FinetuneConfig, SGDConfig, check_finetuning
-from vatt.official.models import check_gradients
-from vatt.official.recording import Fixtures, Recording
+from vatt.official.verify.models import check_gradients
+from vatt.official.verify.recording import Fixtures, Recording
 from vatt.ops import choose
-from vatt.presets import mbs
-from vatt.records import read_metrics
-from vatt.run import autocast_for
+from vatt.runtime.device import autocast_for
+from vatt.training import finetuning_step, optimizers
+from vatt.training.metrics_log import read_metrics
 
 CPU = torch.device("cpu")
 FEW = ["--batch-size=4", "--steps=6", "--rate=0.05", "--fused", "--set=data.workers=0", "--set=save_every=2",
@@ -122,7 +123,7 @@ def test_it_learns(tmp_path, pretrained, corpus):
 
 KILLED = """
 import os, signal, sys
-from vatt import finetune, finetune_step
+from vatt import finetune
 step = finetune.finetune_step
 def deadly(*arguments):
     if arguments[4] == 3:
@@ -147,7 +148,7 @@ def test_killed_and_resumed_is_bit_identical(whole, tmp_path, pretrained, corpus
 
 
 def test_sigterm_saves_and_exits_143(whole, tmp_path, pretrained, corpus, monkeypatch, capsys):
-    out, step = tmp_path / "run", finetune.finetune_step
+    out, step = tmp_path / "run", finetuning_step.finetune_step
 
     def interrupted(*arguments):
         if arguments[4] == 2:
@@ -167,8 +168,8 @@ def test_sigterm_saves_and_exits_143(whole, tmp_path, pretrained, corpus, monkey
 
 
 def test_a_loss_that_is_not_finite_makes_no_update(tmp_path, pretrained, corpus, monkeypatch, capsys):
-    loss = finetune_step.class_loss
-    monkeypatch.setattr(finetune_step, "class_loss", lambda *a, **k: loss(*a, **k) * float("nan"))
+    loss = finetuning_step.class_loss
+    monkeypatch.setattr(finetuning_step, "class_loss", lambda *a, **k: loss(*a, **k) * float("nan"))
     out = tmp_path / "run"
     arguments = ("--task=audio", "--data", corpus, "--init", pretrained, "--out", out, *FEW)
     assert run(*arguments, "--set=max_nonfinite=2") == 1
@@ -266,9 +267,9 @@ def test_a_step_is_the_releases(shared, name, fused):
 
     def step(config: FinetuneConfig) -> dict:
         classifier.load_state_dict(before)
-        optimizer = finetune.SGD(classifier.parameters(), config.optim.rate, config.optim.momentum)
+        optimizer = optimizers.SGD(classifier.parameters(), config.optim.rate, config.optim.momentum)
         batch = recorded_batch(recording, audio)
-        return finetune.finetune_step(classifier, optimizer, batch, config, 0, autocast_for(CPU, torch.float32))
+        return finetuning_step.finetune_step(classifier, optimizer, batch, config, 0, autocast_for(CPU, torch.float32))
 
     record = step(free)
     recording.check("single.loss", torch.tensor(record["loss"]))
@@ -286,13 +287,13 @@ def test_a_step_is_the_releases(shared, name, fused):
 
 def test_sounds_and_labels_are_mixed_alike():
     x = torch.eye(16)
-    sound, labels = finetune_step.mix(x, x, 5.0, seed=3)
+    sound, labels = finetuning_step.mix(x, x, 5.0, seed=3)
     assert torch.equal(sound, labels)
     torch.testing.assert_close(sound.sum(1), torch.ones(16))
     shares = sound.diagonal()
     assert len(set(shares.tolist())) > 10  # one share a clip
-    assert torch.equal(finetune_step.mix(x, x, 5.0, seed=3)[0], sound)
-    assert not torch.equal(finetune_step.mix(x, x, 5.0, seed=4)[0], sound)
+    assert torch.equal(finetuning_step.mix(x, x, 5.0, seed=3)[0], sound)
+    assert not torch.equal(finetuning_step.mix(x, x, 5.0, seed=4)[0], sound)
 
 
 def test_inception_boxes_lie_inside_and_in_range():

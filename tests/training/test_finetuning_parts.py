@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from vatt.config import LossConfig
+from vatt.config.pretraining import LossConfig
 from vatt.model.heads import Embeddings
-from vatt.model.loss import (
+from vatt.model.losses import (
     Gathered,
     balanced_sigmoid_cross_entropy,
     pretraining_loss,
@@ -14,7 +14,8 @@ from vatt.model.loss import (
     softmax_cross_entropy,
 )
 from vatt.ops import REFERENCE, choose
-from vatt.optim import SGD, multilevel_rate
+from vatt.training.optimizers import SGD
+from vatt.training.schedules import multilevel_rate
 
 
 def test_smoothed_labels_still_sum_to_one():

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from vatt.config import OptimConfig
-from vatt.optim import Adam, learning_rate
+from vatt.config.pretraining import OptimConfig
+from vatt.training.optimizers import Adam
+from vatt.training.schedules import learning_rate
 
 
 def literal_adam(w, grads, rates, b1=0.9, b2=0.999, eps=1e-7):

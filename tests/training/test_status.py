@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small_run
 import torch
+from helpers import small_run
 
 from vatt import finetune, train
-from vatt.config import ConfigError
 from vatt.data.synthetic import build_corpus
-from vatt.profile import Traced, parse_traced, tracing
-from vatt.records import METRICS, metrics_table, read_metrics
-from vatt.run import RunError
-from vatt.status import format_status, status
+from vatt.errors import ConfigError, RunError
+from vatt.training.metrics_log import METRICS, metrics_table, read_metrics
+from vatt.training.profiler import Traced, parse_traced, tracing
+from vatt.training.status import format_status, status
 
 
 @pytest.fixture(scope="module")

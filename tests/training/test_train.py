@@ -5,14 +5,17 @@ import shutil
 
 import pytest
 import torch
-from small_run import SMALL, losses, run, saved_step
+from helpers.small_run import SMALL, losses, run, saved_step
 
-from vatt import loop, train
-from vatt.data.batch import DataError
+from vatt import train
+from vatt.checkpoints import model_folder
+from vatt.data.loader import make_loader
 from vatt.data.synthetic import FORMAT
+from vatt.errors import DataError
 from vatt.evaluate import main as evaluate
-from vatt.metrics import ranks, retrieval_scores
-from vatt.records import read_metrics
+from vatt.evaluation.metrics import ranks, retrieval_scores
+from vatt.training import loop
+from vatt.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -89,7 +92,7 @@ def test_killed_before_the_corpus_is_there(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     config = train.resolve_config(train.parse_arguments([*SMALL, "--steps", "1"]))
-    train.write_config(out, config, {"corpus_format": FORMAT})
+    model_folder.write_config(out, config, {"corpus_format": FORMAT})
     assert run("--out", out, "--resume") == 0
     assert len(losses(out)) == 1
 
@@ -211,7 +214,7 @@ def test_ranks_count_ties_against_the_query():
 
 
 def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
-    real = loop.make_loader
+    real = make_loader
 
     def breaking(dataset, start, count, *rest):
         for index, batch in enumerate(real(dataset, start, count, *rest)):

@@ -16,10 +16,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .data.manifest import Manifest
-from .data.shards import tar_of
-from .distributed import World
-from .files import write_atomically
+from ..data.clip import Manifest
+from ..data.shards.index import tar_of
+from ..runtime.distributed import World
+from ..runtime.files import write_atomically
 
 MOST_FILES = 1000
 WHOLE = 2**20  # bytes of a file that is read whole

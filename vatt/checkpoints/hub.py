@@ -16,19 +16,21 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from .card import public
-from .config import Config, ModelConfig
-from .data.text import Tokenizer
-from .model.vatt import VATT as Model
-from .ops import REFERENCE, Ops, choose
-from .pretrained import VOCABULARY, load_config, load_tokenizer, load_weights, model_folder
-from .run import write_config
+from ..config.model import ModelConfig
+from ..config.pretraining import Config
+from ..data.tokenizer import Tokenizer
+from ..model.vatt import VATT as Model
+from ..ops import REFERENCE, Ops, choose
+from ..runtime.provenance import public
+from .loading import load_weights
+from .model_folder import VOCABULARY, load_config, load_tokenizer, model_folder, write_config
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
 except ImportError as error:
     raise ImportError(
-        "vatt.hub needs huggingface_hub: pip install -e '.[hub]' in the project's folder; vatt.load(DIR) works without"
+        "vatt.checkpoints.hub needs huggingface_hub: pip install -e '.[hub]' in the project's folder; "
+        "vatt.load(DIR) works without"
     ) from error
 
 

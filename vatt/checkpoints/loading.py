@@ -1,4 +1,4 @@
-"""A folder with a model becomes a model: `vatt.load(DIR)`. What `vatt.embed`, `vatt.search` and `vatt.hub` stand on.
+"""A folder with a model becomes a model: `vatt.load(DIR)`.
 
 DIR is what training exports (runs/NAME or runs/NAME/model), what `python -m vatt.official convert` writes, or what
 `save_pretrained` wrote: `model.safetensors`, `config.json` and, for models that read text, `vocabulary.txt`.
@@ -6,27 +6,18 @@ DIR is what training exports (runs/NAME or runs/NAME/model), what `python -m vat
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .config import Config
-from .data.text import Tokenizer, VocabularyError
-from .model.vatt import VATT, Classifier
-from .ops import choose
-from .run import RunError, read_config
-from .transfer import load_classifier, load_exactly
-
-VOCABULARY = "vocabulary.txt"
-
-
-def model_folder(folder: str | Path) -> Path:
-    """DIR/model of a finished run, or DIR itself."""
-    folder = Path(folder)
-    return folder / "model" if (folder / "model").is_dir() else folder
+from ..errors import RunError
+from ..model.heads import HEAD_DROPOUT
+from ..model.vatt import VATT, Classifier
+from ..official.init_source import read_source
+from ..ops import choose
+from .model_folder import _is_classifier, load_config, model_folder, read_config
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT | Classifier:
@@ -61,34 +52,36 @@ def load_weights(model: VATT, folder: str | Path) -> None:
     load_exactly(model, folder)
 
 
-def _is_classifier(folder: Path) -> bool:
-    return "classifier" in json.loads((folder / "config.json").read_text())
+def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
+    """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
+    config = read_config(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    if "classifier" not in saved:
+        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
+    try:
+        modality, classes = saved["classifier"]["modality"], saved["classifier"]["classes"]
+        dropout = HEAD_DROPOUT[modality]
+        if type(classes) is not int or classes < 1:
+            raise ValueError(f"classes {classes!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
+                       f"a number of classes ({error})") from error  # fmt: skip
+    classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
+    load_exactly(classifier, folder)
+    return classifier.to(device).eval()
 
 
-def load_config(folder: str | Path) -> Config:
-    """All settings of the model in `folder`; `load_config(DIR).model` holds its sizes. Raises `RunError`."""
-    return read_config(model_folder(folder))
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Words to ids for the model in `folder`. Raises `VocabularyError` for a model that has no word list."""
-    path = model_folder(folder) / VOCABULARY
-    if not path.is_file():
-        raise VocabularyError(
-            f"{path} is missing, so this model cannot read text; copy its word list there (one word a line; for the "
-            "official models howto100m_en.txt of misc_data.tgz), or name it with --vocabulary"
-        )
-    return Tokenizer.from_file(path)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and values: equal for equal weights, whatever file they lie in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def load_exactly(model: nn.Module, folder: Path) -> None:
+    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
+    ours, theirs = model.state_dict(), read_source(folder)
+    differ = [f"{name} is missing" for name in ours if name not in theirs]
+    differ += [f"{name} is unknown" for name in theirs if name not in ours]
+    differ += [
+        f"{name} has shape {list(theirs[name].shape)}, here {list(tensor.shape)}"
+        for name, tensor in ours.items()
+        if name in theirs and theirs[name].shape != tensor.shape
+    ]
+    if differ:
+        more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+        raise RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {differ[0]}{more}")
+    model.load_state_dict(theirs)

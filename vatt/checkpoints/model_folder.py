@@ -9,80 +9,22 @@ OUT/model/             weights + config + vocabulary: all that is needed to use 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import shutil
-import signal
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from .check_config import check
-from .config import Config, ConfigError, from_dict, to_dict
-from .data.manifest import Clip, Manifest
-from .data.text import Tokenizer
-from .files import write_atomically
-
-
-class RunError(RuntimeError):
-    """The run cannot go on; the message says why and what to do."""
-
-
-def first_free(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, -3, ... if that exists."""
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a new run in `folder` would overwrite another: its settings may be lost, its checkpoints are not."""
-    return (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))
-
-
-def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`local_rank`: among several processes of this machine, each takes the GPU of its number."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local_rank is not None:
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on GPUs (parameters stay float32) and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def autocast_for(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def fingerprint(rows: Iterable[Clip | str]) -> str:
-    """Changes when a clip, its span, its captions or its split do, or a word; a resumed run must see the same."""
-    digest = hashlib.sha256()
-    for row in rows:
-        content = row if isinstance(row, str) else (row.name, row.start, row.end, row.captions, row.label, row.split)
-        digest.update(repr(content).encode())
-    return digest.hexdigest()
+from ..config.pretraining import Config
+from ..config.serialization import from_dict, to_dict
+from ..config.validation import check
+from ..data.tokenizer import Tokenizer, VocabularyError
+from ..errors import RunError
+from ..runtime.files import write_atomically
 
 
 def write_config(out: Path, config: Config, record: dict[str, Any]) -> None:
@@ -146,39 +88,30 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Conf
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
-    """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
-    data = config.data
-    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
-    if not clips:
-        names = sorted({clip.split or "" for clip in manifest})
-        raise RunError(f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
-                       "choose one with --set data.train_split=NAME")  # fmt: skip
-    return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)
+VOCABULARY = "vocabulary.txt"
 
 
-@contextlib.contextmanager
-def termination(together: float = 0.0) -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT so that the step in progress ends first; a second signal exits at once.
+def model_folder(folder: str | Path) -> Path:
+    """DIR/model of a finished run, or DIR itself."""
+    folder = Path(folder)
+    return folder / "model" if (folder / "model").is_dir() else folder
 
-    Signals of `together` seconds are one: a terminal and a launcher may both pass on the same Ctrl-C.
-    """
-    received: list[int] = []
-    since = 0.0
 
-    def handle(number: int, frame: Any) -> None:
-        nonlocal since
-        if received and time.monotonic() - since >= together:
-            sys.exit(128 + number)
-        if received:
-            return
-        received.append(number)
-        since = time.monotonic()
-        tqdm.write(f"{signal.Signals(number).name}: saving after this step (again: exit at once)", file=sys.stderr)
+def _is_classifier(folder: Path) -> bool:
+    return "classifier" in json.loads((folder / "config.json").read_text())
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def load_config(folder: str | Path) -> Config:
+    """All settings of the model in `folder`; `load_config(DIR).model` holds its sizes. Raises `RunError`."""
+    return read_config(model_folder(folder))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Words to ids for the model in `folder`. Raises `VocabularyError` for a model that has no word list."""
+    path = model_folder(folder) / VOCABULARY
+    if not path.is_file():
+        raise VocabularyError(
+            f"{path} is missing, so this model cannot read text; copy its word list there (one word a line; for the "
+            "official models howto100m_en.txt of misc_data.tgz), or name it with --vocabulary"
+        )
+    return Tokenizer.from_file(path)

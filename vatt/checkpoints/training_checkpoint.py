@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00001000` with `model.safetensors` (weights and moving statistics), `state.pt` (what
 resuming needs besides, read with `weights_only=True`) and `checksums.json`. It is written under another name and
 renamed when complete, so a folder of that name is whole or damaged later; checksums tell which. Weights and moments of
-a sharded model are in `shards/` instead (`vatt.parallel`).
+a sharded model are in `shards/` instead (`vatt.training.parallel`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from .run import RunError
+from ..errors import RunError
 
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
 _NAME = re.compile(r"step-(\d{8,})")

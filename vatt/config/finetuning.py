@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from .check_config import check
-from .config import AugmentConfig, Config, ConfigError, DataConfig, ModelConfig
-from .data.labelled import modality
+from ..errors import ConfigError
+from .data import AugmentConfig, DataConfig
+from .model import ModelConfig
+from .pretraining import Config
+from .validation import check
 
-TASKS = ("video", "audio", "image")
-LOSSES = ("softmax", "sigmoid")
 FPS, RATE = 12.5, 24_000  # of the release's fine-tuning: half of 25 frames a second, half of 48 kHz
 
 
@@ -129,6 +129,15 @@ def image(model: ModelConfig) -> FinetuneConfig:
     """
     sizes = replace(model.video, tables=None, frames=model.video.patch[0])
     return FinetuneConfig(preset="image", task="image", model=replace(model, video=sizes), eval_windows=1)
+
+
+def modality(task: str) -> str:
+    """What a clip is classified by: a picture is video of a single row of voxels."""
+    return "audio" if task == "audio" else "video"
+
+
+TASKS = ("video", "audio", "image")
+LOSSES = ("softmax", "sigmoid")
 
 
 PRESETS: dict[str, Callable[[ModelConfig], FinetuneConfig]] = {f.__name__: f for f in (video, audio, image)}

@@ -11,20 +11,10 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
-from .config import (
-    AudioConfig,
-    AugmentConfig,
-    Config,
-    ConfigError,
-    DataConfig,
-    DropConfig,
-    EncoderConfig,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    TextConfig,
-    VideoConfig,
-)
+from ..errors import ConfigError
+from .data import AugmentConfig, DataConfig
+from .model import AudioConfig, DropConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
+from .pretraining import Config, OptimConfig
 
 SMALL = EncoderConfig(width=512, layers=6, heads=8, mlp=2048)
 BASE = EncoderConfig(width=768, layers=12, heads=12, mlp=3072)

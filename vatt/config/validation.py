@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .config import Config, ConfigError, EncoderConfig, ModelConfig, kept_tokens
+from ..errors import ConfigError
+from .model import EncoderConfig, ModelConfig, kept_tokens
+from .pretraining import Config
 
 Finding = tuple[str, bool, str]  # setting, fine, what it must be
 

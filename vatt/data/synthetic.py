@@ -38,8 +38,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from vatt.data.encode import REPEATABLE
-from vatt.data.manifest import Clip, ManifestError, write_manifest
+from .clip import Clip, ManifestError
+from .manifest import write_manifest
+from .transcode.encode import REPEATABLE
 
 # Part of the cache folder's name: raise it with every change of the bytes written; `write_clip` still writes format 1.
 FORMAT = 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.files import write_atomically
+from ..runtime.files import write_atomically
 
 PAD = 0
 PAD_WORD, UNKNOWN_WORD = "<pad>", "<unk>"

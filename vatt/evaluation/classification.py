@@ -18,22 +18,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .classify_files import draw_confusion, write_per_class, write_predictions
-from .config import ConfigError, DataConfig, to_dict
-from .data.batch import Batch
-from .data.labelled import ViewDataset
-from .data.manifest import Manifest
-from .distributed import ALONE, World
+from ..checkpoints.fingerprints import fingerprint, weights_fingerprint
+from ..checkpoints.loading import load_classifier
+from ..checkpoints.model_folder import model_folder
+from ..config.data import DataConfig
+from ..config.serialization import to_dict
+from ..data.clip import Manifest
+from ..data.datasets.classification import ViewDataset
+from ..errors import ConfigError, RunError
+from ..inference.logits import predict
+from ..inference.result_folder import open_parts
+from ..model.vatt import Classifier
+from ..runtime.distributed import ALONE, World
 from .metrics import classification_scores, multilabel_scores
-from .model.vatt import Classifier
-from .pretrained import model_folder, weights_fingerprint
-from .resumed import Arrays, clip_arrays, open_parts
-from .run import RunError, fingerprint
-from .transfer import load_classifier
+from .prediction_files import draw_confusion, write_per_class, write_predictions
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,6 @@ class ClassifyConfig:
     @property
     def views(self) -> int:
         return self.windows * self.crops
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """logits float32 [C,K], means over the views; `clips`: manifest index of each; `bad`: those left out, and why."""
-
-    logits: Tensor
-    clips: list[int]
-    bad: list[tuple[int, str]]
 
 
 def read_classifier(folder: str | Path, device: torch.device, *,
@@ -132,30 +124,6 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
     present = target.unique()
     per_class = torch.stack([right[target == c].mean() for c in present])
     return classification_scores(logits, target) | {"mean_class_accuracy": per_class.mean().item()}
-
-
-@torch.no_grad()
-def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
-            world: World = ALONE) -> Predictions:  # fmt: skip
-    """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
-
-    Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-
-    def make(batch: Batch) -> Arrays:
-        logits = torch.empty(0, model.head.linear.out_features)
-        if batch.clips:
-            x = batch.audio if model.modality == "audio" else batch.video
-            with autocast:
-                logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
-        return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
-
-    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
-    model.train(was_training)
-    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
 
 
 def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: DataConfig, out: Path,

@@ -1,6 +1,6 @@
 """Official splits and folds: which clips a probe is fitted to, which it is tested on, and what it scores there.
 
-A folder below OUT/MODALITY for each fold: predictions, a table of classes and their confusion (vatt.classify_files).
+A folder below OUT/MODALITY for each fold: predictions, a table of classes and their confusion (prediction_files.py).
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .classify import check_labels, label_table, score
-from .classify_files import draw_confusion, write_per_class, write_predictions
-from .config import Config, ConfigError
-from .data.labelled import ViewDataset
-from .data.loader import DataError
-from .data.manifest import Clip, Manifest, read_manifest
-from .distributed import ALONE, World
-from .files import write_atomically
-from .model.vatt import Backbone
-from .probe import CentreDataset, Pooled, classify, pooled_features
+from ..config.pretraining import Config
+from ..data.clip import Clip, Manifest
+from ..data.datasets.classification import ViewDataset
+from ..data.datasets.evaluation import CentreDataset
+from ..data.manifest import read_manifest
+from ..errors import ConfigError, DataError
+from ..inference.pooled_features import Pooled, pooled_features
+from ..model.vatt import Backbone
+from ..runtime.distributed import ALONE, World
+from ..runtime.files import write_atomically
+from .classification import check_labels, label_table, score
+from .linear_probe import classify
+from .prediction_files import draw_confusion, write_per_class, write_predictions
 
 
 class Fold(NamedTuple):

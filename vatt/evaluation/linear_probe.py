@@ -14,28 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ConfigError, DataConfig, ModelConfig, OptimConfig
-from .data.batch import Batch
-from .data.clips import Sample
-from .data.loader import EvalDataset
-from .data.manifest import Clip, Manifest
-from .data.text import Tokenizer
-from .data.windows import Window
-from .distributed import ALONE, World
+from ..config.pretraining import OptimConfig
+from ..errors import ConfigError
+from ..model.initializers import glorot_normal_, linear
+from ..runtime.progress import progress_bar
+from ..training.optimizers import Adam
 from .metrics import classification_scores
-from .model.tokens import glorot_normal_, linear
-from .model.vatt import Backbone
-from .optim import Adam
-from .progress import progress_bar
-from .resumed import Arrays, Bad, clip_arrays
 
 CLASSIFIERS = ("official", "lbfgs", "sklearn")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -43,58 +33,6 @@ HELD_OUT = 5  # every fifth training clip of a class chooses the strength
 HIDDEN, DROPOUT, PENALTY, RATE, BATCH, EPOCHS = 128, 0.9, 0.1, 5e-4, 64, 1000  # the release's
 
 Fit = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
-
-
-class Pooled(NamedTuple):
-    """Pooled features float32 [n,W,D] of the clips with these manifest indices, and those left out."""
-
-    features: Tensor
-    clips: list[int]
-    bad: Bad
-
-
-class CentreDataset(EvalDataset):
-    """One window of every clip, from its middle; of its sound or its pictures."""
-
-    def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, modality: str, batch_size: int) -> None:
-        only = (modality,)
-        # Of three evenly spaced windows the second one is in the middle.
-        super().__init__(clips, data, model, Tokenizer([]), 3, batch_size, read=only, needs=only)
-
-    @property
-    def video_axes(self) -> tuple[int, ...]:
-        return (1,)
-
-    @property
-    def audio_axes(self) -> tuple[int, ...]:
-        return (1,)
-
-    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
-        return super()._sample(clip, windows[1:2])
-
-
-def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, autocast: Any, what: str,
-                    parts: Path | None = None, max_bad_share: float = 1.0,
-                    world: World = ALONE) -> Pooled:  # fmt: skip
-    """The pooled feature of every window of `dataset`, in eval mode; see `clip_arrays` for `parts` and errors."""
-    device = next(backbone.parameters()).device
-    (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes
-
-    @torch.no_grad()
-    def make(batch: Batch) -> Arrays:
-        pooled = torch.empty(0, backbone.width(modality))
-        if batch.clips:
-            x = batch.video if modality == "video" else batch.audio
-            with autocast:
-                pooled = backbone.features(modality, x.flatten(0, 1).to(device))[:, 0]
-        windows = pooled.float().reshape(-1, views, pooled.shape[-1]).cpu().numpy()
-        return {"features": windows, "row": np.array(batch.clips, np.int64)}
-
-    was_training = backbone.training
-    backbone.eval()
-    arrays, bad = clip_arrays(dataset, make, what, parts, max_bad_share, world)
-    backbone.train(was_training)
-    return Pooled(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), bad)
 
 
 def classify(classifier: str, features: Tensor, labels: Tensor, windows: Tensor, classes: int) -> Tensor:

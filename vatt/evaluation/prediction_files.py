@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.manifest import Clip, Manifest
-from .files import write_atomically
+from ..data.clip import Clip, Manifest
+from ..runtime.files import write_atomically
 from .metrics import average_precision, roc_area
 
 BEST = 5

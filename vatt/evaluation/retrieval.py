@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.batch import Batch, DataError
-from .data.loader import EvalDataset
-from .data.manifest import Manifest
-from .data.text import split_words
-from .distributed import ALONE, World
-from .files import write_atomically
+from ..data.clip import Manifest
+from ..data.datasets.batch import Batch
+from ..data.datasets.evaluation import EvalDataset
+from ..data.tokenizer import split_words
+from ..errors import DataError
+from ..inference.over_clips import Arrays, Bad, clip_arrays
+from ..model.vatt import VATT
+from ..runtime.distributed import ALONE, World
+from ..runtime.files import write_atomically
 from .metrics import ranks, retrieval_scores, window_similarity
-from .model.vatt import VATT
-from .resumed import Arrays, Bad, clip_arrays
 
 SCORES = ("embd", "cosine")
 

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ConfigError
+from ..errors import ConfigError
 
 Arrays = dict[str, NDArray[Any]]
 CLIP = ("path", "row", "start", "end", "split", "label")

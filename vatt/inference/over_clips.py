@@ -6,8 +6,6 @@ The same call goes on after the last whole shard and gives what an uninterrupted
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,25 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .data.bad_clips import bad_share
-from .data.batch import Batch, DataError
-from .data.loader import EvalDataset, make_loader
-from .distributed import ALONE, World
-from .files import write_atomically
-from .progress import progress_bar
+from ..data.bad_clips import bad_share
+from ..data.datasets.batch import Batch
+from ..data.datasets.evaluation import EvalDataset
+from ..data.loader import make_loader
+from ..errors import DataError
+from ..runtime.distributed import ALONE, World
+from ..runtime.files import write_atomically
+from ..runtime.progress import progress_bar
 
 Arrays = dict[str, NDArray[Any]]
 Bad = list[tuple[int, str]]  # manifest index and reason of each clip left out
 SHARD_CLIPS = 64  # at least; what a crash loses
-
-
-def open_parts(parts: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder `parts`, and empties it first when its shards are those of another `identity` (plain JSON)."""
-    text, path = json.dumps(identity), parts / "identity"
-    if not path.is_file() or path.read_text() != text:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        write_atomically(path, text.encode())
 
 
 def clip_arrays(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, parts: Path | None = None,

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ConfigError, LossConfig
+from ..config.pretraining import LossConfig
+from ..errors import ConfigError
 from ..ops import Ops
 from .heads import Embeddings
 

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..config import AudioConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
-from .names import MODEL
+from ..config.model import AudioConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
+from .variable_names import MODEL
 
 Shape = tuple[int, ...]
 HEAD_WIDTH, MAX_DISTANCE = 64, 64

@@ -1,6 +1,6 @@
 """The paper's tables, row by row: `python -m vatt.recipes [NAME]` prints what leads to each number.
 
-A recipe is a row of vatt.recipes_rows; `commands` are all steps from the official annotation files to the score, and
+A recipe is a row of vatt.recipes.rows; `commands` are all steps from the official annotation files to the score, and
 `settings` what they resolve to. The paper's corpora have to be there already: nothing is downloaded.
 """
 
@@ -14,10 +14,10 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-from . import evaluate, finetune
-from .config import ConfigError
-from .finetune_config import FinetuneConfig
-from .recipes_rows import CHECKPOINTS, DATASETS, PRETRAINING, RECIPES, Recipe
+from .. import evaluate, finetune
+from ..config.finetuning import FinetuneConfig
+from ..errors import ConfigError
+from .rows import CHECKPOINTS, DATASETS, PRETRAINING, RECIPES, Recipe
 
 EXAMPLES = """examples:
   python -m vatt.recipes                     all recipes, with the paper's numbers

@@ -6,17 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from .checkpoint import DamagedCheckpoint
-from .config import ConfigError
-from .data.batch import DataError
-from .data.manifest import ManifestError
-from .data.text import VocabularyError
-from .distributed import Elsewhere, Finished
+from ..checkpoints.training_checkpoint import DamagedCheckpoint
+from ..data.clip import ManifestError
+from ..data.tokenizer import VocabularyError
+from ..errors import ConfigError, DataError, Elsewhere, Finished, RunError
+from ..inference.features_file import FeaturesError
+from ..official.convert import MapError
+from ..official.tensorflow_checkpoint import CheckpointError
 from .faults import report
-from .features import FeaturesError
-from .official.convert import MapError
-from .run import RunError
-from .tf_checkpoint import CheckpointError
 
 USAGE = (ConfigError, ManifestError, VocabularyError)
 FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, FeaturesError, OSError)

@@ -19,25 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .config import ConfigError
-from .run import RunError
+from ..errors import ConfigError, Elsewhere, Finished, RunError
 
 T = TypeVar("T")
 # PyTorch 2.13 renamed both, and warns of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-class Elsewhere(RunError):
-    """An error that rank 0 reports; the other ranks stop with it and say nothing. `cause` is that error."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class Finished(Exception):
-    """This rank has done its part; the first one goes on alone."""
 
 
 class World:

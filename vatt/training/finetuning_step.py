@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data.batch import Batch
-from .distributed import ALONE, World
-from .finetune_config import FinetuneConfig
-from .model.loss import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
-from .model.tokens import Rows, mix_seed
-from .model.vatt import Classifier
-from .optim import SGD, multilevel_rate
+from ..config.finetuning import FinetuneConfig
+from ..data.datasets.batch import Batch
+from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
+from ..model.randomness import Rows, mix_seed
+from ..model.vatt import Classifier
+from ..runtime.distributed import ALONE, World
+from .optimizers import SGD
 from .parallel import whole
+from .schedules import multilevel_rate
 
 _MIXUP = 20  # keeps these draws apart from those of the model
 

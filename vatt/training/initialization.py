@@ -6,21 +6,15 @@ go through the spline, the class head starts fresh. Unlike the release, nothing 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from .model.tokens import resample_table
-from .model.vatt import Classifier
-from .official.convert import HEAD_DROPOUT, map_checkpoint, read_weights
-from .ops import choose
-from .run import RunError, read_config
-from .tf_checkpoint import TFCheckpoint
+from ..errors import RunError
+from ..model.positions import resample_table
+from ..model.vatt import Classifier
+from ..official.init_source import read_source
 
 
 @dataclass
@@ -46,25 +40,6 @@ class Transfer:
             groups[group] = groups.get(group, 0) + 1
         lines += [f"not used: {group} ({count} tensors)" for group, count in sorted(groups.items())]
         return "\n".join(lines)
-
-
-def read_source(source: str | Path) -> dict[str, Tensor]:
-    """Weights of an exported model, a finished run, a checkpoint folder, or an official checkpoint (PREFIX).
-
-    Raises `RunError` for a folder without a model and `CheckpointError` for an official checkpoint that is damaged.
-    """
-    source = Path(source)
-    for folder in (source / "model", source):
-        if (path := folder / "model.safetensors").is_file():
-            try:
-                return load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise RunError(f"{path} cannot be read: {error}") from error
-    has_index = source.is_dir() and any(source.glob("*.index"))
-    if not has_index and not Path(f"{str(source).removesuffix('.index')}.index").is_file():
-        raise RunError(f"{source} is neither a folder with model.safetensors nor an official checkpoint's PREFIX")
-    with TFCheckpoint(source) as checkpoint:
-        return read_weights(checkpoint, map_checkpoint(checkpoint, need_heads=False))
 
 
 @torch.no_grad()
@@ -97,38 +72,3 @@ def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
             "check model.kind, the modality and the sizes of the classifier"
         )
     return report
-
-
-def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
-    """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
-    config = read_config(folder)
-    saved = json.loads((folder / "config.json").read_text())
-    if "classifier" not in saved:
-        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
-    try:
-        modality, classes = saved["classifier"]["modality"], saved["classifier"]["classes"]
-        dropout = HEAD_DROPOUT[modality]
-        if type(classes) is not int or classes < 1:
-            raise ValueError(f"classes {classes!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
-                       f"a number of classes ({error})") from error  # fmt: skip
-    classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
-    load_exactly(classifier, folder)
-    return classifier.to(device).eval()
-
-
-def load_exactly(model: nn.Module, folder: Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
-    ours, theirs = model.state_dict(), read_source(folder)
-    differ = [f"{name} is missing" for name in ours if name not in theirs]
-    differ += [f"{name} is unknown" for name in theirs if name not in ours]
-    differ += [
-        f"{name} has shape {list(theirs[name].shape)}, here {list(tensor.shape)}"
-        for name, tensor in ours.items()
-        if name in theirs and theirs[name].shape != tensor.shape
-    ]
-    if differ:
-        more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
-        raise RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {differ[0]}{more}")
-    model.load_state_dict(theirs)

@@ -11,16 +11,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from ..config.serialization import differences, to_json
+from ..data.bad_clips import BadClips
+from ..errors import ConfigError
+from ..runtime.cli import exit_code
+from ..runtime.device import pick_device
+from ..runtime.distributed import World, joined
+from ..runtime.files import first_free, write_atomically
 from . import loop
-from .command import exit_code
-from .config import ConfigError, differences, to_json
-from .data.bad_clips import BadClips
-from .distributed import World, joined
-from .files import write_atomically
+from .metrics_log import read_metrics
 from .parallel import KINDS
-from .profile import Traced, parse_traced
-from .records import read_metrics
-from .run import first_free, holds_run, pick_device
+from .profiler import Traced, parse_traced
 from .status import format_status, status
 
 
@@ -129,3 +130,8 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
 def write_result(out: Path, result: dict[str, Any]) -> None:
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {result['bad_clips']} bad clips")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a new run in `folder` would overwrite another: its settings may be lost, its checkpoints are not."""
+    return (folder / "config.json").exists() or any((folder / "checkpoints").glob("step-*"))

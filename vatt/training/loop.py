@@ -9,25 +9,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from torch import nn
-from torch.optim import Optimizer
 from tqdm import tqdm
 
-from . import checkpoint
-from .config import ConfigError, DataConfig
-from .data.bad_clips import BadClips
-from .data.loader import Batch, BatchSource, DataError, make_loader
-from .data.manifest import Manifest
-from .distributed import ALONE, Elsewhere, World
-from .parallel import is_sharded, load_shards, save_shards
-from .profile import Traced, tracing
-from .progress import progress_bar
-from .records import MetricsLog
-from .run import RunError, termination
+from ..config.data import DataConfig
+from ..data.datasets.batch import Batch
+from ..data.loader import BatchSource, make_loader
+from ..errors import ConfigError, DataError, Elsewhere, RunError
+from ..runtime.distributed import World
+from ..runtime.progress import progress_bar
+from .metrics_log import MetricsLog
+from .profiler import Traced, tracing
+from .session import Session
+from .signals import termination
 
 
 class Settings(Protocol):
@@ -47,67 +44,6 @@ class Settings(Protocol):
     def log_every(self) -> int: ...
     @property
     def tensorboard(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a run in folder `out` trains, and what its checkpoints hold.
-
-    `identity`: fingerprints of what must not change while the run lasts, each with the file to restore if it did.
-    `record`: settings and environment as JSON, so that a damaged config.json costs nothing.
-    """
-
-    out: Path
-    manifest: Manifest
-    model: nn.Module
-    optimizer: Optimizer
-    bad: BadClips
-    identity: dict[str, tuple[str, Path]]
-    record: str
-    world: World = ALONE
-
-    def restore(self, steps: int) -> int:
-        """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
-
-        Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
-        """
-        found = checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
-        self.world.agree("newest checkpoints, steps", found.step if found else 0)
-        if found is None:
-            return 0
-        for what, (fingerprint, place) in self.identity.items():
-            if found.state[what] != fingerprint:
-                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
-        if found.step > steps:
-            raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
-        if found.model is None:
-            load_shards(found.path / checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
-        elif is_sharded(self.model):
-            raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
-        else:
-            self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.state["optimizer"])
-        self.bad.load_state_dict(found.state["bad_clips"])
-        return found.step
-
-    def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
-        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it.
-
-        All ranks call it. Each writes its part of a sharded model, the first one everything else.
-        """
-        self.world.first(self.bad.write)  # refreshes the counts
-        folder = self.out / "checkpoints"
-        state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
-                 **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
-        if not is_sharded(self.model):
-            whole = state | {"optimizer": self.optimizer.state_dict()}
-            self.world.first(lambda: checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
-            return
-        temporary = self.world.first(lambda: checkpoint.begin(folder, step))
-        if temporary is not None:
-            with checkpoint.clearing(temporary):
-                rest = save_shards(temporary / checkpoint.SHARDS, self.model, self.optimizer)
-                self.world.first(lambda: checkpoint.finish(temporary, step, state | {"optimizer": rest}, keep=keep))
 
 
 class _Part(NamedTuple):

@@ -8,18 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from .files import write_atomically
-
-PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
+from ..runtime.files import write_atomically
 
 
 class Metric(NamedTuple):
@@ -53,22 +45,6 @@ METRICS = (
     Metric("replaced", "clips", "clips of the batch that could not be used and were replaced"),
     Metric("bad_clips", "clips", "different clips that could not be used, in the run so far"),
 )  # fmt: skip
-
-
-def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Command, commit, versions and machine: enough to trace a figure to what made it."""
-    device = torch.device(device)
-    return {
-        "argv": sys.orig_argv[1:],
-        **_commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-    }
 
 
 class MetricsLog:
@@ -137,35 +113,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> dict[str, Any]:
-    def git(*command: str) -> str | None:
-        folder = Path(__file__).parent
-        try:
-            done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-if __name__ == "__main__":
-    print(metrics_table())

@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .data.batch import Batch
-from .distributed import ALONE, World
-from .model.heads import Embeddings, Pooled
-from .model.loss import Gathered, Losses, pretraining_loss
-from .model.tokens import Rows, mix_seed
-from .model.vatt import VATT
-from .ops import Ops
-from .optim import Adam, learning_rate
+from ..config.pretraining import Config
+from ..data.datasets.batch import Batch
+from ..model.heads import Embeddings, Pooled
+from ..model.losses import Gathered, Losses, pretraining_loss
+from ..model.randomness import Rows, mix_seed
+from ..model.vatt import VATT
+from ..ops import Ops
+from ..runtime.distributed import ALONE, World
+from .optimizers import Adam
 from .parallel import unsynchronised, whole
+from .schedules import learning_rate
 
 
 def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step: int, autocast: Any, ops: Ops,

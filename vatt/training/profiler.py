@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from .config import ConfigError
+from ..errors import ConfigError
 
 
 class Traced(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .run import RunError
+from ..errors import RunError
 
 LAST = 20  # steps that averages are taken over
 TAIL_BYTES = 4 * 2**20  # of metrics.jsonl: many more lines than LAST

@@ -2,14 +2,14 @@
 
 decode (NVDEC, the chosen frames only) -> shrink like the PyAV path -> crop, scale jitter, flip and display rotation as
 one bilinear warp in float32 -> colour jitter in float32 -> uint8, rounded once. What is drawn at random is not drawn
-here: it comes in as numbers, from the same function as in the PyAV path (`vatt.data.augment.draw_video`), so that both
-paths crop and colour a clip alike. The colour jitter is that of `vatt.data.augment`, in the same order, written with
+here: it comes in as numbers, from the same function as in the PyAV path (`vatt.data.datasets.augment.draw_video`), so
+that both paths crop and colour a clip alike. The colour jitter is that of the same file, in the same order, with
 DALI's arithmetic: its own `hsv` and `color_twist` are another thing, linear in YIQ.
 
 How far the two paths may differ: same frames and same taps, so without shrinking by one level of 255 (float32 against
 float32, rounded) on top of the colour conversion of the decoders. Shrinking is where they part: here RGB is shrunk with
 a triangle filter, there libswscale shrinks Y, U and V, rounded to 8 bits, with its own. On linear ramps every symmetric
-filter agrees, see tests/test_dali.py for the bound; at edges the difference is that of the filters' widths.
+filter agrees, see tests/data/test_dali.py for the bound; at edges the difference is that of the filters' widths.
 
 The same function builds the graph for "gpu" and "cpu". The CPU graph runs in the tests (VP9 and MJPEG clips); the GPU
 graph has been constructed and serialised, and has never run.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.data.augment import VideoDraw
+from ..datasets.augment import VideoDraw
 
 UNCHANGED = (0.0, 1.0, 1.0, 0.0)  # brightness, saturation, contrast, hue
 TINY = 1e-12  # keeps grey and black, whose hue and saturation are 0 whatever they are divided by, from 0 / 0
@@ -100,7 +100,7 @@ def warp_matrix(draw: VideoDraw, size: int, width: int, height: int, quarters: i
 
 
 def _recoloured(video: Any, colour: Any) -> Any:
-    """`vatt.data.augment._colour` on DALI's float FHWC in [0, 255], `colour` as in `start_graph`."""
+    """`vatt.data.datasets.augment._colour` on DALI's float FHWC in [0, 255], `colour` as in `start_graph`."""
     from nvidia.dali import fn, math, types
 
     brightness, saturation, contrast, hue = (colour[i] for i in range(4))

@@ -4,7 +4,7 @@ Batch `step` is planned, drawn and replaced as by `ClipDataset`, from the same n
 flips, colours, captions and sound, whatever the number of workers, pipelines, ranks and restarts. Only the pixels come
 from another decoder and another resize (`vatt.data.dali_graph` says how far apart they may be).
 
-The workers are those of the PyAV path. They read packets and decode the sound (`vatt.data.packets`), so a missing or
+The workers are those of the PyAV path. They read packets and decode the sound (`packets.py`), so a missing or
 broken file is met there and replaced by the rule of the loader. What DALI does not decode (other codecs, more than 8
 bits, interlaced frames, images, packets without display times) PyAV decodes in the worker; each reason is told once.
 
@@ -35,16 +35,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vatt.config import ConfigError
-from vatt.data.augment import audio_noise, draw_video, short_side, to_float
-from vatt.data.batch import Batch, DataError
-from vatt.data.clips import Clocks, Sample
-from vatt.data.dali_graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
-from vatt.data.decode import shrunk
-from vatt.data.loader import ClipDataset, make_loader
-from vatt.data.manifest import Clip
-from vatt.data.packets import PacketReader, Unsuitable
-from vatt.data.reader import BadClip
+from ...errors import ConfigError, DataError
+from ..clip import Clip
+from ..datasets.augment import audio_noise, draw_video, short_side
+from ..datasets.base import Clocks, Sample
+from ..datasets.batch import Batch
+from ..datasets.training import ClipDataset
+from ..decoding.audio import to_float
+from ..decoding.container import BadClip
+from ..decoding.video import shrunk
+from ..loader import make_loader
+from .graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
+from .packets import PacketReader, Unsuitable
 
 TRIAL_CLIPS = 4
 TRIAL_LIMIT = (

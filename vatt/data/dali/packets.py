@@ -1,7 +1,7 @@
 """Windows of clips as packets: what DALI is given to decode, found and cut out with PyAV.
 
 A window is read from its key frame on; the times of the packets say which frames are shown at the model's rate, for any
-source rate, also a variable one: the frames that `vatt.data.decode` gives. The first frame is decoded, for its size,
+source rate, also a variable one: the frames that `vatt.data.decoding.video` gives. The first is decoded, for its size,
 rotation and pixel format. The packets then go into a small Matroska file in memory with plain timestamps, so that DALI
 sees one kind of file, whose frames are all there, whatever the clip was.
 """
@@ -20,11 +20,12 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vatt.data.decode import SEEK_STEP, DecodedSpan, frames_until, grid_frames
-from vatt.data.manifest import Clip
-from vatt.data.reader import BadClip, Late, Reader, opened, plain, seconds_of
-from vatt.data.sound import read_audio
-from vatt.data.windows import WindowReader
+from ..clip import Clip
+from ..datasets.windows import WindowReader
+from ..decoding.audio import read_audio
+from ..decoding.container import BadClip, Late, Reader, opened, plain, seconds_of
+from ..decoding.span import DecodedSpan
+from ..decoding.video import SEEK_STEP, frames_until, grid_frames
 
 # Codecs that DALI decodes, and the shorter side that NVDEC needs at least.
 DECODED = {
@@ -138,7 +139,7 @@ def _packets_from(
     assert stream is not None
     if origin is None or not stream.time_base:
         raise Unsuitable("no start time")
-    slack = min(1e-3, float(stream.time_base) / 2)  # as in `vatt.data.decode`
+    slack = min(1e-3, float(stream.time_base) / 2)  # as in `vatt.data.decoding.video`
     found: list[tuple[int, Packet]] = []  # time shown, in ticks of the stream
     last = (origin + start + (frames - 1) / fps + slack) / float(stream.time_base)  # in ticks, too
     later = 0

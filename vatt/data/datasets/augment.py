@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.config import AugmentConfig
+from ...config.data import AugmentConfig
 
 Frames = NDArray[np.uint8]
 Plane = NDArray[np.float32]
@@ -100,11 +100,6 @@ def centre_crop(frames: Frames, size: int) -> Frames:
     for i, frame in enumerate(frames):
         out[i] = to_uint8(resample(frame, rows, columns))
     return out
-
-
-def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
-    """int16 samples to float32 in [-1, 1)."""
-    return samples.astype(np.float32) / np.float32(32768)
 
 
 def audio_noise(samples: NDArray[np.float32], share: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vatt.config import DataConfig, ModelConfig
-from vatt.data.augment import short_side
-from vatt.data.batch import MODALITIES, Batch, DataError
-from vatt.data.manifest import Clip, Manifest
-from vatt.data.reader import BadClip
-from vatt.data.text import Tokenizer
-from vatt.data.watch import Watch
-from vatt.data.windows import WindowReader
+from ...config.data import DataConfig
+from ...config.model import ModelConfig
+from ...errors import DataError
+from ..clip import Clip, Manifest
+from ..decoding.container import BadClip
+from ..decoding.watchdog import Watch
+from ..tokenizer import Tokenizer
+from .augment import short_side
+from .batch import MODALITIES, Batch
+from .windows import WindowReader
 
 
 @dataclass

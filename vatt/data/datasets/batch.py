@@ -10,10 +10,6 @@ import torch
 MODALITIES = ("video", "audio", "text")
 
 
-class DataError(RuntimeError):
-    """Data that a run cannot go on with. The message names the way out."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """B clips, with T frames, S samples, L captions of W words; evaluation batches have a windows axis after B.

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from vatt.config import DataConfig, ModelConfig
-from vatt.data.augment import Frames
-from vatt.data.crops import inception_video, three_crops
-from vatt.data.loader import ClipDataset, EvalDataset
-from vatt.data.manifest import Manifest
-from vatt.data.text import Tokenizer
+from ...config.data import DataConfig
+from ...config.finetuning import modality
+from ...config.model import ModelConfig
+from ..clip import Manifest
+from ..tokenizer import Tokenizer
+from .augment import Frames
+from .crops import inception_video, three_crops
+from .evaluation import EvalDataset
+from .training import ClipDataset
 
 Range = tuple[float, float]
-
-
-def modality(task: str) -> str:
-    """What a clip is classified by: a picture is video of a single row of voxels."""
-    return "audio" if task == "audio" else "video"
 
 
 class LabelledDataset(ClipDataset):

@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.config import AugmentConfig
-from vatt.data.augment import Taps, fit_short_side, jitter_colours, resample, to_uint8
+from ...config.data import AugmentConfig
+from .augment import Taps, fit_short_side, jitter_colours, resample, to_uint8
 
 Frames = NDArray[np.uint8]
 ATTEMPTS = 100

@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.config import AudioConfig, VideoConfig
-from vatt.data.decode import DecodedSpan, decode_span, grid_frames
-from vatt.data.manifest import Clip
-from vatt.data.reader import BOTH, BadClip, probe
-from vatt.data.watch import Watch
+from ...config.model import AudioConfig, VideoConfig
+from ..clip import Clip
+from ..decoding.container import BOTH, BadClip, probe
+from ..decoding.span import DecodedSpan, decode_span
+from ..decoding.video import grid_frames
+from ..decoding.watchdog import Watch
 
 WHOLE_SECONDS = 20.0
 KNOWN_DURATIONS = 100_000  # remembered, so that a corpus of millions does not fill the memory with them

@@ -24,10 +24,10 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vatt.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
-from vatt.data.manifest import ManifestError
-from vatt.data.shards import open_clip
-from vatt.data.sources_read import AUDIO, IMAGE
+from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
+from ..clip import ManifestError
+from ..media_types import AUDIO, IMAGE
+from ..shards.index import open_clip
 
 # What libav prints about damaged files says nothing that the exceptions do not, once per frame.
 av.logging.set_level(av.logging.PANIC)

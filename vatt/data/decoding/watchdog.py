@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch.utils.data import get_worker_info
 
-from vatt.data.limits import memory_limit
-from vatt.data.manifest import Clip
-from vatt.data.reader import BadClip
+from ..clip import Clip
+from .container import BadClip
+from .memory_limit import memory_limit
 
 _PID, _CLIP, _SINCE = range(3)  # columns of the table; _SINCE is 0 while nothing is being decoded
 MAX_KILLED = 8  # workers killed from outside, each at another clip not read since, before it is called a fault

@@ -13,39 +13,19 @@ KEY.txt: a caption a line. Key and suffix are divided by the first dot of the na
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
-import io
 import json
 import math
 import os
-import re
-import tarfile
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from vatt.config import ConfigError
-from vatt.data.manifest import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
-from vatt.data.sources_read import AUDIO, IMAGE, VIDEO
-from vatt.progress import progress_bar
-
-MAX_CLIP = 2**31  # bytes of one clip, which is read into memory
-MAX_ENTRIES = 2**20  # of a tar: their names are kept in memory
-REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
-BLOCK = 2**20
-
-Index = dict[str, tuple[int, int]]  # name of a clip or text in a tar -> offset, size
-
-
-class Member(io.BytesIO):
-    """A clip that was read from a tar; `name` is its own."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
+from ...runtime.progress import progress_bar
+from ..clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
+from ..media_types import AUDIO, IMAGE
+from ..media_types import MEDIA_SUFFIXES as VIDEO
+from .download import REMOTE, _webdataset, fetch
+from .index import Index, _index, _read, _tars_in
 
 
 def is_shards(source: str | Path) -> bool:
@@ -86,90 +66,6 @@ def read_shards(source: str | Path) -> list[Clip]:
     return clips
 
 
-def open_clip(path: Path) -> Path | Member:
-    """`path` itself, or the bytes of the clip if it names one in a tar.
-
-    Raises:
-        OSError: no such clip in the tar, or the tar cannot be read.
-        ManifestError: a tar that is damaged or refused.
-    """
-    tar = tar_of(path)
-    if tar is None:
-        return path
-    name = path.relative_to(tar).as_posix()
-    status = tar.stat()
-    place = _index(tar, status.st_size, status.st_mtime_ns).get(name)
-    if place is None:
-        raise FileNotFoundError(f"no {name} in {tar}")
-    return Member(_read(tar, *place), path.name)
-
-
-def tar_of(path: Path) -> Path | None:
-    """The tar that a clip's path leads into; None for ordinary files."""
-    if ".tar/" not in path.as_posix():
-        return None
-    return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
-
-
-def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Path]:
-    """Writes tars of `per_shard` clips each, 000000.tar and so on, in the order given; replaces those of before.
-
-    The bytes depend on the clips alone. Raises OSError, and `ManifestError` for a clip of more than `MAX_CLIP` bytes.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    with progress_bar(len(clips), "packing", "clip") as bar:
-        for first in range(0, len(clips), per_shard):
-            written.append(folder / f"{len(written):06d}.tar")
-            with _whole(written[-1]) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, clip in enumerate(clips[first : first + per_shard], first):
-                    _add(tar, f"{number:08d}{clip.path.suffix.lower()}", _bytes_of(clip))
-                    _add(tar, f"{number:08d}.json", _text_of(clip))
-                    bar.update()
-    for old in set(_tars_in(folder)) - set(written):
-        old.unlink()
-    return written
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that gets its name when it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _bytes_of(clip: Clip) -> bytes:
-    source = open_clip(clip.path)
-    data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-    if len(data) > MAX_CLIP:
-        raise ManifestError(f"{clip.path}: {len(data):,} bytes are too many for a shard; cut the clip with start, end")
-    return data
-
-
-def _text_of(clip: Clip) -> bytes:
-    said: dict[str, Any] = {"captions": list(clip.captions), "label": clip.label, "split": clip.split}
-    if clip.start or clip.end is not None:
-        said |= {"start": clip.start, "end": clip.end}
-    return json.dumps(said, ensure_ascii=False).encode()
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), 0o644
-    archive.addfile(entry, io.BytesIO(data))
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.tar") if file.is_file() and not file.name.startswith("."))
-
-
 def _find(source: str) -> list[Path]:
     """The local tars that a source names."""
     if not REMOTE.match(source):
@@ -188,128 +84,6 @@ def _find(source: str) -> list[Path]:
     if absent:
         raise ManifestError(f"{source}: {len(absent)} of {len(tars)} tars are not there, the first one {absent[0]}")
     return tars
-
-
-def cache_root() -> Path:
-    """$VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
-    root = os.environ.get("VATT_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"
-
-
-def fetch(url: str) -> Path:
-    """The local copy of a remote tar, downloaded if it is not there yet: under its name only when it is whole.
-
-    Processes that want the same tar wait for the first one. All addresses but http(s) make the library run a shell
-    command, and an address may come from a stranger's config.json: they need VATT_ALLOW_COMMANDS=1. Raises
-    `ManifestError` when it cannot be had, `ConfigError` when it may not.
-    """
-    if not url.lower().startswith(("http:", "https:")) and os.environ.get("VATT_ALLOW_COMMANDS") != "1":
-        raise ConfigError(f"{url}: reading it runs a command in a shell; if you trust it, set VATT_ALLOW_COMMANDS=1")
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    last = re.sub(r"[^A-Za-z0-9_.-]+", "_", url.split("?")[0].rsplit("/", 1)[-1]).removesuffix(".tar")[-60:]
-    tar = cache_root().absolute() / "shards" / f"{last}-{digest}.tar"
-    if tar.is_file():
-        return tar
-    tar.parent.mkdir(parents=True, exist_ok=True)
-    with open(tar.with_name(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not tar.is_file():
-            _download(url, tar)
-    return tar
-
-
-def _download(url: str, tar: Path) -> None:
-    try:
-        with _whole(tar) as file:
-            with _webdataset().gopen(url, "rb") as stream, progress_bar(0, f"downloading {tar.name}", "B") as bar:
-                bar.unit_scale = True
-                while block := stream.read(BLOCK):
-                    file.write(block)
-                    bar.update(len(block))
-            file.flush()
-            for _ in _entries(Path(file.name)):
-                pass
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{url}: cannot be downloaded ({error})") from error
-
-
-def _webdataset() -> Any:
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ConfigError(
-            "addresses and patterns of tars need webdataset: pip install -e '.[webdataset]' in the project's folder; "
-            "a tar or a folder of tars works without"
-        ) from error
-    return webdataset
-
-
-class _Headers(io.FileIO):
-    """A tar whose headers are read: refuses to take more into memory than a header can be."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_TEXT:  # long names and their like
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size) or b""
-
-
-def _entries(tar: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every file in a tar. Raises `ManifestError`."""
-    try:
-        size = tar.stat().st_size
-        with _Headers(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for number, entry in enumerate(archive):
-                # It would keep them all, each ten times as large as its name.
-                archive.members.clear()  # type: ignore[attr-defined]
-                if number == MAX_ENTRIES:
-                    raise ManifestError(f"{tar}: more than {MAX_ENTRIES:,} entries; pack smaller shards")
-                if entry.isdir():
-                    continue
-                name = entry.name.removeprefix("./")
-                fault = _fault(entry, name, size)
-                if fault:
-                    raise ManifestError(f"{tar}: entry {name[:200]!r} {fault}; this shard is refused: pack it anew")
-                yield name, entry.offset_data, entry.size
-            file.seek(archive.offset)
-            rest = file.read(tarfile.BLOCKSIZE)
-        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
-            raise ManifestError(f"{tar}: damaged or cut off at byte {archive.offset:,}; copy or download it again")
-    except (tarfile.TarError, OSError, ValueError, RecursionError, OverflowError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"{tar}: not a tar that can be read ({error}); compressed ones must be unpacked") from error
-
-
-def _fault(entry: tarfile.TarInfo, name: str, size: int) -> str | None:
-    if not entry.isreg() or entry.issparse():
-        return "is a link, a device or sparse"
-    if not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts or not name.isprintable():
-        return "has no name for an entry of a shard"
-    if not 0 <= entry.size <= MAX_CLIP:
-        return f"claims {entry.size:,} bytes"
-    if entry.offset_data + entry.size > size:
-        return "goes on behind the end of the file, which was cut off"
-    return None
-
-
-@lru_cache(maxsize=4096)
-def _index(tar: Path, size: int, modified: int) -> Index:
-    """Where everything is. `size` and `modified` make a tar that was replaced another one."""
-    index: Index = {}
-    for name, offset, length in _entries(tar):
-        if name in index:
-            raise ManifestError(f"{tar}: two entries {name!r}; this shard is refused: pack it anew")
-        index[name] = offset, length
-    return index
-
-
-def _read(tar: Path, offset: int, size: int) -> bytes:
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise OSError(f"{tar} is shorter than it was")
-    return data
 
 
 def _clips(tar: Path, first: int) -> Iterator[Clip]:

@@ -1,6 +1,6 @@
 """Native annotations to a manifest: `python -m vatt.data.sources FORMAT FILES --media DIR --out manifest.csv`.
 
-A format (vatt.data.sources_labels, vatt.data.sources_captions) lists clips; vatt.data.sources_match looks for their
+A format (classification.py, captions.py) lists clips; matching.py looks for their
 files below `--media`. Clips that have vanished are counted and listed in MANIFEST.missing.csv, and never fatal.
 """
 
@@ -15,12 +15,15 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from vatt.data.manifest import ManifestError, write_manifest
-from vatt.data.sources_captions import folder, howto100m, msrvtt, webvid, youcook2, youcook2_frames
-from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
-from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
-from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
-from vatt.files import write_atomically
+from ...runtime.files import write_atomically
+from ..clip import ManifestError
+from ..manifest import write_manifest
+from ..media_types import AUDIO, IMAGE
+from ..media_types import MEDIA_SUFFIXES as VIDEO
+from .captions import folder, howto100m, msrvtt, webvid, youcook2, youcook2_frames
+from .classification import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
+from .matching import Coverage, MediaIndex, expected, match, write_lost
+from .records import Record, SourceError
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vatt.data.sources_read import (
+from .records import (
     CLIP_SECONDS,
     Record,
     SourceError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from vatt.data.sources_read import (
+from .records import (
     Record,
     SourceError,
     files_in,

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from vatt.data.manifest import CAPTION_SEPARATOR, Clip
-from vatt.data.reader import BadClip, probe
-from vatt.data.sound_file import read_sound
-from vatt.data.sources_read import AUDIO, VIDEO, Name, Record, last_part
-from vatt.files import write_atomically
-from vatt.progress import progress_bar
+from ...runtime.files import write_atomically
+from ...runtime.progress import progress_bar
+from ..clip import CAPTION_SEPARATOR, Clip
+from ..decoding.audio import read_sound
+from ..decoding.container import BadClip, probe
+from ..media_types import AUDIO
+from ..media_types import MEDIA_SUFFIXES as VIDEO
+from .records import Name, Record, last_part
 
 LABEL_SEPARATOR = CAPTION_SEPARATOR
 SECONDS = 30.0  # for a file to open

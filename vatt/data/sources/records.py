@@ -1,6 +1,6 @@
 """What all native annotation formats have in common: the clips they list, and how their files are read.
 
-A format is a function from annotation files to `Record`s (vatt.data.sources_labels, vatt.data.sources_captions); it
+A format is a function from annotation files to `Record`s (classification.py, captions.py); it
 looks for no media. Byte order marks, CRLF, empty lines, spaces behind commas and comments in front are dropped here.
 """
 
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vatt.data.manifest import MEDIA_SUFFIXES as VIDEO
+from ..media_types import AUDIO, IMAGE
+from ..media_types import MEDIA_SUFFIXES as VIDEO
 
 CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second
 QUOTED_LINES = 20  # a cell over more lines than this is a quote that nobody closed
-
-AUDIO = frozenset((".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aif", ".aiff"))
-IMAGE = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 
 Name = tuple[str | float, ...]  # ("stem",), or ("stem", start) and ("stem", start, end) for any zeros in front
 

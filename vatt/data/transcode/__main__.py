@@ -1,6 +1,6 @@
 """Makes a corpus fit for training: `python -m vatt.data.transcode manifest.csv --out DIR`.
 
-Every clip is encoded anew by a process of its own (vatt.data.encode), so that a decoder that crashes or hangs costs its
+Every clip is encoded anew by a process of its own (encode.py), so that a decoder that crashes or hangs costs its
 clip only. What is finished is written down in DIR/finished.jsonl, one line a clip; a resumed run takes from it what is
 still there, whole, and made of the same source.
 """
@@ -8,38 +8,23 @@ still there, whole, and made of the same source.
 from __future__ import annotations
 
 import argparse
-import csv
-import fcntl
-import hashlib
-import io
 import json
-import multiprocessing
 import os
-import re
-import signal
 import sys
 import time
-import traceback
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import connection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tqdm import tqdm
+from ...errors import ConfigError
+from ...runtime.faults import report
+from ...runtime.files import write_atomically
+from ..clip import Manifest, ManifestError
+from ..manifest import read_manifest, write_manifest
+from ..shards.writing import write_shards
+from .corpus import jobs_of, new_clips, open_corpus, report_of, take_finished, write_left_out
+from .encode import CODECS, Recipe
+from .workers import encode_all
 
-from vatt.config import ConfigError
-from vatt.data.encode import CODECS, FORMAT, Encoded, Recipe, encode_clip
-from vatt.data.limits import memory_limit
-from vatt.data.manifest import CAPTION_SEPARATOR, Clip, Manifest, ManifestError, read_manifest, write_manifest
-from vatt.data.reader import BadClip
-from vatt.data.shards import tar_of, write_shards
-from vatt.faults import Fault, report
-from vatt.files import write_atomically
-from vatt.progress import progress_bar
-
-GRACE = 2.0  # seconds: processes keep to the limit themselves, and say so, unless a decoder hangs
 CODEC_HELP = "\n".join(f"  {name:6} {codec.about}" for name, codec in CODECS.items())
 EPILOG = f"""codecs, and who decodes them where:
 {CODEC_HELP}
@@ -59,256 +44,6 @@ written to DIR:
   report.json      seconds, bytes before and after, frames/s of decoding before and after, versions and machine
 exit codes: 0 done (clips that could not be read are left out), 1 none is left or files cannot be written, 2 wrong usage
 or manifest, 130 interrupted"""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file to write: `key` below clips/, without suffix. Rows of the same span of the same file share it."""
-
-    key: str
-    clip: Clip
-
-    def source(self) -> tuple[int, int]:
-        """Bytes and modification time (ns) of the file it is made of; zeros where there is none."""
-        try:
-            status = os.stat(tar_of(self.clip.path) or self.clip.path)
-        except (OSError, ValueError):
-            return 0, 0
-        return status.st_size, status.st_mtime_ns
-
-
-@dataclass
-class Corpus:
-    """Where a run writes, and what it has so far: `done` and `failed` (reasons) by key."""
-
-    out: Path
-    recipe: Recipe
-    done: dict[str, Encoded] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def path(self, key: str) -> Path:
-        return (self.out / "clips" / key).with_name(self.done[key].name)
-
-    @property
-    def log(self) -> Path:
-        return self.out / "finished.jsonl"
-
-
-def jobs_of(clips: Sequence[Clip]) -> list[Job]:
-    """One job a row. Names tell the source and do not change when rows are added to the manifest or moved in it."""
-    jobs = []
-    for clip in clips:
-        said = f"{clip.path}\0{clip.start!r}\0{clip.end!r}".encode(errors="surrogateescape")
-        digest = hashlib.sha256(said).hexdigest()[:16]
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", clip.path.stem)[:60]
-        jobs.append(Job(f"{digest[:2]}/{stem}-{digest}", clip))
-    return jobs
-
-
-def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str]]:
-    """The folder and its log, locked for this process. Raises `ConfigError` rather than overwrite or mix recipes."""
-    settings = out / "settings.json"
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is no folder; choose another --out")
-    if out.exists() and any(out.iterdir()):
-        if not resume:
-            raise ConfigError(f"{out} exists; go on with --resume, delete it or choose another --out")
-        try:
-            begun = json.loads(settings.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
-        if isinstance(begun, dict) and begun.get("format") in range(1, FORMAT):
-            recipe = replace(recipe, format=begun["format"])  # goes on as it began
-        if begun != asdict(recipe):
-            raise ConfigError(f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another "
-                              "--out")  # fmt: skip
-    corpus = Corpus(out, recipe)
-    (out / "clips").mkdir(parents=True, exist_ok=True)
-    log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: it is the lock as well)
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"{out}: another process is writing there; wait for it") from error
-    write_atomically(settings, (json.dumps(asdict(recipe)) + "\n").encode())
-    for torn in (out / "clips").glob("*/.*.tmp"):  # of processes that were killed
-        torn.unlink(missing_ok=True)
-    return corpus, log
-
-
-def take_finished(corpus: Corpus, jobs: Sequence[Job], log: IO[str]) -> None:
-    """Takes from the log what is still there in full, of a source that did not change since."""
-    wanted = {job.key: job for job in jobs}
-    log.seek(0)
-    lines = log.read().split("\n")
-    if lines[-1]:  # cut off by a crash: the next line must not continue it
-        log.write("\n")
-    for line in lines:
-        try:
-            said = json.loads(line)
-            key, source, encoded = said["key"], tuple(said["source"]), Encoded(**said["encoded"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        job = wanted.get(key)
-        if job is None or source != job.source():
-            continue
-        file = (corpus.out / "clips" / key).with_name(encoded.name)
-        if file.is_file() and file.stat().st_size == encoded.bytes:
-            corpus.done[key] = encoded
-
-
-@dataclass
-class _Running:
-    job: Job
-    process: Any  # of a forkserver context, which has a class of its own
-    source: tuple[int, int]
-    since: float
-
-
-def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float,
-               memory: float) -> None:  # fmt: skip
-    """Encodes what is not done yet, `workers` clips at a time, each in `time_limit` seconds and `memory` gigabytes.
-
-    Raises OSError when files cannot be written.
-    """
-    distinct = {job.key: job for job in jobs}
-    waiting = deque(job for key, job in distinct.items() if key not in corpus.done)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vatt.data.encode"])
-    running: dict[connection.Connection, _Running] = {}
-    with progress_bar(len(distinct), "transcoding", "clip", len(corpus.done)) as bar:
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    job = waiting.popleft()
-                    stem = corpus.out / "clips" / job.key
-                    stem.parent.mkdir(exist_ok=True)
-                    ours, theirs = context.Pipe(duplex=False)
-                    arguments = (theirs, job, stem, corpus.recipe, time_limit, memory)
-                    process = context.Process(target=_work, args=arguments, daemon=True)
-                    running[ours] = _Running(job, process, job.source(), time.monotonic())
-                    process.start()
-                    theirs.close()
-                for ended, outcome in _outcomes(running, time_limit):
-                    bar.update()
-                    if isinstance(outcome, Encoded):
-                        corpus.done[ended.job.key] = outcome
-                        said = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
-                        log.write(json.dumps(said) + "\n")
-                        log.flush()
-                    else:
-                        corpus.failed[ended.job.key] = outcome
-                        tqdm.write(f"left out: {ended.job.clip.name}: {outcome}", file=sys.stderr)
-        finally:
-            for one in running.values():
-                _end(one.process)
-
-
-def _outcomes(running: dict[connection.Connection, _Running], time_limit: float) -> Iterator[tuple[_Running, Any]]:
-    """Waits for a clip to end, well or not, or to use up its time; takes it out of `running`."""
-    last = time_limit + GRACE
-    oldest = min(one.since for one in running.values())
-    ready = connection.wait(list(running), timeout=max(0.0, oldest + last - time.monotonic()))
-    for end, one in list(running.items()):
-        overdue = time.monotonic() - one.since > last
-        if end not in ready and not overdue:
-            continue
-        outcome: Any = f"took longer than {time_limit:g} s"
-        if end in ready:
-            try:
-                outcome = end.recv()
-            except EOFError:
-                one.process.join()
-                outcome = f"its decoder crashed (exit code {one.process.exitcode})"
-        del running[end]
-        end.close()
-        _end(one.process, wait=end in ready)
-        if isinstance(outcome, (OSError, Fault)):
-            raise outcome
-        yield one, outcome
-
-
-def _end(process: Any, wait: bool = False) -> None:
-    if process.pid is not None:
-        process.join(1.0 if wait else 0.0)
-        process.kill()
-        process.join()
-        process.close()
-
-
-def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time_limit: float, memory: float) -> None:
-    """Runs in a process of its own: sends an `Encoded`, a reason, or the error that must stop the command."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
-    outcome: Encoded | str | OSError | Fault
-    try:
-        with memory_limit(memory):
-            outcome = encode_clip(job.clip, stem, recipe, time_limit)
-    except BadClip as error:
-        outcome = error.reason
-    except (ValueError, MemoryError) as error:
-        outcome = f"cannot be encoded ({type(error).__name__}: {error})"
-    except OSError as error:
-        outcome = OSError(f"{stem.parent}: cannot be written ({error})")
-    except Exception:
-        outcome = Fault(f"at {job.clip.name}:\n{traceback.format_exc()}")
-    end.send(outcome)
-
-
-def new_clips(corpus: Corpus, jobs: Sequence[Job]) -> list[Clip]:
-    """The rows that could be read, in their order; their files hold just the span."""
-    kept = [job for job in jobs if job.key in corpus.done]
-    return [
-        replace(job.clip, index=i, path=corpus.path(job.key), start=0.0, end=None, captions=_cells(job.clip.captions))
-        for i, job in enumerate(kept)
-    ]
-
-
-def _cells(captions: Sequence[str]) -> tuple[str, ...]:
-    """Captions as a manifest can hold them: a line of a .txt may have its separator in it."""
-    parts = (part.strip().strip("|").strip() for text in captions for part in text.split(CAPTION_SEPARATOR))
-    return tuple(part for part in parts if part)
-
-
-def write_left_out(path: Path, corpus: Corpus, jobs: Sequence[Job]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "row", "start", "end", "reason"))
-    for job in jobs:
-        if job.key in corpus.failed:
-            clip = job.clip
-            end = "" if clip.end is None else clip.end
-            writer.writerow((clip.path, clip.index, clip.start, end, corpus.failed[job.key]))
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float) -> dict[str, Any]:
-    """What it cost and what it brings. Rates are those of vatt.data.decode in one process while others are at work."""
-    from vatt.records import environment  # imports torch, which no process of a clip needs
-
-    kept = {job.key: job for job in jobs if job.key in corpus.done}
-    encoded = [corpus.done[key] for key in kept]
-    sources = {tar_of(job.clip.path) or job.clip.path: job.source()[0] for job in kept.values()}
-    videos = [one for one in encoded if one.kind == "video"]
-    frames = sum(one.frames for one in videos)
-    read, check = (sum(getattr(one, name) for one in videos) for name in ("read_seconds", "check_seconds"))
-    return {
-        "recipe": asdict(corpus.recipe),
-        "rows": {"listed": len(jobs), "written": sum(job.key in corpus.done for job in jobs),
-                 "left_out": sum(job.key in corpus.failed for job in jobs)},
-        "files": {"written": len(encoded), "of_them_before_this_run": resumed,
-                  **Counter(f"{one.kind}s" for one in encoded)},
-        "media_seconds": round(sum(one.media_seconds for one in encoded), 3),
-        "seconds": round(seconds, 3),
-        "bytes": {"before": sum(sources.values()), "source_files": len(sources),
-                  "after": sum(one.bytes for one in encoded)},
-        "decode": {
-            "what": "frames at the corpus's rate, with their sound, whole clips in a row; one process a clip, "
-                    "timed while transcoding, other processes at work",
-            "frames": frames,
-            "frames_per_second_before": round(frames / read, 1) if read else None,
-            "frames_per_second_after": round(frames / check, 1) if check else None,
-        },
-        "environment": environment(),
-    }  # fmt: skip
 
 
 def transcode(args: argparse.Namespace) -> int:

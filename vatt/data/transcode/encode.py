@@ -1,6 +1,6 @@
 """Encodes one clip anew, as training reads it best: small frames at the model's rate, key frames close together.
 
-What is written is what `vatt.data.decode` reads of the row: the same frames on the same grid, upright, and the sound of
+What is written is what decoding reads of the row: the same frames on the same grid, upright, and the sound of
 the same span, mono. A row keeps what it has: sound without video stays a sound, an image an image.
 """
 
@@ -21,12 +21,13 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from vatt.data.decode import DecodedSpan, decode_span, grid_frames
-from vatt.data.manifest import Clip
-from vatt.data.reader import BadClip, plain, probe
-from vatt.data.shards import open_clip
-from vatt.data.sources_read import IMAGE
-from vatt.files import write_atomically
+from ...runtime.files import write_atomically
+from ..clip import Clip
+from ..decoding.container import BadClip, plain, probe
+from ..decoding.span import DecodedSpan, decode_span
+from ..decoding.video import grid_frames
+from ..media_types import IMAGE
+from ..shards.index import open_clip
 
 FORMAT = 2  # raise it with every change of what is written of the same clip and recipe
 RATE = 48_000  # Hz, mono

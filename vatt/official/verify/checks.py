@@ -9,27 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
-from ..ops import Ops
-from . import models, parts, towers
+from ...ops import Ops
+from . import encoders, losses_and_optimizers, models
 from .recording import Fixtures, Recording, Row, VerifyError
 
 CHECKS: dict[str, Callable[[Recording], None]] = {
-    "video_vit": towers.video_vit,
-    "audio_wat": towers.audio_wat,
-    "text_t5": towers.text_t5,
-    "unified": towers.unified,
-    "relative_buckets": towers.buckets,
-    "spline": towers.spline,
+    "video_vit": encoders.video_vit,
+    "audio_wat": encoders.audio_wat,
+    "text_t5": encoders.text_t5,
+    "unified": encoders.unified,
+    "relative_buckets": encoders.buckets,
+    "spline": encoders.spline,
     "tx_fac_full": models.tx_fac_full,
     "ut_fac_full": models.ut_fac_full,
     "fac_head": models.fac_head,
     "finetune_video": models.finetune,
     "finetune_audio": models.finetune,
     "finetune_video_from_agnostic": models.finetune,
-    "nce_losses": parts.nce_losses,
-    "schedules": parts.schedules,
-    "optimizers": parts.optimizers,
-    "metrics": parts.metrics,
+    "nce_losses": losses_and_optimizers.nce_losses,
+    "schedules": losses_and_optimizers.schedules,
+    "optimizers": losses_and_optimizers.optimizers,
+    "metrics": losses_and_optimizers.metrics,
 }
 
 

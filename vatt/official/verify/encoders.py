@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.tokens import AudioTokens, TextTokens, VideoTokens, resample_table
-from ..model.transformer import Encoder, Layer
-from ..model.vatt import VATT
-from ..ops import attention_probabilities, relative_bias, relative_buckets
+from ...model.positions import resample_table
+from ...model.tokens import AudioTokens, TextTokens, VideoTokens
+from ...model.transformer import Encoder, Layer
+from ...model.vatt import VATT
+from ...ops import attention_probabilities, relative_bias, relative_buckets
 from .recording import DEFAULT, EQUAL, Recording, Tolerance, spline_tolerance
 
 SPECIFIC, UNIFIED = "ckpt_tx_fac", "ckpt_ut_fac"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import LossConfig, OptimConfig
-from ..metrics import classification_scores, multilabel_scores, retrieval_scores, window_similarity
-from ..model.heads import Embeddings
-from ..model.loss import Gathered, pretraining_loss
-from ..optim import SGD, Adam, learning_rate, multilevel_rate
+from ...config.pretraining import LossConfig, OptimConfig
+from ...evaluation.metrics import classification_scores, multilabel_scores, retrieval_scores, window_similarity
+from ...model.heads import Embeddings
+from ...model.losses import Gathered, pretraining_loss
+from ...training.optimizers import SGD, Adam
+from ...training.schedules import learning_rate, multilevel_rate
 from .recording import DEFAULT, Recording, Tolerance
 
 # A pair of which one clip is valid has a loss near its minimum: differences of nearly equal numbers.

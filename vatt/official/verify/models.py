@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import LossConfig
-from ..model.heads import CommonSpace, Embeddings
-from ..model.loss import balanced_sigmoid_cross_entropy, pretraining_loss, smooth_labels, softmax_cross_entropy
-from ..model.tokens import AudioTokens, VideoTokens
-from ..model.vatt import Classifier
-from .names import place
+from ...config.pretraining import LossConfig
+from ...model.heads import CommonSpace, Embeddings
+from ...model.losses import balanced_sigmoid_cross_entropy, pretraining_loss, smooth_labels, softmax_cross_entropy
+from ...model.tokens import AudioTokens, VideoTokens
+from ...model.vatt import Classifier
+from ..variable_names import place
+from .encoders import SPECIFIC, UNIFIED, backbone, grid_of
 from .recording import EQUAL, GRADIENT, NOISE, Model, Recording, variable_name
-from .towers import SPECIFIC, UNIFIED, backbone, grid_of
 
 HEADS = ("video.toaud", "video.totxt", "audio.tovid", "text.tovid")
 

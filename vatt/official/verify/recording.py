@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..ops import Ops
-from ..tf_checkpoint import TFCheckpoint
-from .convert import Mapped, build, map_checkpoint, read_weights
-from .names import MODEL
+from ...ops import Ops
+from ..convert import Mapped, build, map_checkpoint, read_weights
+from ..tensorflow_checkpoint import TFCheckpoint
+from ..variable_names import MODEL
 
 Array = np.ndarray[Any, Any]
 
