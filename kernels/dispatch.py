@@ -1,4 +1,4 @@
-"""What all operations ask of their arguments, and which implementation answers. Errors say what came and what fits."""
+"""Which implementation of an operation answers: the one asked for by name, or that of the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from . import portable, reference
 from .device import has_triton, interpreting
 
 IMPLEMENTATIONS = {"reference": reference, "portable": portable}
-OPERATIONS = ("project", "sample_keep", "gather_tokens", "attention", "contrastive_loss")
 
 
 def default_implementation(device: torch.device) -> str:
@@ -21,8 +20,13 @@ def default_implementation(device: torch.device) -> str:
     return "triton" if device.type == "cpu" and interpreting() else "portable"
 
 
-def implementation(op: str, impl: str | None, device: torch.device) -> Callable[..., Tensor]:
-    """The function that computes `op` (one of OPERATIONS) for tensors on `device`.
+def implementation(
+    op: str, impl: str | None, device: torch.device, load_triton: Callable[[], Callable[..., Tensor]]
+) -> Callable[..., Tensor]:
+    """The function that computes `op` for tensors on `device`.
+
+    `load_triton` imports the Triton form, which it does by an import statement: torch.compile traces that, unlike
+    importlib. It is called when its turn has come, as it imports triton.
 
     Raises:
         RuntimeError: "triton" was asked for and cannot run on `device`; an explicit request never falls back silently.
@@ -31,7 +35,8 @@ def implementation(op: str, impl: str | None, device: torch.device) -> Callable[
     """
     impl = default_implementation(device) if impl is None else impl
     if impl == "triton":
-        return _triton(op, device)
+        _check_triton(op, device)
+        return load_triton()
     if impl not in IMPLEMENTATIONS:
         known = ", ".join(map(repr, (*IMPLEMENTATIONS, "triton")))
         raise ValueError(f"impl={impl!r} is unknown; choose None or one of {known}")
@@ -39,7 +44,7 @@ def implementation(op: str, impl: str | None, device: torch.device) -> Callable[
     return chosen
 
 
-def _triton(op: str, device: torch.device) -> Callable[..., Tensor]:
+def _check_triton(op: str, device: torch.device) -> None:
     ways_out = 'choose impl="portable" or impl="reference"'
     if not torch.compiler.is_compiling() and not has_triton():  # a tracer cannot look; the import below fails as well
         raise ImportError(f'{op}: impl="triton" needs the package triton, which is not installed; {ways_out}')
@@ -50,29 +55,3 @@ def _triton(op: str, device: torch.device) -> Callable[..., Tensor]:
         )
     if device.type not in ("cpu", "cuda"):
         raise RuntimeError(f'{op}: impl="triton" needs tensors on a CUDA device, got {device}; {ways_out}')
-    return _imported(op)
-
-
-def _imported(op: str) -> Callable[..., Tensor]:
-    """By import statements, which torch.compile traces, unlike importlib; not before it is time: they import triton."""
-    match op:
-        case "project":
-            from .projection import triton_op as projection_triton
-
-            return projection_triton.project
-        case "sample_keep":
-            from .droptoken import triton_op as tokens_triton
-
-            return tokens_triton.sample_keep
-        case "gather_tokens":
-            from .droptoken import triton_op as tokens_triton
-
-            return tokens_triton.gather_tokens
-        case "attention":
-            from .self_attention import triton_op as attention_triton
-
-            return attention_triton.attention
-        case _:
-            from .contrastive import triton_op as contrastive_triton
-
-            return contrastive_triton.contrastive_loss

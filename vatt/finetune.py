@@ -37,7 +37,7 @@ from .errors import ConfigError, RunError
 from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
 from .evaluation.prediction_files import draw_training
 from .model.vatt import Classifier, count_parameters
-from .official.init_source import source_sizes
+from .official.init_source import read_source, source_sizes
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import ALONE, World
@@ -172,7 +172,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
     parameters = count_parameters(model)
     # A run that has a checkpoint does not need what it started from any more.
     started = resume and any((out / "checkpoints").glob("step-*"))
-    loaded = load_backbone(model, config.init) if config.init and not started else None
+    loaded = load_backbone(model, read_source(config.init), config.init) if config.init and not started else None
     parts = prepare(model, (model,), world, config.parallel, recompute=config.recompute)
     optimizer = SGD(model.parameters(), config.optim.rate, config.optim.momentum)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)

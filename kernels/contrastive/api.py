@@ -29,6 +29,7 @@ Source: Akbari et al. 2021, section 3.4 (NCE and MIL-NCE); merged denominator, m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 
 import torch
@@ -90,7 +91,7 @@ def contrastive_loss(
             shape_error(op, name, f"[{batch}]", given)
     if (all_video is None) != (all_other is None):
         raise ValueError(f"{op}: all_video and all_other come together; pass both or neither")
-    compute = implementation(op, impl, video.device)
+    compute = implementation(op, impl, video.device, _load_triton)
     common = reduce(torch.promote_types, (x.dtype for x in (video, other, all_video, all_other) if x is not None))
     statistics = torch.float64 if common == torch.float64 else torch.float32
     dtype = statistics if compute in (reference.contrastive_loss, portable.contrastive_loss) else common
@@ -126,3 +127,9 @@ def contrastive_loss(
             symmetric=symmetric,
         )
     return loss
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    from .triton_op import contrastive_loss as operation
+
+    return operation

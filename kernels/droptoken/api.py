@@ -11,6 +11,8 @@ easy as 1, 2, 3".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def sample_keep(
     if batch is not None and batch < 0:
         raise ValueError(f"sample_keep: batch must be None or a number of rows, got {batch}")
     place = torch.device("cpu" if device is None else device)
-    draw = implementation("sample_keep", impl, place)
+    draw = implementation("sample_keep", impl, place, _load_triton_sample_keep)
     return draw(tokens, kept, seed=seed, offset=offset, batch=batch, device=place)
 
 
@@ -79,4 +81,16 @@ def gather_tokens(x: Tensor, keep: Tensor, *, impl: str | None = None) -> Tensor
         shape_error("gather_tokens", "x", "[B, N, D]", x)
     check_keep("gather_tokens", keep, x.shape[0], x.shape[1])
     check_same_device("gather_tokens", x=x, keep=keep)
-    return implementation("gather_tokens", impl, x.device)(x, keep)
+    return implementation("gather_tokens", impl, x.device, _load_triton_gather_tokens)(x, keep)
+
+
+def _load_triton_sample_keep() -> Callable[..., Tensor]:
+    from .triton_op import sample_keep as operation
+
+    return operation
+
+
+def _load_triton_gather_tokens() -> Callable[..., Tensor]:
+    from .triton_op import gather_tokens as operation
+
+    return operation

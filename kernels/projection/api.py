@@ -18,6 +18,7 @@ Source: Akbari et al. 2021, section 3.1 (tokenisation, DropToken); patch order a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -142,9 +143,15 @@ def _project(
     check_same_device(op, frames=frames, weight=weight, bias=bias, keep=keep, position=position)
     scale, shift = (default if given is None else given for given, default in zip(normalise, defaults, strict=True))
     dtype = compute_dtype(weight, weight.dtype)
-    compute = implementation("project", impl, frames.device)
+    compute = implementation("project", impl, frames.device, _load_triton)
     with without_autocast(weight.device):
         result: Tensor = compute(
             frames, weight, bias, patch=patch, keep=keep, position=position, scale=scale, shift=shift, dtype=dtype
         )
     return result
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    from .triton_op import project
+
+    return project

@@ -16,6 +16,8 @@ Source: Akbari et al. 2021, section 3.2; relative bias: Raffel et al. 2020, sect
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,7 @@ def attention(
         raise ValueError(f"attention: dropout_p must satisfy 0 <= p < 1, got {dropout_p}")
     check_same_device("attention", q=q, k=k, v=v, key_mask=key_mask, bias_table=bias_table)
     dtype = compute_dtype(q, q.dtype)
-    compute = implementation("attention", impl, q.device)
+    compute = implementation("attention", impl, q.device, _load_triton)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
     with without_autocast(q.device):
@@ -111,3 +113,9 @@ def attention(
             seed=seed,
         )
     return out
+
+
+def _load_triton() -> Callable[..., Tensor]:
+    from .triton_op import attention as operation
+
+    return operation

@@ -40,7 +40,7 @@ def test_backbone_is_copied_and_the_rest_is_listed(tmp_path, preset, modality):
     theirs = export(tmp_path / "model", preset())
     classifier = Classifier(preset().model, modality, 5)
     head = classifier.head.linear.weight.clone()
-    report = load_backbone(classifier, tmp_path / "model")
+    report = load_backbone(classifier, read_source(tmp_path / "model"), tmp_path / "model")
     ours = classifier.state_dict()
     assert set(report.loaded) == {name for name in ours if name.startswith("backbone.")}
     assert all(torch.equal(ours[name], theirs[name]) for name in report.loaded)
@@ -55,14 +55,14 @@ def test_backbone_is_copied_and_the_rest_is_listed(tmp_path, preset, modality):
 def test_position_tables_of_another_grid_go_through_the_spline(tmp_path):
     theirs = export(tmp_path / "model", tiny())
     classifier = Classifier(wider(tiny()).model, "video", 5)
-    report = load_backbone(classifier, tmp_path / "model")
+    report = load_backbone(classifier, read_source(tmp_path / "model"), tmp_path / "model")
     assert [(old, new) for _, old, new in report.resampled] == [(4, 6), (4, 6)]
     assert torch.equal(classifier.state_dict()[TABLE], resample_table(theirs[TABLE], 6))
     assert f"resampled {TABLE}: 4 -> 6 rows" in str(report)
     # The result computes what the pre-trained tables would on that grid.
     frames = torch.randint(0, 256, (1, 16, 96, 96, 3), dtype=torch.uint8)
     small = Classifier(tiny().model, "video", 5)
-    load_backbone(small, tmp_path / "model")
+    load_backbone(small, read_source(tmp_path / "model"), tmp_path / "model")
     a, b = (c.eval().backbone.features("video", frames) for c in (classifier, small))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_other_shapes_and_missing_layers_are_listed(tmp_path):
         video_encoder=replace(model.video_encoder, layers=model.video_encoder.layers + 1, mlp=48),
     )
     classifier = Classifier(changed, "video", 5)
-    report = load_backbone(classifier, tmp_path / "model")
+    report = load_backbone(classifier, read_source(tmp_path / "model"), tmp_path / "model")
     mismatched = {name: (old, new) for name, old, new in report.mismatched}
     width, mlp, last = model.video_encoder.width, model.video_encoder.mlp, model.video_encoder.layers
     assert mismatched["backbone.tokens.video.weight"] == ((4 * 16 * 16 * 3, width), (4 * 8 * 8 * 3, width))
@@ -92,7 +92,7 @@ def test_other_shapes_and_missing_layers_are_listed(tmp_path):
 def test_the_other_family_is_refused(tmp_path):
     export(tmp_path / "model", tiny_ma())
     with pytest.raises(RunError, match=r"no weights for backbone\.encoder\.video .*backbone\.encoder\.shared"):
-        load_backbone(Classifier(tiny().model, "video", 5), tmp_path / "model")
+        load_backbone(Classifier(tiny().model, "video", 5), read_source(tmp_path / "model"), tmp_path / "model")
 
 
 def test_an_official_checkpoint_is_a_source(shared, tmp_path):

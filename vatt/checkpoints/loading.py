@@ -10,12 +10,13 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
-from ..official.init_source import read_source
 from ..ops import choose
 from .model_folder import _is_classifier, load_config, model_folder, read_config
 
@@ -73,7 +74,9 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
 
 def load_exactly(model: nn.Module, folder: Path) -> None:
     """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
-    ours, theirs = model.state_dict(), read_source(folder)
+    ours, theirs = model.state_dict(), read_folder(folder)
+    if theirs is None:
+        raise RunError(f"{folder} is no folder with model.safetensors")
     differ = [f"{name} is missing" for name in ours if name not in theirs]
     differ += [f"{name} is unknown" for name in theirs if name not in ours]
     differ += [
@@ -85,3 +88,14 @@ def load_exactly(model: nn.Module, folder: Path) -> None:
         more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
         raise RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {differ[0]}{more}")
     model.load_state_dict(theirs)
+
+
+def read_folder(source: Path) -> dict[str, Tensor] | None:
+    """Weights of an exported model or a finished run, None where there are none; raises `RunError` if damaged."""
+    for folder in (source / "model", source):
+        if (path := folder / "model.safetensors").is_file():
+            try:
+                return load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{path} cannot be read: {error}") from error
+    return None

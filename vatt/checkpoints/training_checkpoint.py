@@ -24,13 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..errors import RunError
+from ..errors import RunError, VattError
 
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(VattError, ValueError):
     """A checkpoint whose files are missing, truncated or altered."""
 
 

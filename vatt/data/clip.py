@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+from ..errors import UsageError
+
 CAPTION_SEPARATOR = " | "
 DEFAULT_SPLIT = "train"
 MAX_TEXT = 2**20  # bytes of captions beside a clip
 
 
-class ManifestError(ValueError):
+class ManifestError(UsageError, ValueError):
     """A manifest that cannot be read. The message names the file, the line and the way out."""
 
 

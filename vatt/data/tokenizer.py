@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..runtime.files import write_atomically
 
 PAD = 0
@@ -20,7 +21,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBERED = re.compile(r"(\d+) (\S+)")
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UsageError, ValueError):
     """A word list that cannot be used. The message names the file and the way out."""
 
 

@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, VattError
 
 Arrays = dict[str, NDArray[Any]]
 CLIP = ("path", "row", "start", "end", "split", "label")
@@ -61,7 +61,7 @@ DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, EOFError, TypeErro
 FORMAT = 2  # 1 had video features of every clip
 
 
-class FeaturesError(ValueError):
+class FeaturesError(VattError, ValueError):
     """A file that does not hold features. The message names it and the way out."""
 
 

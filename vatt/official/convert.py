@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..checkpoints.model_folder import write_config
 from ..config.presets import PRESETS
 from ..config.pretraining import Config
+from ..errors import VattError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import REFERENCE, Ops
@@ -32,7 +33,7 @@ from .variable_names import SLOT, VALUE, Place, place, variable
 _COUNTERS = "num_batches_tracked"  # of torch's batch norm; the release has none
 
 
-class MapError(ValueError):
+class MapError(VattError, ValueError):
     """Variables without a place, places without a variable, or shapes that differ: nothing may be written."""
 
 

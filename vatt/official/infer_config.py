@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config.model import AudioConfig, EncoderConfig, HeadConfig, ModelConfig, TextConfig, VideoConfig
+from ..errors import VattError
 from .variable_names import MODEL
 
 Shape = tuple[int, ...]
@@ -28,7 +29,7 @@ HEAD_WIDTH, MAX_DISTANCE = 64, 64
 _READ = ("video", "audio", "text", "unified", "text_len")
 
 
-class SizeError(ValueError):
+class SizeError(VattError, ValueError):
     """A checkpoint of no known model, or settings that contradict it."""
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ..checkpoints.loading import read_folder
 from ..checkpoints.model_folder import load_config, model_folder
 from ..config.model import ModelConfig
 from ..errors import ConfigError, RunError
@@ -40,12 +39,8 @@ def read_source(source: str | Path) -> dict[str, Tensor]:
     Raises `RunError` for a folder without a model and `CheckpointError` for an official checkpoint that is damaged.
     """
     source = Path(source)
-    for folder in (source / "model", source):
-        if (path := folder / "model.safetensors").is_file():
-            try:
-                return load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise RunError(f"{path} cannot be read: {error}") from error
+    if (weights := read_folder(source)) is not None:
+        return weights
     has_index = source.is_dir() and any(source.glob("*.index"))
     if not has_index and not Path(f"{str(source).removesuffix('.index')}.index").is_file():
         raise RunError(f"{source} is neither a folder with model.safetensors nor an official checkpoint's PREFIX")

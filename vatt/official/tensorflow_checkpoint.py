@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import VattError
+
 _MAGIC, _FOOTER = (0xDB4775248B80FB57).to_bytes(8, "little"), 48
 _INDEX_LIMIT, _EXPANSION_LIMIT = 16 << 20, 32  # bytes of an index; bytes of keys per byte of a block, cheap to forge
 _STRING, _BFLOAT16 = 7, 14
@@ -24,7 +26,7 @@ _RESAVE = "Save it again with tf.train.Checkpoint on a little-endian machine, un
 _Entry = tuple[int, tuple[int, ...], int, int, int, int]  # dtype number, shape, data file, offset, size, masked crc32c
 
 
-class CheckpointError(ValueError):
+class CheckpointError(VattError, ValueError):
     """A checkpoint that cannot be read, with the `file` and, where known, the tensor's `key` and the byte `offset`."""
 
     def __init__(self, file: Path, key: str | None, offset: int | None, what: str, way_out: str = _DAMAGED) -> None:

@@ -6,17 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from ..checkpoints.training_checkpoint import DamagedCheckpoint
-from ..data.clip import ManifestError
-from ..data.tokenizer import VocabularyError
-from ..errors import ConfigError, DataError, Elsewhere, Finished, RunError
-from ..inference.features_file import FeaturesError
-from ..official.convert import MapError
-from ..official.tensorflow_checkpoint import CheckpointError
+from ..errors import Elsewhere, Finished, VattError
 from .faults import report
-
-USAGE = (ConfigError, ManifestError, VocabularyError)
-FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, FeaturesError, OSError)
 
 
 def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
@@ -29,10 +20,10 @@ def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> i
     except Finished:
         return 0
     except Elsewhere as error:
-        return 2 if isinstance(error.cause, USAGE) else 1
-    except USAGE as error:
-        return _report(error, 2)
-    except FAILURES as error:
+        return error.exit_code
+    except VattError as error:
+        return _report(error, error.exit_code)
+    except OSError as error:
         return _report(error, 1)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

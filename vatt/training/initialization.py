@@ -6,15 +6,16 @@ go through the spline, the class head starts fresh. Unlike the release, nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import RunError
 from ..model.positions import resample_table
 from ..model.vatt import Classifier
-from ..official.init_source import read_source
 
 
 @dataclass
@@ -43,16 +44,16 @@ class Transfer:
 
 
 @torch.no_grad()
-def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
+def load_backbone(classifier: Classifier, weights: Mapping[str, Tensor], source: str | Path) -> Transfer:
     """Copies the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place.
 
-    `source` as in `read_source`. The head always starts fresh. Raises `RunError` when the encoder finds no weights at
-    all, e.g. those of a modality-agnostic model for a modality-specific one; print the report for the rest.
+    `weights` are those of `source`, which messages name. The head always starts fresh. Raises `RunError` when the
+    encoder finds no weights at all, e.g. those of a modality-agnostic model for a modality-specific one; print the
+    report for the rest.
     """
-    theirs = read_source(source)
     report = Transfer()
     for name, ours in classifier.state_dict().items():
-        value = theirs.get(name)
+        value = weights.get(name)
         if value is None or name.startswith("head."):
             report.fresh.append(name)
         elif value.shape == ours.shape:
@@ -63,9 +64,9 @@ def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
             report.resampled.append((name, len(value), len(ours)))
         else:
             report.mismatched.append((name, tuple(value.shape), tuple(ours.shape)))
-    report.unused = [name for name in theirs if name in report.fresh or name not in classifier.state_dict()]
+    report.unused = [name for name in weights if name in report.fresh or name not in classifier.state_dict()]
     if not any(name.startswith("backbone.encoder.") for name in report.loaded):
-        found = sorted({".".join(name.split(".")[:3]) for name in theirs if name.startswith("backbone.encoder.")})
+        found = sorted({".".join(name.split(".")[:3]) for name in weights if name.startswith("backbone.encoder.")})
         wanted = next(iter(classifier.backbone.encoder))
         raise RunError(
             f"{source}: no weights for backbone.encoder.{wanted} (the source has: {', '.join(found) or 'no encoder'}); "

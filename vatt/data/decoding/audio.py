@@ -135,7 +135,8 @@ class PaddingCut:
         """Return what was held back, cut at the track's end; to be asked when there are no more frames."""
         kept = []
         for frame in self.held:
-            assert self.end is not None and frame.pts is not None
+            assert self.end is not None
+            assert frame.pts is not None
             assert frame.time_base is not None
             samples = round((self.end - frame.pts * frame.time_base) * frame.sample_rate)
             if samples > 0:

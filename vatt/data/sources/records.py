@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
 
@@ -23,7 +24,7 @@ QUOTED_LINES = 20  # a cell over more lines than this is a quote that nobody clo
 Name = tuple[str | float, ...]  # ("stem",), or ("stem", start) and ("stem", start, end) for any zeros in front
 
 
-class SourceError(ValueError):
+class SourceError(UsageError, ValueError):
     """Annotations that cannot be read. The message names the file, the line and the way out."""
 
 

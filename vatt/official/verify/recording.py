@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...errors import VattError
 from ...ops import Ops
 from ..convert import Mapped, build, map_checkpoint, read_weights
 from ..tensorflow_checkpoint import TFCheckpoint
@@ -24,7 +25,7 @@ from ..variable_names import MODEL
 Array = np.ndarray[Any, Any]
 
 
-class VerifyError(ValueError):
+class VerifyError(VattError, ValueError):
     """A folder of recordings that cannot be used; the message names the file."""
 
 
