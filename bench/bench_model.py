@@ -12,10 +12,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 import vatt_kernels
-import videomae
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
-from workloads import model_steps
+from workloads import model_steps, videomae_step
 
 from vatt.config.presets import preset
 from vatt.data.datasets.batch import Batch
@@ -146,19 +145,19 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
                        warmup_rounds=1)  # fmt: skip
 
 
-@pytest.mark.parametrize("model", videomae.MODELS)
-@pytest.mark.parametrize("mode", videomae.MODES)
+@pytest.mark.parametrize("model", videomae_step.MODELS)
+@pytest.mark.parametrize("mode", videomae_step.MODES)
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.benchmark(group="Base video model, 1568 patches, batch 1, beside VideoMAE-Base")
 def test_video_model(benchmark: BenchmarkFixture, dtype: str, rate: float, mode: str, model: str) -> None:
     """One round in turn shows the order of magnitude; bench/videomae.py alternates and repeats."""
     pytest.importorskip("transformers", reason="the rival needs transformers: pip install transformers")
-    if dtype == "bfloat16" and not videomae.fast_bfloat16():
+    if dtype == "bfloat16" and not videomae_step.fast_bfloat16():
         pytest.skip("this CPU has no bfloat16 instructions: a step would take minutes")
     layers, size = (12, 224) if benchmark.enabled else (1, 64)
     row = {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode}
     if model == "vatt":
-        case = model_steps.Case(videomae.video_model(layers, size, rate), True, dtype=dtype)
+        case = model_steps.Case(videomae_step.video_model(layers, size, rate), True, dtype=dtype)
         assert model_steps.numerics(case)["green"], "the numerics are red, nothing is timed"
-    benchmark.pedantic(videomae.make(row, layers, size), rounds=1, warmup_rounds=1)
+    benchmark.pedantic(videomae_step.make(row, layers, size), rounds=1, warmup_rounds=1)

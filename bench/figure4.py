@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figure2 import CLIPS
 from harness import cli
 from harness import report as harness
 from harness.commands import run
@@ -34,7 +33,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage."""
 def measure(args: argparse.Namespace) -> Path:
     """Mean activations by vatt.figures, a row a modality."""
     args.work.mkdir(parents=True, exist_ok=True)
-    data = args.data or build_corpus(clips=CLIPS)
+    data = args.data or build_corpus()
     out = args.work / "activations.png"
     for path in (out, out.with_suffix(".npz")):
         path.unlink(missing_ok=True)

@@ -29,7 +29,6 @@ from .config.serialization import apply_overrides, differences, from_dict, to_di
 from .config.validation import check
 from .data.bad_clips import BadClips
 from .data.clip import Manifest
-from .data.dali.loader import choose_decoder, make_dali_loader
 from .data.datasets.batch import Batch
 from .data.datasets.evaluation import EvalDataset
 from .data.datasets.training import ClipDataset
@@ -155,6 +154,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
     slots = world.slots(config.data.batch_size)
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
+    from .data.dali.loader import choose_decoder, make_dali_loader
+
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
@@ -245,6 +246,8 @@ def run(args: argparse.Namespace, world: World) -> None:
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
+    from .data.dali.loader import choose_decoder
+
     choose_decoder(config.data.decoder, device)
     corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
     manifest = read_manifest(config.data.source) if config.data.source else None

@@ -1,3 +1,5 @@
+"""Settings: JSON round trip, overrides, ranges, presets."""
+
 import json
 from dataclasses import replace
 

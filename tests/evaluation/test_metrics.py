@@ -1,3 +1,5 @@
+"""Scores against their definitions."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The model: shapes, shared encoders, dropped tokens, gradients."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Checkpoints: what is saved loads, damage is noticed, a kill leaves a whole one."""
+
 import os
 import signal
 import subprocess

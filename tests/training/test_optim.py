@@ -1,3 +1,5 @@
+"""Optimizers and learning rates against their formulas."""
+
 import numpy as np
 import pytest
 import torch
