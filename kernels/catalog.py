@@ -28,8 +28,15 @@ from .projection.spec import (
     make_waveform,
 )
 from .self_attention.api import attention
-from .self_attention.spec import ATTENTION, ATTENTION_VATT, _attention_bytes, _attention_flops, make_attention
-from .spec.kernel_spec import KernelSpec, _attention_floor
+from .self_attention.spec import (
+    ATTENTION,
+    ATTENTION_VATT,
+    _attention_bytes,
+    _attention_floor,
+    _attention_flops,
+    make_attention,
+)
+from .spec.kernel_spec import KernelSpec
 
 # Files that list cases for the ahead-of-time check, below this folder.
 TRITON_FILES = (

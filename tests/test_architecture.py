@@ -24,6 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("official",),
     COMMANDS,
+    ("__main__",),
 )
 KERNEL_GROUND = ("device", "reference", "validation", "registration", "spec", "aot_case")
 OPERATIONS = ("self_attention", "contrastive", "projection", "droptoken")
@@ -109,6 +110,8 @@ def test_layers_of_vatt() -> None:
     for file, here, target, there in arrows("vatt"):
         if here == "__init__" or here == there or (here == "recipes" and there in COMMANDS):
             continue  # the package's face, and the command that resolves the flags of other commands
+        if (here, there) == ("__main__", "__init__"):
+            continue  # the console command tells the version
         if there == "__init__" or floor[there] >= floor[here] or (here, there) == ("data", "ops"):
             wrong.append(f"{file} imports {target}")
     assert wrong == []

@@ -119,8 +119,9 @@ def sdpa(backend: SDPBackend) -> Callable[[KernelSpec, Inputs], Run]:
         plain_only(inputs, mask=others, bias=others)
 
         def run(inputs: Inputs) -> Tensor:
+            arguments: dict[str, Any] = inputs.leaves | inputs.rest
             with sdpa_kernel(backend):
-                return fused_attention(**inputs.leaves, **inputs.rest)
+                return fused_attention(**arguments)
 
         return run
 

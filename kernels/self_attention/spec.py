@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..spec.cases import HEADS, Case, kept_tokens
 from ..spec.inputs import Draw, Inputs, laid_out
-from ..spec.kernel_spec import Cost
+from ..spec.kernel_spec import FLOOR, Cost
 
 
 def _attention_flops(case: Case) -> Cost:
@@ -106,3 +107,20 @@ def make_attention(case: Case, dtype: torch.dtype, device: torch.device | str, s
         edges = torch.tensor([0, *s["lengths"]], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         rest |= {"cu_seqlens": edges.to(device), "max_seqlen": max(s["lengths"])}
     return Inputs(leaves, rest)
+
+
+def _attention_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
+    """A token that sees itself alone has P = 1, so that dS = dP - delta is exactly 0; both are rounded by themselves.
+
+    Each is the product grad v, at most |grad| |v| / (1 - dropout), and dS is multiplied by scale |k| or scale |q|.
+    """
+    alone = max(lengths(case), default=0) <= 1 and case.sizes["mask"] != "all blind"
+    other = {"gradient of q": "k", "gradient of k": "q", "gradient of bias_table": None}
+    if not alone or tensor not in other:
+        return FLOOR * eps * float(exact.norm())
+    x, s = {name: leaf.double().norm(dim=-1) for name, leaf in inputs.leaves.items()}, case.sizes
+    cancelling = grad.double().norm(dim=-1) * x["v"] / (1 - s["dropout"])
+    name = other[tensor]
+    if name is not None:
+        cancelling *= x[name] * (s["width"] ** -0.5 if s["scale"] is None else s["scale"])
+    return FLOOR * eps * float(cancelling.norm())

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..self_attention.spec import lengths
 from .cases import Case
 from .inputs import Inputs
 
@@ -68,20 +67,3 @@ class KernelSpec:
     def literal(self, inputs: Inputs) -> Tensor:
         """The literal operation with every product in the inputs' dtype, as an eager model computes it."""
         return self.call(inputs, "reference") if self.literal_form is None else self.literal_form(inputs)
-
-
-def _attention_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
-    """A token that sees itself alone has P = 1, so that dS = dP - delta is exactly 0; both are rounded by themselves.
-
-    Each is the product grad v, at most |grad| |v| / (1 - dropout), and dS is multiplied by scale |k| or scale |q|.
-    """
-    alone = max(lengths(case), default=0) <= 1 and case.sizes["mask"] != "all blind"
-    other = {"gradient of q": "k", "gradient of k": "q", "gradient of bias_table": None}
-    if not alone or tensor not in other:
-        return FLOOR * eps * float(exact.norm())
-    x, s = {name: leaf.double().norm(dim=-1) for name, leaf in inputs.leaves.items()}, case.sizes
-    cancelling = grad.double().norm(dim=-1) * x["v"] / (1 - s["dropout"])
-    name = other[tensor]
-    if name is not None:
-        cancelling *= x[name] * (s["width"] ** -0.5 if s["scale"] is None else s["scale"])
-    return FLOOR * eps * float(cancelling.norm())

@@ -39,8 +39,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .clip import Clip, ManifestError
+from .encoders import REPEATABLE
 from .manifest import write_manifest
-from .transcode.encode import REPEATABLE
 
 # Part of the cache folder's name: raise it with every change of the bytes written; `write_clip` still writes format 1.
 FORMAT = 2
@@ -261,7 +261,7 @@ def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray, version: int = 
         video = container.add_stream("libx264", rate=FPS)
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         # One encoder thread a clip: clips are encoded side by side, and the bytes do not depend on the core count.
-        options = {"crf": "23", "preset": "veryfast", "g": str(FPS), "threads": "1"}
+        options: dict[str, object] = {"crf": "23", "preset": "veryfast", "g": str(FPS), "threads": "1"}
         video.options = options if version == 1 else options | REPEATABLE
         audio = container.add_stream("aac", rate=RATE, layout="mono")
         audio.bit_rate = 64_000

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -99,7 +100,9 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     if not heard and failed:
         raise Late  # only the whole track tells one broken place from a track that does not decode
     for frame in cut.rest():
-        track.add(frame, seconds_of(frame.pts, stream) - origin)
+        at = seconds_of(frame.pts, stream)
+        assert at is not None  # only frames with a time are held back
+        track.add(frame, at - origin)
     track.finish()
     return track
 
@@ -146,7 +149,7 @@ class PaddingCut:
 
 def _shortened(frame: AudioFrame, samples: int) -> AudioFrame:
     channels = 1 if frame.format.is_planar else frame.layout.nb_channels
-    data = np.ascontiguousarray(frame.to_ndarray()[:, : samples * channels])
+    data: Any = np.ascontiguousarray(frame.to_ndarray()[:, : samples * channels])
     short = AudioFrame.from_ndarray(data, frame.format.name, frame.layout.name)
     short.sample_rate, short.pts, short.time_base = frame.sample_rate, frame.pts, frame.time_base
     return short

@@ -26,6 +26,7 @@ from ..clip import Clip
 from ..decoding.container import BadClip, plain, probe
 from ..decoding.span import DecodedSpan, decode_span
 from ..decoding.video import grid_frames
+from ..encoders import REPEATABLE
 from ..media_types import IMAGE
 from ..shards.index import open_clip
 
@@ -33,9 +34,6 @@ FORMAT = 2  # raise it with every change of what is written of the same clip and
 RATE = 48_000  # Hz, mono
 SOUND_BITS = 96_000  # a second
 CHUNK = 250  # frames decoded at once: 90 MB of them at 256 x 455 pixels
-# Of x264: no macroblock tree. Its floating-point code is another for AVX-512, where small frames are encoded otherwise
-# each time (seen with FFmpeg 8.1), and estimates reciprocals, which CPUs of different makers may do differently.
-REPEATABLE = {"x264-params": "mbtree=0"}
 BT601, LIMITED, FULL = 5, 1, 2  # what libav calls the colours that it makes of RGB
 
 
