@@ -27,11 +27,9 @@ from .config.serialization import to_dict
 from .data.datasets.evaluation import EvalDataset
 from .data.manifest import choose_clips
 from .data.tokenizer import Tokenizer
-from .inference.embeddings import make_shards, open_parts
-from .inference.features_file import (
-    assemble,
-    check_format,
-)
+from .inference.embeddings import embed_dataset
+from .inference.features_file import assemble, check_format
+from .inference.result_folder import open_features
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
@@ -86,7 +84,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def embed(args: argparse.Namespace, world: World) -> None:
+def run(args: argparse.Namespace, world: World) -> None:
+    """Embed the clips that the flags name and write the file of features."""
     check_format(args.out)
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
@@ -120,7 +119,7 @@ def embed(args: argparse.Namespace, world: World) -> None:
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
-    record = world.first(lambda: open_parts(args.out, parts, metadata, args.resume))
+    record = world.first(lambda: open_features(args.out, parts, metadata, args.resume))
     if record is None:
         if world.is_first:
             shutil.rmtree(parts, ignore_errors=True)
@@ -131,11 +130,12 @@ def embed(args: argparse.Namespace, world: World) -> None:
     if tokenizer is None and any(clip.captions for clip in clips):
         print(f"captions are left out: {folder} has no {VOCABULARY}; copy its word list there or name --vocabulary")
     max_bad = data.max_bad_share if args.max_bad_share is None else args.max_bad_share
-    shards = make_shards(model, dataset, tokenizer, parts, per_shard, max_bad, autocast_for(device, dtype),
-                         world)  # fmt: skip
+    mapped = embed_dataset(
+        model, dataset, tokenizer, autocast_for(device, dtype), parts, max_bad, world, shard_batches=per_shard
+    )
     if not world.is_first:
         return
-    counts = assemble(shards, args.out, record)
+    counts = assemble(mapped.files, args.out, record)
     shutil.rmtree(parts)
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     print(f"done: {args.out}: {said}{' (left out, listed in it)' if counts['bad_clips'] else ''}")
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         with joined(args.device) as world:
-            embed(args, world)
+            run(args, world)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 

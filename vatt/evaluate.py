@@ -33,11 +33,11 @@ from .errors import ConfigError, Finished
 from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
-from .inference.result_folder import finish, open_out, open_parts, scores_only
+from .inference.result_folder import open_parts, open_result, write_result
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, joined
-from .runtime.files import write_atomically
+from .runtime.files import first_free, write_atomically
 
 TASKS = ("classify", "probe", "retrieve")
 EXAMPLES = """examples:
@@ -118,6 +118,19 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
+def scores_only(args: argparse.Namespace) -> bool:
+    """Whether --out names a file for the scores of retrieval, not a folder."""
+    return args.out is not None and args.out.suffix == ".json"
+
+
+def open_out(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+    """Return the folder to write, None for none, and the result in it when an earlier command has finished."""
+    if (args.out is None and args.task == "retrieve") or scores_only(args):
+        return None, None
+    out = args.out or first_free(f"evaluate-{args.task}")
+    return out, open_result(out, settings, args.resume)
+
+
 def settings_of(args: argparse.Namespace) -> Config:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
@@ -166,7 +179,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
-        result = finish(out, settings, config, device, {"test": test})
+        result = write_result(out, settings, config, device, {"test": test})
     print(classification.format_scores(result["test"]))
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
@@ -197,7 +210,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
         result = {"retrieval": scores, **counts}
         if out is not None:
             write_ranks(out / "ranks.csv", embedded, clips, wanted[0])
-            result = finish(out, settings, config, device, result)
+            result = write_result(out, settings, config, device, result)
             shutil.rmtree(out / "embeddings.parts")
     print(format_scores(result["retrieval"]))
     if out is not None:
@@ -229,7 +242,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
                 found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
                                               world)  # fmt: skip
         world.last_common()
-        result = finish(out, settings, config, device, {"probe": found})
+        result = write_result(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())

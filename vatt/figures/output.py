@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..inference.features_file import Arrays
+from ..inference.npz import Arrays, write_npz
 from ..runtime.files import write_atomically
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
@@ -44,9 +44,7 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: di
     content: dict[str, Any] = {**arrays, "metadata": np.array(json.dumps(metadata | {"identities": list(found)}))}
     for i, (features, rows) in enumerate(found.values()):
         content |= {f"features_{i}": features, f"rows_{i}": rows}
-    buffer = io.BytesIO()
-    np.savez(buffer, **content)
-    write_atomically(path, buffer.getvalue())
+    write_npz(path, content.items())
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -37,6 +37,23 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, for writers that open files themselves.
+
+    It is renamed to `path` when the block ends well and the content is on the disk.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def first_free(name: str) -> Path:
     """runs/NAME, or runs/NAME-2, -3, ... if that exists."""
     folder, number = Path("runs") / name, 1
