@@ -21,7 +21,7 @@ from .parallel import KINDS
 from .profile import Traced, parse_traced
 from .records import read_metrics
 from .run import first_free, holds_run, pick_device
-from .status import format_status, status
+from .status import format_status, held_out_line, status
 
 
 class Settings(loop.Settings, Protocol):
@@ -128,4 +128,5 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {result['bad_clips']} bad clips")
+    told = [f"{result['bad_clips']} bad clips", held_out_line(result)]
+    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {', '.join(filter(None, told))}")

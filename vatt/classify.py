@@ -25,10 +25,11 @@ from torch import Tensor
 from .classify_files import draw_confusion, write_per_class, write_predictions
 from .config import ConfigError, DataConfig, to_dict
 from .data.batch import Batch
+from .data.class_list import numbered_classes
 from .data.labelled import ViewDataset
 from .data.manifest import Manifest
 from .distributed import ALONE, World
-from .metrics import classification_scores, multilabel_scores
+from .metrics import classification_scores, hits, multilabel_scores
 from .model.vatt import Classifier
 from .pretrained import model_folder, weights_fingerprint
 from .resumed import Arrays, clip_arrays, open_parts
@@ -82,16 +83,12 @@ def read_classifier(folder: str | Path, device: torch.device, *,
 
 
 def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) -> Manifest:
-    """`clips` with the class ids of the model. `labels` None: those of the manifest, sorted.
+    """`clips` with the class ids of the model. `labels` None: the manifest's labels are the numbers of its outputs.
 
-    Raises `ConfigError` for a label that the model does not know, or a manifest of another number of classes.
+    Raises `ConfigError` for a label that the model does not know, or that is no number where only numbers can be known.
     """
     if labels is None:
-        if len(clips.labels) != classes:
-            raise ConfigError(f"{clips.root} has {len(clips.labels)} labels and the model {classes} classes without "
-                              'names; list the names, in the order of its outputs, as "labels" of "classifier" in the '
-                              "model's config.json")  # fmt: skip
-        return clips
+        return Manifest(clips.clips, clips.root, numbered_classes(clips, classes))
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
         raise ConfigError(f"{clips.root}: the model has no class {unknown[0]!r}"
@@ -128,7 +125,7 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
     if loss == "sigmoid":
         return multilabel_scores(logits, labels)
     target = labels.argmax(1)
-    right = (logits.argmax(1) == target).double()
+    right = hits(logits, target, 1)
     present = target.unique()
     per_class = torch.stack([right[target == c].mean() for c in present])
     return classification_scores(logits, target) | {"mean_class_accuracy": per_class.mean().item()}

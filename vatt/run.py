@@ -134,7 +134,7 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Conf
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
     """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
     data = config.data
-    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
+    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
         names = sorted({clip.split or "" for clip in manifest})
         raise RunError(f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "

@@ -22,7 +22,8 @@ from . import checkpoint
 from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .check_config import check
 from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
-from .data.bad_clips import BadClips
+from .data.bad_clips import BadClips, check_share
+from .data.batch import DataError
 from .data.dali import choose_decoder, make_dali_loader
 from .data.loader import Batch, ClipDataset, EvalDataset
 from .data.manifest import Manifest, read_manifest
@@ -196,19 +197,27 @@ def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
     write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
     result = summarise(out, draw_losses, where, config, seconds, bad, train_clips) | {"config": to_dict(config)}
+    no_scores: DataError | None = None
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
         dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few, needs=())
         tick = time.perf_counter()
-        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
-        result["retrieval"] = retrieval(embedded)
+        result |= {"held_out_clips": len(held_out), "held_out_bad_clips": len(held_out)}
+        try:
+            embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+            result["held_out_bad_clips"] = len(embedded.bad)
+            check_share(len(embedded.bad), len(held_out), config.data.max_bad_share)
+            result["retrieval"] = retrieval(embedded)
+            print(format_scores(result["retrieval"]))
+        except DataError as error:
+            no_scores = error
         result["evaluate_seconds"] = time.perf_counter() - tick
-        result["held_out_bad_clips"] = len(embedded.bad)
-        print(format_scores(result["retrieval"]))
     else:
         print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
     write_result(out, result)
+    if no_scores is not None:
+        raise DataError(f"no retrieval scores: {no_scores}; once the clips are mended, --resume scores the model")
 
 
 def saved_config(out: Path) -> Config:

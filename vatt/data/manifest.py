@@ -17,7 +17,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -97,6 +97,17 @@ class Manifest(Sequence[Clip]):
     def split(self, name: str) -> Manifest:
         """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
         return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels)
+
+    def one_clip_a_span(self) -> Manifest:
+        """Rows of the same span of the same file as one clip, at the place of the first, with the captions of all."""
+        rows: dict[tuple[Path, float, float | None], list[Clip]] = {}
+        for clip in self.clips:
+            rows.setdefault((clip.path, clip.start, clip.end), []).append(clip)
+        merged = (
+            same[0] if len(same) == 1 else replace(same[0], captions=tuple(c for clip in same for c in clip.captions))
+            for same in rows.values()
+        )
+        return Manifest(tuple(merged), self.root, self.labels)
 
 
 def read_manifest(source: str | Path) -> Manifest:
