@@ -122,6 +122,7 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
     result = {"environment": where, "steps": config.steps, "final_loss": sum(last) / len(last) if last else None,
               "train_seconds": seconds, "bad_clips": len(bad), "train_clips": train_clips}  # fmt: skip
     if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
+        result["same_file"] = sum(r.get("same_file", 0) for r in records)
         result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
     return result
 
@@ -129,4 +130,6 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
 def write_result(out: Path, result: dict[str, Any]) -> None:
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     told = [f"{result['bad_clips']} bad clips", held_out_line(result)]
+    if result.get("same_file"):
+        told.append(f"{result['same_file']:,} times a second row of a file gave way to another clip")
     print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {', '.join(filter(None, told))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .config import Config, ConfigError, EncoderConfig, ModelConfig, kept_tokens
+from .config import DATA_VERSION, Config, ConfigError, EncoderConfig, ModelConfig, kept_tokens
 
 Finding = tuple[str, bool, str]  # setting, fine, what it must be
 
@@ -57,6 +57,7 @@ def _findings(c: Config) -> Iterator[Finding]:
 
 def _data(c: Config) -> Iterator[Finding]:
     d, a = c.data, c.data.augment
+    yield "data.version", d.version in range(1, DATA_VERSION + 1), f"a whole number from 1 to {DATA_VERSION}"
     yield "data.batch_size", d.batch_size >= 2, "at least 2: one clip has no negatives"
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)

@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+DATA_VERSION = 2  # see `DataConfig.version`
+
+
 class ConfigError(ValueError):
     """A setting that does not exist, does not parse or contradicts another one."""
 
@@ -191,6 +194,9 @@ class DataConfig:
     `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
     holds; 0 GB is no limit, and with `workers` 0 there is none.
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
+    `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
+    of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
+    and more entries of tar shards are read.
     """
 
     source: str = ""
@@ -205,6 +211,7 @@ class DataConfig:
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
     decoder: str = "auto"
+    version: int = DATA_VERSION
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -283,6 +290,14 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
         else:
             given[name] = _coerce(value, hint, path + name)
     return kind(**given)
+
+
+def from_record(kind: type[T], values: dict[str, Any]) -> T:
+    """Settings of a run or model that was written earlier: what it does not say was as it was before there was a word.
+
+    Raises `ConfigError` as `from_dict`, TypeError or AttributeError for what are no settings.
+    """
+    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:

@@ -22,7 +22,7 @@ from . import checkpoint
 from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .classify import ClassifyConfig, check_labels, classify, format_scores
 from .classify_files import draw_training
-from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict
+from .config import ConfigError, ModelConfig, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips
 from .data.batch import Batch
 from .data.labelled import LabelledDataset
@@ -69,7 +69,7 @@ The manifest is a CSV with `path`, `label` (several separated by " | ") and, as 
 The run's folder ends with model/ (vatt.load reads it), result.json, predictions, per_class.csv and confusion.png.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
 
-FIXED = ("model.", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
+FIXED = ("model.", "data.version:", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
 FREE = ("model.drop.",)  # though it begins like one of those
 
 
@@ -264,7 +264,7 @@ def saved_config(out: Path) -> FinetuneConfig:
     """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
     path = out / "config.json"
     try:
-        return from_dict(FinetuneConfig, json.loads(path.read_text())["finetune"])
+        return from_record(FinetuneConfig, json.loads(path.read_text())["finetune"])
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -272,7 +272,7 @@ def saved_config(out: Path) -> FinetuneConfig:
         if found is None or "finetune" not in (record := json.loads(found.state["record"])):
             raise RunError(f"{path} is no fine-tuning run's config: {error}") from error
         print(f"{path} is damaged ({error}); using the settings in {found.path}")
-        return from_dict(FinetuneConfig, record["finetune"])
+        return from_record(FinetuneConfig, record["finetune"])
 
 
 def run(args: argparse.Namespace, world: World) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .check_config import check
-from .config import Config, ConfigError, from_dict, to_dict
+from .config import Config, ConfigError, from_record, to_dict
 from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
 from .files import write_atomically
@@ -93,7 +93,7 @@ def read_config(out: Path) -> Config:
     """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
     path = out / "config.json"
     try:
-        config = from_dict(Config, json.loads(path.read_text())["config"])
+        config = from_record(Config, json.loads(path.read_text())["config"])
         check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .begin import add_run_flags, begin, run_command, summarise, write_result
 from .check_config import check
-from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
+from .config import Config, ConfigError, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips, check_share
 from .data.batch import DataError
 from .data.dali import choose_decoder, make_dali_loader
@@ -66,7 +66,7 @@ A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `ca
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
 
 
-FIXED = ("model.", "data.vocabulary:", "preset:")  # what a resumed run cannot change
+FIXED = ("model.", "data.vocabulary:", "data.version:", "preset:")  # what a resumed run cannot change
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -167,6 +167,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     if len(clips) < config.data.batch_size:
         print(f"note: a batch of {config.data.batch_size} repeats clips, which then are negatives of themselves; "
               "--batch-size lowers it")  # fmt: skip
+    elif dataset.files < len(clips):
+        print(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
     if config.model.text.freeze_embedding:
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
@@ -176,7 +178,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
         record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops, world, parts)
-        return record | {"operations": ops.impl}
+        return record | {"operations": ops.impl, "same_file": dataset.repeats(step)}
 
     advice = "try --set optim.clip=1 or a lower --set optim.rate"
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
@@ -190,6 +192,16 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
         model = VATT(config.model, ops).to(device)
         model.load_state_dict(state)
     finish(config, out, model, held_out, tokenizer, bad, where, trained, len(clips))
+
+
+def same_file_note(config: Config, dataset: ClipDataset) -> str:
+    """What becomes of rows of one file in a batch."""
+    if config.data.version < 2:
+        return "this run began when those that meet in a batch were each other's negatives, and goes on so"
+    if dataset.files < config.data.batch_size:
+        return (f"in a batch of {config.data.batch_size} some are each other's negatives; --batch-size "
+                f"{dataset.files} keeps them apart")  # fmt: skip
+    return "a second one in a batch would be a negative of the first, and gives way to another clip (same_file)"
 
 
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
@@ -229,7 +241,7 @@ def saved_config(out: Path) -> Config:
         if found is None:
             raise
         print(f"{error}; using the settings in {found.path}")
-        return from_dict(Config, json.loads(found.state["record"])["config"])
+        return from_record(Config, json.loads(found.state["record"])["config"])
 
 
 def run(args: argparse.Namespace, world: World) -> None:

@@ -3,8 +3,9 @@
 Order: each epoch is a permutation drawn from (seed, epoch), cut into whole batches; a corpus smaller than a batch wraps
 around. The window, the captions and every augmentation of a clip are drawn from (seed, step, slot, attempt). A clip
 that cannot be decoded is replaced by one that is not in the batch, drawn from the same numbers with the next attempt,
-never from what a process happens to know already; the batch tells which clips were bad and why. One thing is outside
-of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
+never from what a process happens to know already; the batch tells which clips were bad and why. A second row of a file
+in a batch is replaced in the same way, as far as there are other files: it would be a negative of the first. One thing
+is outside of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Collection, Generator, Iterator
 from functools import lru_cache
 from multiprocessing import connection, resource_tracker
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +56,13 @@ class BatchSource(Protocol):
     def __getitem__(self, index: int) -> Batch: ...
 
 
+class _Plan(NamedTuple):
+    """Of one step: slot -> position of the clip in place of a second row of a file; the files of the whole batch."""
+
+    replaced: dict[int, int]
+    files: frozenset[int]
+
+
 class ClipDataset(Clips):
     """Training batches: `dataset[step]`, for any step from 0 on.
 
@@ -86,6 +94,14 @@ class ClipDataset(Clips):
         super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
         self.seed = seed
         self.slots = range(self.batch_size) if slots is None else slots
+        numbers = {path: i for i, path in enumerate(dict.fromkeys(clip.path for clip in clips))}
+        self.files = len(numbers)
+        self._file_of: np.ndarray | None = None  # number of the file of each clip, where rows of one are kept apart
+        if data.version >= 2 and self.keeps_files_apart and self.batch_size <= self.files < len(clips):
+            self._file_of = np.array([numbers[clip.path] for clip in clips], np.int32)
+        self._last_plan: tuple[int, _Plan] | None = None
+
+    keeps_files_apart = True  # a class of clips may hold two of one file, negatives may not
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,6 +116,31 @@ class ClipDataset(Clips):
             epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
         return int(_permutation(self.seed, epoch, n)[place])
 
+    def repeats(self, step: int) -> int:
+        """Slots of the whole batch whose row gave way, as an earlier slot has another one of its file."""
+        return len(self._plan(step).replaced)
+
+    def _plan(self, step: int) -> _Plan:
+        if self._file_of is None:
+            return _Plan({}, frozenset())
+        if self._last_plan is None or self._last_plan[0] != step:
+            held: set[int] = set()
+            second = []
+            for slot in range(self.batch_size):
+                file = int(self._file_of[self.planned(step, slot)])
+                if file in held:
+                    second.append(slot)
+                held.add(file)
+            replaced = {}
+            for slot in second:
+                replaced[slot] = self._replacement(step, self._draws(step, slot, 1), held)
+                held.add(int(self._file_of[replaced[slot]]))
+            self._last_plan = step, _Plan(replaced, frozenset(held))
+        return self._last_plan[1]
+
+    def _draws(self, step: int, slot: int, attempt: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
+
     def __getitem__(self, step: int) -> Batch:
         since = self.clocks()
         tried: list[int] = []
@@ -112,9 +153,12 @@ class ClipDataset(Clips):
         return train_video(frames, self.model.video.size, self.data.augment, rng)
 
     def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
-        for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
-            clip = self.clips[self.planned(step, slot) if attempt == 0 else self._replacement(step, rng)]
+        plan = self._plan(step)
+        first = int(slot in plan.replaced)
+        for attempt in range(first, MAX_ATTEMPTS):
+            rng = self._draws(step, slot, attempt)
+            position = self.planned(step, slot) if attempt == 0 else self._replacement(step, rng, plan.files)
+            clip = self.clips[plan.replaced[slot] if attempt == first == 1 else position]
             tried.append(clip.index)
             try:
                 return self._read(clip, rng)
@@ -125,13 +169,18 @@ class ClipDataset(Clips):
             f"see which clips under {self.clips.root} can be decoded"
         )
 
-    def _replacement(self, step: int, rng: np.random.Generator) -> int:
+    def _replacement(self, step: int, rng: np.random.Generator, held: Collection[int] = ()) -> int:
+        """Position of a clip that the batch does not hold: from a drawn one on, the first whose file is not `held`."""
         n, size = len(self.clips), self.batch_size
         if n <= size:
             return int(rng.integers(n))
         # Any clip that the batch does not hold: the same clip twice would be its own negative.
         epoch, place = divmod(step, self.steps_per_epoch)
-        return int(_permutation(self.seed, epoch, n)[(place * size + size + rng.integers(n - size)) % n])
+        order, first = _permutation(self.seed, epoch, n), place * size + size + int(rng.integers(n - size))
+        if self._file_of is not None:
+            others = (i for i in range(first, first + n) if self._file_of[order[i % n]] not in held)
+            first = next(others, first)
+        return int(order[first % n])
 
     def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
         self.require_text(clip)
