@@ -13,8 +13,9 @@ import torch
 
 from . import loop
 from .command import exit_code
-from .config import ConfigError, differences, to_json
+from .config import ConfigError, DataConfig, differences, to_json
 from .data.bad_clips import BadClips
+from .data.manifest import Manifest, read_manifest, tell_notes
 from .distributed import World, joined
 from .files import write_atomically
 from .parallel import KINDS
@@ -46,6 +47,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     """`folder`: the default of --out; `seed`: what it is the seed of; `example` of --set."""
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"folder of the run (default: the first free {folder}[-N])")
+    add("--columns", metavar="NAME=COLUMN,...",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
     add("--seed", metavar="N", type=int, help=f"seed of {seed}, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
@@ -57,6 +60,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     add("--profile", metavar="START:COUNT",
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
     add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
+
+
+def open_source(data: DataConfig) -> Manifest:
+    """The clips of the run's source; says what in it is not read."""
+    return tell_notes(read_manifest(data.source, data.columns, data.version))
 
 
 def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World], None]) -> int:

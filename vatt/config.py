@@ -211,6 +211,7 @@ class DataConfig:
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
     decoder: str = "auto"
+    columns: str = ""  # of a table, as caption=title,path=filepath
     version: int = DATA_VERSION
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -30,7 +30,7 @@ from .command import exit_code
 from .config import ConfigError, to_dict
 from .data.bad_clips import bad_share
 from .data.loader import Batch, DataError, EvalDataset, make_loader
-from .data.manifest import Clip, Manifest, read_manifest
+from .data.manifest import Clip, Manifest, read_manifest, tell_notes
 from .data.text import Tokenizer
 from .distributed import ALONE, World, joined
 from .features import POSITIONS, Arrays, FeaturesError, assemble, check_format, read_features, read_shard, write_shard
@@ -211,9 +211,9 @@ def _make_shards(
     return bad, tried
 
 
-def choose_clips(source: str, split: str | None) -> Manifest:
+def choose_clips(source: str, split: str | None, columns: str = "") -> Manifest:
     """All rows of a manifest or folder, or those of one split."""
-    manifest = read_manifest(source)
+    manifest = tell_notes(read_manifest(source, columns))
     clips = manifest if split is None else manifest.split(split)
     if not len(clips):
         raise ConfigError(f"{source} has no rows of split {split!r}; it has: {', '.join(manifest.splits) or 'none'}")
@@ -261,6 +261,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
+    add("--columns", metavar="NAME=COLUMN,...", default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
     add("--data", required=True, metavar="PATH",
         help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
@@ -289,7 +291,7 @@ def embed(args: argparse.Namespace, world: World) -> None:
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
     folder = model_folder(args.model)
-    clips = choose_clips(args.data, args.split)
+    clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
     fused = config.fused if args.fused is None else args.fused
     model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)

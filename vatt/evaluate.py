@@ -21,10 +21,10 @@ import torch
 
 from . import classify, probe
 from .command import exit_code
-from .config import Config, ConfigError, to_dict
+from .config import DATA_VERSION, Config, ConfigError, to_dict
 from .data.class_list import SORTED, read_classes
 from .data.loader import EvalDataset
-from .data.manifest import Manifest, ManifestError, read_manifest
+from .data.manifest import Manifest, ManifestError, read_manifest, tell_notes
 from .data.sources_read import AUDIO
 from .data.synthetic import build_corpus
 from .distributed import Finished, World, joined
@@ -72,6 +72,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
     add("--data", nargs="+", metavar="PATH",
         help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
+    add("--columns", metavar="NAME=COLUMN,...", default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
     add("--split", metavar="NAME", help="rows to test on (default: the held-out split; all of --data without one)")
     add("--windows", type=int, metavar="N", help="temporal windows a test clip (default: the model's)")
     add("--crops", type=int, choices=(1, 3), help="classify: crops a window, centre or three (default: the model's)")
@@ -144,7 +146,9 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     training, or of the only one there is. Raises `ConfigError` when there are none, or several such splits.
     """
     (source,) = args.data or [config.data.source]
-    manifest = read_manifest(source or build_corpus(clips=config.data.builtin_clips))
+    columns = args.columns or ("" if args.data else config.data.columns)
+    version = DATA_VERSION if args.data else config.data.version
+    manifest = tell_notes(read_manifest(source or build_corpus(clips=config.data.builtin_clips), columns, version))
     wanted = args.split or config.data.test_split
     clips = manifest.split(wanted)
     if not len(clips) and args.data and not args.split:
@@ -171,11 +175,11 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
 
 def trained_files(config: Config) -> set[Path]:
     """The files that the model of `config` was trained on, as far as a table of them is still there."""
+    data = config.data
     try:
-        there = config.data.source and Path(config.data.source).exists()
-        return (
-            {clip.path for clip in read_manifest(config.data.source).split(config.data.train_split)} if there else set()
-        )
+        if not data.source or not Path(data.source).exists():
+            return set()
+        return {clip.path for clip in read_manifest(data.source, data.columns).split(data.train_split)}
     except ManifestError:
         return set()
 
@@ -285,7 +289,8 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused)
     sources = args.data or [config.data.source or build_corpus(clips=config.data.builtin_clips)]
-    clips, folds = read_folds(sources, config.data.train_split, args.split or config.data.test_split)
+    split = args.split or config.data.test_split
+    clips, folds = read_folds(sources, config.data.train_split, split, args.columns)
     heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {

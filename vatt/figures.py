@@ -185,6 +185,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (tsne, activations):
         add = command.add_argument
         add("--data", required=True, metavar="PATH", help="manifest CSV or folder of clips")
+        add("--columns", metavar="NAME=COLUMN,...", default="", help="columns of --data that have other names")
         add("--out", type=Path, required=True, metavar="FILE", help="figure to write, .png; its arrays go beside it")
         add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
         add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
@@ -256,7 +257,7 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
 def tsne(args: argparse.Namespace) -> None:
     arrays_file = check_output(args.out, args.method, args.resume)
     device = pick_device(args.device)
-    clips = choose_classes(choose_clips(args.data, args.split), args.classes, args.per_class, args.seed)
+    clips = choose_classes(choose_clips(args.data, args.split, args.columns), args.classes, args.per_class, args.seed)
     print(f"{len(clips)} clips of {len(clips.labels)} classes, {len(args.model)} models, {device}")
     configs = [load_config(folder) for folder in args.model]  # a wrong folder is told before hours of work
     known = read_earlier(arrays_file) if arrays_file.exists() else {}
@@ -305,7 +306,7 @@ def tsne(args: argparse.Namespace) -> None:
 
 def activations(args: argparse.Namespace) -> None:
     arrays_file, device = check_output(args.out, "", False), pick_device(args.device)
-    clips, config = choose_clips(args.data, args.split), load_config(args.model)
+    clips, config = choose_clips(args.data, args.split, args.columns), load_config(args.model)
     model = load(args.model, device=device, fused=args.fused)
     modalities = tuple(model.backbone.tokens)
     tokenizer = load_tokenizer(args.model) if "text" in modalities else Tokenizer([])

@@ -19,14 +19,14 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
-from .begin import add_run_flags, begin, run_command, summarise, write_result
+from .begin import add_run_flags, begin, open_source, run_command, summarise, write_result
 from .classify import ClassifyConfig, check_labels, classify, format_scores
 from .classify_files import draw_training
 from .config import ConfigError, ModelConfig, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips
 from .data.batch import Batch
 from .data.labelled import LabelledDataset
-from .data.manifest import Manifest, read_manifest
+from .data.manifest import Manifest
 from .data.shards import absolute_source
 from .distributed import ALONE, World
 from .files import write_atomically
@@ -119,6 +119,7 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
     """The task's preset around the sizes of `--init`, or the settings of a resumed run; flags and `--set` on top."""
     given = {
         "data.source": args.data,
+        "data.columns": args.columns,
         "data.batch_size": args.batch_size,
         "loss": args.loss,
         "optim.rate": args.rate,
@@ -280,7 +281,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
-    manifest = read_manifest(config.data.source)
+    manifest = open_source(config.data)
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:

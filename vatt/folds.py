@@ -20,7 +20,7 @@ from .classify_files import draw_confusion, write_per_class, write_predictions
 from .config import Config, ConfigError
 from .data.labelled import ViewDataset
 from .data.loader import DataError
-from .data.manifest import Clip, Manifest, read_manifest
+from .data.manifest import Clip, Manifest, read_manifest, tell_notes
 from .distributed import ALONE, World
 from .files import write_atomically
 from .model.vatt import Backbone
@@ -35,7 +35,7 @@ class Fold(NamedTuple):
     test: list[int]
 
 
-def read_folds(sources: Sequence[str | Path], train: str, test: str) -> tuple[Manifest, list[Fold]]:
+def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: str = "") -> tuple[Manifest, list[Fold]]:
     """The clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
 
     A single manifest whose rows are in neither is a cross-validation: each of its splits is tested on in turn and the
@@ -45,7 +45,7 @@ def read_folds(sources: Sequence[str | Path], train: str, test: str) -> tuple[Ma
     clips: dict[tuple[Path, float, float | None], Clip] = {}
     folds: list[Fold] = []
     for number, source in enumerate(sources):
-        manifest = read_manifest(source)
+        manifest = tell_notes(read_manifest(source, columns))
         rows: dict[str, list[int]] = {}
         for clip in manifest:
             if clip.split is None:

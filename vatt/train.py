@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from . import checkpoint
-from .begin import add_run_flags, begin, run_command, summarise, write_result
+from .begin import add_run_flags, begin, open_source, run_command, summarise, write_result
 from .check_config import check
 from .config import Config, ConfigError, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips, check_share
@@ -97,6 +97,7 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
     flags = {
         "data.source": args.data,
+        "data.columns": args.columns,
         "data.batch_size": args.batch_size,
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
@@ -250,7 +251,7 @@ def run(args: argparse.Namespace, world: World) -> None:
         return
     config, out, device = begun.config, begun.out, begun.device
     choose_decoder(config.data.decoder, device)
-    manifest = read_manifest(config.data.source) if config.data.source else None
+    manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 

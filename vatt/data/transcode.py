@@ -31,7 +31,15 @@ from tqdm import tqdm
 from vatt.config import ConfigError
 from vatt.data.encode import CODECS, Encoded, Recipe, encode_clip
 from vatt.data.limits import memory_limit
-from vatt.data.manifest import CAPTION_SEPARATOR, Clip, Manifest, ManifestError, read_manifest, write_manifest
+from vatt.data.manifest import (
+    CAPTION_SEPARATOR,
+    Clip,
+    Manifest,
+    ManifestError,
+    read_manifest,
+    tell_notes,
+    write_manifest,
+)
 from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
 from vatt.files import write_atomically
@@ -309,7 +317,7 @@ def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float)
 def transcode(args: argparse.Namespace) -> int:
     """The whole command; returns the exit code."""
     began = time.monotonic()
-    manifest: Manifest = read_manifest(args.manifest)
+    manifest: Manifest = tell_notes(read_manifest(args.manifest, args.columns))
     out = args.out.expanduser().absolute()
     jobs = jobs_of(manifest)
     recipe = Recipe(args.codec, args.size, args.fps, args.gop)
@@ -351,6 +359,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("manifest", metavar="PATH", help="manifest CSV, folder of clips, or tar shards")
+    add("--columns", metavar="NAME=COLUMN,...", default="",
+        help="columns of the manifest that have other names, e.g. caption=title,path=filepath")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--resume", action="store_true", help="go on with what is in DIR; clips that failed are tried again")
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
