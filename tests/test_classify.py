@@ -155,17 +155,20 @@ def test_labels_that_are_numbers_are_those_of_outputs(tmp_path):
             with_classes(labelled(*wrong), None, 12)
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("names.txt", "boat\nred, car\n\nwalking dog\n"),
-    ("index.csv", 'index,mid,display_name\n1,/m/2,"red, car"\n0,/m/1,boat\n2,/m/3,walking dog\n'),
-    ("pairs.csv", '"red, car",1\nboat,0\nwalking dog,2\n'),
-    ("classInd.txt", "1 boat\n2 red, car\n3 walking dog\n"),
-    ("map.txt", "boat 0\nred, car 1\nwalking dog 2\n"),
-    ("map.tsv", "boat\t0\nred, car\t1\nwalking dog\t2\n"),
-    ("list.json", '["boat", "red, car", "walking dog"]'),
-    ("id2label.json", '{"0": "boat", "2": "walking dog", "1": "red, car"}'),
-    ("label2id.json", '{"walking dog": 2, "boat": 0, "red, car": "1"}'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "boat\nred, car\n\nwalking dog\n"),
+        ("index.csv", 'index,mid,display_name\n1,/m/2,"red, car"\n0,/m/1,boat\n2,/m/3,walking dog\n'),
+        ("pairs.csv", '"red, car",1\nboat,0\nwalking dog,2\n'),
+        ("classInd.txt", "1 boat\n2 red, car\n3 walking dog\n"),
+        ("map.txt", "boat 0\nred, car 1\nwalking dog 2\n"),
+        ("map.tsv", "boat\t0\nred, car\t1\nwalking dog\t2\n"),
+        ("list.json", '["boat", "red, car", "walking dog"]'),
+        ("id2label.json", '{"0": "boat", "2": "walking dog", "1": "red, car"}'),
+        ("label2id.json", '{"walking dog": 2, "boat": 0, "red, car": "1"}'),
+    ],
+)
 def test_class_lists_people_have(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     assert read_classes(tmp_path / name, 3) == ("boat", "red, car", "walking dog")
@@ -230,8 +233,11 @@ def test_tables_of_classes(tmp_path):
     assert score(logits, labels, "softmax") == {"top1": 0.5, "top5": 1.0, "mean_class_accuracy": 0.5}
     equal = torch.zeros(4, 3, dtype=torch.float64)
     assert confusion_matrix(equal, labels).tolist() == [[pytest.approx(2 / 3)] * 3, [pytest.approx(2 / 3)] * 3, [0] * 3]
-    assert score(equal, labels, "softmax") == {"top1": pytest.approx(1 / 3), "top5": 1.0,
-                                               "mean_class_accuracy": pytest.approx(1 / 3)}  # fmt: skip
+    assert score(equal, labels, "softmax") == {
+        "top1": pytest.approx(1 / 3),
+        "top5": 1.0,
+        "mean_class_accuracy": pytest.approx(1 / 3),
+    }
     write_per_class(tmp_path / "one.csv", ("a", "b", "c"), logits, labels, "softmax")
     assert rows(tmp_path / "one.csv")[1] == {
         "class": "b", "clips": "2", "right": "1", "accuracy": "0.5", "precision": "1", "most_confused_with": "a",

@@ -46,8 +46,11 @@ def test_no_two_rows_of_a_file_meet(corpus: Manifest, tokenizer: Tokenizer) -> N
         assert len(set(files)) == 4
         assert batch.bad == []
         # What was planned stays in its slot; only what came second has gone, and each row has its own draws.
-        kept = [i for i, path in enumerate([clips[i].path for i in before.clips])
-                if path not in [clips[i].path for i in before.clips[:i]]]  # fmt: skip
+        kept = [
+            i
+            for i, path in enumerate([clips[i].path for i in before.clips])
+            if path not in [clips[i].path for i in before.clips[:i]]
+        ]
         assert [batch.clips[i] for i in kept] == [before.clips[i] for i in kept]
         assert dataset.repeats(step) == 4 - len(kept)
         assert old.repeats(step) == 0

@@ -284,6 +284,9 @@ def test_runs_of_before_read_the_shards_as_they_did(tmp_path: Path, clips: list[
     )  # fmt: skip
     old = read_manifest(tar, version=1)
     assert [(clip.name, clip.captions, clip.label) for clip in old] == [
-        ("a.tar/a.mp4", ("x", "None"), None), ("a.tar/0.mp4", (), None), ("a.tar/1.mp4", (), None)]  # fmt: skip
+        ("a.tar/a.mp4", ("x", "None"), None),
+        ("a.tar/0.mp4", (), None),
+        ("a.tar/1.mp4", (), None),
+    ]
     assert "1 entries are not read: no clips by the rules that this run began with" in old.notes[0]
     assert [clip.captions for clip in read_manifest(tar)] == [("x",), (), (), ("y",)]

@@ -27,13 +27,22 @@ def rows(manifest: Manifest) -> list[tuple[Any, ...]]:
 PLAIN = [("a, b.mp4", 62.5, 3723.0, ("one; two", "three"), "x", "test"), ("c.mp4", 0.0, None, (), None, "train")]
 
 
-@pytest.mark.parametrize(("mark", "encoding"), [
-    (",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8"), ("\t", "utf-16"), (";", "utf-16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (",", "utf-8"),
+        (";", "utf-8-sig"),
+        ("\t", "utf-8"),
+        ("\t", "utf-16"),
+        (";", "utf-16"),
+    ],
+)
 def test_marks_and_encodings(mark: str, encoding: str, tmp_path: Path) -> None:
-    lines = [["path", "start", "end", "caption", "label", "split"],
-             ['"a, b.mp4"', "1:02.5", "01:02:03", '"one; two | three"', "x", "test"],
-             ["c.mp4", "", "", "", "", "train"]]  # fmt: skip
+    lines = [
+        ["path", "start", "end", "caption", "label", "split"],
+        ['"a, b.mp4"', "1:02.5", "01:02:03", '"one; two | three"', "x", "test"],
+        ["c.mp4", "", "", "", "", "train"],
+    ]
     found = read(tmp_path, "\r\n".join(mark.join(line) for line in lines) + "\r\n", encoding=encoding)
     assert rows(found) == PLAIN
     assert found.notes == ()
@@ -41,10 +50,16 @@ def test_marks_and_encodings(mark: str, encoding: str, tmp_path: Path) -> None:
 
 def test_rows_of_json_and_parquet(tmp_path: Path) -> None:
     data = [
-        {"path": "a, b.mp4", "start": 62.5, "end": "1:02:03", "caption": ["one; two", None, " three | "], "label": "x",
-         "split": "test"},
+        {
+            "path": "a, b.mp4",
+            "start": 62.5,
+            "end": "1:02:03",
+            "caption": ["one; two", None, " three | "],
+            "label": "x",
+            "split": "test",
+        },
         {"path": "c.mp4", "caption": None, "label": None, "split": "train", "start": None, "end": float("nan")},
-    ]  # fmt: skip
+    ]
     assert rows(read(tmp_path, "\n".join(map(json.dumps, data)) + "\n", "m.jsonl")) == PLAIN
     assert rows(read(tmp_path, json.dumps(data), "m.json")) == PLAIN
     arrow = pytest.importorskip("pyarrow")
@@ -62,13 +77,16 @@ def test_rows_of_json_and_parquet(tmp_path: Path) -> None:
         read_manifest(tmp_path / "broken.parquet")
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("boats/a_000012.mp4 0\nboats/x y.mp4 1\n", [("boats/a_000012.mp4", "0"), ("boats/x y.mp4", "1")]),
-    ("x y.mp4,red car\nz.webm,boat\n", [("x y.mp4", "red car"), ("z.webm", "boat")]),
-    ("a.mp4\t3\n", [("a.mp4", "3")]),
-    ("a b.mp4 163 7\nc.mp4 20 8\n", [("a b.mp4", "7"), ("c.mp4", "8")]),
-    ("a b.mp4\n\nc.wav\n", [("a b.mp4", None), ("c.wav", None)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("boats/a_000012.mp4 0\nboats/x y.mp4 1\n", [("boats/a_000012.mp4", "0"), ("boats/x y.mp4", "1")]),
+        ("x y.mp4,red car\nz.webm,boat\n", [("x y.mp4", "red car"), ("z.webm", "boat")]),
+        ("a.mp4\t3\n", [("a.mp4", "3")]),
+        ("a b.mp4 163 7\nc.mp4 20 8\n", [("a b.mp4", "7"), ("c.mp4", "8")]),
+        ("a b.mp4\n\nc.wav\n", [("a b.mp4", None), ("c.wav", None)]),
+    ],
+)
 def test_lists_without_a_line_of_names(text: str, expected: list[tuple[str, str | None]], tmp_path: Path) -> None:
     found = read(tmp_path, text, "list.txt")
     assert [(clip.name, clip.label) for clip in found] == expected
@@ -124,7 +142,12 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
 
 def test_times(tmp_path: Path) -> None:
     assert [parse_seconds(text) for text in ("83.5", "83,5", "1:23.5", "0:01:23.500", "00:00:32,165")] == [
-        83.5, 83.5, 83.5, 83.5, 32.165]  # fmt: skip
+        83.5,
+        83.5,
+        83.5,
+        83.5,
+        32.165,
+    ]
     for wrong in ("1:2:3:4", "soon", "1h", ":20", ""):
         with pytest.raises(ValueError, match="is no time"):
             parse_seconds(wrong)
@@ -140,7 +163,11 @@ def layout(folder: Path, *names: str) -> Manifest:
 def test_folders_name_splits_and_classes(tmp_path: Path) -> None:
     found = layout(tmp_path / "a", "train/boat/1.mp4", "train/car/2.mp4", "test/boat/3.mp4", "validation/car/4.mp4")
     assert [(clip.label, clip.split) for clip in found] == [
-        ("boat", "test"), ("boat", "train"), ("car", "train"), ("car", "val")]  # fmt: skip
+        ("boat", "test"),
+        ("boat", "train"),
+        ("car", "train"),
+        ("car", "val"),
+    ]
     assert found.labels == ("boat", "car")
     inside = layout(tmp_path / "b", "boat/train/1.mp4", "car/test/2.mp4")
     assert [(clip.label, clip.split) for clip in inside] == [("boat", "train"), ("car", "test")]

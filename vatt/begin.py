@@ -47,8 +47,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     """`folder`: the default of --out; `seed`: what it is the seed of; `example` of --set."""
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"folder of the run (default: the first free {folder}[-N])")
-    add("--columns", metavar="NAME=COLUMN,...",
-        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--seed", metavar="N", type=int, help=f"seed of {seed}, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")

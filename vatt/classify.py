@@ -101,9 +101,11 @@ def check_labels(clips: Manifest, loss: str) -> None:
     """Raises `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
     without = [clip for clip in clips if not clip.labels]
     if without:
-        raise ConfigError(f"{clips.root}: {len(without)} of {len(clips)} clips have no label, the first is "
-                          f"{without[0].name}; leave these rows out of the split, or label them"
-                          f"{''.join(f' ({note})' for note in clips.notes if 'label' in note)}")  # fmt: skip
+        raise ConfigError(
+            f"{clips.root}: {len(without)} of {len(clips)} clips have no label, the first is "
+            f"{without[0].name}; leave these rows out of the split, or label them"
+            f"{''.join(f' ({note})' for note in clips.notes if 'label' in note)}"
+        )
     several = [clip for clip in clips if len(clip.labels) > 1]
     if loss == "softmax" and several:
         raise ConfigError(f"{clips.root}: {several[0].name} has several labels ({several[0].label}); --loss sigmoid "

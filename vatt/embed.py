@@ -261,8 +261,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
-    add("--columns", metavar="NAME=COLUMN,...", default="",
-        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--data", required=True, metavar="PATH",
         help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")

@@ -72,14 +72,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
     add("--data", nargs="+", metavar="PATH",
         help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
-    add("--columns", metavar="NAME=COLUMN,...", default="",
-        help="columns of --data that have other names, e.g. caption=title,path=filepath")  # fmt: skip
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--split", metavar="NAME", help="rows to test on (default: the held-out split; all of --data without one)")
     add("--windows", type=int, metavar="N", help="temporal windows a test clip (default: the model's)")
     add("--crops", type=int, choices=(1, 3), help="classify: crops a window, centre or three (default: the model's)")
-    add("--classes", metavar="FILE",
+    add(
+        "--classes",
+        metavar="FILE",
         help="classify: names of the model's outputs in their order, a line each, for a model without names; "
-             "sorted: the labels in alphabetical order (default: labels are numbers of outputs)")  # fmt: skip
+        "sorted: the labels in alphabetical order (default: labels are numbers of outputs)",
+    )
     add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
     add("--modality", nargs="+", choices=("video", "audio"),
         help="probe: whose features (default video, audio where all files are sound)")  # fmt: skip
@@ -89,8 +96,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
-    add("--max-bad-share", type=float, metavar="R",
-        help="stop when a larger share of clips cannot be read (default: the model's)")  # fmt: skip
+    add(
+        "--max-bad-share",
+        type=float,
+        metavar="R",
+        help="stop when a larger share of clips cannot be read (default: the model's)",
+    )
     add("--out", type=Path, metavar="DIR",
         help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
              "FILE.json for the scores alone")  # fmt: skip
@@ -168,8 +179,11 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
         trained |= {clip.path for clip in manifest.split(config.data.train_split)}
     known = [clip for clip in clips if clip.path in trained]
     if known:
-        print(f"warning: {len(known)} of them are of files that are trained on, the first is {known[0].name}: "
-              "scores on them are no measure of new clips", file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: {len(known)} of them are of files that are trained on, the first is {known[0].name}: "
+            "scores on them are no measure of new clips",
+            file=sys.stderr,
+        )
     return clips
 
 

@@ -49,8 +49,14 @@ class ClipEmbeddings(NamedTuple):
     bad: Bad  # manifest index and reason of each clip left out
 
 
-def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | None = None,
-                world: World = ALONE, max_bad_share: float = 1.0) -> ClipEmbeddings:  # fmt: skip
+def embed_clips(
+    model: VATT,
+    dataset: EvalDataset,
+    autocast: Any,
+    parts: Path | None = None,
+    world: World = ALONE,
+    max_bad_share: float = 1.0,
+) -> ClipEmbeddings:
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
 
     Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
@@ -59,8 +65,14 @@ def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | 
     was_training = model.training
     model.eval()
     captions = {clip.index: [c for c in clip.captions if split_words(c)] for clip in dataset.clips}
-    arrays, bad = clip_arrays(dataset, lambda batch: _embed(model, dataset, captions, batch, autocast), "evaluating",
-                              parts, max_bad_share, world)  # fmt: skip
+    arrays, bad = clip_arrays(
+        dataset,
+        lambda batch: _embed(model, dataset, captions, batch, autocast),
+        "evaluating",
+        parts,
+        max_bad_share,
+        world,
+    )
     model.train(was_training)
     if not len(arrays["row"]):
         raise DataError("none of the clips has video: there is nothing to retrieve")

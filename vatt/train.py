@@ -200,8 +200,10 @@ def same_file_note(config: Config, dataset: ClipDataset) -> str:
     if config.data.version < 2:
         return "this run began when those that meet in a batch were each other's negatives, and goes on so"
     if dataset.files < config.data.batch_size:
-        return (f"in a batch of {config.data.batch_size} some are each other's negatives; --batch-size "
-                f"{dataset.files} keeps them apart")  # fmt: skip
+        return (
+            f"in a batch of {config.data.batch_size} some are each other's negatives; --batch-size "
+            f"{dataset.files} keeps them apart"
+        )
     return "a second one in a batch would be a negative of the first, and gives way to another clip (same_file)"
 
 

@@ -93,8 +93,12 @@ def _of_json(data: object) -> tuple[str, ...]:
 
 def _of_lines(lines: Sequence[str]) -> tuple[str, ...]:
     lines = [line.strip() for line in lines if line.strip()]
-    for rows in ([line.split("\t") for line in lines], list(csv.reader(lines, skipinitialspace=True)),
-                 [line.split(" ", 1) for line in lines], [line.rsplit(" ", 1) for line in lines]):  # fmt: skip
+    for rows in (
+        [line.split("\t") for line in lines],
+        list(csv.reader(lines, skipinitialspace=True)),
+        [line.split(" ", 1) for line in lines],
+        [line.rsplit(" ", 1) for line in lines],
+    ):
         names = _of_table([[cell.strip() for cell in row] for row in rows])
         if names:
             return names

@@ -9,14 +9,16 @@ from vatt.config import ConfigError
 COLUMNS = ("path", "start", "end", "caption", "label", "split")
 KEYS = ("path", "file")
 NEAR = {
-    "path": (*("filepath", "file_path", "filename", "file_name", "video_path", "videopath", "audio_path", "image_path"),
-             *("video", "audio", "image", "clip", "media", "video_file", "audio_file", "name")),
+    "path": (
+        *("filepath", "file_path", "filename", "file_name", "video_path", "videopath", "audio_path", "image_path"),
+        *("video", "audio", "image", "clip", "media", "video_file", "audio_file", "name"),
+    ),
     "start": ("start_time", "time_start", "start_seconds", "start_sec", "start_s", "t_start", "begin"),
     "end": ("end_time", "time_end", "end_seconds", "end_sec", "end_s", "t_end", "stop"),
     "caption": ("captions", "title", "text", "texts", "sentence", "sentences", "description", "transcript"),
     "label": ("labels", "class", "classes", "class_name", "category", "categories", "target", "tag", "tags"),
     "split": ("subset", "partition", "fold", "set"),
-}  # fmt: skip
+}
 
 
 def parse_columns(text: str) -> dict[str, str]:

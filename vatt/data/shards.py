@@ -349,8 +349,11 @@ def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterato
         media = [suffix for kind in kinds for suffix in kind]
         if media:
             folder, _, last = key.rpartition("/")
-            texts = {suffix: name for suffix, name in samples.get(f"{folder}/{last.partition('.')[0]}", {}).items()
-                     if suffix in TEXTS} | {suffix: files[suffix] for suffix in files if suffix in TEXTS}  # fmt: skip
+            texts = {
+                suffix: name
+                for suffix, name in samples.get(f"{folder}/{last.partition('.')[0]}", {}).items()
+                if suffix in TEXTS
+            } | {suffix: files[suffix] for suffix in files if suffix in TEXTS}
             used |= {name for suffix, name in texts.items() if suffix in READ}
             unread[f"beside a clip of the same name, {media[0]}"] += len(media) - 1
             yield Clip(

@@ -16,10 +16,11 @@ from itertools import chain
 from pathlib import Path
 
 from vatt.data.manifest import ManifestError, write_manifest
-from vatt.data.sources_captions import folder, howto100m, msrvtt, webvid, youcook2, youcook2_frames
+from vatt.data.sources_captions import folder, howto100m, msrvtt, youcook2, youcook2_frames
 from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
 from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
+from vatt.data.sources_tables import OTHERS, TABLES, read_format, webvid
 from vatt.files import write_atomically
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
@@ -49,7 +50,8 @@ EXAMPLES = {
     "youcook2-frames": ("captions.csv --hold-out 0.1", "frames of YouCook2: file,youtube_id,...,caption"),
     "howto100m": ("captions/ --every 4", "HowTo100M: caption.json, or a CSV start,end,text for each video"),
     "webvid": ("results_2M_train.csv", "WebVid and the like: an id or file name and a caption in each row"),
-    "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them"),
+    **{name: (form.files, form.about) for name, form in sorted({**TABLES, **OTHERS}.items())},
+    "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them; splits and classes by folders"),
 }  # fmt: skip
 
 
@@ -82,11 +84,23 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
             return howto100m(args.files, args.every)
         case "webvid":
             return webvid(args.files)
+        case name if name in OTHERS:
+            return OTHERS[name].read(args.files)
+        case name if name in TABLES:
+            return read_format(
+                TABLES[name],
+                args.files,
+                fold=getattr(args, "fold", 1),
+                labels=args.labels or "",
+                paragraph=args.paragraph,
+            )
     return folder(args.files[0], VIDEO | AUDIO, args.every)
 
 
 def suffixes_of(name: str) -> frozenset[str]:
     """Which files may be its clips: a picture beside a video that has vanished is not the video."""
+    if form := TABLES.get(name) or OTHERS.get(name):
+        return form.media
     if name in ("imagenet", "youcook2-frames"):
         return IMAGE
     if name in ("esc50", "esc10"):
@@ -138,6 +152,11 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
     yield f"{files} of {media.count} media files used; {named} clips with a label, {told} with captions"
     if coverage.repeated:
         yield f"{coverage.repeated} rows repeat another and are left out"
+    if coverage.beyond:
+        yield (
+            f"careful: {coverage.beyond} spans end after their file, of {coverage.looked} files looked at; if these "
+            "are cut out already, --trimmed takes them whole"
+        )
     if coverage.leaks:
         yield f"careful: {coverage.leaks} files have clips in several splits"
 
@@ -194,6 +213,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             add("--fold", type=int, default=1, choices=(1, 2, 3), help="which of the three official splits (default 1)")
         elif name in ("esc50", "esc10"):
             add("--fold", type=int, default=1, choices=range(1, 6), help="the fold to test on (default 1)")
+        elif name in TABLES:
+            add("--labels", metavar="COLUMN", help="the column with the labels, in place of the set's own")
+            add(
+                "--paragraph",
+                action="store_true",
+                help="join the captions of a clip to one, as for paragraph retrieval",
+            )
+            if TABLES[name].fold:
+                add("--fold", type=int, default=1, choices=range(1, 11), help="the fold to test on (default 1)")
         elif name == "audioset":
             add("--classes", type=Path, metavar="FILE",
                 help="class_labels_indices.csv, for names (default: the one beside FILES, if any)")  # fmt: skip

@@ -359,8 +359,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("manifest", metavar="PATH", help="manifest CSV, folder of clips, or tar shards")
-    add("--columns", metavar="NAME=COLUMN,...", default="",
-        help="columns of the manifest that have other names, e.g. caption=title,path=filepath")  # fmt: skip
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of the manifest that have other names, e.g. caption=title,path=filepath",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--resume", action="store_true", help="go on with what is in DIR; clips that failed are tried again")
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
