@@ -91,6 +91,7 @@ class Coverage:
     repeated: int = 0
     beyond: int = 0  # clips of those found whose span ends after their file
     looked: int = 0  # files that were opened to know
+    cut: int = 0  # of these spans, those that are as long as their file, which is taken whole
 
     def add(self, record: Record, state: str, reason: str = "") -> None:
         self.counts.setdefault(record.split or "-", Counter())[state] += 1
@@ -153,16 +154,18 @@ def match(
         start, end = (0.0, None) if is_cut else (record.start, record.end)
         duration = durations.get(file.path, float("inf"))
         if isinstance(duration, str):
-            duration = float("inf")
             if check:
-                coverage.add(record, "unreadable", durations[file.path])
+                coverage.add(record, "unreadable", duration)
                 continue
+            duration = float("inf")
         late = end is not None and end > duration + SLACK
         coverage.beyond += late
-        # A file as long as its clip was cut out already: the span is that of another file.
-        if check and ((start and start >= duration) or (late and abs(duration - (end or 0.0) + start) < SLACK)):
-            ends = f"starts at {start:g} s" if start >= duration else f"ends at {end:g} s"
-            coverage.add(record, "unreadable", f"{ends}, the file ends at {duration:.2f} s (--trimmed?)")
+        if check and late and end is not None and abs(duration - (end - start)) < SLACK:
+            # It lasts as long as the clip, which it cannot hold as a part: it was cut out already.
+            start, end = 0.0, None
+            coverage.cut += 1
+        if check and start and start >= duration:
+            coverage.add(record, "unreadable", f"starts at {start:g} s, the file ends at {duration:.2f} s (--trimmed?)")
         else:
             coverage.add(record, "found")
             label = LABEL_SEPARATOR.join(record.labels) or None
