@@ -212,6 +212,7 @@ class DataConfig:
     decode_gb: float = 8.0
     decoder: str = "auto"
     columns: str = ""  # of a table, as caption=title,path=filepath
+    split_unspaced: bool = False  # of a list built from captions: characters of scripts without spaces are words
     version: int = DATA_VERSION
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -25,6 +25,7 @@ from .classify_files import draw_training
 from .config import ConfigError, ModelConfig, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips
 from .data.batch import Batch
+from .data.check import say
 from .data.labelled import LabelledDataset
 from .data.manifest import Manifest
 from .data.shards import absolute_source
@@ -213,6 +214,8 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
               f"resampled, {fresh} tensors start fresh ({out}/init.txt names them)")  # fmt: skip
     print(f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
           f"({manifest.root})")  # fmt: skip
+    if world.is_first:
+        say(clips, held_out, config.data)
     if untrained := len(manifest.labels) - len({label for clip in clips for label in clip.labels}):
         print(f"note: {untrained} of the classes have no training clip")
     if resume:

@@ -29,7 +29,7 @@ from .data.loader import EvalDataset
 from .data.manifest import Clip, Manifest
 from .data.reader import BadClip
 from .data.sound_file import read_sound_windows
-from .data.text import Tokenizer, VocabularyError, split_words
+from .data.text import Tokenizer, VocabularyError
 from .features import SUFFIXES, Features, FeaturesError, read_features
 from .model.vatt import VATT
 from .pretrained import load_config, load_tokenizer, load_vatt, weights_fingerprint
@@ -124,7 +124,7 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
 
 def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
     """What to warn of; raises `ConfigError` for a text of which the model knows no word."""
-    words = split_words(text)
+    words = tokenizer.split(text)
     unknown = [word for word in dict.fromkeys(words[:limit]) if word not in tokenizer.ids]
     listed = ", ".join(repr(word) for word in unknown)
     if not words:

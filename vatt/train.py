@@ -24,6 +24,7 @@ from .check_config import check
 from .config import Config, ConfigError, apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips, check_share
 from .data.batch import DataError
+from .data.check import say
 from .data.dali import choose_decoder, make_dali_loader
 from .data.loader import Batch, ClipDataset, EvalDataset
 from .data.manifest import Manifest, read_manifest
@@ -131,7 +132,7 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
         tokenizer = Tokenizer.from_file(config.data.vocabulary)
     else:
         captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary)
+        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
     tokenizer.save(path)
     return tokenizer
 
@@ -165,6 +166,8 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     print(ops.reason)
     print(why)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
+    if world.is_first:
+        say(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
         print(f"note: a batch of {config.data.batch_size} repeats clips, which then are negatives of themselves; "
               "--batch-size lowers it")  # fmt: skip

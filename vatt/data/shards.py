@@ -23,6 +23,7 @@ import math
 import os
 import re
 import tarfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -109,13 +110,21 @@ def open_clip(path: Path) -> Path | Member:
     """
     tar = tar_of(path)
     if tar is None:
-        return path
+        return stored(path)
     name = path.relative_to(tar).as_posix()
     status = tar.stat()
     place = _index(tar, status.st_size, status.st_mtime_ns).get(name)
     if place is None:
         raise FileNotFoundError(f"no {name} in {tar}")
     return Member(_read(tar, *place), path.name)
+
+
+def stored(path: Path) -> Path:
+    """`path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in it."""
+    if str(path).isascii() or path.exists():
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
 
 
 def tar_of(path: Path) -> Path | None:

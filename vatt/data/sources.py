@@ -155,8 +155,8 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
     if coverage.beyond:
         taken = f"{coverage.cut} of these files are as long as the clip and are taken whole; " * bool(coverage.cut)
         yield (
-            f"careful: {coverage.beyond} spans end after their file, of {coverage.looked} files looked at: are they cut "
-            f"out already? {taken}--trimmed takes all of them whole"
+            f"careful: {coverage.beyond} spans end after their file, of {coverage.looked} files looked at: are these "
+            f"cut already? {taken}--trimmed takes all of them whole"
         )
     if coverage.leaks:
         yield f"careful: {coverage.leaks} files have clips in several splits"
