@@ -12,7 +12,8 @@ import pytest
 
 from vatt.data.manifest import read_manifest
 from vatt.data.sources import main
-from vatt.data.sources_tables import OTHERS, TABLES
+from vatt.data.sources_other import OTHERS
+from vatt.data.sources_tables import TABLES
 
 # format, name of the file, its content, files that are there, and the rows of the manifest: file, start, end, captions,
 # labels, split
@@ -388,6 +389,14 @@ def test_options_of_table_formats(tmp_path: Path) -> None:
     assert [row[5] for row in imported(tmp_path, *sounds[:4], "--fold", "5")] == ["test", "train"]
 
 
+def test_panda_as_json_lines(tmp_path: Path) -> None:
+    rows = [
+        {"videoID": "abcdefghi01", "timestamp": [["0:00:01.5", "0:00:03"], [4, 5.5]], "caption": ["a boat", "a knot"]}
+    ]
+    found = imported(tmp_path, "panda70m", "panda.jsonl", rows, "abcdefghi01.mp4")
+    assert [(row[1], row[2], row[3]) for row in found] == [(1.5, 3.0, ("a boat",)), (4.0, 5.5, ("a knot",))]
+
+
 def test_files_of_video2dataset(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "00000"
     folder.mkdir(parents=True)
@@ -419,6 +428,7 @@ def test_files_of_video2dataset(tmp_path: Path) -> None:
         ),
         ("vatex", "v.json", [{"videoID": "abc", "enCap": []}], "holds no times"),
         ("clotho", "c.csv", "file_name,caption\na.wav,b\n", "no column caption_1; found: file_name, caption"),
+        ("clotho", "c.csv", "file_name,caption_1\na.wav,b, c\n", "more cells than the 2 columns"),
         ("lsmdc", "l.csv", "a\tb\n", "2 cells; a row is: name, start_aligned"),
         ("activitynet-captions", "a.json", [1], "expected"),
         ("path-label", "l.csv", "video,label\na,b\n", "no list of media files"),

@@ -26,8 +26,8 @@ from vatt.data.sources_captions import (
     youcook2_frames,
 )
 from vatt.data.sources_labels import audioset, esc50, hmdb51, kinetics, moments, ucf101, vggsound
+from vatt.data.sources_other import webvid
 from vatt.data.sources_read import Record, SourceError
-from vatt.data.sources_tables import webvid
 
 
 def write(path: Path, text: str | bytes) -> Path:

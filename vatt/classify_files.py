@@ -143,7 +143,7 @@ def _about(clip: Clip) -> dict[str, Any]:
             "label": clip.label}  # fmt: skip
 
 
-def _share(part: int, whole: int) -> float | None:
+def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 

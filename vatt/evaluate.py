@@ -160,8 +160,8 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     columns = args.columns or ("" if args.data else config.data.columns)
     version = DATA_VERSION if args.data else config.data.version
     manifest = tell_notes(read_manifest(source or build_corpus(clips=config.data.builtin_clips), columns, version))
-    wanted = args.split or config.data.test_split
-    clips = manifest.split(wanted)
+    wanted: str | None = args.split or config.data.test_split
+    clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
         splits = [name for name in manifest.splits if name != config.data.train_split] or list(manifest.splits)
         if len(splits) > 1:
@@ -169,7 +169,7 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
                 f"{source}: no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}"
             )
         wanted = splits[0] if splits else None
-        clips = manifest.split(wanted) if splits else manifest  # rows that are in no split, which is all there are
+        clips = manifest.split(splits[0]) if splits else manifest  # rows that are in no split, which is all there are
     if not len(clips):
         raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
     part = "in no split" if wanted is None else f"split {wanted!r}"

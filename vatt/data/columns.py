@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vatt.config import ConfigError
 
@@ -36,12 +36,12 @@ def parse_columns(text: str) -> dict[str, str]:
     return chosen
 
 
-def keys_of(chosen: dict[str, str]) -> tuple[str, ...]:
+def keys_of(chosen: Mapping[str, str]) -> tuple[str, ...]:
     """Names that the column with file names may have, near ones included: they tell how a table is divided."""
     return (*filter(None, [chosen.get("path")]), *KEYS, *NEAR["path"])
 
 
-def places(names: Sequence[str], chosen: dict[str, str], where: str) -> dict[str, int]:
+def places(names: Sequence[str], chosen: Mapping[str, str], where: str) -> dict[str, int]:
     """Return the position of each column that there is.
 
     Raises:
@@ -68,7 +68,7 @@ def places(names: Sequence[str], chosen: dict[str, str], where: str) -> dict[str
     return found
 
 
-def unread(names: Sequence[str], chosen: dict[str, str], found: dict[str, int]) -> list[str]:
+def unread(names: Sequence[str], chosen: Mapping[str, str], found: Mapping[str, int]) -> list[str]:
     """Return a sentence about each column that is not there while one of a near name is."""
     used = {names[place] for place in found.values()}
     said = []

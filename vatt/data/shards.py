@@ -25,7 +25,7 @@ import re
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -393,14 +393,14 @@ def _first_clips(tar: Path, first: int, index: Index, unread: Counter[str]) -> I
     for files in samples.values():
         media = next((files[suffix] for kind in (VIDEO, AUDIO, IMAGE) for suffix in files if suffix in kind), None)
         if media is not None:
-            texts = {suffix: files[suffix] for suffix in (".json", ".txt") if suffix in files}
+            texts: dict[str, str] = {suffix: files[suffix] for suffix in (".json", ".txt") if suffix in files}
             yield Clip(first, tar / media, f"{tar.name}/{media}", **_said(tar, index, texts, 1))
             first += 1
         else:
             unread["no clips by the rules that this run began with (data.version=1)"] += len(files)
 
 
-def _said(tar: Path, index: Index, files: dict[str, str], version: int) -> dict[str, Any]:
+def _said(tar: Path, index: Index, files: Mapping[str, str], version: int) -> dict[str, Any]:
     """The fields of a clip that its texts hold, by their suffixes."""
     about = next((suffix for suffix in (".json", ".info.json") if suffix in files), None)
     said: Any = {}

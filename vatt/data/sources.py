@@ -19,8 +19,9 @@ from vatt.data.manifest import ManifestError, write_manifest
 from vatt.data.sources_captions import folder, howto100m, msrvtt, youcook2, youcook2_frames
 from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
 from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
+from vatt.data.sources_other import OTHERS, OtherFormat, webvid
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
-from vatt.data.sources_tables import OTHERS, TABLES, read_format, webvid
+from vatt.data.sources_tables import TABLES, TableFormat, read_format
 from vatt.files import write_atomically
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
@@ -34,6 +35,7 @@ written beside MANIFEST.csv: MANIFEST.missing.csv (each clip without a usable fi
 Several labels of a clip and several captions are separated by " | ".
 exit codes: 0 done (whatever is missing), 1 no clip found or files cannot be written, 2 wrong usage or annotation,
 130 interrupted"""
+FORMS: dict[str, TableFormat | OtherFormat] = {**TABLES, **OTHERS}
 EXAMPLES = {
     "kinetics": ("kinetics-400_val.csv", "Kinetics-400/600/700: label,youtube_id,time_start,time_end,split"),
     "moments-in-time": ("trainingSet.csv validationSet.csv", "Moments in Time: label/file.mp4,label,votes,votes"),
@@ -50,7 +52,7 @@ EXAMPLES = {
     "youcook2-frames": ("captions.csv --hold-out 0.1", "frames of YouCook2: file,youtube_id,...,caption"),
     "howto100m": ("captions/ --every 4", "HowTo100M: caption.json, or a CSV start,end,text for each video"),
     "webvid": ("results_2M_train.csv", "WebVid and the like: an id or file name and a caption in each row"),
-    **{name: (form.files, form.about) for name, form in sorted({**TABLES, **OTHERS}.items())},
+    **{name: (form.files, form.about) for name, form in sorted(FORMS.items())},
     "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them; splits and classes by folders"),
 }  # fmt: skip
 
@@ -99,8 +101,8 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
 
 def suffixes_of(name: str) -> frozenset[str]:
     """Which files may be its clips: a picture beside a video that has vanished is not the video."""
-    if form := TABLES.get(name) or OTHERS.get(name):
-        return form.media
+    if name in FORMS:
+        return FORMS[name].media
     if name in ("imagenet", "youcook2-frames"):
         return IMAGE
     if name in ("esc50", "esc10"):

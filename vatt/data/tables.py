@@ -175,11 +175,12 @@ def _checked(path: Path, encoding: str, mark: str, skip: bool = True) -> Iterato
 
 
 def cell_of(value: Any) -> Cell:
-    """Return a value of JSON or Parquet as a cell: null and NaN are empty, a list is several texts."""
+    """Return a value of JSON or Parquet as a cell: null and NaN are empty, a list is several texts, those in it are JSON."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, (list, tuple)):
-        return tuple(cell for one in value if isinstance(cell := cell_of(one), str) and cell.strip())
+        inner = [json.dumps(one) if isinstance(one, (list, tuple)) else cell_of(one) for one in value]
+        return tuple(cell for cell in inner if isinstance(cell, str) and cell.strip())
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
 
 
