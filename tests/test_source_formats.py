@@ -390,10 +390,9 @@ def test_options_of_table_formats(tmp_path: Path) -> None:
 
 
 def test_panda_as_json_lines(tmp_path: Path) -> None:
-    rows = [
-        {"videoID": "abcdefghi01", "timestamp": [["0:00:01.5", "0:00:03"], [4, 5.5]], "caption": ["a boat", "a knot"]}
-    ]
-    found = imported(tmp_path, "panda70m", "panda.jsonl", rows, "abcdefghi01.mp4")
+    spans = [["0:00:01.5", "0:00:03"], [4, 5.5]]
+    row = {"videoID": "abcdefghi01", "timestamp": spans, "caption": ["a boat", "a knot"]}
+    found = imported(tmp_path, "panda70m", "panda.jsonl", [row], "abcdefghi01.mp4")
     assert [(row[1], row[2], row[3]) for row in found] == [(1.5, 3.0, ("a boat",)), (4.0, 5.5, ("a knot",))]
 
 

@@ -254,7 +254,7 @@ def rows_of(path: Path, form: TableFormat) -> Iterator[Row]:
     try:
         table = read_rows(path, form.video, frozenset())
         names = [name.replace("-", "_").replace(" ", "_") for name in table.columns]
-        needed = [
+        needed: list[tuple[str, ...]] = [
             form.video,
             form.start,
             form.end,
@@ -282,7 +282,7 @@ def _rows_without_names(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                         f"{path}:{number}: {len(cells)} cells; a row is: {', '.join(columns)}, tabs between"
                     )
                 if any(cells):
-                    yield dict(zip(columns, cells, strict=True))
+                    yield {name: cell for name, cell in zip(columns, cells, strict=True)}
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as a table ({error})") from error
 

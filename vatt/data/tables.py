@@ -175,7 +175,7 @@ def _checked(path: Path, encoding: str, mark: str, skip: bool = True) -> Iterato
 
 
 def cell_of(value: Any) -> Cell:
-    """Return a value of JSON or Parquet as a cell: null and NaN are empty, a list is several texts, those in it are JSON."""
+    """Return a value of JSON or Parquet as a cell: null and NaN are empty, a list is several texts, one in it JSON."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, (list, tuple)):
