@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from damage import variants
-from faults import (
+from faults.damaged_files import variants
+from faults.run_faults import (
     DAMAGES,
     KILLS,
     REACH,
@@ -36,11 +35,14 @@ from faults import (
     mend,
     whole_checkpoints,
 )
-from harness import Drawer, Report, ReportError, table
+from harness import cli
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.report import Report, ReportError
 
 from vatt.data.synthetic import build_corpus
-from vatt.progress import progress_bar
-from vatt.records import read_metrics
+from vatt.runtime.progress import progress_bar
+from vatt.training.metrics_log import read_metrics
 
 NAME = "chaos"
 CLIPS = 48
@@ -306,8 +308,8 @@ def figure(report: Report, plt: Any) -> Any:
     """Faults by kind, and the way of one run through its processes."""
     figure, (bars, way) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     total = counts(report.rows)
-    for kinds, label, colour, hatch in ((list(DAMAGES), "between processes", harness.ORANGE, "//"),
-                                        (list(KILLS), "in a process", harness.BLUE, "")):  # fmt: skip
+    for kinds, label, colour, hatch in ((list(DAMAGES), "between processes", ORANGE, "//"),
+                                        (list(KILLS), "in a process", BLUE, "")):  # fmt: skip
         drawn = bars.barh(kinds[::-1], [total[kind] for kind in kinds[::-1]], label=label, color=colour, hatch=hatch,
                           edgecolor="white")  # fmt: skip
         bars.bar_label(drawn, padding=2, fontsize=8)
@@ -315,9 +317,9 @@ def figure(report: Report, plt: Any) -> Any:
     row = max(report.rows, key=lambda row: len(row["processes"]))
     for place, process in enumerate(row["processes"]):
         if process["from"] is not None:
-            way.plot([place, place + 0.8], [process["from"], process["to"]], color=harness.BLUE, marker=".")
+            way.plot([place, place + 0.8], [process["from"], process["to"]], color=BLUE, marker=".")
             if process["before"] > process["from"]:
-                way.plot([place - 0.2, place], [process["before"], process["from"]], color=harness.ORANGE, ls=":")
+                way.plot([place - 0.2, place], [process["before"], process["from"]], color=ORANGE, ls=":")
     way.set(xlabel="process", ylabel="step", title=f"Trial {row['trial']}: steps of each process, dotted: made again")
     for axes in (bars, way):
         axes.grid(alpha=0.3)
@@ -330,7 +332,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "chaos", "Kill, interrupt and damage training runs; they must end as undisturbed ones do.", EXAMPLES
     )
     add = parser.add_argument
@@ -339,7 +341,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=1, metavar="N", help="seed of faults, damage and runs (default 1)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
         help="runs go to DIR/trial-N; those that end as they should are removed (default runs/chaos)")  # fmt: skip
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.minutes = args.minutes or (0.1 if args.quick else 60.0)
     args.steps = args.steps or (24 if args.quick else 60)
@@ -360,11 +362,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
             "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
         }  # fmt: skip
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(NAME, "Training under faults", settings=settings, method=method, out=root,
                                            resume=args.resume, quick=args.quick)  # fmt: skip
         measure(args, report, path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except (ReportError, Broken, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vatt.config import ConfigError, DataConfig
-from vatt.data.look import SECONDS, Look, look_at
-from vatt.data.manifest import Clip, Manifest, ManifestError, read_manifest
-from vatt.data.text import is_unspaced
-from vatt.progress import progress_bar
+from ..config.data import DataConfig
+from ..errors import ConfigError
+from ..runtime.progress import progress_bar
+from .clip import Clip, Manifest, ManifestError
+from .look import SECONDS, Look, look_at
+from .manifest import read_manifest
+from .tokenizer import is_unspaced
 
 GLANCES = 32  # files that training looks at before its first step
 SLACK = 1.0  # seconds that a span may end after its file: annotations are rounded

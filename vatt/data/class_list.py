@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vatt.config import ConfigError
-from vatt.data.manifest import Manifest
+from ..errors import ConfigError
+from .clip import Manifest
 
 SORTED = "sorted"  # in place of a file: the manifest's own labels in alphabetical order
 _NUMBER = re.compile(r"\d+")

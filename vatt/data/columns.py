@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vatt.config import ConfigError
+from ..errors import ConfigError
 
 COLUMNS = ("path", "start", "end", "caption", "label", "split")
 KEYS = ("path", "file")

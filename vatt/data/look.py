@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vatt.data.reader import BadClip, probe
+from .decoding.container import BadClip, probe
 
 READY = b"\n"  # the first line of such a process
 SECONDS = 30.0  # that a file may take

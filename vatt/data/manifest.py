@@ -18,105 +18,19 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import overload
 
-from vatt.config import DATA_VERSION, ConfigError
-from vatt.data.columns import COLUMNS, keys_of, parse_columns, places, unread
-from vatt.data.folders import labels_and_splits
-from vatt.data.tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
-from vatt.files import write_atomically
-
-CAPTION_SEPARATOR = " | "
-DEFAULT_SPLIT = "train"
-MEDIA_SUFFIXES = frozenset(
-    (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"),
-        *(".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".3g2", ".ogv", ".vob"),
-    )
-)
-
+from ..config.data import DATA_VERSION
+from ..errors import ConfigError
+from ..runtime.files import write_atomically
+from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, _captions
+from .columns import COLUMNS, keys_of, parse_columns, places, unread
+from .folders import labels_and_splits
+from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
+from .tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
 
 ROOTS = "VATT_ROOTS"
-MAX_TEXT = 2**20  # bytes of captions beside a clip
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be read. The message names the file, the line and the way out."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One row. `index`: position in the whole manifest, also after `split`. `path`: absolute; `name`: as written.
-
-    `start` and `end` are seconds from the first frame of the file; `end` None is the end of the file.
-    """
-
-    index: int
-    path: Path
-    name: str
-    start: float = 0.0
-    end: float | None = None
-    captions: tuple[str, ...] = ()
-    label: str | None = None
-    split: str | None = DEFAULT_SPLIT
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes that `label` names: none, one, or several separated as captions are."""
-        return _captions(self.label or "")
-
-
-@dataclass(frozen=True)
-class Manifest(Sequence[Clip]):
-    """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split.
-
-    `notes`: what was read otherwise than its author may think, or not at all, a sentence each.
-    """
-
-    clips: tuple[Clip, ...]
-    root: Path
-    labels: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
-    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
-        return self.clips[index]
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __iter__(self) -> Iterator[Clip]:
-        return iter(self.clips)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits that have clips, sorted."""
-        return tuple(sorted({clip.split for clip in self.clips if clip.split is not None}))
-
-    @property
-    def label_ids(self) -> dict[str, int]:
-        return {label: i for i, label in enumerate(self.labels)}
-
-    def split(self, name: str) -> Manifest:
-        """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
-        return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels, self.notes)
-
-    def one_clip_a_span(self) -> Manifest:
-        """Rows of the same span of the same file as one clip, at the place of the first, with the captions of all."""
-        rows: dict[tuple[Path, float, float | None], list[Clip]] = {}
-        for clip in self.clips:
-            rows.setdefault((clip.path, clip.start, clip.end), []).append(clip)
-        merged = (
-            same[0] if len(same) == 1 else replace(same[0], captions=tuple(c for clip in same for c in clip.captions))
-            for same in rows.values()
-        )
-        return Manifest(tuple(merged), self.root, self.labels, self.notes)
 
 
 def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VERSION) -> Manifest:
@@ -125,8 +39,8 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
     Args:
         source: a CSV or another table (vatt.data.tables); a folder, listed recursively and sorted, of videos or, where
             there are none, of sounds or pictures, with captions one a line in a .txt of the same name, and split and
-            class by the folders (vatt.data.folders); or tar shards (vatt.data.shards). Without a `split` column every
-            clip is in "train"; an empty `split` cell puts its clip in no split.
+            class by the folders (vatt.data.folders); or tar shards (vatt.data.shards.reading). Without a `split` column
+            every clip is in "train"; an empty `split` cell puts its clip in no split.
         columns: which columns of a table are meant, as `caption=title,path=filepath`.
         version: of the rules, `DataConfig.version`.
 
@@ -134,7 +48,7 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
         ManifestError: nothing there, no `path` column, a bad value, or no clips at all.
         ConfigError: `columns` names none, or what is needed is not installed.
     """
-    from vatt.data.shards import absolute_source, is_shards, read_shards  # which builds on this module
+    from .shards.reading import absolute_source, is_shards, read_shards  # which builds on this module
 
     chosen = parse_columns(columns)
     if is_shards(source):
@@ -184,10 +98,6 @@ def _row(clip: Clip, path: Path) -> list[str]:
     return [name, start, end, captions, clip.label or "", clip.split or ""]
 
 
-def _captions(cell: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in cell.split(CAPTION_SEPARATOR) if part.strip())
-
-
 def _manifest(clips: list[Clip], root: Path, notes: Sequence[str] = ()) -> Manifest:
     return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})), tuple(notes))
 
@@ -218,8 +128,6 @@ class _Fence:
 
 
 def _read_folder(folder: Path, version: int) -> Manifest:
-    from vatt.data.sources_read import AUDIO, IMAGE  # which builds on this module
-
     # macOS leaves ._name.mp4 beside name.mp4 on foreign disks; these and other hidden files are not clips.
     kinds = {"videos": MEDIA_SUFFIXES, "sounds": AUDIO, "pictures": IMAGE}
     there: dict[str, list[Path]] = {kind: [] for kind in kinds}
@@ -262,8 +170,6 @@ def _captions_beside(text: Path) -> tuple[str, ...]:
 
 
 def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
-    from vatt.data.sources_read import AUDIO, IMAGE  # which builds on this module
-
     try:
         table = read_rows(path, keys_of(chosen), MEDIA_SUFFIXES | AUDIO | IMAGE)
         found = places(table.columns, chosen, f"{path}:1")
@@ -341,3 +247,12 @@ def _seconds(text: str, column: str, where: str) -> float | None:
     if not math.isfinite(value) or value < 0:
         raise ManifestError(f"{where}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
     return value
+
+
+def choose_clips(source: str, split: str | None, columns: str = "") -> Manifest:
+    """All rows of a manifest or folder, or those of one split."""
+    manifest = tell_notes(read_manifest(source, columns))
+    clips = manifest if split is None else manifest.split(split)
+    if not len(clips):
+        raise ConfigError(f"{source} has no rows of split {split!r}; it has: {', '.join(manifest.splits) or 'none'}")
+    return clips
