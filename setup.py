@@ -30,7 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["vatt", "vatt.model", "vatt.data", "vatt.official", "vatt_kernels"],
+    packages=["vatt", "vatt.model", "vatt.data", "vatt.official", "vatt.runtime", "vatt_kernels"],
     package_dir={"vatt_kernels": "kernels"},
     install_requires=[
         "torch>=2.11,<2.14",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,6 +22,7 @@ from .parallel import KINDS
 from .profile import Traced, parse_traced
 from .records import read_metrics
 from .run import first_free, holds_run, pick_device
+from .runtime.lock import add_force_flag, owned
 from .status import format_status, status
 
 
@@ -56,18 +58,22 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add("--profile", metavar="START:COUNT",
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
+    add_force_flag(parser)
     add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
 
 
-def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World], None]) -> int:
-    """The exit code of `run`, called by each process that torchrun started, or of --status."""
+def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World, ExitStack], None]) -> int:
+    """The exit code of `run`, called by each process that torchrun started, or of --status.
+
+    `run` is given a stack for what is to be held until it ends.
+    """
 
     def action() -> None:
         if args.status:
             print(format_status(status(args.status)))
             return
-        with joined(args.device or "auto") as world:
-            run(args, world)
+        with joined(args.device or "auto") as world, ExitStack() as held:
+            run(args, world, held)
 
     return exit_code(action)
 
@@ -78,8 +84,11 @@ def begin(
     saved_config: Callable[[Path], C],
     resolve_config: Callable[[argparse.Namespace, C | None], C],
     name: Callable[[C], str],
+    held: ExitStack,
 ) -> Begun[C] | None:
-    """Settings, folder and device of a new or resumed run; nothing is written. None after --print-config.
+    """Settings, folder and device of a new or resumed run. None after --print-config.
+
+    The folder is this run's own until `held` is closed; nothing is written yet.
 
     Raises `ConfigError` for settings that cannot be, and when a new run would meet another.
     """
@@ -96,7 +105,9 @@ def begin(
     world.slots(config.data.batch_size)
 
     def choose_folder() -> Path:
-        out: Path = args.out or first_free(name(config))
+        out: Path = args.out or first_free(name(config), held)
+        if args.out:
+            held.enter_context(owned(out, folder=True, force=args.force))
         if saved is None and holds_run(out):
             raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
         return out

@@ -27,6 +27,7 @@ from .config import ConfigError
 from .files import write_atomically
 from .pretrained import VOCABULARY, model_folder
 from .run import RunError
+from .runtime.lock import owned
 
 UNKNOWN = "unknown"
 MARKER = re.compile(r"<!-- written by vatt\.card, sha256 of what is above: ([0-9a-f]{64}) -->\n")
@@ -378,7 +379,9 @@ def main(argv: list[str] | None = None) -> int:
         records = read_records(args.folder)
         if path.exists() and not args.force and not is_ours(path.read_text(errors="replace")):
             raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
-        write_atomically(path, write_card(records, args.name or args.folder.absolute().name, args.license).encode())
+        with owned(path, force=args.force):
+            card = write_card(records, args.name or args.folder.absolute().name, args.license)
+            write_atomically(path, card.encode())
         print(f"done: {path}")
         if args.folder.absolute().name == "model" and (args.folder.absolute().parent / "metrics.jsonl").exists():
             print(f"note: the card of {args.folder.absolute().parent}, this model's run, says more")

@@ -17,6 +17,7 @@ import itertools
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from .pretrained import VOCABULARY, load_config, load_tokenizer, load_vatt, mode
 from .progress import progress_bar
 from .records import environment
 from .run import RunError, autocast_for, compute_dtype, fingerprint, pick_device
+from .runtime.lock import add_force_flag, owned
 
 SHARD_CLIPS = 256  # at least; what a crash loses
 # What decides the numbers; a resumed run must have them all in common with the shards.
@@ -265,6 +267,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
     add("--resume", action="store_true", help="go on from the shards in FILE.parts/")
+    add_force_flag(parser)
     add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
     add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the model's)")
     add("--vocabulary", type=Path, metavar="FILE", help=f"word list (default: {VOCABULARY} in the model's folder)")
@@ -284,7 +287,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def embed(args: argparse.Namespace, world: World) -> None:
+def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     check_format(args.out)
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
@@ -318,7 +321,13 @@ def embed(args: argparse.Namespace, world: World) -> None:
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
-    record = world.first(lambda: open_parts(args.out, parts, metadata, args.resume))
+
+
+    def start() -> dict[str, Any] | None:
+        held.enter_context(owned(args.out, force=args.force))
+        return open_parts(args.out, parts, metadata, args.resume)
+
+    record = world.first(start)
     if record is None:
         if world.is_first:
             shutil.rmtree(parts, ignore_errors=True)
@@ -343,8 +352,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
-        with joined(args.device) as world:
-            embed(args, world)
+        with joined(args.device) as world, ExitStack() as held:
+            embed(args, world, held)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 

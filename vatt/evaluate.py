@@ -34,6 +34,7 @@ from .records import environment
 from .resumed import open_parts
 from .retrieve import SCORES, embed_clips, format_scores, retrieval, write_ranks
 from .run import RunError, autocast_for, compute_dtype, fingerprint, first_free, pick_device
+from .runtime.lock import add_force_flag, owned
 
 TASKS = ("classify", "probe", "retrieve")
 EXAMPLES = """examples:
@@ -89,6 +90,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
              "FILE.json for the scores alone")  # fmt: skip
     add("--resume", action="store_true", help="go on with what an interrupted command left in --out")
+    add_force_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -141,14 +143,22 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     return clips
 
 
-def open_out(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Path | None, dict[str, Any] | None]:
+def open_out(
+    args: argparse.Namespace, settings: dict[str, Any], held: contextlib.ExitStack
+) -> tuple[Path | None, dict[str, Any] | None]:
     """The folder to write, None for none, and the result in it when an earlier command has finished.
+
+    What is written is this command's own until `held` is closed.
 
     Raises `ConfigError` rather than overwrite, `RunError` when what was begun is not what is asked for now.
     """
-    if (args.out is None and args.task == "retrieve") or scores_only(args):
+    if args.out is None and args.task == "retrieve":
         return None, None
-    out = args.out or first_free(f"evaluate-{args.task}")
+    out = args.out or first_free(f"evaluate-{args.task}", held)
+    if args.out:
+        held.enter_context(owned(out, folder=not scores_only(args), force=args.force))
+    if scores_only(args):
+        return None, None
     begun, result = out / "evaluate.json", out / "result.json"
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
     if not args.resume and (begun.exists() or result.exists()):
@@ -165,12 +175,11 @@ def open_out(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Path |
             raise RunError(f"{out} was begun with other settings ({'; '.join(differ)}); repeat those, or choose "
                            "another --out")  # fmt: skip
         return out, finished
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(begun, (json.dumps(settings, indent=2) + "\n").encode())
     return out, None
 
 
-def classify_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
     model, views, labels = classify.read_classifier(args.run, device, fused=config.fused)
@@ -183,7 +192,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         test = classify.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
@@ -192,7 +201,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
 
-def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
     model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
@@ -201,7 +210,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    out, result = world.first(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
@@ -227,7 +236,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
         write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
 
 
-def probe_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
         probe.logistic_regression()  # said now rather than after hours of features
@@ -239,7 +248,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
@@ -288,10 +297,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         check_arguments(args)
-        with joined(args.device) as world:
+        with joined(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
-            task(args, device, world)
+            task(args, device, world, held)
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

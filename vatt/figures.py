@@ -38,6 +38,7 @@ from .pretrained import load, load_config, load_tokenizer, weights_fingerprint
 from .progress import progress_bar
 from .records import environment
 from .run import RunError, autocast_for, compute_dtype, fingerprint, pick_device
+from .runtime.lock import add_force_flag, owned
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
 VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows of the manifest [C]
@@ -186,6 +187,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add = command.add_argument
         add("--data", required=True, metavar="PATH", help="manifest CSV or folder of clips")
         add("--out", type=Path, required=True, metavar="FILE", help="figure to write, .png; its arrays go beside it")
+        add_force_flag(command)
         add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
         add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
         add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
@@ -383,7 +385,9 @@ def _save(figure: Any, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        (tsne if args.command == "tsne" else activations)(args)
+        check_output(args.out, getattr(args, "method", ""), getattr(args, "resume", False))
+        with owned(args.out, force=args.force):
+            (tsne if args.command == "tsne" else activations)(args)
     except (ConfigError, ManifestError, VocabularyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

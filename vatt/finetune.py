@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,8 +276,8 @@ def saved_config(out: Path) -> FinetuneConfig:
         return from_dict(FinetuneConfig, record["finetune"])
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}")
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}", held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
@@ -284,7 +285,6 @@ def run(args: argparse.Namespace, world: World) -> None:
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         record = {"finetune": to_dict(config), "environment": environment(device)}
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -30,19 +30,22 @@ from .config import Config, ConfigError, from_dict, to_dict
 from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
 from .files import write_atomically
+from .runtime.lock import owned
 
 
 class RunError(RuntimeError):
     """The run cannot go on; the message says why and what to do."""
 
 
-def first_free(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, -3, ... if that exists."""
+def first_free(name: str, held: contextlib.ExitStack) -> Path:
+    """Makes runs/NAME, or runs/NAME-2, -3, ... if that exists; it is this command's own until `held` is closed."""
     folder, number = Path("runs") / name, 1
-    while folder.exists():
+    while True:
+        with contextlib.suppress(FileExistsError):
+            held.enter_context(owned(folder, folder=True, new=True))
+            return folder
         number += 1
         folder = Path("runs") / f"{name}-{number}"
-    return folder
 
 
 def holds_run(folder: Path) -> bool:

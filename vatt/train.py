@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -223,8 +224,8 @@ def saved_config(out: Path) -> Config:
         return from_dict(Config, json.loads(found.state["record"])["config"])
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset)
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset, held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
@@ -234,7 +235,6 @@ def run(args: argparse.Namespace, world: World) -> None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(device)})
         if manifest is None:

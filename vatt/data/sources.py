@@ -21,6 +21,7 @@ from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics
 from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
 from vatt.files import write_atomically
+from vatt.runtime.lock import add_force_flag, owned
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
 
@@ -104,7 +105,6 @@ def import_source(args: argparse.Namespace) -> int:
     absent = [str(place) for place in places if not place.is_dir()]
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
     listed: Iterable[Record] = chain([first], records)
     if args.split is not None:
@@ -184,6 +184,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add("files", type=Path, nargs=1 if name == "folder" else "+", metavar="FILES")
         add("--media", type=Path, nargs="+", metavar="DIR", help="folders with the clips (default: beside FILES)")
         add("--out", type=Path, required=True, metavar="MANIFEST.csv", help="manifest to write; replaces an older one")
+        add_force_flag(one)
         add("--split", metavar="NAME", help="put all clips in this split (default: what the annotation says)")
         add("--hold-out", type=float, default=0.0, metavar="R",
             help="move this share of the training videos to the test split, always the same ones")  # fmt: skip
@@ -214,7 +215,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        return import_source(args)
+        with owned(args.out, force=args.force):
+            return import_source(args)
     except SourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,8 +8,8 @@ still there, whole, and made of the same source.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -36,6 +36,7 @@ from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
 from vatt.files import write_atomically
 from vatt.progress import progress_bar
+from vatt.runtime.lock import add_force_flag, owned
 
 FORMAT = 1  # raise it with every change of what is written of the same clip and recipe
 GRACE = 2.0  # seconds: processes keep to the limit themselves, and say so, unless a decoder hangs
@@ -105,13 +106,11 @@ def jobs_of(clips: Sequence[Clip]) -> list[Job]:
 
 
 def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str]]:
-    """The folder and its log, locked for this process. Raises `ConfigError` rather than overwrite or mix recipes."""
+    """The folder and its log; the folder is this process's own. Raises `ConfigError` rather than overwrite or mix."""
     corpus = Corpus(out, recipe)
     settings = out / "settings.json"
     stamp = {"format": FORMAT, **asdict(recipe)}
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is no folder; choose another --out")
-    if out.exists() and any(out.iterdir()):
+    if any(not file.name.startswith(".") for file in out.iterdir()):
         if not resume:
             raise ConfigError(f"{out} exists; go on with --resume, delete it or choose another --out")
         try:
@@ -121,11 +120,7 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
         if begun != stamp:
             raise ConfigError(f"{out} was begun with {begun}, not {stamp}; repeat those, or choose another --out")
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: it is the lock as well)
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"{out}: another process is writing there; wait for it") from error
+    log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open)
     write_atomically(settings, (json.dumps(stamp) + "\n").encode())
     for torn in (out / "clips").glob("*/.*.tmp"):  # of processes that were killed
         torn.unlink(missing_ok=True)
@@ -313,8 +308,12 @@ def transcode(args: argparse.Namespace) -> int:
     out = args.out.expanduser().absolute()
     jobs = jobs_of(manifest)
     recipe = Recipe(args.codec, args.size, args.fps, args.gop)
-    corpus, log = open_corpus(out, recipe, args.resume)
-    with log:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no folder; choose another --out")
+    with contextlib.ExitStack() as held:
+        held.enter_context(owned(out, folder=True, force=args.force))
+        corpus, log = open_corpus(out, recipe, args.resume)
+        held.enter_context(log)
         take_finished(corpus, jobs, log)
         resumed = len(corpus.done)
         encode_all(corpus, jobs, log, args.workers, args.time_limit, args.memory_limit)
@@ -353,6 +352,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("manifest", metavar="PATH", help="manifest CSV, folder of clips, or tar shards")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--resume", action="store_true", help="go on with what is in DIR; clips that failed are tried again")
+    add_force_flag(parser)
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
     add("--size", type=int, default=256, metavar="N", help="short side in pixels; never enlarged (default 256)")
     add("--fps", type=float, default=10.0, metavar="R", help="frames a second (default 10, the model's)")

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..ops import choose
+from ..runtime.lock import add_force_flag, owned
 from ..tf_checkpoint import TFCheckpoint
 from .convert import (
     Mapped,
@@ -85,7 +86,12 @@ def inspect(prefix: Path, settings: dict[str, Any]) -> int:
     return 0
 
 
-def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
+def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool, force: bool) -> int:
+    with owned(out.absolute(), force=force):  # beside it: the folder must be empty
+        return _convert(prefix, out, settings, with_optimizer)
+
+
+def _convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another --out")
     with TFCheckpoint(prefix) as checkpoint:
@@ -131,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", type=Path, metavar="FILE", help="sizes that keys and shapes cannot tell")
         if name == "convert":
             command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+            add_force_flag(command)
             command.add_argument("--with-optimizer", action="store_true", help="also write the optimiser's moments")
     text = "compare our model with recorded arrays of the official one, one row an array"
     command = commands.add_parser("verify", help=text, description=text)
@@ -143,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(args.config)
         if args.command == "inspect":
             return inspect(args.prefix, settings)
-        return convert(args.prefix, args.out, settings, args.with_optimizer)
+        return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
