@@ -80,9 +80,9 @@ def test_nothing_is_left_behind(folder, tmp_path):
 
 
 def test_a_new_folder_is_claimed_by_making_it(tmp_path):
-    with owned(tmp_path / "run", folder=True, new=True), pytest.raises(FileExistsError):
-        with owned(tmp_path / "run", folder=True, new=True):
-            pass
+    out = tmp_path / "run"
+    with owned(out, folder=True, new=True), pytest.raises(FileExistsError), owned(out, folder=True, new=True):
+        pass
 
 
 def test_force_takes_it_and_the_first_one_leaves_the_new_lock_alone(tmp_path, capsys):
@@ -106,9 +106,9 @@ def test_an_owner_on_another_machine_is_gone_only_where_that_can_be_known(
     if local:
         with owned(tmp_path, folder=True):
             return
-    with pytest.raises(OwnedError, match=r"process 4242 on node7 since .*cannot be known.*--force"):
-        with owned(tmp_path, folder=True):
-            pass
+    said = r"process 4242 on node7 since .*cannot be known.*--force"
+    with pytest.raises(OwnedError, match=said), owned(tmp_path, folder=True):
+        pass
     with owned(tmp_path, folder=True, force=True):
         assert "node7" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -119,9 +119,9 @@ def test_without_locks_of_the_system_the_process_is_looked_for(tmp_path, elsewhe
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with owned(tmp_path, folder=True), pytest.raises(OwnedError, match="is being written by"):
-        with owned(tmp_path, folder=True):
-            pass
+    first = owned(tmp_path, folder=True)
+    with first, pytest.raises(OwnedError, match="is being written by"), owned(tmp_path, folder=True):
+        pass
     gone = subprocess.Popen(["true"])
     gone.wait()
     for other in (this_process()._replace(pid=gone.pid), this_process()._replace(began="0")):

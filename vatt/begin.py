@@ -14,13 +14,13 @@ import torch
 
 from . import loop
 from .command import exit_code
-from .config import ConfigError, differences, to_json
+from .config import ConfigError, differences, settings_of, to_json
 from .data.bad_clips import BadClips
 from .distributed import World, joined
 from .files import write_atomically
 from .parallel import KINDS
 from .profile import Traced, parse_traced
-from .records import read_metrics
+from .records import code_identity, read_metrics
 from .run import first_free, holds_run, pick_device
 from .runtime.lock import add_force_flag, owned
 from .status import format_status, status
@@ -34,6 +34,8 @@ class Settings(loop.Settings, Protocol):
 
 
 C = TypeVar("C", bound=Settings)
+# What each machine may have as it likes: where its files lie, and how it reads them.
+OWN = ("data.source", "data.vocabulary", "data.workers", "data.prefetch", "init")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def begin(
     if args.print_config:
         print(to_json(config), end="")
         return None
+    if world.size > 1:
+        common = {name: value for name, value in settings_of(config).items() if name not in OWN}
+        world.require_equal({**code_identity(), **common, "--resume": args.resume, "--profile": args.profile})
     world.slots(config.data.batch_size)
 
     def choose_folder() -> Path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import math
 import re
 import shlex
@@ -27,6 +26,7 @@ from .config import ConfigError
 from .files import write_atomically
 from .pretrained import VOCABULARY, model_folder
 from .run import RunError
+from .runtime.forms import FormError, parse_json, printable, read_json
 from .runtime.lock import owned
 
 UNKNOWN = "unknown"
@@ -84,7 +84,7 @@ def read_records(folder: Path) -> Records:
     if not run and not exported:
         raise RunError(f"{folder} holds no run and no model: config.json is missing")
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
     return Records(folder, run, exported, _read_json(folder / "result.json"), _steps(path, lines))
 
 
@@ -92,20 +92,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content: dict[str, Any] = read_json(path)
+    except FormError as error:
         raise RunError(f"{path} is damaged ({error}); restore it, or move it away to have its part unknown") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (no JSON object); restore it, or move it away to have its part unknown")
     return content
 
 
 def _steps(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     steps = []
+    lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            steps.append(parse_json(line))
+        except FormError as error:
             if number < len(lines):  # the last one is cut when a run is killed
                 raise RunError(f"{path}:{number} is damaged ({error}); restore it, or move it away") from error
     return steps
@@ -386,10 +385,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.folder.absolute().name == "model" and (args.folder.absolute().parent / "metrics.jsonl").exists():
             print(f"note: the card of {args.folder.absolute().parent}, this model's run, says more")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -25,9 +25,15 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .run import RunError
+from .runtime.forms import FormError, printable, read_json, require_form
 
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
+FORMAT = 2  # of a checkpoint; 1 had no number
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+class ForeignCheckpoint(RunError):
+    """A whole checkpoint that this version cannot go on with. The message says why."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -67,7 +73,7 @@ def begin(folder: Path, step: int) -> Path | None:
 def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
     """Adds `state` and the checksums of all files, gives the folder its name and removes all but the newest `keep`."""
     folder, final = temporary.parent, temporary.parent / _name(step)
-    torch.save({"step": step, **state}, temporary / STATE)
+    torch.save({"format": FORMAT, "step": step, **state}, temporary / STATE)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
     (temporary / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
@@ -118,11 +124,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> Checkpoint:
     """Reads one checkpoint folder. Raises `DamagedCheckpoint` naming the file when a checksum does not match."""
     try:
-        sums = dict(json.loads((path / "checksums.json").read_text()))
+        sums = read_json(path / "checksums.json")
+        require_form(list(sums.values()), [str])
         sharded = WEIGHTS not in sums
         if STATE not in sums or (sharded and not any(name.startswith(f"{SHARDS}/") for name in sums)):
             raise ValueError("incomplete")
-    except (OSError, ValueError, TypeError) as error:
+        if any(".." in Path(name).parts or Path(name).is_absolute() for name in sums):
+            raise ValueError("leads out of its folder")
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path / 'checksums.json'} is missing or unreadable") from error
     for name, wanted in sums.items():
         try:
@@ -131,8 +140,46 @@ def load(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"{path / name} is missing or unreadable") from error
         if found != wanted:
             raise DamagedCheckpoint(f"{path / name} does not match its checksum")
-    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    return Checkpoint(state.pop("step"), path, None if sharded else load_file(path / WEIGHTS), state)
+    return _loaded(path, sharded)
+
+
+def _loaded(path: Path, sharded: bool) -> Checkpoint:
+    step, state = _read_state(path)
+    return Checkpoint(step, path, None if sharded else _read_weights(path / WEIGHTS), state)
+
+
+def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint, and what else is in its state. Its checksum was right: who wrote it meant it so."""
+    file = path / STATE
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader has many of them, and nothing of this project is in between
+        raise DamagedCheckpoint(f"{file} cannot be read: {printable(str(error)[:200])}") from error
+    written = state.pop("format", 1) if isinstance(state, dict) else None
+    if type(written) is int and written > FORMAT:
+        raise ForeignCheckpoint(f"{file} has format {written}, this version reads up to {FORMAT}; resume with the "
+                                "version of vatt that wrote it, or a newer one")  # fmt: skip
+    try:
+        require_form(state, {"step": int})
+    except FormError as error:
+        raise DamagedCheckpoint(f"{file} is no state of a run: {error}") from error
+    step: int = state.pop("step")
+    if path.name != _name(step):
+        raise DamagedCheckpoint(f"{path} holds step {step}; it was renamed or copied")
+    return step, state
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+
+
+def saved_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the checkpoints in `folder`, the oldest first; which are whole takes reading them."""
+    found = ((_NAME.fullmatch(path.name), path) for path in _checkpoints(folder))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint | None:

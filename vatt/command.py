@@ -15,10 +15,11 @@ from .distributed import Elsewhere, Finished
 from .features import FeaturesError
 from .official.convert import MapError
 from .run import RunError
+from .runtime.forms import FormError, printable
 from .tf_checkpoint import CheckpointError
 
 USAGE = (ConfigError, ManifestError, VocabularyError)
-FAILURES = (RunError, DataError, CheckpointError, MapError, DamagedCheckpoint, FeaturesError, OSError)
+FAILURES = (RunError, FormError, DataError, CheckpointError, MapError, DamagedCheckpoint, FeaturesError, OSError)
 
 
 def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
@@ -41,5 +42,6 @@ def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> i
 
 def _report(error: BaseException, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+    text = printable(str(error))
+    print(f"error: {text}" if rank == "0" else f"error (process {rank}): {text}", file=sys.stderr)
     return code

@@ -40,8 +40,9 @@ from .model.vatt import VATT
 from .ops import choose
 from .pretrained import VOCABULARY, load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint
 from .progress import progress_bar
-from .records import environment
+from .records import code_identity, environment
 from .run import RunError, autocast_for, compute_dtype, fingerprint, pick_device
+from .runtime.forms import FormError, printable, read_json
 from .runtime.lock import add_force_flag, owned
 
 SHARD_CLIPS = 256  # at least; what a crash loses
@@ -201,7 +202,7 @@ def _make_shards(
                 kept = []
                 for batch in itertools.islice(batches, min(per_shard, stop - shard * per_shard)):
                     for index, reason in batch.bad:
-                        tqdm.write(f"bad clip, left out: {clips[index].name}: {reason}", file=sys.stderr)
+                        tqdm.write(printable(f"bad clip, left out: {clips[index].name}: {reason}"), file=sys.stderr)
                     kept.append(embed_clips(model, batch, clips, tokenizer, dataset.model.text.words, autocast))
                     bar.update(len(batch.tried))
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
@@ -248,11 +249,9 @@ def open_parts(out: Path, parts: Path, metadata: dict[str, Any], resume: bool) -
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
+        settings: dict[str, Any] = read_json(path)
+    except FormError as error:
         raise RunError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
-    if not isinstance(settings, dict):
-        raise RunError(f"{path} is damaged (no JSON object); delete {path.parent} to start over")
     return settings
 
 
@@ -322,6 +321,9 @@ def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
 
+
+    if world.size > 1:
+        world.require_equal(code_identity() | {name: metadata[name] for name in IDENTITY} | {"--resume": args.resume})
 
     def start() -> dict[str, Any] | None:
         held.enter_context(owned(args.out, force=args.force))

@@ -30,13 +30,20 @@ from .distributed import Finished, World, joined
 from .files import write_atomically
 from .folds import probe_folds, read_folds
 from .pretrained import load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint
-from .records import environment
+from .records import code_identity, environment
 from .resumed import open_parts
 from .retrieve import SCORES, embed_clips, format_scores, retrieval, write_ranks
 from .run import RunError, autocast_for, compute_dtype, fingerprint, first_free, pick_device
+from .runtime.forms import FormError, read_json
 from .runtime.lock import add_force_flag, owned
 
 TASKS = ("classify", "probe", "retrieve")
+# What is printed of a result.json that an earlier command wrote.
+RESULT: dict[str, Any] = {
+    "classify": {"test": dict},
+    "probe": {"probe": dict},
+    "retrieve": {"retrieval": dict, "bad_clips": int},
+}
 EXAMPLES = """examples:
   python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
   python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
@@ -165,11 +172,11 @@ def open_out(
         raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
     if args.resume and begun.exists():
         try:
-            before = json.loads(begun.read_text())
+            before = read_json(begun)
             differ = [f"{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items()
                       if before.get(name) != value]  # fmt: skip
-            finished = json.loads(result.read_text()) if result.exists() else None
-        except (ValueError, AttributeError) as error:
+            finished = read_json(result, RESULT[args.task]) if result.exists() else None
+        except FormError as error:
             raise RunError(f"{out} is damaged ({error}); delete it to start over") from error
         if differ:
             raise RunError(f"{out} was begun with other settings ({'; '.join(differ)}); repeat those, or choose "
@@ -192,6 +199,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
+    require_equal(args, settings, world)
     out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
@@ -210,6 +218,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
+    require_equal(args, settings, world)
     out, result = world.first(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
@@ -248,6 +257,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
+    require_equal(args, settings, world)
     out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
@@ -266,6 +276,12 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
         print(f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
               f"{one['bad_clips']} bad clips)")  # fmt: skip
     print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")
+
+
+def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: World) -> None:
+    """Raises `RunError` unless all ranks do the same."""
+    if world.size > 1:
+        world.require_equal(code_identity() | settings | {"--resume": args.resume})
 
 
 def describe(

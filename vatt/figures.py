@@ -38,6 +38,7 @@ from .pretrained import load, load_config, load_tokenizer, weights_fingerprint
 from .progress import progress_bar
 from .records import environment
 from .run import RunError, autocast_for, compute_dtype, fingerprint, pick_device
+from .runtime.forms import printable
 from .runtime.lock import add_force_flag, owned
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
@@ -93,7 +94,7 @@ def video_features(model: VATT | Classifier, dataset: EvalDataset, autocast: Any
     with progress_bar(len(dataset.clips), f"features of {name}", "clip") as bar:
         for batch in make_loader(dataset, 0, len(dataset), dataset.data.workers):
             for index, reason in batch.bad:
-                tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
             if batch.clips:
                 with autocast:
                     pooled = model.backbone.features("video", batch.video.flatten(0, 1).to(device))[:, 0]
@@ -389,10 +390,10 @@ def main(argv: list[str] | None = None) -> int:
         with owned(args.out, force=args.force):
             (tsne if args.command == "tsne" else activations)(args)
     except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .files import write_atomically
 from .finetune_config import PRESETS, TASKS, FinetuneConfig, check_finetuning
 from .finetune_step import finetune_step
 from .loop import Session, run_steps
-from .model.vatt import Classifier, count_parameters
+from .model.vatt import VATT, Classifier, count_parameters
 from .official.convert import map_checkpoint
 from .official.sizes import SizeError
 from .ops import choose
@@ -52,8 +53,9 @@ from .run import (
     fingerprint,
     write_model_folder,
 )
+from .runtime.forms import read_json
 from .tf_checkpoint import TFCheckpoint
-from .transfer import load_backbone
+from .transfer import load_backbone, require_fit
 
 EXAMPLES = """examples:
   python -m vatt.finetune --task video --data kinetics.csv --init vatt-mbs --size 320 --fused
@@ -105,7 +107,9 @@ def source_sizes(init: str) -> ModelConfig:
     """
     folder = model_folder(init)
     if (folder / "config.json").is_file():
-        return load_config(folder).model
+        sizes = load_config(folder).model
+        require_fit(folder, sizes, partial(VATT, sizes), exactly=False)
+        return sizes
     if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
         raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
     try:
@@ -265,10 +269,10 @@ def saved_config(out: Path) -> FinetuneConfig:
     """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
     path = out / "config.json"
     try:
-        return from_dict(FinetuneConfig, json.loads(path.read_text())["finetune"])
+        return from_dict(FinetuneConfig, read_json(path, {"finetune": dict})["finetune"])
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None or "finetune" not in (record := json.loads(found.state["record"])):
             raise RunError(f"{path} is no fine-tuning run's config: {error}") from error

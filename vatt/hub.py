@@ -21,7 +21,7 @@ from .config import Config, ModelConfig
 from .data.text import Tokenizer
 from .model.vatt import VATT as Model
 from .ops import REFERENCE, Ops, choose
-from .pretrained import VOCABULARY, load_config, load_tokenizer, load_weights, model_folder
+from .pretrained import VOCABULARY, build_fitting, load_config, load_tokenizer, load_weights, model_folder
 from .run import write_config
 
 try:
@@ -86,7 +86,8 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
                 )
             )
         settings = load_config(folder)
-        model = cls(settings.model, choose(settings.fused if fused is None else fused, "cpu"))
+        ops = choose(settings.fused if fused is None else fused, "cpu")
+        model = build_fitting(folder, settings, lambda: cls(settings.model, ops))
         load_weights(model, folder)
         model.settings = settings
         if (model_folder(folder) / VOCABULARY).is_file():

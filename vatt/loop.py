@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -29,6 +30,11 @@ from .profile import Traced, tracing
 from .progress import progress_bar
 from .records import MetricsLog
 from .run import RunError, termination
+from .runtime.forms import FormError, printable, require_form
+
+# What a checkpoint's state holds.
+STATE = {"manifest": str, "words?": str, "record": str, "bad_clips": {"size": int, "records": [list]},
+         "optimizer": dict}  # fmt: skip
 
 
 class Settings(Protocol):
@@ -76,19 +82,30 @@ class Session:
         self.world.agree("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
+        try:
+            require_form(found.state, STATE)
+        except FormError as error:
+            raise checkpoint.DamagedCheckpoint(f"{found.path} is of no run of this kind: {error}") from error
         for what, (fingerprint, place) in self.identity.items():
             if found.state[what] != fingerprint:
                 raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
         if found.step > steps:
             raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
-        if found.model is None:
-            load_shards(found.path / checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
-        elif is_sharded(self.model):
+        if found.model is not None and is_sharded(self.model):
             raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
-        else:
-            self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.state["optimizer"])
-        self.bad.load_state_dict(found.state["bad_clips"])
+        try:
+            if found.model is None:
+                load_shards(found.path / checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
+            else:
+                self.model.load_state_dict(found.model)
+                self.optimizer.load_state_dict(found.state["optimizer"])
+            self.bad.load_state_dict(found.state["bad_clips"])
+        except (RunError, DataError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise checkpoint.DamagedCheckpoint(f"{found.path} does not fit this run ({said}); resume it with the "
+                                               "version of vatt that wrote it") from error  # fmt: skip
         return found.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -211,7 +228,7 @@ def run_steps(
             try:
                 batch = _together(batches, world)
                 for clip, reason in bad.add(step, batch):
-                    tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, replaced: {clip.name}: {reason}"), file=sys.stderr)
                 bad.check()
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
@@ -227,8 +244,9 @@ def run_steps(
             skipped = 0 if record["updated"] else skipped + 1
             if skipped:
                 record["clips"] = [manifest[i].name for i in batch.clips]
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: "
-                           f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
+                names = printable(", ".join(record["clips"]))
+                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: {names}",
+                           file=sys.stderr)  # fmt: skip
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
                        "communication_seconds": world.seconds - talked, "world_size": world.size,

@@ -7,8 +7,10 @@ DIR is what training exports (runs/NAME or runs/NAME/model), what `python -m vat
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from .data.text import Tokenizer, VocabularyError
 from .model.vatt import VATT, Classifier
 from .ops import choose
 from .run import RunError, read_config
-from .transfer import load_classifier, load_exactly
+from .runtime.forms import read_json
+from .transfer import load_classifier, load_exactly, require_fit
 
+V = TypeVar("V", bound=VATT)
 VOCABULARY = "vocabulary.txt"
 
 
@@ -47,22 +51,29 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
 def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT:
     """`load` for those who need the common spaces; raises `RunError` for a fine-tuned model."""
     config = load_config(folder)
-    model = VATT(config.model, choose(config.fused if fused is None else fused, device))
+    build = partial(VATT, config.model, choose(config.fused if fused is None else fused, device))
+    model = build_fitting(folder, config, build)
     load_weights(model, folder)
     return model.to(device).eval()
 
 
-def load_weights(model: VATT, folder: str | Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
+def build_fitting(folder: str | Path, config: Config, build: Callable[[], V]) -> V:
+    """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
     folder = model_folder(folder)
     if _is_classifier(folder):
         raise RunError(f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one "
                        "(vatt.load reads both)")  # fmt: skip
-    load_exactly(model, folder)
+    require_fit(folder, config.model, build)
+    return build()
+
+
+def load_weights(model: VATT, folder: str | Path) -> None:
+    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
+    load_exactly(model, model_folder(folder))
 
 
 def _is_classifier(folder: Path) -> bool:
-    return "classifier" in json.loads((folder / "config.json").read_text())
+    return "classifier" in read_json(folder / "config.json")
 
 
 def load_config(folder: str | Path) -> Config:

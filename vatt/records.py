@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,12 +13,14 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .files import write_atomically
+from .runtime.forms import FormError, parse_json
 
 PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
 
@@ -71,6 +74,23 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     }
 
 
+# What a reader may rely on in a line of metrics.jsonl, also of older runs.
+LINE = {"step": int, "loss": (float, None), "updated": bool, "step_seconds": float, "wait_seconds": float,
+        "clips_per_second": float, "communication_seconds?": float, "world_size?": int}  # fmt: skip
+
+
+def code_identity() -> dict[str, object]:
+    """What processes that work together must have in common of the code: versions, commit and the files themselves."""
+    digest = hashlib.sha256()
+    for package in ("vatt", "vatt_kernels"):
+        spec = find_spec(package)
+        for folder in [] if spec is None else spec.submodule_search_locations or []:
+            for file in sorted(Path(folder).rglob("*.py")):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    versions = {f"the version of {name}": _version(name) for name in ("vatt", "torch")}
+    return {**versions, "the commit": _commit()["commit"], "the code (SHA-256)": digest.hexdigest()[:16]}
+
+
 class MetricsLog:
     """metrics.jsonl: one JSON object a step, in step order also after a resume; null stands for NaN and infinity.
 
@@ -100,7 +120,16 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of metrics.jsonl. Raises `FormError` naming the line that is none, OSError without a file."""
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+        try:
+            records.append(parse_json(line, LINE))
+        except FormError as error:
+            raise FormError(f"{path}:{number} is damaged: {error}; --resume writes anew what follows the newest "
+                            "checkpoint") from error  # fmt: skip
+    return records
 
 
 def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
@@ -134,8 +163,8 @@ def metrics_table() -> str:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line, {"step": int})["step"])
+    except FormError:
         return float("inf")
 
 

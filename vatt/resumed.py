@@ -25,6 +25,7 @@ from .data.loader import EvalDataset, make_loader
 from .distributed import ALONE, World
 from .files import write_atomically
 from .progress import progress_bar
+from .runtime.forms import printable
 
 Arrays = dict[str, NDArray[Any]]
 Bad = list[tuple[int, str]]  # manifest index and reason of each clip left out
@@ -86,7 +87,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             bad: Bad = []
             for batch in itertools.islice(batches, per_shard):
                 for index, reason in batch.bad:
-                    tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                 bad += batch.bad
                 tried += len(batch.tried)
                 made.append(make(batch))

@@ -30,6 +30,7 @@ from .config import Config, ConfigError, from_dict, to_dict
 from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
 from .files import write_atomically
+from .runtime.forms import printable, read_json
 from .runtime.lock import owned
 
 
@@ -96,12 +97,12 @@ def read_config(out: Path) -> Config:
     """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
     path = out / "config.json"
     try:
-        config = from_dict(Config, json.loads(path.read_text())["config"])
+        config = from_dict(Config, read_json(path, {"config": dict})["config"])
         check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is not a run's config: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RunError(f"{path} is not a run's config: {printable(str(error))}") from error
     return config
 
 

@@ -34,6 +34,7 @@ from .features import SUFFIXES, Features, FeaturesError, read_features
 from .model.vatt import VATT
 from .pretrained import load_config, load_tokenizer, load_vatt, weights_fingerprint
 from .run import RunError, pick_device
+from .runtime.forms import printable
 
 COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 SPACE = {"text": "video_to_text", "audio": "video_to_audio", "video": "video_to_audio"}
@@ -119,6 +120,12 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
         made_by = files[0].metadata["model"]
         raise RunError(f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
                        "the right one with --model, or embed the clips again")  # fmt: skip
+    spaces = load_config(folder).model.head
+    for features in files:
+        for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
+            if name in features.arrays and features.arrays[name].shape[1] != wanted:
+                raise FeaturesError(f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
+                                    f"and {wanted} in the model in {folder}; embed the clips again")  # fmt: skip
     return model, folder
 
 
@@ -225,7 +232,8 @@ def format_results(answer: dict[str, Any]) -> str:
         windows = f"  ({found['windows']} windows)"
         captions, more = found["captions"], len(found["captions"]) - 1
         said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {found['path']}{span}{windows}{said}")
+        place = printable(f"{found['path']}{span}{windows}{said}")
+        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
     return "\n".join(lines)
 
 
@@ -248,10 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print_answers(args, search(args))
     except (ConfigError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (RunError, FeaturesError, BadClip, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

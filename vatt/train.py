@@ -152,6 +152,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     slots = world.slots(config.data.batch_size)
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
+    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip

@@ -6,20 +6,23 @@ go through the spline, the class head starts fresh. Unlike the release, nothing 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .config import ModelConfig
 from .model.tokens import resample_table
 from .model.vatt import Classifier
 from .official.convert import HEAD_DROPOUT, map_checkpoint, read_weights
 from .ops import choose
 from .run import RunError, read_config
+from .runtime.forms import printable, read_json
 from .tf_checkpoint import TFCheckpoint
 
 
@@ -102,7 +105,7 @@ def load_backbone(classifier: Classifier, source: str | Path) -> Transfer:
 def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
     """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
     config = read_config(folder)
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_json(folder / "config.json")
     if "classifier" not in saved:
         raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
     try:
@@ -113,22 +116,69 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
                        f"a number of classes ({error})") from error  # fmt: skip
-    classifier = Classifier(config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
+    build = partial(Classifier, config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
+    require_fit(folder, config.model, build)
+    classifier = build()
     load_exactly(classifier, folder)
     return classifier.to(device).eval()
 
 
-def load_exactly(model: nn.Module, folder: Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
-    ours, theirs = model.state_dict(), read_source(folder)
+def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module], *, exactly: bool = True) -> None:
+    """Raises `RunError` unless `build` makes a model of just the weights in `folder`, before it is made in earnest.
+
+    Not `exactly`: either may have weights that the other has not.
+
+    Settings that were damaged or forged may ask for any number of layers and any size; the weights' header tells
+    which are there. `build` is called without memory for weights ("meta"), with no more layers than there are weights.
+    """
+    theirs = weight_shapes(folder)
+    encoders = {"shared": config.shared_encoder} if config.kind == "agnostic" else {
+        "video": config.video_encoder, "audio": config.audio_encoder, "text": config.text_encoder}  # fmt: skip
+    for name, encoder in encoders.items():
+        if encoder.layers > len(theirs):
+            raise _unfit(folder, [f"{len(theirs)} weights in all, here {encoder.layers} layers of the {name} encoder"])
+    try:
+        with torch.device("meta"):
+            ours = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}
+    except (RuntimeError, ValueError, ArithmeticError, TypeError, MemoryError) as error:  # sizes beyond any tensor's
+        raise RunError(f"{folder / 'config.json'}: no model has these sizes ({error})") from error
+    if not exactly:
+        common = ours.keys() & theirs.keys()
+        ours, theirs = ({name: one[name] for name in one if name in common} for one in (ours, theirs))
+    if differ := _differences(ours, theirs):
+        raise _unfit(folder, differ)
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, "numpy") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: {folder} holds no model") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def _differences(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with `theirs`, a line a weight."""
     differ = [f"{name} is missing" for name in ours if name not in theirs]
     differ += [f"{name} is unknown" for name in theirs if name not in ours]
-    differ += [
-        f"{name} has shape {list(theirs[name].shape)}, here {list(tensor.shape)}"
-        for name, tensor in ours.items()
-        if name in theirs and theirs[name].shape != tensor.shape
-    ]
-    if differ:
-        more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
-        raise RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {differ[0]}{more}")
+    return differ + [f"{name} has shape {list(theirs[name])}, here {list(shape)}" for name, shape in ours.items()
+                     if name in theirs and theirs[name] != shape]  # fmt: skip
+
+
+def _unfit(folder: Path, differ: list[str]) -> RunError:
+    more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+    text = printable(differ[0])
+    return RunError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {text}{more}")
+
+
+def load_exactly(model: nn.Module, folder: Path) -> None:
+    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
+    theirs = read_source(folder)
+    shapes = ({name: tuple(x.shape) for name, x in weights.items()} for weights in (model.state_dict(), theirs))
+    if differ := _differences(*shapes):
+        raise _unfit(folder, differ)
     model.load_state_dict(theirs)

@@ -21,6 +21,7 @@ from vatt.data.sources_labels import audioset, esc50, hmdb51, imagenet, kinetics
 from vatt.data.sources_match import Coverage, MediaIndex, expected, match, write_lost
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO, Record, SourceError
 from vatt.files import write_atomically
+from vatt.runtime.forms import printable
 from vatt.runtime.lock import add_force_flag, owned
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
@@ -218,10 +219,10 @@ def main(argv: list[str] | None = None) -> int:
         with owned(args.out, force=args.force):
             return import_source(args)
     except SourceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (ManifestError, UnicodeEncodeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

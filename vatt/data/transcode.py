@@ -36,6 +36,7 @@ from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
 from vatt.files import write_atomically
 from vatt.progress import progress_bar
+from vatt.runtime.forms import printable
 from vatt.runtime.lock import add_force_flag, owned
 
 FORMAT = 1  # raise it with every change of what is written of the same clip and recipe
@@ -189,7 +190,7 @@ def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, 
                         log.flush()
                     else:
                         corpus.failed[ended.job.key] = outcome
-                        tqdm.write(f"left out: {ended.job.clip.name}: {outcome}", file=sys.stderr)
+                        tqdm.write(printable(f"left out: {ended.job.clip.name}: {outcome}"), file=sys.stderr)
         finally:
             for one in running.values():
                 _end(one.process)
@@ -381,10 +382,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return transcode(args)
     except (ManifestError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; finished clips are kept: --resume goes on", file=sys.stderr)

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..ops import choose
+from ..runtime.forms import printable
 from ..runtime.lock import add_force_flag, owned
 from ..tf_checkpoint import TFCheckpoint
 from .convert import (
@@ -152,11 +153,11 @@ def main(argv: list[str] | None = None) -> int:
             return inspect(args.prefix, settings)
         return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     # CheckpointError, SizeError, MapError and VerifyError are ValueErrors; ImportError names the missing extra.
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
