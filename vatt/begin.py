@@ -134,11 +134,12 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
         draw(records, out / "loss.png")
     except ImportError:
         print("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    last = [r["loss"] for r in records[-20:] if r["updated"]]
+    last = [r["loss"] for r in records[-20:] if r["updated"] and r["loss"] is not None]
     result = {"environment": where, "steps": config.steps, "final_loss": sum(last) / len(last) if last else None,
               "train_seconds": seconds, "bad_clips": len(bad), "train_clips": train_clips}  # fmt: skip
-    if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
-        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    took = sum(r["step_seconds"] for r in records)
+    if took:  # nothing when a finished run is evaluated again and its metrics.jsonl is gone
+        result["wait_share"] = sum(r["wait_seconds"] for r in records) / took
     return result
 
 

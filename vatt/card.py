@@ -73,6 +73,16 @@ class Records:
         return next((source for source in sources if isinstance(source, dict)), {})
 
 
+# What is taken from the records; anything else is shown as it is.
+ENVIRONMENT = {"argv?": ([str], None), "versions?": (dict, None), "operations?": (str, None)}
+CONFIG = {"environment?": ENVIRONMENT, "config?": {"data?": {"source?": str}, "steps?": int}, "finetune?": {
+    "data?": {"source?": str}, "steps?": int, "task?": str}, "classifier?": {"labels?": [str], "task?": str,
+    "modality?": str}}  # fmt: skip
+RESULT = {"environment?": ENVIRONMENT, "train_seconds?": (float, None), "retrieval?": {"*": dict},
+          "test?": {"scores?": (dict, None)}, "steps?": int}  # fmt: skip
+STEP: dict[str, Any] = {"step": int, "updated?": bool, **{f"{name}?": (float, None) for name in CURVES}}
+
+
 def read_records(folder: Path) -> Records:
     """All records in `folder`. Raises `RunError` for a folder without any, or with one that is damaged."""
     model = model_folder(folder)
@@ -85,14 +95,14 @@ def read_records(folder: Path) -> Records:
         raise RunError(f"{folder} holds no run and no model: config.json is missing")
     path = folder / "metrics.jsonl"
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return Records(folder, run, exported, _read_json(folder / "result.json"), _steps(path, lines))
+    return Records(folder, run, exported, _read_json(folder / "result.json", RESULT), _steps(path, lines))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, form: Any = None) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path, form or CONFIG)
     except FormError as error:
         raise RunError(f"{path} is damaged ({error}); restore it, or move it away to have its part unknown") from error
     return content
@@ -103,7 +113,7 @@ def _steps(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(parse_json(line))
+            steps.append(parse_json(line, STEP))
         except FormError as error:
             if number < len(lines):  # the last one is cut when a run is killed
                 raise RunError(f"{path}:{number} is damaged ({error}); restore it, or move it away") from error

@@ -125,7 +125,7 @@ def read_shard(path: Path, names: Iterable[str] = NAMES) -> Arrays:
 
 def _damaged(path: Path, error: BaseException) -> FeaturesError:
     said = printable(str(error) or type(error).__name__)[:300]
-    return FeaturesError(f"{path} is damaged or no file of features ({said}); embed the clips again (vatt.embed)")
+    return FeaturesError(f"{path} is damaged or no file of features ({said}); python -m vatt.embed writes them")
 
 
 def _check(arrays: Arrays) -> None:

@@ -139,7 +139,7 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = [r for r in records if r["updated"]]
+    records = [r for r in records if r["updated"] and r["loss"] is not None]
     steps = [r["step"] for r in records]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label, colour in (
@@ -147,7 +147,7 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
         ("video_text", "video-text", "#0072b2"),
         ("video_audio", "video-audio", "#d55e00"),
     ):
-        axes.plot(steps, [r[key] for r in records], label=label, color=colour, linewidth=1)
+        axes.plot(steps, [r.get(key) for r in records], label=label, color=colour, linewidth=1)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()

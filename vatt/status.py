@@ -65,7 +65,7 @@ def status(out: Path) -> Status:
     age = max(now - metrics.stat().st_mtime, 0.0) if records else None
     seconds = sum(r["step_seconds"] for r in records)
     a_step = seconds / len(records) if records else None
-    losses = [r["loss"] for r in records if r["updated"]]
+    losses = [r["loss"] for r in records if r["updated"] and r["loss"] is not None]
     saved = _last_checkpoint(out / "checkpoints")
     bad = _bad_clips(out / "bad_clips.csv")
     if _is_done(out / "result.json", steps):

@@ -2,7 +2,7 @@
 
 A form is a type (`int`, `float` for any finite number, `str`, `bool`, `dict`, `list`, None), a tuple of forms of which
 one fits, a list with the form of its items, or a dictionary with the form of each key: those that end in "?" may be
-missing, others that are not listed may be there.
+missing, others that are not listed may be there; "*" is the form of all.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ def require_form(value: Any, form: Any, place: str = "") -> None:
         if not isinstance(value, dict):
             raise FormError(f"{place or 'it'} is {_kind(value)} and not an object of names and values")
         for key, one in form.items():
+            if key == "*":
+                for name, entry in value.items():
+                    require_form(entry, one, f"{place}.{printable(name)[:60]}".lstrip("."))
+                continue
             name = key.removesuffix("?")
             if name in value:
                 require_form(value[name], one, f"{place}.{name}".lstrip("."))
