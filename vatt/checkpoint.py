@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from .files import writing
 from .run import RunError
 from .runtime.forms import FormError, printable, read_json, require_form
 
@@ -51,7 +53,7 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any
     """Writes checkpoint `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
     temporary = begin(folder, step)
     if temporary is not None:
-        with clearing(temporary):
+        with clearing(temporary, _bytes_in(model) + _bytes_in(state)):
             save_file({name: t.detach().contiguous() for name, t in model.items()}, temporary / WEIGHTS)
             finish(temporary, step, state, keep=keep)
     return folder / _name(step)
@@ -73,7 +75,14 @@ def begin(folder: Path, step: int) -> Path | None:
 def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
     """Adds `state` and the checksums of all files, gives the folder its name and removes all but the newest `keep`."""
     folder, final = temporary.parent, temporary.parent / _name(step)
-    torch.save({"format": FORMAT, "step": step, **state}, temporary / STATE)
+    with open(temporary / STATE, "wb") as stream:
+        told = _Told(stream)
+        try:
+            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], told))
+        except RuntimeError:
+            if told.error is None:
+                raise
+            raise told.error from None  # torch has lost it on its way
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
     (temporary / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
@@ -90,19 +99,43 @@ def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> N
 
 
 @contextlib.contextmanager
-def clearing(temporary: Path) -> Iterator[None]:
-    """Around what writes `temporary`. A full disk: gives the space back, keeps the older checkpoints; OSError."""
+def clearing(temporary: Path, size: int | None = None) -> Iterator[None]:
+    """Around what writes `temporary`, of `size` bytes. A full disk: gives the space back; raises `WriteError`."""
+    final = temporary.with_name(temporary.name.removeprefix(".writing-"))
+    older = [path.name for step, path in saved_steps(temporary.parent) if path.name < final.name]
+    kept = f"{older[-1]} is as it was, and --resume goes on with it" if older else ""
     try:
-        yield
-    except BaseException as error:
+        with writing(final, size, kept, also=(SafetensorError, CheckpointException)):
+            yield
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, RunError):  # another rank's, which reports it
-            raise
-        nameless = isinstance(error, OSError) and not error.filename
-        if nameless or isinstance(error, SafetensorError | RuntimeError | CheckpointException):
-            name = temporary.name.removeprefix(".writing-")
-            raise OSError(f"{temporary.parent / name} cannot be written: {error}") from error
         raise
+
+
+class _Told(io.RawIOBase):
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _bytes_in(value: Any) -> int:
+    """Of all tensors in a state."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes_in, inner))
 
 
 def _name(step: int) -> str:

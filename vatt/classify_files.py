@@ -25,6 +25,7 @@ from torch import Tensor
 from .data.manifest import Clip, Manifest
 from .files import write_atomically
 from .metrics import average_precision, roc_area
+from .records import write_figure
 
 BEST = 5
 MOST_NAMES = 50  # more class names on an axis cannot be read
@@ -110,8 +111,7 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
@@ -132,8 +132,7 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     panels[1].legend()
     for axes in panels:
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _about(clip: Clip) -> dict[str, Any]:

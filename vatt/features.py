@@ -30,10 +30,8 @@ Texts are stored at the width of the longest in an .npz; for millions of caption
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import ConfigError
+from .files import replacing
 from .runtime.forms import FormError, parse_json, printable
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,7 +101,7 @@ def check_format(path: Path) -> None:
 
 def write_shard(path: Path, arrays: Arrays) -> None:
     """A part of the clips, in the layout of the .npz; positions count from the shard's first clip."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         _write_npz(temporary, ((name, arrays[name]) for name in NAMES))
 
 
@@ -161,7 +160,7 @@ def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[st
              "bad_clips": "bad_row"}  # fmt: skip
     counts = {key: sum(size[name] for size in sizes) for key, name in names.items()}
     text = json.dumps({"format": FORMAT, **metadata, **counts})
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         if out.suffix == ".parquet":
             _write_parquet(temporary, shards, text)
         else:
@@ -211,20 +210,6 @@ def _write_npz(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and the file is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _pyarrow() -> tuple[Any, Any]:

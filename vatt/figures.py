@@ -36,7 +36,7 @@ from .files import write_atomically
 from .model.vatt import VATT, Backbone, Classifier
 from .pretrained import load, load_config, load_tokenizer, weights_fingerprint
 from .progress import progress_bar
-from .records import environment
+from .records import environment, write_figure
 from .run import RunError, autocast_for, compute_dtype, fingerprint, pick_device
 from .runtime.forms import printable
 from .runtime.lock import add_force_flag, owned
@@ -302,7 +302,8 @@ def tsne(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})
-    _save(points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out)
+    axis = "t-SNE" if args.method == "tsne" else "component"
+    write_figure(points_figure(arrays["points"], labels, titles, axis), args.out)
     print(f"done: {args.out}, {arrays_file}: {len(shown)} clips of {len(np.unique(labels))} classes")
 
 
@@ -320,7 +321,7 @@ def activations(args: argparse.Namespace) -> None:
     write_arrays(arrays_file, means | {"row": np.array(rows)}, metadata, {})
     counted = f"{len(rows)} clip{'s' if rows[1:] else ''}"
     title = f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}"
-    _save(activations_figure(means, title), args.out)
+    write_figure(activations_figure(means, title), args.out)
     print(f"done: {args.out}, {arrays_file}: {', '.join(means)}, {counted}")
 
 
@@ -375,12 +376,6 @@ def activations_figure(means: Arrays, title: str) -> Any:
     lines.legend()
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())
 
 
 def main(argv: list[str] | None = None) -> int:

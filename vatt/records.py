@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .files import write_atomically
+from .files import write_atomically, writing
 from .runtime.forms import FormError, parse_json
 
 PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
+KEPT = "--resume goes on with the newest checkpoint"
 
 
 class Metric(NamedTuple):
@@ -104,19 +106,24 @@ class MetricsLog:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= resume_step]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self._path = path
         self._file = open(path, "a" if resume_step is not None else "w", buffering=1)  # noqa: SIM115 (kept open)
 
     def write(self, record: dict[str, Any]) -> None:
         strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(strict) + "\n")
+        line = json.dumps(strict) + "\n"
+        with writing(self._path, len(line), KEPT):
+            self._file.write(line)
 
     def sync(self) -> None:
         """Brings all lines to the disk: a checkpoint that outlives a loss of power must not be ahead of them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path, None, KEPT):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path, None, KEPT):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -147,12 +154,21 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
         ("video_text", "video-text", "#0072b2"),
         ("video_audio", "video-audio", "#d55e00"),
     ):
-        axes.plot(steps, [r.get(key) for r in records], label=label, color=colour, linewidth=1)
+        axes.plot(steps, [r.get(key, math.nan) for r in records], label=label, color=colour, linewidth=1)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path)
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Saves a figure of matplotlib as PNG, whole or not at all, and closes it."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)
+    write_atomically(path, buffer.getvalue())
 
 
 def metrics_table() -> str:

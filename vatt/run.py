@@ -29,7 +29,7 @@ from .check_config import check
 from .config import Config, ConfigError, from_dict, to_dict
 from .data.manifest import Clip, Manifest
 from .data.text import Tokenizer
-from .files import write_atomically
+from .files import write_atomically, writing
 from .runtime.forms import printable, read_json
 from .runtime.lock import owned
 
@@ -114,25 +114,30 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Conf
         OSError: something cannot be written; an earlier model in `folder` is still there.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    size, kept = sum(t.nbytes for t in tensors.values()), f"{folder} is as it was" if folder.exists() else ""
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                  temporary / "model.safetensors")  # fmt: skip
-        write_config(temporary, config, record)
-        if words is not None:
-            words.save(temporary / "vocabulary.txt")
-        # Until the new one has its name the old one is kept under another.
-        old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}") from error
+        with writing(folder, size, kept, also=(SafetensorError,)):
+            _write_model_folder(folder, temporary, tensors, config, record, words)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model_folder(folder: Path, temporary: Path, tensors: Mapping[str, Tensor], config: Config,
+                        record: dict[str, Any], words: Tokenizer | None) -> None:  # fmt: skip
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+              temporary / "model.safetensors")  # fmt: skip
+    write_config(temporary, config, record)
+    if words is not None:
+        words.save(temporary / "vocabulary.txt")
+    # Until the new one has its name the old one is kept under another.
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:

@@ -30,6 +30,7 @@ from typing import IO, Any
 from vatt.config import ConfigError
 from vatt.data.manifest import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
 from vatt.data.sources_read import AUDIO, IMAGE, VIDEO
+from vatt.files import replacing
 from vatt.progress import progress_bar
 
 MAX_CLIP = 2**31  # bytes of one clip, which is read into memory
@@ -134,15 +135,8 @@ def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Pa
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A new file that gets its name when it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        yield file
 
 
 def _bytes_of(clip: Clip) -> bytes:

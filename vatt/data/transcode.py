@@ -34,7 +34,7 @@ from vatt.data.limits import memory_limit
 from vatt.data.manifest import CAPTION_SEPARATOR, Clip, Manifest, ManifestError, read_manifest, write_manifest
 from vatt.data.reader import BadClip
 from vatt.data.shards import tar_of, write_shards
-from vatt.files import write_atomically
+from vatt.files import WriteError, write_atomically, writing
 from vatt.progress import progress_bar
 from vatt.runtime.forms import printable
 from vatt.runtime.lock import add_force_flag, owned
@@ -186,8 +186,9 @@ def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, 
                     if isinstance(outcome, Encoded):
                         corpus.done[ended.job.key] = outcome
                         said = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
-                        log.write(json.dumps(said) + "\n")
-                        log.flush()
+                        with writing(corpus.log, None, "finished clips are kept: --resume goes on"):
+                            log.write(json.dumps(said) + "\n")
+                            log.flush()
                     else:
                         corpus.failed[ended.job.key] = outcome
                         tqdm.write(printable(f"left out: {ended.job.clip.name}: {outcome}"), file=sys.stderr)
@@ -240,7 +241,7 @@ def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time
     except (ValueError, MemoryError) as error:
         outcome = f"cannot be encoded ({type(error).__name__}: {error})"
     except OSError as error:
-        outcome = OSError(f"{stem.parent}: cannot be written ({error})")
+        outcome = error if isinstance(error, WriteError) else OSError(f"{stem.parent}: cannot be written ({error})")
     end.send(outcome)
 
 
