@@ -31,9 +31,10 @@ def writing(
         raise
     except errors as error:
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, OSError) and path.name not in str(error.filename):
-            if not number or error.filename or isinstance(error, ConnectionError | TimeoutError):
-                raise  # of something that was read meanwhile
+        silent = not number or isinstance(error, ConnectionError | TimeoutError)
+        elsewhere = isinstance(error, OSError) and path.name not in str(error.filename)
+        if elsewhere and (silent or (isinstance(error, OSError) and error.filename)):
+            raise  # of something that was read meanwhile
         reason = os.strerror(number) if number else str(error).strip().split("\n")[0]
         needed = "" if size is None else f"; {size:,} bytes are needed"
         free = _free(path)
