@@ -1,20 +1,26 @@
 # make train | test | bench | lint | reports. The first call creates $(VENV); later ones reuse it.
-# Reports of data that is not here: make bench ESC10=DIR YOUCOOK2=DIR CLIPS=DIR.
+# make compat [FULL=1]: the tests on every Python of this machine. make constraints: newest releases for all of them.
+# make full: what takes longer than CI may. Reports of data that is not here: make bench ESC10=DIR YOUCOOK2=DIR CLIPS=DIR.
 VENV ?= .venv
-# The first interpreter that runs and is 3.11 or newer.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# The first interpreter that runs, is supported and can make an environment. pyenv puts a shim on PATH for every Python
+# it has, and those of unchosen versions only say so: they are skipped, and its versions are looked at last.
+PYENV = $(or $(PYENV_ROOT),$(HOME)/.pyenv)
+PYTHONS = python3 python3.14 python3.13 python3.12 python3.11 python $(wildcard $(PYENV)/versions/3.1[1-4]*/bin/python3)
+PYTHON ?= $(shell for p in $(PYTHONS); do \
+	$$p -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1 && \
+	{ echo $$p; break; }; done)
 RUN = OMP_WAIT_POLICY=passive $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: train test bench lint reports clean
+.PHONY: train test bench lint reports compat constraints full clean
 
 train: $(INSTALLED)
 	$(RUN) -m vatt.train --fused $(ARGS)
 
-# A file of tests is one process's; a thread each, as two pools of them on two cores crawl.
+# A group of tests (tests/conftest.py) is one process's; a thread each, as two pools of them on two cores crawl.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder \
+		$(ARGS)
 
 bench: $(INSTALLED)
 	$(RUN) -m pytest --benchmark-only $(ARGS)
@@ -38,16 +44,27 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy vatt kernels bench
+	$(VENV)/bin/mypy vatt kernels bench $(wildcard .ci/*.py)
 
 reports: $(INSTALLED)
 	$(RUN) bench/draw_reports.py
 
-$(INSTALLED): setup.py
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
+compat: $(INSTALLED)
+	$(RUN) .ci/compat.py $(if $(FULL),--full --report) $(ARGS)
+
+constraints: $(INSTALLED)
+	$(RUN) .ci/constraints.py
+
+# What CI has no time for. Its table says with which commit it ran last: reports/compat.md.
+full: test lint
+	$(RUN) .ci/compat.py --full --report
+
+$(INSTALLED): setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with its venv module is needed (Debian: python3-venv);" \
+		"name one with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,bench,dev]'
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from harness import Drawer, Report, ReportError, table
+from harness import cli
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.report import Report, ReportError
 
 NAME = "aot_table"
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -90,7 +92,7 @@ def figure(report: Report, plt: Any) -> Any:
     archs = [arch for arch in ARCHS if any(row["arch"] == arch for row in report.rows)]
     drawn, axes = plt.subplots(1, len(archs), figsize=(3.2 * len(archs), 4.2), sharey=True, squeeze=False)
     for axis, arch in zip(axes[0], archs, strict=True):
-        for held, colour in ((True, harness.BLUE), (False, harness.ORANGE)):
+        for held, colour in ((True, BLUE), (False, ORANGE)):
             rows = [row for row in report.rows if row["arch"] == arch and expected(row) == held]
             places = [FAMILIES.index(family(row["name"])) for row in rows]
             axis.scatter(places, [row["registers"] for row in rows], s=14, color=colour, alpha=0.6,
@@ -115,9 +117,9 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser("aot_table", __doc__.partition("\n")[0], EXAMPLES)
+    parser = cli.make_parser("aot_table", __doc__.partition("\n")[0], EXAMPLES)
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=ARCHS, help="default: all four")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     try:
         import triton
@@ -127,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             NAME, "The kernels, compiled ahead of time",
             settings={"arch": args.arch, "triton": triton.__version__},
             method={"compiler": f"Triton {triton.__version__} with its own ptxas; cases equal in all constants once"},
-            out=harness.output_folder(args), resume=False, quick=args.quick,
+            out=cli.output_folder(args), resume=False, quick=args.quick,
         )  # fmt: skip
         report.rows = compile_all(arguments)
         failures = [f"{row['name']} {row['arch']}: {'; '.join(row['failures'])}" for row in report.rows
@@ -135,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate = {"green": None, "checks": failures}  # numerics are not what a compiler can show
         report.finished = True
         report.save(path)
-        harness.publish(path, DRAWER, path.parents[1])
+        cli.publish(path, DRAWER, path.parents[1])
     except ImportError as error:
         print(f"error: {error}; compiling needs the package triton", file=sys.stderr)
         return 1

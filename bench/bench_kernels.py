@@ -10,9 +10,15 @@ from __future__ import annotations
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
-from rivals import Provider, Unable, expect_fitting, first_words, providers
-from vatt_kernels.spec import SPECS, KernelSpec, results
-from vatt_kernels.spec_cases import Case, attend, gather, nce, sample, voxels, waveform
+from vatt_kernels.catalog import SPECS
+from vatt_kernels.contrastive.spec import nce
+from vatt_kernels.droptoken.spec import gather, sample
+from vatt_kernels.projection.spec import voxels, waveform
+from vatt_kernels.self_attention.spec import attend
+from vatt_kernels.spec.cases import Case
+from vatt_kernels.spec.error_budget import results
+from vatt_kernels.spec.kernel_spec import KernelSpec
+from workloads.kernel_rivals import Provider, Unable, expect_fitting, first_words, providers
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

@@ -17,29 +17,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
 import torch
-from decoders import DECODERS, Decoder, Unavailable, made_clips
-from harness import Drawer, Report, ReportError, number, table
+from harness import cli, timing
+from harness import report as harness
+from harness.memory import peak_memory
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.report import Report, ReportError
+from workloads.video_decoders import DECODERS, Decoder, Unavailable, made_clips
 
-from vatt.data.loader import ClipDataset, DataError, make_loader
-from vatt.data.manifest import Clip, Manifest, ManifestError, read_manifest
-from vatt.data.reader import BadClip, probe
-from vatt.data.text import Tokenizer
-from vatt.model.loss import pretraining_loss
+from vatt.config.presets import PRESETS, preset
+from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.decoding.container import BadClip, probe
+from vatt.data.loader import make_loader
+from vatt.data.manifest import read_manifest
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import DataError
+from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import choose
-from vatt.optim import Adam
-from vatt.presets import PRESETS, preset
-from vatt.progress import progress_bar
+from vatt.runtime.progress import progress_bar
+from vatt.training.optimizers import Adam
 
 NAME = "decode"
 OURS = "pyav"
 FRAMES, FPS = 32, 10.0  # of a window of training
 SEQUENCE = 64  # frames one after the other, at the clip's own rate
 SAME = 3.0  # mean difference of two decoders' frames, of 255, that is still the colour conversion
-COLOURS = dict(zip(DECODERS, (harness.BLUE, harness.BLACK, harness.ORANGE, harness.GREEN, harness.PINK), strict=True))
+COLOURS = dict(zip(DECODERS, (BLUE, BLACK, ORANGE, GREEN, PINK), strict=True))
 EXAMPLES = """examples:
   python bench/decode.py                                  three clips made here: H.264, VP9, MJPEG
   python bench/decode.py --data clips.csv --rounds 10     your clips, those that our decoder takes
@@ -118,7 +124,7 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
     with progress_bar(len(rows) * args.rounds + len(usable), NAME, "measurement", done) as bar:
         for name, clips in usable.items():
             if not any(row["kind"] == "memory" and row["decoder"] == name for row in report.rows):
-                used = harness.peak_memory(windows_of, name, clips)
+                used = peak_memory(windows_of, name, clips)
                 report.rows.append({"kind": "memory", "decoder": name, "clips": len(clips), **used})
                 report.save(path)
             bar.update()
@@ -126,11 +132,11 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
             for job, what in jobs(clip).items():
                 steps = {name: partial(DECODERS[name](), clip, *what) for name in usable if clip in usable[name]}
                 so_far = {name: len(rows[name, clip.name, job]["seconds"]) for name in steps}
-                for name, seconds in harness.interleave(steps, args.rounds, done=so_far):
+                for name, seconds in timing.interleave(steps, args.rounds, done=so_far):
                     if seconds is not None:
                         row = rows[name, clip.name, job]
                         row["seconds"].append(seconds)
-                        row.update(harness.quantiles(row["seconds"]))
+                        row.update(timing.quantiles(row["seconds"]))
                         bar.update()
                 report.save(path)
 
@@ -235,7 +241,7 @@ def page(report: Report) -> str:
     loader = [row for row in report.rows if row["kind"] == "loader"]
     if loader:
         rows = [[str(r["workers"]), number(r["clips_per_second"], 1), f"{r['wait_share']:.1%}",
-                 *(number(harness.quantiles(r[f"{key}_seconds"])["p50"], 3) for key in ("step", "wait", "build",
+                 *(number(timing.quantiles(r[f"{key}_seconds"])["p50"], 3) for key in ("step", "wait", "build",
                                                                                        "decode"))]
                 for r in loader]  # fmt: skip
         columns = ["workers", "clips/s", "waiting", "step s", "wait s", "build s", "decode s"]
@@ -272,7 +278,7 @@ def figure(report: Report, plt: Any) -> Any:
     bars.set_xticklabels([clip if len(clip) < 14 else f"{clip[:11]}..." for clip in clips], rotation=45, ha="right")
     loader = [row for row in report.rows if row["kind"] == "loader"]
     drawn = waits.bar([str(row["workers"]) for row in loader], [100 * row["wait_share"] for row in loader], 0.6,
-                      color=harness.BLUE, label="waiting")  # fmt: skip
+                      color=BLUE, label="waiting")  # fmt: skip
     waits.bar_label(drawn, fmt="%.0f %%", fontsize=8)
     waits.set(xlabel="workers", ylabel="% of the time of a step", ylim=(0, 110), title="Training waits for data")
     for axes in (bars, waits):
@@ -286,7 +292,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "decode",
         "Time our decoder beside torchcodec, decord and DALI, and the loader before a training step.",
         EXAMPLES,
@@ -300,7 +306,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=8, metavar="N", help="clips a step (default 8)")
     add("--steps", type=int, metavar="N", help="timed steps (default 20; with --quick 3)")
     add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="loader processes (default 0 1 2)")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.most = args.most or (3 if args.quick else 24)
     args.rounds = args.rounds or (2 if args.quick else 7)
@@ -326,14 +332,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "files": "in the page cache after the warm-up: disks are not measured",
             }  # fmt: skip
             title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
-            root = harness.output_folder(args)
+            root = cli.output_folder(args)
             report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
                                                resume=args.resume, quick=args.quick)  # fmt: skip
             measure_decoders(args, paths, report, path)
             measure_loader(args, paths, report, path)
         report.finished = True
         report.save(path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except ManifestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

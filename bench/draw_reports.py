@@ -13,22 +13,23 @@ from pathlib import Path
 import aot_table
 import chaos
 import decode
-import droptoken_page
 import esc10_official
 import figure2
 import figure4
 import fused_vs_reference
 import gpu_report
-import harness
 import model_sizes
 import real_clips
 import resolution_sweep
-import scaling_page
 import soak
 import tiny_training
 import videomae
 import youcook2
-from harness import Drawer, ReportError
+from harness import report as harness
+from harness.pages import Drawer, front_table, index, render, report_paths, write_front_table
+from harness.report import ReportError
+from pages import droptoken as droptoken_page
+from pages import scaling as scaling_page
 
 BENCHMARKS = (
     aot_table,
@@ -69,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="folder of reports, <machine>/<name>.json in it (default: reports/ here)")  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        paths = harness.report_paths(args.reports)
+        paths = report_paths(args.reports)
         for path in paths:
-            harness.render(path, drawer(path))
+            render(path, drawer(path))
             print(path.with_suffix(".md"))
-        (args.reports / "README.md").write_text(harness.index(args.reports), encoding="utf-8")
+        (args.reports / "README.md").write_text(index(args.reports), encoding="utf-8")
         if args.reports == harness.REPORTS:
-            harness.write_front_table(harness.ROOT / "README.md", harness.front_table(args.reports, DRAWERS))
+            write_front_table(harness.ROOT / "README.md", front_table(args.reports, DRAWERS))
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

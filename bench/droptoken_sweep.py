@@ -16,21 +16,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import esc10
-import harness
-import steps
-from droptoken_page import DRAWER, KINDS, NAME, PAPER_GFLOPS, TUNING_FOLD, page
-from flops import backbone_flops, vatt_flops
-from harness import Report, ReportError
-from paper_flops import vatt_paper_flops
-from steps import Case
+from accounting.flops import backbone_flops, vatt_flops
+from accounting.paper_flops import vatt_paper_flops
+from harness import cli
+from harness import report as harness
+from harness.report import Report, ReportError
+from pages.droptoken import DRAWER, KINDS, NAME, PAPER_GFLOPS, TUNING_FOLD, page
+from workloads import esc10_from_scratch, model_steps
+from workloads.model_steps import Case
 
-from vatt.config import ConfigError, ModelConfig, to_dict
-from vatt.data.manifest import ManifestError
-from vatt.presets import PRESETS, preset
-from vatt.pretrained import load_config
-from vatt.progress import progress_bar
-from vatt.run import RunError
+from vatt.checkpoints.model_folder import load_config
+from vatt.config.model import ModelConfig
+from vatt.config.presets import PRESETS, preset
+from vatt.config.serialization import to_dict
+from vatt.data.clip import ManifestError
+from vatt.errors import ConfigError, RunError
+from vatt.runtime.progress import progress_bar
 
 EXAMPLES = """examples:
   python bench/droptoken_sweep.py --esc10 esc10/              everything: about 90 minutes on two cores
@@ -47,7 +48,7 @@ exit codes: 0 done, 1 failed or wrong numerics, 2 wrong usage, 130 interrupted (
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "droptoken_sweep",
         "FLOPs, speed, memory and accuracy of VATT for each share of tokens that DropToken drops.",
         EXAMPLES,
@@ -59,7 +60,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="shares of tokens dropped, 0 among them (default 0.75 0.5 0.25 0; with --quick 0.5 0)")  # fmt: skip
     add("--preset", metavar="NAME", choices=sorted(PRESETS),
         help="whose time and memory: %(choices)s (default mbs on a GPU, sss on a CPU, tiny with --quick)")  # fmt: skip
-    steps.add_step_flags(parser)
+    model_steps.add_step_flags(parser)
     add("--seeds", type=int, nargs="+", default=[1], metavar="N", help="of the trainings, one each (default 1)")
     add(
         "--steps", type=int, metavar="N", help="updates on the built-in corpus (default: the preset's; with --quick 20)"
@@ -69,7 +70,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--folds",
         type=int,
         nargs="+",
-        choices=esc10.FOLDS,
+        choices=esc10_from_scratch.FOLDS,
         metavar="N",
         help="ESC-10 folds (default all; with --quick 1)",
     )
@@ -81,7 +82,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
         help="runs and features go to a folder in it that is named by a digest of the program (default "
         "runs/droptoken_sweep, with --quick runs/droptoken_sweep-quick)")  # fmt: skip
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     given = {"esc10": args.esc10, "data": args.data and args.init}
     args.only = args.only or [kind for kind in KINDS if given.get(kind, True)]
@@ -97,8 +98,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--drop-rates are shares, 0 <= R < 1, and 0 is among them: gains and losses are relative to it")
     args.steps = args.steps or (20 if args.quick else preset("tiny").steps)
     args.clips = 120 if args.quick else preset("tiny").data.builtin_clips
-    args.recipe = esc10.quick(esc10.Recipe()) if args.quick else esc10.Recipe()
-    args.folds = args.folds or ([1] if args.quick else list(esc10.FOLDS))
+    args.recipe = esc10_from_scratch.quick(esc10_from_scratch.Recipe()) if args.quick else esc10_from_scratch.Recipe()
+    args.folds = args.folds or ([1] if args.quick else list(esc10_from_scratch.FOLDS))
     if args.quick and args.work == parser.get_default("work"):
         args.work = args.work.with_name(f"{NAME}-quick")
     args.work = args.work.absolute()
@@ -150,7 +151,7 @@ def measure_timing(args: argparse.Namespace, report: Report, path: Path) -> bool
     """Fills the timing rows, which come first in the report. Returns whether the numerics are green."""
     cases = [case for _, case in timing_cases(args)]
     checks = [case for case in cases if case.training]
-    return steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
+    return model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
 
 
 # accuracy
@@ -180,7 +181,7 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
     left = missing(args, report, args.only)
     if not left:
         return
-    import frozen  # reads clips with PyAV, which a machine that only measures may lack
+    from workloads import frozen_model  # reads clips with PyAV, which a machine that only measures may lack
 
     def keep(piece: dict[str, Any], scores: dict[str, Any]) -> None:
         report.rows.append({**piece, **scores, "command": command})
@@ -188,22 +189,24 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
 
     trainings = [piece for piece in left if piece["kind"] == "esc10"]
     if trainings:
-        clips = esc10.read_clips(args.esc10, args.recipe)
+        clips = esc10_from_scratch.read_clips(args.esc10, args.recipe)
         clips = clips._replace(**{name: getattr(clips, name).to(args.device) for name in ("waves", "labels", "folds")})
         with progress_bar(len(trainings) * args.recipe.steps, "ESC-10", "step") as bar:
             for piece in trainings:
                 rate, fold = piece["drop_rate"], piece["fold"]
                 bar.set_postfix_str(f"fold {fold}, {rate:.0%} dropped")
-                scores = esc10.train_fold(clips, fold, rate, piece["seed"], args.recipe, update=bar.update)
-                model = esc10.model_config(args.recipe, rate)
+                scores = esc10_from_scratch.train_fold(clips, fold, rate, piece["seed"], args.recipe, update=bar.update)
+                model = esc10_from_scratch.model_config(args.recipe, rate)
                 flops = backbone_flops(model, "audio", drop=True, project_all=False).forward
                 keep(piece, {**scores, "gflops": flops / 1e9})
     for piece in (piece for piece in left if piece["kind"] == "corpus"):
         rate, seed = piece["drop_rate"], piece["seed"]
         run = args.work / report.sources / f"drop-{rate:g}-seed-{seed}"
         print(f"built-in corpus: {rate:.0%} dropped, seed {seed}", file=sys.stderr)
-        frozen.pretrain(run, rate, seed, steps=args.steps, clips=args.clips, device=args.device, resume=args.resume)
-        scores = frozen.corpus_scores(run, args.clips, args.device)
+        frozen_model.pretrain(
+            run, rate, seed, steps=args.steps, clips=args.clips, device=args.device, resume=args.resume
+        )
+        scores = frozen_model.corpus_scores(run, args.clips, args.device)
         flops = vatt_flops(dropping(preset("tiny").model, rate), drop=True, project_all=False).forward
         keep(piece, {**scores, "gflops": flops / 1e9})
     for piece in (piece for piece in left if piece["kind"] == "data"):
@@ -211,7 +214,7 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
         print(f"{data} by {init}", file=sys.stderr)
         out = args.work / report.sources / f"{data.stem}-{re.sub('[^A-Za-z0-9]+', '-', str(init)).strip('-')}.npz"
         out.parent.mkdir(parents=True, exist_ok=True)
-        scores = frozen.manifest_scores(init, str(data), out, args.device)
+        scores = frozen_model.manifest_scores(init, str(data), out, args.device)
         flops = vatt_flops(load_config(init).model, drop=True, project_all=False).forward
         keep(piece, {**scores, "name": data.stem, "gflops": flops / 1e9})
 
@@ -224,13 +227,13 @@ def finished(args: argparse.Namespace, report: Report) -> bool:
 
 
 def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
-    device = steps.resolve_step_flags(args, batch_on_gpu=8, batch_on_cpu=2)
+    device = model_steps.resolve_step_flags(args, batch_on_gpu=8, batch_on_cpu=2)
     args.preset = args.preset or ("tiny" if args.quick else "sss" if device.type == "cpu" else "mbs")
     settings = {"drop_rates": args.drop_rates, "preset": args.preset, "model": to_dict(preset(args.preset).model),
                 "batch": args.batch, "dtype": args.dtype, "reference": args.reference, "repeats": args.repeats,
                 "corpus_steps": args.steps, "corpus_clips": args.clips, "esc10": to_dict(args.recipe)}  # fmt: skip
     method = {
-        **steps.method(args),
+        **model_steps.method(args),
         "probe": "multinomial logistic regression (L2, L-BFGS) on frozen, standardised, pooled features, mean over the "
                  "model's windows; strength chosen on a fifth of the training clips",
         "built-in corpus": f"tiny preset, {args.steps} steps at each drop rate; probe fitted on the training clips and "
@@ -239,7 +242,7 @@ def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
                   "used to choose the settings",
     }  # fmt: skip
     return harness.open_report(NAME, "DropToken: what it saves and what it costs", settings=settings, method=method,
-                               out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+                               out=cli.output_folder(args), resume=args.resume, quick=args.quick,
                                device=str(device))  # fmt: skip
 
 
@@ -254,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         measure_accuracy(args, report, path)
         report.finished = finished(args, report)
         report.save(path)
-    harness.publish(path, DRAWER, harness.output_folder(args))
+    cli.publish(path, DRAWER, cli.output_folder(args))
     print(page(harness.load(path)))
     if not green:
         print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)

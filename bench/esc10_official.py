@@ -9,7 +9,6 @@ points says nothing.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
@@ -18,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from harness import Drawer, Report, ReportError, number, table
-from youcook2 import run
+from harness import cli
+from harness import report as harness
+from harness.commands import run
+from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, spans, table
+from harness.report import Report, ReportError
 
-from vatt.progress import progress_bar
-from vatt.records import read_metrics
+from vatt.runtime.progress import progress_bar
+from vatt.training.metrics_log import read_metrics
 
 NAME = "esc10_official"
 FOLDS = (1, 2, 3, 4, 5)
@@ -31,7 +32,6 @@ TUNING_FOLD = 1  # the settings below were chosen on it
 CHANCE = 0.1
 SIZES = ("model.audio.rate=16000", "model.audio.samples=25600", "model.audio.patch=256")  # 1.6 s, as the frames
 TUNING = ("mixup=0", "data.cache_gb=1", "data.workers=0")
-POINTS = 40  # of a loss curve
 PIECES = tuple((what, init) for init in ("scratch", "pretrained") for what in ("probe", "fine-tuning"))
 LABELS = {
     ("probe", "scratch"): "logistic regression on an untrained model",
@@ -40,10 +40,10 @@ LABELS = {
     ("fine-tuning", "pretrained"): "fine-tuned",
 }
 LOOKS = {
-    ("probe", "scratch"): (harness.ORANGE, "s"),
-    ("probe", "pretrained"): (harness.BLUE, "s"),
-    ("fine-tuning", "scratch"): (harness.ORANGE, "o"),
-    ("fine-tuning", "pretrained"): (harness.BLUE, "o"),
+    ("probe", "scratch"): (ORANGE, "s"),
+    ("probe", "pretrained"): (BLUE, "s"),
+    ("fine-tuning", "scratch"): (ORANGE, "o"),
+    ("fine-tuning", "pretrained"): (BLUE, "o"),
 }
 EXAMPLES = """examples:
   python bench/esc10_official.py --data esc10/             five folds: half an hour of one core
@@ -82,13 +82,6 @@ def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
     return {"top1": result["test"]["scores"]["top1"], "clips": result["test"]["labelled"], "curve": spans(losses),
             "final_loss": result["final_loss"], "train_seconds": result["train_seconds"],
             "test_seconds": result["test_seconds"], "bad_clips": result["bad_clips"]}  # fmt: skip
-
-
-def spans(losses: list[float]) -> list[float]:
-    """Means over at most `POINTS` equal spans of steps."""
-    points = min(POINTS, len(losses))
-    edges = [len(losses) * i // points for i in range(points + 1)]
-    return [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def probe(args: argparse.Namespace, init: str) -> list[dict[str, Any]]:
@@ -167,17 +160,17 @@ def figure(report: Report, plt: Any) -> Any:
             mean = statistics.fmean(found)
             left.plot([place - 0.25, place + 0.25], [mean, mean], color=colour, lw=2)
             left.annotate(f"{mean:.1f}", (place + 0.28, mean), va="center", fontsize=9)
-    left.axhline(100 * CHANCE, color=harness.BLACK, ls=":", lw=1)
+    left.axhline(100 * CHANCE, color=BLACK, ls=":", lw=1)
     left.annotate("chance", (-0.4, 100 * CHANCE), xytext=(0, 3), textcoords="offset points", fontsize=8)
     left.set_xticks(range(len(PIECES)), ["untrained,\nprobe", "from scratch", "pre-trained,\nprobe", "fine-tuned"])
     left.set(ylabel="top-1 %, a sign a fold, a line the mean", ylim=(0, None), xlim=(-0.5, len(PIECES) - 0.2))
-    for init, colour in (("scratch", harness.ORANGE), ("pretrained", harness.BLUE)):
+    for init, colour in (("scratch", ORANGE), ("pretrained", BLUE)):
         rows = [row for row in report.rows if (row["kind"], row.get("init")) == ("fine-tuning", init)]
         for i, row in enumerate(rows):
             ends = [(j + 0.5) * report.settings["steps"] / len(row["curve"]) for j in range(len(row["curve"]))]
             right.plot(ends, row["curve"], color=colour, lw=1, alpha=0.7,
                        label=LABELS["fine-tuning", init] if i == 0 else None)  # fmt: skip
-    right.axhline(2.302585, color=harness.BLACK, ls=":", lw=1, label="ln 10: nothing learned")
+    right.axhline(2.302585, color=BLACK, ls=":", lw=1, label="ln 10: nothing learned")
     right.set(xlabel="step", ylabel="training loss (nats), a line a fold")
     right.legend(fontsize=8)
     for axis in (left, right):
@@ -205,7 +198,7 @@ def measure(args: argparse.Namespace) -> Path:
                                "pre-trained with python -m vatt.train --fused --preset tiny",
                 "probe": "python -m vatt.evaluate --task probe --probe lbfgs on frozen features",
                 "scores": f"of the last step; settings were chosen on fold {TUNING_FOLD}"},
-        out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
     )  # fmt: skip
     for fold in args.folds:
         run(["vatt.data.sources", "esc10", str(args.data / "esc10.csv"), "--media", str(args.data), "--fold", str(fold),
@@ -246,7 +239,7 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "esc10_official", "Fine-tune an audio transformer on ESC-10 as the release does, but small.", EXAMPLES
     )
     add = parser.add_argument
@@ -257,12 +250,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batch-size", type=int, default=8, metavar="N", help="of fine-tuning (default %(default)s)")
     add("--folds", type=int, nargs="+", choices=FOLDS, metavar="N", help="default all (with --quick 1)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the runs")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.pretraining_steps = args.pretraining_steps or (5 if args.quick else 600)
     args.steps = args.steps or (5 if args.quick else 1000)
     args.folds = args.folds or ([1] if args.quick else list(FOLDS))
-    return harness.deliver(lambda: measure(args), DRAWER, args)
+    return cli.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

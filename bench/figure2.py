@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-from harness import Drawer, Report, ReportError, number, table
-from youcook2 import run
+from harness import cli
+from harness import report as harness
+from harness.commands import run
+from harness.pages import Drawer, number, table
+from harness.report import Report, ReportError
 
 from vatt.data.synthetic import build_corpus, plan
-from vatt.figures import neighbour_share, points_figure
-from vatt.progress import progress_bar
+from vatt.figures.tsne import neighbour_share, points_figure
+from vatt.runtime.progress import progress_bar
 
 NAME = "figure2"
 PANELS = {"tiny": "modality-specific", "tiny_ma": "modality-agnostic", "scratch": "from scratch, with labels"}
@@ -129,7 +131,7 @@ def measure(args: argparse.Namespace) -> Path:
                 "from scratch": "python -m vatt.finetune --fused --task video --init none --model tiny "
                                 f"--rate {args.rate}",
                 "figure": "python -m vatt.figures tsne on the test split, seed 0"},
-        out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
     )  # fmt: skip
     done = {row["model"]: row for row in report.rows}
     with progress_bar(len(PANELS), NAME, "model") as bar:
@@ -148,7 +150,7 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "figure2",
         "Train three small models on the built-in corpus and draw what their vision towers see (t-SNE).",
         EXAMPLES,
@@ -157,10 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=int, metavar="N", help="of each model (default 600; with --quick 3)")
     add("--rate", type=float, default=0.004, metavar="R", help="of training with labels (default %(default)s)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the models")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 600)
-    return harness.deliver(lambda: measure(args), DRAWER, args)
+    return cli.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
 import numpy as np
-from figure2 import CLIPS
-from harness import Drawer, Report, number, table
-from youcook2 import run
+from harness import cli
+from harness import report as harness
+from harness.commands import run
+from harness.pages import Drawer, number, table
+from harness.report import Report
 
 from vatt.data.synthetic import build_corpus
-from vatt.figures import activations_figure
+from vatt.figures.activations import activations_figure
 
 NAME = "figure4"
 EXAMPLES = """examples:
@@ -32,7 +33,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage."""
 def measure(args: argparse.Namespace) -> Path:
     """Mean activations by vatt.figures, a row a modality."""
     args.work.mkdir(parents=True, exist_ok=True)
-    data = args.data or build_corpus(clips=CLIPS)
+    data = args.data or build_corpus()
     out = args.work / "activations.png"
     for path in (out, out.with_suffix(".npz")):
         path.unlink(missing_ok=True)
@@ -55,7 +56,7 @@ def measure(args: argparse.Namespace) -> Path:
                   "split": args.split, "clips": clips},
         method={"figure": "python -m vatt.figures activations: output of each MLP before the residual, mean over a "
                           "clip's tokens, then over clips"},
-        out=harness.output_folder(args), resume=False, quick=args.quick,
+        out=cli.output_folder(args), resume=False, quick=args.quick,
     )  # fmt: skip
     report.rows = [{"modality": name, "activations": mean} for name, mean in means.items()]
     report.finished = True
@@ -112,16 +113,16 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser("figure4", "Draw what the MLPs of a model give for video, sound and text.", EXAMPLES)
+    parser = cli.make_parser("figure4", "Draw what the MLPs of a model give for video, sound and text.", EXAMPLES)
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a run or a model")
     add("--data", type=Path, metavar="PATH", help="manifest or folder of clips (default: the built-in corpus)")
     add("--split", default="test", metavar="NAME", help="rows of the manifest (default test)")
     add("--clips", type=int, default=1, metavar="N", help="clips to average over (default 1, as the paper)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the arrays")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
-    return harness.deliver(lambda: measure(args), DRAWER, args)
+    return cli.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -14,23 +14,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
-from flops import video_flops
-from harness import Drawer, Report, ReportError, number, table
+from accounting.flops import video_flops
+from harness import cli, timing
+from harness import report as harness
+from harness.memory import peak_memory
+from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
+from harness.report import Report, ReportError
 from torch import Tensor
 
-from vatt.config import DropConfig, ModelConfig, kept_tokens, to_dict
+from vatt.config.model import DropConfig, ModelConfig, kept_tokens
+from vatt.config.presets import PRESETS, preset
+from vatt.config.serialization import to_dict
 from vatt.model.vatt import Backbone
 from vatt.ops import choose
-from vatt.presets import PRESETS, preset
-from vatt.progress import progress_bar
+from vatt.runtime.progress import progress_bar
 
 NAME = "fused_vs_reference"
 IMPLEMENTATIONS = ("reference", "fused")
 GATE_LAYERS = 2  # deep enough for rounding to pass through attention twice, shallow enough for float64
 GATE_FACTOR = 2.0  # fused may be this much further from float64 than the literal float32 model
-COLOURS = {"reference": harness.ORANGE, "fused": harness.BLUE}
+COLOURS = {"reference": ORANGE, "fused": BLUE}
 EXAMPLES = """examples:
   python bench/fused_vs_reference.py                       VATT-Base, 32x224x224, 10 to 15 minutes on two cores
   python bench/fused_vs_reference.py --resume              go on after a crash: finished rows and rounds are kept
@@ -42,7 +46,7 @@ exit codes: 0 done, 1 failed or the two implementations disagree, 2 wrong usage.
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "fused_vs_reference",
         "Step time and peak memory of the video backbone, fused against reference, side by side.",
         EXAMPLES,
@@ -59,7 +63,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "probabilities block by block)")  # fmt: skip
     add("--batch", type=int, default=1, metavar="N", help="clips a step (default 1)")
     add("--repeats", type=int, metavar="N", help="timed rounds (default 5; with --quick 2)")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.layers = args.layers or (2 if args.quick else preset(args.preset).model.video_encoder.layers)
     args.drop_rates = sorted(set(args.drop_rates or ([0.0, 0.5] if args.quick else [0.0, 0.25, 0.5, 0.75])))
@@ -160,7 +164,7 @@ def derive(report: Report) -> None:
     """Quantiles, and as long as the numerics are green the ratios: to the own 0 % row, to FLOPs, to the reference."""
     rows = {(r["dropout"], r["drop_rate"], r["implementation"]): r for r in report.rows}
     for (dropout, rate, _), row in rows.items():
-        row.update(harness.quantiles(row["seconds"]))
+        row.update(timing.quantiles(row["seconds"]))
         for measure, of, to in (("p50", "speedup", "reference_time"), ("step_bytes", "saving", "reference_memory")):
             value = row.get(measure) if report.gate["green"] else None
             own = rows[dropout, 0.0, row["implementation"]].get(measure)
@@ -195,7 +199,7 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
         for row in report.rows:
             if "peak_bytes" not in row:
                 config = model_config(args.preset, args.layers, row["dropout"], row["drop_rate"])
-                row.update(harness.peak_memory(lone_step, config, row["implementation"], args.batch,
+                row.update(peak_memory(lone_step, config, row["implementation"], args.batch,
                                                torch.get_num_threads()))  # fmt: skip
                 record()
         steps: dict[str, Callable[[], object]] = {}
@@ -208,7 +212,7 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
             model.load_state_dict(shared, assign=True)  # one set of weights in memory, not one a row
             steps[str(number_)] = lambda model=model: run_step(model, frames, direction)  # type: ignore[misc]
         counts = {str(i): len(row["seconds"]) for i, row in enumerate(report.rows)}
-        for name, seconds in harness.interleave(steps, args.repeats, done=counts):
+        for name, seconds in timing.interleave(steps, args.repeats, done=counts):
             if seconds is None:
                 bar.update()
             else:
@@ -297,7 +301,7 @@ def figure(report: Report, plt: Any) -> Any:
         time.fill_between([100 * r["drop_rate"] for r in known], [r["p20"] for r in known], [r["p80"] for r in known],
                           color=COLOURS[name], alpha=0.2, linewidth=0)  # fmt: skip
     ideal = [(100 * r["drop_rate"], r["flop_ratio"]) for r in rows]
-    gain.plot(*zip(*ideal, strict=True), color=harness.BLACK, linestyle="--", marker=".", label="FLOP ratio")
+    gain.plot(*zip(*ideal, strict=True), color=BLACK, linestyle="--", marker=".", label="FLOP ratio")
     time.set(ylabel="seconds a step (median, p20 to p80)", title="Forward + backward", ylim=(0, None))
     gain.set(ylabel="speed-up over own 0 %", title="Gained by dropping tokens", ylim=(0.8, None))
     memory.set(ylabel="GiB", title="Peak memory", ylim=(0, None))
@@ -328,11 +332,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         video = config.video
         title = (f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
                  f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}")  # fmt: skip
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
                                            resume=args.resume, quick=args.quick)  # fmt: skip
         measure(args, report, path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

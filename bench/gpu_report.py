@@ -1,6 +1,7 @@
 """All that a GPU can say about this project, in one command: correctness, kernels beside their rivals, training steps.
 
-Correctness comes first, in every dtype; then times in the order of their importance, as far as the minutes reach.
+What decides comes first, and takes 7 minutes at most: the ceilings, correctness in bfloat16, then the shapes and the
+steps of the preset MBS, with and without dropout. Other shapes, presets and dtypes follow as far as the minutes reach.
 Every unit of work runs in a process of its own, so that a kernel that hangs or breaks the device's context costs that
 unit and nothing else; what is done is saved at once.
 """
@@ -19,28 +20,37 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gpu_page
-import gpu_rows
-import harness
 import torch
-from gpu_rows import BY_NAME, Row
-from harness import Drawer, Report, ReportError
+from harness import cli
+from harness import report as harness
+from harness.pages import Drawer
+from harness.report import Report, ReportError
+from pages import gpu as gpu_page
 from tqdm import tqdm
-from vatt_kernels.spec_cases import Case, smaller
+from vatt_kernels.spec.cases import Case, smaller
+from workloads import gpu_measurements
+from workloads.gpu_measurements import BY_NAME, Row
 
-from vatt.progress import progress_bar
+from vatt.runtime.progress import progress_bar
 
 NAME = "gpu_report"
 DRAWER = Drawer(gpu_page.page, gpu_page.figure, gpu_page.front)
 KINDS = ("correctness", "kernels", "training")
 ORDER = ("attention", "project_voxels", "contrastive_loss", "project_waveform", "gather_tokens", "sample_keep")
-FIRST = 4  # shapes of each operation that are timed before training steps, the others after them
+MBS = (  # what a step of this preset spends its time on, of `spec_cases`
+    ("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped"),
+    ("attention", "Medium 224, 50% dropped, dropout 0.1"), ("attention", "Medium 224, 0% dropped, dropout 0.1"),
+    ("project_voxels", "Medium 224, 50% dropped"), ("project_voxels", "Medium 224, 75% dropped"),
+    ("contrastive_loss", "MIL-NCE, 2048 clips"), ("contrastive_loss", "NCE, 2048 clips"),
+)  # fmt: skip
+MBS_STEPS = ((0.0, 0.5, 64), (0.1, 0.5, 64), (0.0, 0.0, 32), (0.1, 0.0, 32))  # dropout, dropped, batch
 REAL = 3  # shapes of each operation that correctness covers too, with few clips
 UNIT_SECONDS = 150.0  # a unit that takes longer hangs
 WORKERS = 6  # processes that check correctness at a time; most of it is compiling. Times are taken by one alone.
 DROPS = (0.5, 0.0, 0.75, 0.25)
 EXAMPLES = """examples:
-  python bench/gpu_report.py                          everything that fits into 9 minutes, to reports/<gpu>/
+  python bench/gpu_report.py                          everything that fits into 15 minutes, to reports/<gpu>/
+  python bench/gpu_report.py --minutes 7              what decides: right in bfloat16, and how fast the preset MBS is
   python bench/gpu_report.py --resume                 go on: finished rows are kept, what was left out is measured
   python bench/gpu_report.py --only correctness       is everything right on this GPU?
   python bench/gpu_report.py --out results --minutes 25
@@ -68,19 +78,22 @@ class Unit(NamedTuple):
 
 
 class Stage(NamedTuple):
+    """Units that are done before those of the next stage; `kind`, one of KINDS or "", is what --only selects."""
+
     name: str
+    kind: str
     units: list[Unit]
     workers: int = 1
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "gpu_report", "Correctness, kernel times beside rivals, and training steps on this machine's GPU.", EXAMPLES
     )
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR",
         help="reports go to DIR/<machine>/ (default: reports/ here; with --dry-run runs/reports/)")  # fmt: skip
-    add("--minutes", type=float, default=9.0, metavar="M", help="time for all of it (default 9)")
+    add("--minutes", type=float, default=15.0, metavar="M", help="time for all of it (default 15)")
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="some of: %(choices)s")
     add("--rounds", type=int, default=25, metavar="N", help="timed calls of each provider (default 25)")
     add("--resume", action="store_true", help="keep the rows of an earlier run and go on")
@@ -114,34 +127,44 @@ def plan(args: argparse.Namespace) -> list[Stage]:
     def kernel(operation: str, case: Case, compiled: bool = False) -> Unit:
         about = {"operation": operation, "case": case.name, "dtype": "bfloat16", "provider": "ours",
                  "compiled": compiled}  # fmt: skip
-        return Unit("kernel", about, gpu_rows.kernels, (operation, case, "bfloat16", device, rounds, compiled))
+        return Unit("kernel", about, gpu_measurements.kernels, (operation, case, "bfloat16", device, rounds, compiled))
 
-    def step(preset: str, part: str, dropout: float, drop: float) -> Unit:
-        about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "implementation": "fused"}
-        batch = 2 if dry else 32
-        return Unit("training", about, gpu_rows.training, (preset, part, dropout, drop, batch, device, min(rounds, 10)))
+    def step(preset: str, part: str, dropout: float, drop: float, batch: int = 32) -> Unit:
+        batch = 2 if dry else batch
+        about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "batch": batch,
+                 "implementation": "fused"}  # fmt: skip
+        return Unit(
+            "training", about, gpu_measurements.training, (preset, part, dropout, drop, batch, device, min(rounds, 10))
+        )
 
-    def shapes(operation: str, begin: int, end: int | None) -> list[Case]:
-        spec = BY_NAME[operation]
-        return list(spec.cases()[:1] if dry else spec.shapes()[begin:end])
-
-    first = [(name, case) for name in ORDER for case in shapes(name, 0, FIRST)]
-    rest = [] if dry else [(name, case) for name in ORDER for case in shapes(name, FIRST, None)]
-    steps = [("tiny", "video", 0.0, 0.0), ("tiny", "full", 0.1, 0.5)] if dry else [
-        *(("mbs", "video", 0.0, drop) for drop in DROPS), *(("mbs", "full", 0.0, drop) for drop in DROPS[:2]),
-        *(("bbs", "video", 0.0, drop) for drop in DROPS), *(("mbs", "video", 0.1, drop) for drop in DROPS),
-        *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
-    ]  # fmt: skip
-    stages = {
-        "correctness": [Stage("correctness", correctness_units(dry, device), 1 if dry else WORKERS)],
-        "kernels": [Stage("kernels", [kernel(*case) for case in first])],
-        "training": [Stage("training", [step(*case) for case in steps])],
-    }
-    more = [Stage("more kernels", [kernel(*case) for case in rest]),
-            Stage("compiled rivals", [kernel(*case, compiled=True) for case in first])]  # fmt: skip
-    ceilings = Stage("ceilings", [Unit("ceilings", {}, gpu_rows.ceilings, (device,))])
-    chosen = [stage for kind in KINDS if kind in args.only for stage in stages[kind]]
-    return [ceilings, *chosen, *(more if "kernels" in args.only else [])]
+    first_steps: list[tuple[Any, ...]]
+    steps: list[tuple[Any, ...]]
+    if dry:
+        first, rest = [(name, BY_NAME[name].cases()[0]) for name in ORDER], []
+        first_steps, steps = [("tiny", "video", 0.0, 0.0)], [("tiny", "full", 0.1, 0.5)]
+    else:
+        every = {(name, case.name): case for name in ORDER for case in BY_NAME[name].shapes()}
+        first = [(name, every.pop((name, case))) for name, case in MBS]
+        rest = [(name, case) for (name, _), case in every.items()]
+        first_steps = [("mbs", "full", *setting) for setting in MBS_STEPS]
+        steps = [
+            *(("mbs", "video", 0.0, drop) for drop in DROPS), *(("bbs", "video", 0.0, drop) for drop in DROPS),
+            *(("mbs", "video", 0.1, drop) for drop in DROPS), *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
+        ]  # fmt: skip
+    checks = correctness_units(dry, device)
+    low = [unit for unit in checks if unit.about["dtype"] == "bfloat16"]
+    workers = 1 if dry else WORKERS
+    stages = [
+        Stage("ceilings", "", [Unit("ceilings", {}, gpu_measurements.ceilings, (device,))]),
+        Stage("correctness, bfloat16", "correctness", low, workers),
+        Stage("kernels", "kernels", [kernel(*case) for case in first]),
+        Stage("training", "training", [step(*case) for case in first_steps]),
+        Stage("more kernels", "kernels", [kernel(*case) for case in rest]),
+        Stage("more training", "training", [step(*case) for case in steps]),
+        Stage("compiled rivals", "kernels", [kernel(*case, compiled=True) for case in first]),
+        Stage("correctness, other dtypes", "correctness", [unit for unit in checks if unit not in low], workers),
+    ]
+    return [stage for stage in stages if not stage.kind or stage.kind in args.only]
 
 
 def correctness_units(dry: bool, device: str) -> list[Unit]:
@@ -153,7 +176,7 @@ def correctness_units(dry: bool, device: str) -> list[Unit]:
             real = () if dry else spec.shapes()[:REAL]
             for case in (*spec.cases(), *(smaller(case) for case in real)):
                 about = {"operation": name, "case": case.name, "dtype": dtype}
-                units.append(Unit("correctness", about, gpu_rows.correctness, (name, case, dtype, device)))
+                units.append(Unit("correctness", about, gpu_measurements.correctness, (name, case, dtype, device)))
     return units
 
 
@@ -302,13 +325,13 @@ def save(report: Report, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    settings = {"dry_run": args.dry_run, "rounds": args.rounds, "seed": gpu_rows.SEED}
+    settings = {"dry_run": args.dry_run, "rounds": args.rounds, "seed": gpu_measurements.SEED}
     method = {
         "timing": f"providers of a case alternate within one process, every second round backwards; warm-up calls, "
                   f"{args.rounds} rounds (at most 10 of training steps, fewer where a provider is slow: see `seconds` "
                   "in the JSON); p20, p50, p80. Device events around one call after "
-                  f"{gpu_rows.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the device "
-                  "busy while the host launches the call",
+                  f"{gpu_measurements.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the "
+                  "device busy while the host launches the call",
         "backward": "of a graph made anew in each round, the gradient of every differentiable input",
         "inputs": "random; q, k, v side by side as one product makes them; uint8 frames, float32 to bfloat16 waveforms",
         "numerics": "a provider is timed only after its output and gradients were within the budget on the same case, "
@@ -320,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report, path = harness.open_report(NAME, title, settings=settings, method=method, out=args.out,
                                            resume=args.resume, quick=args.dry_run, device=args.device)  # fmt: skip
         measure(args, report, path)
-        harness.publish(path, DRAWER, args.out)
+        cli.publish(path, DRAWER, args.out)
         failed_tables = paper_tables(args) if args.tables else []
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

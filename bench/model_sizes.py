@@ -12,20 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import harness
 import torch
-from harness import Drawer, Report, ReportError, table
+from accounting.parameters import PRETRAINING
+from harness import cli
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.report import Report, ReportError
 
-from vatt.config import EncoderConfig, ModelConfig, VideoConfig
+from vatt.config.model import EncoderConfig, ModelConfig, VideoConfig
+from vatt.config.presets import BASE, LARGE, MEDIUM, SMALL, preset
 from vatt.model.vatt import VATT, Classifier, count_parameters
-from vatt.presets import BASE, LARGE, MEDIUM, SMALL, preset
 
 NAME = "model_sizes"
 CLASSES = 600  # of Kinetics-600
 # Table 7: encoder and printed millions.
 PAPER = {"Small": (SMALL, 20.9), "Base": (BASE, 87.9), "Medium": (MEDIUM, 155.0), "Large": (LARGE, 306.1)}
-# Totals of the official models: Keras' count, the frozen word table and moving statistics among them.
-PRETRAINING = {"bbs": 213_540_652, "mbs": 280_569_132, "lbs": 431_723_820, "ma_medium": 182_653_696}
 
 
 class Tuned(NamedTuple):
@@ -59,12 +60,12 @@ exit codes: 0 done, 1 failed or a count differs from the official one, 2 wrong u
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "model_sizes",
         "Count parameters as Table 7 of the paper does, beside the paper's and the official totals.",
         EXAMPLES,
     )
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -153,8 +154,8 @@ def figure(report: Report, plt: Any) -> Any:
 
 def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], label: str) -> None:
     """Bars in pairs with their values above them."""
-    for offset, values, colour, hatch, what in ((-0.2, ours, harness.BLUE, "", "ours"),
-                                                (0.2, theirs, harness.ORANGE, "//", label)):  # fmt: skip
+    for offset, values, colour, hatch, what in ((-0.2, ours, BLUE, "", "ours"),
+                                                (0.2, theirs, ORANGE, "//", label)):  # fmt: skip
         bars = axes.bar([i + offset for i in range(len(names))], values, 0.38, color=colour, hatch=hatch,
                         edgecolor="white", label=what)  # fmt: skip
         axes.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
@@ -170,7 +171,7 @@ DRAWER = Drawer(page, figure, front)
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(
             NAME, "Parameters of the models (Table 7)", settings={"classes": CLASSES},
             method={"count": "models built on PyTorch's meta device; parameters and moving statistics"}, out=root,
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True
         report.save(path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,15 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import harness
-from harness import ReportError, number, table
+from harness import cli
+from harness import report as harness
+from harness.pages import number, table
+from harness.report import ReportError
 
-from vatt.config import ConfigError, to_dict
-from vatt.files import write_atomically
-from vatt.finetune_config import FinetuneConfig
-from vatt.presets import preset
-from vatt.recipes import recipe, settings
-from vatt.recipes_rows import DATASETS, DROPPED, RECIPES, Recipe
+from vatt.config.finetuning import FinetuneConfig
+from vatt.config.presets import preset
+from vatt.config.serialization import to_dict
+from vatt.errors import ConfigError
+from vatt.recipes.__main__ import recipe, settings
+from vatt.recipes.rows import DATASETS, DROPPED, RECIPES, Recipe
+from vatt.runtime.files import write_atomically
 
 EXAMPLES = """examples:
   python bench/paper_tables.py                                            the paper's numbers, none measured
@@ -274,7 +277,7 @@ def collect(given: Sequence[str], reports: Path) -> dict[str, Measured]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "paper_tables", "Print all tables of the paper with what was measured here beside its numbers.", EXAMPLES
     )
     add = parser.add_argument

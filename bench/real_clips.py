@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from esc10_official import spans
-from harness import Drawer, Report, ReportError, number, table
-from youcook2 import run
+from harness import cli
+from harness import report as harness
+from harness.commands import run
+from harness.pages import BLUE, Drawer, number, spans, table
+from harness.report import Report, ReportError
 
-from vatt.data.manifest import Clip, write_manifest
-from vatt.records import read_metrics
+from vatt.data.clip import Clip
+from vatt.data.manifest import write_manifest
+from vatt.training.metrics_log import read_metrics
 
 NAME = "real_clips"
 GRID = re.compile(r"[blps][bgrw][abiw][a-z][0-9z][anps]\.mpg")  # a GRID sentence: command, colour, preposition, ...
@@ -67,7 +69,7 @@ def measure(args: argparse.Namespace) -> Path:
                   "init": args.init.name if args.init else "none", "clips": {p.name: label for p, label in clips}},
         method={"training": "python -m vatt.finetune --task video --fused, sizes of the tiny preset",
                 "evaluation": "python -m vatt.evaluate --task classify, 4 windows x 3 crops, the clips it trained on"},
-        out=harness.output_folder(args), resume=False, quick=args.quick,
+        out=cli.output_folder(args), resume=False, quick=args.quick,
     )  # fmt: skip
     for folder in (out, again):
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,7 +127,7 @@ def figure(report: Report, plt: Any) -> Any:
     row = report.rows[0]
     drawn, axis = plt.subplots(figsize=(6.5, 4.2))
     steps = [(i + 0.5) * report.settings["steps"] / len(row["curve"]) for i in range(len(row["curve"]))]
-    axis.plot(steps, row["curve"], color=harness.BLUE, label=classes(report))
+    axis.plot(steps, row["curve"], color=BLUE, label=classes(report))
     axis.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, None))
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
@@ -143,7 +145,7 @@ DRAWER = Drawer(page, figure, front)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "real_clips", "Fine-tune a small video classifier on a few real clips and evaluate it on them.", EXAMPLES
     )
     add = parser.add_argument
@@ -153,10 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--rate", type=float, default=0.004, metavar="R", help="default %(default)s")
     add("--batch-size", type=int, default=7, metavar="N", help="default %(default)s")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the runs")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 300)
-    return harness.deliver(lambda: measure(args), DRAWER, args)
+    return cli.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import harness
-import steps
-from flops import backbone_flops
-from harness import Drawer, Report, ReportError, number, table
-from paper_flops import video_paper_flops
-from steps import Case
+from accounting.flops import backbone_flops
+from accounting.paper_flops import video_paper_flops
+from harness import cli
+from harness import report as harness
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.report import Report, ReportError
+from workloads import model_steps
+from workloads.model_steps import Case
 
-from vatt.config import ConfigError, DropConfig, ModelConfig, kept_tokens, to_dict
-from vatt.presets import PRESETS, preset
+from vatt.config.model import DropConfig, ModelConfig, kept_tokens
+from vatt.config.presets import PRESETS, preset
+from vatt.config.serialization import to_dict
+from vatt.errors import ConfigError
 
 NAME = "resolution_sweep"
 RATES = (0.0, 0.25, 0.5, 0.75)
@@ -37,7 +41,7 @@ PAPER = {
     ("32x320", 0.25): (898.9, 80.7),
     ("32x320", 0.0): (1252.3, 81.1),
 }
-STYLES = [(harness.BLUE, "o"), (harness.GREEN, "s"), (harness.ORANGE, "^")]
+STYLES = [(BLUE, "o"), (GREEN, "s"), (ORANGE, "^")]
 EXAMPLES = """examples:
   python bench/resolution_sweep.py                     on a CPU the Small video model, about 10 minutes on two cores;
                                                        on a GPU the paper's Medium
@@ -50,7 +54,7 @@ A clip is FRAMESxPIXELS. exit codes: 0 done, 1 failed or the numerics are red, 2
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "resolution_sweep",
         "GFLOPs, throughput and memory of the video model over clip length, resolution and drop rate.",
         EXAMPLES,
@@ -67,8 +71,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dropout", type=float, default=0.0, metavar="P",
         help="dropout in training (default 0; the release has 0.1, with which attention on a CPU computes "
         "probabilities block by block)")  # fmt: skip
-    steps.add_step_flags(parser)
-    harness.add_common_flags(parser)
+    model_steps.add_step_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.clips = list(dict.fromkeys(args.clips or (["16x96", "16x128"] if args.quick else CLIPS)))
     args.drop_rates = sorted(set(args.drop_rates or ([0.0, 0.5] if args.quick else RATES)))
@@ -152,8 +156,8 @@ def accounting_page(report: Report) -> list[str]:
     return [
         "## GFLOPs: the paper's and the true ones",
         "ViT-Medium, forward, one clip. \"Printed\": Table 6. \"Accounted\": the paper's rule, op by op, as "
-        "`bench/paper_flops.py` states it; rows that drop tokens are training graphs. \"True\": 2 x MAC of every "
-        "product, with all patches projected before the drop, as in the paper's model. Top-1 is the paper's, on "
+        "`bench/accounting/paper_flops.py` states it; rows that drop tokens are training graphs. \"True\": 2 x MAC of "
+        "every product, with all patches projected before the drop, as in the paper's model. Top-1 is the paper's, on "
         "Kinetics-400 after its pre-training; no accuracy was measured here.",
         table(
             ["clip", "dropped", "tokens", "printed", "accounted", "difference", "true", "accounted / true",
@@ -212,7 +216,7 @@ def page(report: Report) -> str:
         "`drop_in_eval` \"no\". The others time a dropped forward, whose accuracy no row here speaks of.",
         measured_table(rows, training=False),
         "## Numerics",
-        steps.checks_table(report),
+        model_steps.checks_table(report),
     ]  # fmt: skip
     return "\n\n".join(parts)
 
@@ -261,7 +265,7 @@ def figure(report: Report, plt: Any) -> Any:
             known = [r for r in rows if r["clip"] == clip and r["training"] == training and "peak_bytes" in r]
             memory.plot([100 * r["drop_rate"] for r in known], [gib(r["peak_bytes"]) for r in known], **style)
     most = max(r["flop_ratio"] for r in rows)
-    gain.plot([1, most], [1, most], color=harness.BLACK, linestyle="--", label="ideal")
+    gain.plot([1, most], [1, most], color=BLACK, linestyle="--", label="ideal")
     rate.set(ylabel="clips/s (median, p20 to p80)", title="Throughput (dropped inference: drop_in_eval)")
     if any(r.get("p50") for r in rows):  # a logarithmic axis cannot be empty
         rate.set_yscale("log")
@@ -282,10 +286,10 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
     """GFLOPs of ViT-Medium over encoder tokens; what lies between the two lines is Q K^T, less what is no product."""
     line = sorted((r for r in rows if r["clip"] == "32x320"), key=lambda r: r["tokens"])
     tokens = [r["tokens"] for r in line]
-    axes.plot(tokens, [r["true_gflops"] for r in line], color=harness.BLACK, marker=".", label="true, 32x320x320")
-    axes.plot(tokens, [r["paper_gflops"] for r in line], color=harness.PINK, linestyle="--", marker=".",
+    axes.plot(tokens, [r["true_gflops"] for r in line], color=BLACK, marker=".", label="true, 32x320x320")
+    axes.plot(tokens, [r["paper_gflops"] for r in line], color=PINK, linestyle="--", marker=".",
               label="the paper's rule, 32x320x320")  # fmt: skip
-    axes.fill_between(tokens, [r["paper_gflops"] for r in line], [r["true_gflops"] for r in line], color=harness.PINK,
+    axes.fill_between(tokens, [r["paper_gflops"] for r in line], [r["true_gflops"] for r in line], color=PINK,
                       alpha=0.2, linewidth=0)  # fmt: skip
     for index, clip in enumerate(CLIPS):
         colour, marker = STYLES[index]
@@ -306,7 +310,7 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def draw_csv(path: Path) -> None:
     """The CSV beside the JSON in `path`."""
-    steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
+    model_steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
 
 
 DRAWER = Drawer(page, figure, front, draw_csv)
@@ -315,7 +319,7 @@ DRAWER = Drawer(page, figure, front, draw_csv)
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
-        device = steps.resolve_step_flags(args, batch_on_gpu=8)
+        device = model_steps.resolve_step_flags(args, batch_on_gpu=8)
         name = args.preset or ("sss" if device.type == "cpu" else "mbs")
         model = preset(name).model
         encoder = model.video_encoder
@@ -325,16 +329,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = {"preset": name, "encoder": to_dict(encoder), "clips": args.clips, "drop_rates": args.drop_rates,
                     "batch": args.batch, "dtype": args.dtype, "fused": not args.reference}  # fmt: skip
         title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
-        root = harness.output_folder(args)
-        report, path = harness.open_report(NAME, title, settings=settings, method=steps.method(args), out=root,
+        root = cli.output_folder(args)
+        report, path = harness.open_report(NAME, title, settings=settings, method=model_steps.method(args), out=root,
                                            resume=args.resume, quick=args.quick, device=args.device)  # fmt: skip
         cases, rows = plan(args, model)
         report.rows = report.rows or [*rows, *accounting()]
         checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
         checks = [Case(model_config(model, clip, rate), True, fused=not args.reference, device=args.device,
                        dtype=args.dtype) for clip, rate in checked]  # fmt: skip
-        green = steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
-        harness.publish(path, DRAWER, root)
+        green = model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
+        cli.publish(path, DRAWER, root)
     except (ReportError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

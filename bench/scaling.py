@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import activations
-import harness
-import scaling_page
-from activations import Activations
-from communication import FLOAT, KINDS, Hardware, Sizes, collectives, sizes_of
-from flops import Flops, loss_flops, vatt_flops
-from harness import ReportError
-from model_sizes import PRETRAINING
-from scaling_page import DRAWER, NAME
+from accounting import activations
+from accounting.activations import Activations
+from accounting.communication import FLOAT, KINDS, Hardware, Sizes, collectives, sizes_of
+from accounting.flops import Flops, loss_flops, vatt_flops
+from accounting.parameters import PRETRAINING
+from harness import cli
+from harness import report as harness
+from harness.report import ReportError
+from pages import scaling as scaling_page
+from pages.scaling import DRAWER, NAME
 
-from vatt.config import ModelConfig
-from vatt.presets import preset
-from vatt.progress import progress_bar
+from vatt.config.model import ModelConfig
+from vatt.config.presets import preset
+from vatt.runtime.progress import progress_bar
 
 PRESETS = ("bbs", "mbs", "lbs")
 BATCHES = (2048, 8192, 32768, 65536)
@@ -173,7 +174,7 @@ def rounded(value: Any) -> Any:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "scaling", "Compute communication, memory and expected scaling of pre-training on many GPUs.", EXAMPLES
     )
     add = parser.add_argument
@@ -181,7 +182,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="model FLOP utilisation: FLOPs of computing over the peak of its time (default %(default)s)")  # fmt: skip
     add("--link-share", type=float, default=Hardware().link_share, metavar="SHARE",
         help="what collectives get of the links' rates (default %(default)s)")  # fmt: skip
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     if not (0 < args.mfu <= 1 and 0 < args.link_share <= 1):
         parser.error("--mfu and --link-share are shares in (0, 1]")
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = [{"input": name, "value": value, "kind": SOURCES[name][0], "source": SOURCES[name][1]}
               for name, value in asdict(hardware).items() if name in SOURCES]  # fmt: skip
     try:
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(
             NAME, "Pre-training on 8 to 1024 GPUs, computed",
             settings={"presets": names, "batches": batches, "gpus": counts, "hardware": hardware.name,
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True
         report.save(path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,19 +18,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
-from damage import LIMIT, SILENT, Child, fuzz, state, variants
-from harness import Drawer, Report, ReportError, number, table
+from faults.damaged_files import LIMIT, SILENT, Child, fuzz, state, variants
+from harness import cli
+from harness import report as harness
+from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
+from harness.report import Report, ReportError
 
-from vatt.config import DataConfig
-from vatt.data.limits import return_freed_memory
-from vatt.data.loader import ClipDataset, DataError
-from vatt.data.manifest import Clip, Manifest, ManifestError, read_manifest
+from vatt.config.data import DataConfig
+from vatt.config.presets import preset
+from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.decoding.memory_limit import return_freed_memory
+from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
-from vatt.data.text import Tokenizer
-from vatt.presets import preset
-from vatt.progress import progress_bar
+from vatt.data.tokenizer import Tokenizer
+from vatt.errors import DataError
+from vatt.runtime.progress import progress_bar
 
 NAME = "soak"
 BATCH = 8
@@ -191,8 +195,8 @@ def figure(report: Report, plt: Any) -> Any:
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     names = [row["clip"] if len(row["clip"]) < 16 else f"{row['clip'][:12]}..." for row in fuzzed]
     left = [0] * len(fuzzed)
-    for key, label, colour, hatch in (("good", "decode", harness.BLUE, ""), ("bad", "refused", harness.ORANGE, "//"),
-                                      ("failures", "failures", harness.BLACK, "xx")):  # fmt: skip
+    for key, label, colour, hatch in (("good", "decode", BLUE, ""), ("bad", "refused", ORANGE, "//"),
+                                      ("failures", "failures", BLACK, "xx")):  # fmt: skip
         counts = [len(row[key]) if key == "failures" else row[key] for row in fuzzed]
         bars.barh(names, counts, left=left, label=label, color=colour, hatch=hatch, edgecolor="white")
         left = [a + b for a, b in zip(left, counts, strict=True)]
@@ -200,7 +204,7 @@ def figure(report: Report, plt: Any) -> Any:
     for row in report.rows:
         if row["kind"] == "soak":
             memory.plot([p["clips"] for p in row["curve"]], [p["rss"] / 2**20 for p in row["curve"]],
-                        color=harness.BLUE, label="resident")  # fmt: skip
+                        color=BLUE, label="resident")  # fmt: skip
     memory.set(xlabel="clips decoded", ylabel="MiB", ylim=(0, None), title="Memory of one process")
     for axes in (bars, memory):
         axes.grid(alpha=0.3)
@@ -213,14 +217,14 @@ DRAWER = Drawer(page, figure, front)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser("soak", "Damage clips and decode many: nothing may crash, hang or grow.", EXAMPLES)
+    parser = cli.make_parser("soak", "Damage clips and decode many: nothing may crash, hang or grow.", EXAMPLES)
     add = parser.add_argument
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: the built-in corpus)")
     add("--variants", type=int, metavar="N", help="damaged versions of each clip (default 200; with --quick 20)")
     add("--clips-damaged", type=int, default=3, metavar="N", help="clips to damage, the smallest (default 3)")
     add("--clips", type=int, metavar="N", help="clips of the soak (default 2000; with --quick 160)")
     add("--seed", type=int, default=1, metavar="N", help="seed of the damage (default 1)")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.variants = args.variants or (20 if args.quick else 200)
     args.clips = args.clips or (160 if args.quick else 2000)
@@ -240,11 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                       "hangs and is killed",
             "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
         }  # fmt: skip
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(NAME, "Damaged clips, and many of them", settings=settings, method=method,
                                            out=root, resume=args.resume, quick=args.quick)  # fmt: skip
         measure(args, clips, report, path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except ManifestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,18 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from harness import Drawer, Report, ReportError, number, table
+from harness import cli
+from harness import report as harness
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.report import Report, ReportError
 from tqdm import tqdm
 
-from vatt.presets import preset
-from vatt.progress import progress_bar
-from vatt.records import read_metrics
+from vatt.config.presets import preset
+from vatt.runtime.progress import progress_bar
+from vatt.training.metrics_log import read_metrics
 
 NAME = "tiny_training"
 DIRECTIONS = {"text_to_video": "text to video", "audio_to_video": "audio to video"}
 GOALS = {"text_to_video": 0.80, "audio_to_video": 0.75}  # R@10 among 100 clips, where chance is 0.1
-SEED_STYLES = [(harness.BLUE, "-"), (harness.ORANGE, "--"), (harness.GREEN, "-."), (harness.PINK, ":")]
+SEED_STYLES = [(BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":")]
 CURVE_POINTS = 90
 EXAMPLES = """examples:
   python bench/tiny_training.py                        seeds 1, 2, 3: about 15 minutes on two cores
@@ -43,7 +45,7 @@ exit codes: 0 done, 1 a run failed or lost a step, 2 wrong usage."""
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "tiny_training",
         "Train the tiny preset from several seeds and report held-out retrieval, mean and spread.",
         EXAMPLES,
@@ -56,7 +58,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
         help="runs go to DIR/seed-N and the corpus to DIR/corpus, which are cleared first unless --resume (default "
         "runs/tiny_training, with --quick runs/tiny_training-quick)")  # fmt: skip
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds):
         parser.error("--seeds names a seed twice")
@@ -225,17 +227,17 @@ def figure(report: Report, plt: Any) -> Any:
                          label=f"seed {row['seed']}")  # fmt: skip
         bars.bar_label(drawn, fmt="%.2f", fontsize=8)
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
-    bars.axhline(chance, color=harness.BLACK, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
+    bars.axhline(chance, color=BLACK, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
     if not report.quick:
         for place, direction in enumerate(DIRECTIONS):
-            bars.hlines(GOALS[direction], place - 0.45, place + 0.45, color=harness.BLACK, linestyle=":",
+            bars.hlines(GOALS[direction], place - 0.45, place + 0.45, color=BLACK, linestyle=":",
                         label="goal" if not place else None)  # fmt: skip
     bars.set(xticks=range(len(DIRECTIONS)), xticklabels=DIRECTIONS.values(), ylabel="R@10", ylim=(0, 1.25),
              yticks=[0, 0.2, 0.4, 0.6, 0.8, 1], title="Held-out retrieval")  # fmt: skip
     bottom = [0.0] * len(report.rows)
     labels = [f"seed {r['seed']}\n{'first run' if r['cold_cache'] else ''}" for r in report.rows]
-    shares = (("train", "training", harness.BLUE, ""), ("evaluate", "evaluation", harness.ORANGE, "//"),
-              ("other", "corpus, start, export", harness.GREEN, ".."))  # fmt: skip
+    shares = (("train", "training", BLUE, ""), ("evaluate", "evaluation", ORANGE, "//"),
+              ("other", "corpus, start, export", GREEN, ".."))  # fmt: skip
     for key, label, colour, hatch in shares:
         heights = [r[f"{key}_seconds"] for r in report.rows]
         times.bar(labels, heights, 0.7, bottom=bottom, label=label, color=colour, hatch=hatch, edgecolor="white")
@@ -263,11 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "spread": "standard deviation of the sample over seeds",
         }
         title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
-        root = harness.output_folder(args)
+        root = cli.output_folder(args)
         report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
                                            resume=args.resume, quick=args.quick)  # fmt: skip
         measure(args, report, path)
-        harness.publish(path, DRAWER, root)
+        cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,26 +10,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
-import harness
-import steps
-import torch
-from harness import Drawer, Report, ReportError, number, table
-from steps import Case
+from harness import cli, timing
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, number, table
+from harness.report import Report, ReportError
+from workloads import model_steps
+from workloads.model_steps import Case
+from workloads.videomae_step import MODELS, MODES, fast_bfloat16, make, rival, video_model
 
-from vatt.config import ConfigError, DropConfig, ModelConfig, VideoConfig
-from vatt.presets import preset
-from vatt.run import autocast_for
+from vatt.errors import ConfigError
+from vatt.runtime import progress
 
 NAME = "videomae"
-MODELS = ("vatt", "videomae")
-MODES = ("forward", "forward + backward")
 NO_BFLOAT16 = "Bfloat16 was left out: this CPU has no instructions for it, and emulated it is several times slower."
-COLOURS = {"vatt": harness.BLUE, "videomae": harness.ORANGE}
+COLOURS = {"vatt": BLUE, "videomae": ORANGE}
 EXAMPLES = """examples:
   python bench/videomae.py              VATT-Base and VideoMAE-Base, 8 to 12 minutes on two cores
   python bench/videomae.py --resume     go on after a crash: finished rounds are kept
@@ -38,81 +35,17 @@ EXAMPLES = """examples:
 exit codes: 0 done, 1 failed (transformers is not installed: pip install transformers), 2 wrong usage."""
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; emulated, a step takes minutes."""
-    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def video_model(layers: int, size: int, rate: float) -> ModelConfig:
-    """VATT-Base's video backbone without dropout, as VideoMAE-Base has none."""
-    model = preset("bbs").model
-    encoder = replace(model.video_encoder, layers=layers, dropout=0.0)
-    return replace(model, video=VideoConfig(size=size), video_encoder=encoder, drop=DropConfig(rate))
-
-
-@cache
-def rival(layers: int, size: int) -> Any:
-    """VideoMAE-Base with random weights. Raises `ReportError` where transformers is not installed."""
-    try:
-        from transformers import VideoMAEConfig, VideoMAEModel
-    except ImportError as error:
-        raise ReportError("the rival needs transformers: pip install transformers") from error
-    config: Any = VideoMAEConfig(num_hidden_layers=layers, image_size=size)
-    config._attn_implementation = "sdpa"
-    return VideoMAEModel(config)
-
-
-def rival_step(layers: int, size: int, rate: float, dtype: str, *, training: bool) -> Callable[[], object]:
-    """One step of VideoMAE as `steps.make_step` makes one of ours: a clip, no optimiser."""
-    model, device = rival(layers, size), torch.device("cpu")
-    clip = torch.randn(1, 16, 3, size, size, generator=torch.Generator().manual_seed(2))
-    patches = model.embeddings.num_patches
-    dropped = None
-    if rate:
-        dropped = torch.zeros(1, patches, dtype=torch.bool)
-        order = torch.randperm(patches, generator=torch.Generator().manual_seed(3))
-        dropped[0, order[: patches - int((1 - rate) * patches)]] = True
-    direction = torch.randn(1, 768, generator=torch.Generator().manual_seed(4))
-
-    def forward() -> torch.Tensor:
-        model.train(training)
-        with autocast_for(device, getattr(torch, dtype)):
-            out: torch.Tensor = model(clip, bool_masked_pos=dropped).last_hidden_state[:, 0]
-        return out
-
-    def inference() -> None:
-        with torch.inference_mode():
-            forward()
-
-    def train() -> None:
-        model.zero_grad(set_to_none=True)
-        out = forward()
-        out.backward(direction.to(out.dtype))
-
-    return train if training else inference
-
-
 def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]:
     """What is measured, a row each."""
     return [{"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode, "seconds": []}
             for dtype, rate, mode, model in itertools.product(dtypes, rates, MODES, MODELS)]  # fmt: skip
 
 
-def make(row: dict[str, Any], layers: int, size: int) -> Callable[[], object]:
-    """The step of a row. A dropped forward is not what an evaluation runs; here it times the same work of both."""
-    training = row["mode"] != MODES[0]
-    if row["model"] == "videomae":
-        return rival_step(layers, size, row["drop_rate"], row["dtype"], training=training)
-    model = video_model(layers, size, row["drop_rate"])
-    dropped = row["drop_rate"] > 0 and not training
-    return steps.make_step(Case(model, training, drop_in_eval=dropped, dtype=row["dtype"]))
-
-
 def derive(report: Report) -> None:
     """Medians, ours against the rival's, and what dropping gains against the ratio of FLOPs."""
     rows = {(row["model"], row["dtype"], row["drop_rate"], row["mode"]): row for row in report.rows}
     for row in report.rows:
-        row.update(harness.quantiles(row["seconds"]))
+        row.update(timing.quantiles(row["seconds"]))
     for (_, dtype, rate, mode), row in rows.items():
         other = rows["videomae", dtype, rate, mode]
         whole = rows[row["model"], dtype, 0.0, mode]
@@ -133,7 +66,7 @@ def page(report: Report) -> str:
         "The two models compute different functions of different clips with random weights; what they share is the "
         "work. VATT's numerics are gated below, against the literal model in float64.",
         *([] if "bfloat16" in report.settings["dtypes"] else [NO_BFLOAT16]),
-        table(columns, lines, left=4), "## Numerics", steps.checks_table(report),
+        table(columns, lines, left=4), "## Numerics", model_steps.checks_table(report),
     ])  # fmt: skip
 
 
@@ -173,7 +106,7 @@ def measure(args: argparse.Namespace) -> bool:
         method={"timing": "all rows alternate in one process, every second round backwards; one warm-up, "
                           f"{args.repeats} rounds, time.perf_counter; p20, p50, p80",
                 "bfloat16": "autocast over float32 weights, for both", "rival": _version()},
-        out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
     )  # fmt: skip
     report.rows = report.rows or cells(args.dtypes, (0.0, 0.5))
     for row in report.rows:
@@ -181,16 +114,19 @@ def measure(args: argparse.Namespace) -> bool:
                             and row["mode"] == MODES[0]).ideal_flops for rate in (0.0, row["drop_rate"]))  # fmt: skip
         row["flop_ratio"] = whole / this
     if report.gate["green"] is None:
-        report.gate["checks"] = [steps.numerics(Case(video_model(args.layers, args.size, rate), True, dtype=dtype))
-                                 for dtype in args.dtypes for rate in (0.0, 0.5)]  # fmt: skip
+        report.gate["checks"] = [
+            model_steps.numerics(Case(video_model(args.layers, args.size, rate), True, dtype=dtype))
+            for dtype in args.dtypes
+            for rate in (0.0, 0.5)
+        ]
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.save(path)
     if report.gate["green"]:
         rows = {str(index): row for index, row in enumerate(report.rows)}
         candidates = {name: make(row, args.layers, args.size) for name, row in rows.items()}
         done = {name: len(row["seconds"]) for name, row in rows.items()}
-        with steps.progress_bar(len(rows) * (args.repeats + 1), NAME, "step") as bar:
-            for name, seconds in harness.interleave(candidates, args.repeats, done=done):
+        with progress.progress_bar(len(rows) * (args.repeats + 1), NAME, "step") as bar:
+            for name, seconds in timing.interleave(candidates, args.repeats, done=done):
                 bar.update()
                 if seconds is not None:
                     rows[name]["seconds"].append(seconds)
@@ -198,7 +134,7 @@ def measure(args: argparse.Namespace) -> bool:
                     report.save(path)
         report.finished = True
         report.save(path)
-    harness.publish(path, DRAWER, path.parents[1])
+    cli.publish(path, DRAWER, path.parents[1])
     print(page(harness.load(path)))
     return bool(report.gate["green"])
 
@@ -211,11 +147,11 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser("videomae", "The video model beside Hugging Face's VideoMAE-Base, on a CPU.", EXAMPLES)
+    parser = cli.make_parser("videomae", "The video model beside Hugging Face's VideoMAE-Base, on a CPU.", EXAMPLES)
     parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default 5; with --quick 2)")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"),
                         help="default: float32, and bfloat16 where the CPU has instructions for it")  # fmt: skip
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.layers, args.size = (2, 112) if args.quick else (12, 224)
     args.dtypes = args.dtypes or ["float32", *(["bfloat16"] if fast_bfloat16() else [])]

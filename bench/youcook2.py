@@ -11,17 +11,19 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
-from harness import Drawer, Report, ReportError, number, table
+from harness import cli
+from harness import report as harness
+from harness.commands import run
+from harness.pages import BLUE, ORANGE, Drawer, number, table
+from harness.report import Report
 
 from vatt.data.manifest import read_manifest
-from vatt.progress import progress_bar
+from vatt.runtime.progress import progress_bar
 
 NAME = "youcook2"
 HELD_OUT = 0.1  # share of the videos
@@ -34,15 +36,6 @@ EXAMPLES = """examples:
 
 --data: a folder with captions.csv (file, youtube_id, ..., caption) and the frames it lists.
 exit codes: 0 done, 1 failed, 2 wrong usage."""
-
-
-def run(command: list[str], log: Path) -> None:
-    """A command of the project. Raises `ReportError` with its last line when it fails."""
-    with open(log, "a", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT).returncode
-    if code:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise ReportError(f"{' '.join(command[:3])} ended with exit code {code}: {''.join(last)} (all of it: {log})")
 
 
 def train(manifest: Path, work: Path, steps: int, seed: int) -> dict[str, Any]:
@@ -81,7 +74,7 @@ def chances(report: Report) -> dict[Any, float]:
 def figure(report: Report, plt: Any) -> Any:
     drawn, axis = plt.subplots(figsize=(6.5, 4.4))
     chance = chances(report)
-    for n, colour in ((1, harness.BLUE), (10, harness.ORANGE)):
+    for n, colour in ((1, BLUE), (10, ORANGE)):
         rows = [row for row in report.rows if "scores" in row]
         axis.plot([row["steps"] for row in rows], [100 * row["scores"][f"R@{n}"] for row in rows], "o", color=colour,
                   label=f"R@{n}, held-out videos")  # fmt: skip
@@ -125,7 +118,7 @@ def measure(args: argparse.Namespace) -> Path:
                   "held_out": found["test"], "changes": list(SETTINGS)},
         method={"training": f"python -m vatt.train --fused --preset tiny --set {' --set '.join(SETTINGS)}",
                 "scores": "of the last step; no step, seed or setting was chosen by them"},
-        out=harness.output_folder(args), resume=args.resume, quick=args.quick,
+        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
     )  # fmt: skip
     done = {(row["steps"], row["seed"]) for row in report.rows}
     with progress_bar(sum(steps for steps, _ in runs), NAME, "step", sum(steps for steps, _ in done)) as bar:
@@ -140,7 +133,7 @@ def measure(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = harness.make_parser(
+    parser = cli.make_parser(
         "youcook2", "Train the tiny preset on captioned YouCook2 frames and retrieve held-out frames by text.", EXAMPLES
     )
     add = parser.add_argument
@@ -149,11 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "with the first seed (default 600 200; with --quick 20)")  # fmt: skip
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="S", help="default 1 2 3 (with --quick the first)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the runs")
-    harness.add_common_flags(parser)
+    cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or ([20] if args.quick else [600, 200])
     args.seeds = args.seeds[:1] if args.quick else args.seeds
-    return harness.deliver(lambda: measure(args), DRAWER, args)
+    return cli.deliver(lambda: measure(args), DRAWER, args)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ computes, never materialises what it can stream, any device), "triton" (the same
 which follows the device: "triton" for CUDA tensors if Triton is installed, and for CPU tensors when TRITON_INTERPRET=1
 asks for Triton's interpreter, else "portable". What is asked for by name and cannot run is an error.
 
-Importing this package imports neither triton nor a GPU driver. Note that `vatt_kernels.attention` is the function;
-write `from vatt_kernels.attention import ...` to reach into the module of the same name.
+Importing this package imports neither triton nor a GPU driver.
 """
 
-from .attention import attention
-from .contrastive import contrastive_loss
-from .projection import project_voxels, project_waveform
-from .tokens import gather_tokens, sample_keep
+from .contrastive.api import contrastive_loss
+from .droptoken.api import gather_tokens, sample_keep
+from .projection.api import project_voxels, project_waveform
+from .self_attention.api import attention
 
 __all__ = ["attention", "contrastive_loss", "gather_tokens", "project_voxels", "project_waveform", "sample_keep"]

@@ -1,6 +1,6 @@
 """`python -m vatt_kernels.aot`: compile every Triton kernel for GPUs that are not here, and look at the machine code.
 
-For each case that the `*_triton` modules list: registers, spilled bytes, shared memory, matrix instructions,
+For each case of `catalog.TRITON_FILES`: registers, spilled bytes, shared memory, matrix instructions,
 asynchronous copies by width in bits, and of the innermost loop its length and, for wgmma, waits beside products (as
 many waits as products mean that ptxas serialised them). What is one machine code for several shapes is compiled once.
 
@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from .aot_case import AotCase
+from .catalog import TRITON_FILES
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes that a block may ask for
@@ -52,11 +53,10 @@ class Found(NamedTuple):
 
 
 def gather_cases() -> list[AotCase]:
-    """The cases of all `*_triton` modules beside this file that list some, one for each machine code."""
+    """The cases that the files of `catalog.TRITON_FILES` list, one for each machine code."""
     cases: dict[tuple[object, ...], AotCase] = {}
-    for path in sorted(Path(__file__).parent.glob("*_triton.py")):
-        module = importlib.import_module(f"{__package__}.{path.stem}")
-        for case in getattr(module, "aot_cases", list)():
+    for name in TRITON_FILES:
+        for case in importlib.import_module(f".{name}", __package__).aot_cases():
             key = (id(case.kernel), *map(repr, case[2:8]), case.archs)
             shapes = [cases[key].shape] if key in cases else []
             if case.shape not in "; ".join(shapes).split("; "):
@@ -193,6 +193,8 @@ def unmet(case: AotCase, kernel: Any, found: Found) -> tuple[str, ...]:
         failures.append(f"no {wanted}")
     if case.tiles_of_64 and case.stages > 1 and found.loop and not set(found.copies or {}) - {"LDGSTS.32"}:
         failures.append("no wide asynchronous copy")
+    if operands := transposed_operands(kernel.asm["ttgir"]):
+        failures.append(f"{operands} operands of wgmma are transposed results of wgmma")
     if found.products > 1 and found.waits >= found.products:
         failures.append(f"wgmma serialised: {found.waits} waits for {found.products} products ({notes(kernel)})")
     return tuple(failures)
@@ -206,6 +208,26 @@ def notes(kernel: Any) -> str:
         command = [tool("ptxas"), "-arch", "sm_90a", "-v", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
         said = subprocess.run(command, capture_output=True, text=True).stderr
     return "; ".join(sorted(set(re.findall(r"\(C75\d\d\)", said)))) or "ptxas gives no reason"
+
+
+def transposed_operands(ttgir: str) -> int:
+    """Operands of wgmma that are a transposed result of wgmma, which triton 3.4 to 3.7.0 computes wrongly.
+
+    Follows each transposed value in an mma layout through what is computed of it, within the text of Triton's GPU IR.
+    """
+    tainted: set[str] = set()
+    found = 0
+    for line in ttgir.splitlines():
+        made = re.match(r"\s*(%[\w-]+)(?::\d+)? = (\S+) (.*)", line)
+        if made is None:
+            continue
+        name, operation, rest = made.groups()
+        used = re.findall(r"%[\w-]+", rest)
+        if operation == "ttng.warp_group_dot":
+            found += sum(value in tainted for value in used[:2])
+        elif (operation == "tt.trans" and re.search(r": tensor<[^>]*#mma", rest)) or not tainted.isdisjoint(used):
+            tainted.add(name)
+    return found
 
 
 def check(case: AotCase, arch: str) -> Found:

@@ -8,8 +8,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.interpreted import interpreter_fails
+from helpers.processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+LONGEST = ("test_promises.py", "test_triton_interpreter.py", "test_distributed.py", "test_readme_commands.py")
+CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist=loadgroup a file is one process's, as its fixtures are, unless tests say otherwise (xdist_group).
+
+    The files that take longest come first, so that none is at work alone when all others are done.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+    _skip_a_failing_interpreter(items)
+
+
+def _skip_a_failing_interpreter(items: list[pytest.Item]) -> None:
+    """With TRITON_INTERPRET=1 what would run in the interpreter says why it cannot."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and (reason := interpreter_fails()):
+        for item in items:
+            if item.path.name == "test_spec.py" or item.path.name.startswith("test_triton_"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -20,20 +44,38 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever a test or a program it begins keeps for later lies in a folder of this run of the tests, or is new."""
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):  # one of several processes, below a folder of all of them
+        base = base.parent
+    names = {name: str(base / "caches" / name.lower()) for name in CACHES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VATT_CACHE", raising=False)
+        for name, folder in names.items():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            patch.setenv(name, folder)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def programs_end() -> Iterator[None]:
+    """No program that a test began outlives it, also where the test failed or was cut off."""
+    yield
+    end_all()
+
+
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(caches: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of its own with a built-in corpus of 24 clips; VATT_CACHE names it until the session ends."""
     from vatt.data.synthetic import build_corpus
 
     folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("VATT_CACHE")
-    os.environ["VATT_CACHE"] = str(folder)
-    build_corpus(clips=24, progress=False)
-    yield folder
-    if before is None:
-        del os.environ["VATT_CACHE"]
-    else:
-        os.environ["VATT_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VATT_CACHE", str(folder))
+        build_corpus(clips=24, progress=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

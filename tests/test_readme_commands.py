@@ -14,15 +14,15 @@ from pathlib import Path
 
 import av
 import gpu_report
-import harness
 import pytest
-import steps
 import torch
 import youcook2
-from media import steady, tone_burst, write_clip
-from processes import LOCAL, LOOPBACK, finished
-from small_model import write_model
-from small_run import SMALL
+from harness import report as harness
+from helpers.media import steady, tone_burst, write_clip
+from helpers.processes import LOCAL, environment, finished
+from helpers.small_model import write_model
+from helpers.small_run import SMALL
+from workloads import model_steps
 
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
@@ -58,6 +58,7 @@ NEEDS = {"vatt.official": "google_crc32c", "vatt_kernels.aot": "triton", "bench/
 NOT_RUN = {
     r"pip install .*": "needs a package index",
     r"make (train|test)": "CI runs it",
+    r"make compat( FULL=1)?": "needs a package index and other Pythons; CI runs it",
     r"make (bench|reports)": "its programs are executed one by one, here and in test_bench.py",
     r"pytest( --benchmark-only.*)?": "plain pytest runs each benchmark once, as a part of this suite",
     r"python bench/videomae.py": "takes minutes at the one size that VideoMAE has",
@@ -148,7 +149,7 @@ def test_a_command_works(command, place, monkeypatch, request):
         pytest.importorskip(NEEDS[program])
     monkeypatch.chdir(official(place, request) if program == "vatt.official" else place)
     # What is a process of its own for each row takes longer than all the rest.
-    for module in (steps, harness):
+    for module in (model_steps, harness):
         monkeypatch.setattr(module, "peak_memory", lambda *case: {"peak_bytes": 2, "step_bytes": 1})
     monkeypatch.setattr(youcook2, "run", lambda command, log: main_of(command[0])(command[1:]))
     units = gpu_report.correctness_units(True, "cpu")[:3]
@@ -157,9 +158,9 @@ def test_a_command_works(command, place, monkeypatch, request):
         rest = ["--help"]  # README only names it here
     if not {"--resume", "--status"} & set(rest):
         rest += shlex.split(SHRINK.get(program, ""))
-    if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.records"):
+    if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.training.metrics_log"):
         start = ["-m", "torch.distributed.run", *LOCAL, *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
-        done = finished([sys.executable, *start, program, *rest], env=LOOPBACK | {"OMP_NUM_THREADS": "1"})
+        done = finished([sys.executable, *start, program, *rest], env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stdout + done.stderr
         return
     assert main_of(program)(rest) in (0, None)
@@ -168,8 +169,9 @@ def test_a_command_works(command, place, monkeypatch, request):
 def main_of(program: str):
     """The `main` that `python -m program` or `python bench/program.py` calls; --help leaves it with code 0."""
     name = Path(program).stem if program.startswith("bench/") else program
-    package = importlib.util.find_spec(f"{name}.__main__") if name == "vatt.official" else None
-    main = importlib.import_module(package.name if package else name).main
+    spec = importlib.util.find_spec(name)
+    folder = spec is not None and spec.submodule_search_locations is not None
+    main = importlib.import_module(f"{name}.__main__" if folder else name).main
 
     def call(arguments: list[str]) -> int | None:
         try:

@@ -18,14 +18,19 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from .hub import VATT as VATT
-    from .pretrained import load as load
-    from .pretrained import load_config as load_config
-    from .pretrained import load_tokenizer as load_tokenizer
+    from .checkpoints.hub import VATT as VATT
+    from .checkpoints.loading import load as load
+    from .checkpoints.model_folder import load_config as load_config
+    from .checkpoints.model_folder import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
 
-_LAZY = {"VATT": "hub", "load": "pretrained", "load_config": "pretrained", "load_tokenizer": "pretrained"}
+_LAZY = {
+    "VATT": "checkpoints.hub",
+    "load": "checkpoints.loading",
+    "load_config": "checkpoints.model_folder",
+    "load_tokenizer": "checkpoints.model_folder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,12 +22,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .config import ConfigError
-from .files import write_atomically
-from .pretrained import VOCABULARY, model_folder
-from .run import RunError
+from .checkpoints.model_folder import VOCABULARY, model_folder
+from .errors import ConfigError, RunError
+from .runtime.files import write_atomically
 from .runtime.forms import FormError, parse_json, printable, read_json
 from .runtime.lock import owned
+from .runtime.provenance import public
 
 UNKNOWN = "unknown"
 MARKER = re.compile(r"<!-- written by vatt\.card, sha256 of what is above: ([0-9a-f]{64}) -->\n")
@@ -139,20 +139,6 @@ def show(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " x ".join(map(show, value))
     return str(value).replace("|", r"\|").replace("\n", " ")
-
-
-def public(text: str) -> str:
-    """A path, address or argument as others may see it: no folders of this machine, no user or key of an address."""
-    found = re.match(r"(?:[\w.-]+=)+", text)  # --set=a.b=
-    option = found[0] if found else ""
-    value = text[len(option) :]
-    if "://" in value:
-        value = re.sub(r"://[^/@]*@", "://", value).partition("?")[0]
-    elif value.startswith("~") or Path(value).is_absolute():
-        path = Path(value)
-        # The model of runs/NAME/model is known as NAME.
-        value = path.parent.name if path.name == "model" else path.name
-    return f"{option}{value}"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -19,31 +19,29 @@ from typing import Any
 
 import torch
 
-from . import classify, probe
-from .command import exit_code
-from .config import Config, ConfigError, to_dict
-from .data.loader import EvalDataset
-from .data.manifest import Manifest, read_manifest
-from .data.sources_read import AUDIO
-from .data.synthetic import build_corpus
-from .distributed import Finished, World, joined
-from .files import write_atomically
-from .folds import probe_folds, read_folds
-from .pretrained import load_config, load_tokenizer, load_vatt, model_folder, weights_fingerprint
-from .records import code_identity, environment
-from .resumed import open_parts
-from .retrieve import SCORES, embed_clips, format_scores, retrieval, write_ranks
-from .run import RunError, autocast_for, compute_dtype, fingerprint, first_free, pick_device
-from .runtime.forms import FormError, read_json
-from .runtime.lock import add_force_flag, owned
+from .checkpoints.fingerprints import fingerprint, weights_fingerprint
+from .checkpoints.loading import load_vatt
+from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
+from .config.pretraining import Config
+from .config.serialization import to_dict
+from .data.clip import Manifest
+from .data.datasets.evaluation import EvalDataset
+from .data.manifest import read_manifest
+from .data.media_types import AUDIO
+from .data.synthetic import corpus_of
+from .errors import ConfigError, Finished
+from .evaluation import classification, linear_probe
+from .evaluation.cross_validation import probe_folds, read_folds
+from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
+from .inference.result_folder import finish, open_out, open_parts, scores_only
+from .runtime.cli import exit_code
+from .runtime.device import autocast_for, compute_dtype, pick_device
+from .runtime.distributed import World, joined
+from .runtime.files import write_atomically
+from .runtime.lock import add_force_flag
+from .runtime.provenance import code_identity
 
 TASKS = ("classify", "probe", "retrieve")
-# What is printed of a result.json that an earlier command wrote.
-RESULT: dict[str, Any] = {
-    "classify": {"test": dict},
-    "probe": {"probe": dict},
-    "retrieve": {"retrieval": dict, "bad_clips": int},
-}
 EXAMPLES = """examples:
   python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
   python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
@@ -61,7 +59,8 @@ single manifest that are in other splits (1, 2, 3, ...) are folds: each is teste
 retrieve: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
 
 In --out DIR: result.json (scores, settings, environment) and
-  classify  predictions.csv, predictions.parquet, per_class.csv, confusion.png (python -m pydoc vatt.classify_files)
+  classify  predictions.csv, predictions.parquet, per_class.csv, confusion.png
+            (python -m pydoc vatt.evaluation.prediction_files describes them)
   probe     the same in MODALITY/FOLD/
   retrieve  ranks.csv: each query, its rank and what came first
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on with --resume)."""
@@ -85,7 +84,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
     add("--modality", nargs="+", choices=("video", "audio"),
         help="probe: whose features (default video, audio where all files are sound)")  # fmt: skip
-    add("--probe", choices=probe.CLASSIFIERS, default="official", help="probe: the classifier (default official)")
+    add(
+        "--probe", choices=linear_probe.CLASSIFIERS, default="official", help="probe: the classifier (default official)"
+    )
     add("--score", choices=(*SCORES, "both"), default="embd", help="retrieve: how windows are averaged (default embd)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
@@ -120,10 +121,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
-def scores_only(args: argparse.Namespace) -> bool:
-    return args.out is not None and args.out.suffix == ".json"
-
-
 def settings_of(args: argparse.Namespace) -> Config:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
@@ -137,10 +134,15 @@ def settings_of(args: argparse.Namespace) -> Config:
                    dtype=args.dtype or config.dtype)  # fmt: skip
 
 
+def builtin_corpus(args: argparse.Namespace, config: Config) -> Path:
+    """The manifest of the built-in corpus in the format that the model was trained on."""
+    return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
+
+
 def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     """The rows to test on. Raises `ConfigError` when there are none."""
     (source,) = args.data or [config.data.source]
-    manifest = read_manifest(source or build_corpus(clips=config.data.builtin_clips))
+    manifest = read_manifest(source or builtin_corpus(args, config))
     clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
         clips = manifest  # of a user's own: all there is
@@ -150,52 +152,16 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     return clips
 
 
-def open_out(
-    args: argparse.Namespace, settings: dict[str, Any], held: contextlib.ExitStack
-) -> tuple[Path | None, dict[str, Any] | None]:
-    """The folder to write, None for none, and the result in it when an earlier command has finished.
-
-    What is written is this command's own until `held` is closed.
-
-    Raises `ConfigError` rather than overwrite, `RunError` when what was begun is not what is asked for now.
-    """
-    if args.out is None and args.task == "retrieve":
-        return None, None
-    out = args.out or first_free(f"evaluate-{args.task}", held)
-    if args.out:
-        held.enter_context(owned(out, folder=not scores_only(args), force=args.force))
-    if scores_only(args):
-        return None, None
-    begun, result = out / "evaluate.json", out / "result.json"
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
-    if not args.resume and (begun.exists() or result.exists()):
-        raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
-    if args.resume and begun.exists():
-        try:
-            before = read_json(begun)
-            differ = [f"{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items()
-                      if before.get(name) != value]  # fmt: skip
-            finished = read_json(result, RESULT[args.task]) if result.exists() else None
-        except FormError as error:
-            raise RunError(f"{out} is damaged ({error}); delete it to start over") from error
-        if differ:
-            raise RunError(f"{out} was begun with other settings ({'; '.join(differ)}); repeat those, or choose "
-                           "another --out")  # fmt: skip
-        return out, finished
-    write_atomically(begun, (json.dumps(settings, indent=2) + "\n").encode())
-    return out, None
-
-
 def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
-    model, views, labels = classify.read_classifier(args.run, device, fused=config.fused)
+    model, views, labels = classification.read_classifier(args.run, device, fused=config.fused)
     views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
     if views.task == "audio" and views.crops != 1:
         raise ConfigError("--crops 3 is for pictures; a sound has one")
-    clips = classify.with_classes(choose_clips(args, config), labels, model.head.linear.out_features)
+    clips = classification.with_classes(choose_clips(args, config), labels, model.head.linear.out_features)
     if labelled := tuple(clip for clip in clips if clip.labels):
-        classify.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
+        classification.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
@@ -203,9 +169,9 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
-        test = classify.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
+        test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
         result = finish(out, settings, config, device, {"test": test})
-    print(classify.format_scores(result["test"]))
+    print(classification.format_scores(result["test"]))
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
 
@@ -248,10 +214,10 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
 def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
-        probe.logistic_regression()  # said now rather than after hours of features
+        linear_probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused)
-    sources = args.data or [config.data.source or build_corpus(clips=config.data.builtin_clips)]
+    sources = args.data or [config.data.source or builtin_corpus(args, config)]
     clips, folds = read_folds(sources, config.data.train_split, args.split or config.data.test_split)
     heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
     modalities = args.modality or ["audio" if heard else "video"]
@@ -298,14 +264,6 @@ def describe(
         "dtype": str(compute_dtype(config.dtype, device)).removeprefix("torch."),
         "fused": config.fused,
     }
-
-
-def finish(out: Path, settings: dict[str, Any], config: Config, device: torch.device,
-           found: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Writes and returns result.json."""
-    result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **found}
-    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    return result
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,49 +13,47 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
-from .begin import add_run_flags, begin, run_command, summarise, write_result
-from .classify import ClassifyConfig, check_labels, classify, format_scores
-from .classify_files import draw_training
-from .config import ConfigError, ModelConfig, apply_overrides, differences, from_dict, to_dict
+from .checkpoints import training_checkpoint
+from .checkpoints.content import note_contents
+from .checkpoints.fingerprints import fingerprint
+from .checkpoints.model_folder import write_model_folder
+from .checkpoints.sharded import is_sharded, whole_state
+from .config.finetuning import PRESETS, TASKS, FinetuneConfig, check_finetuning
+from .config.presets import PRESETS as MODELS
+from .config.presets import preset
+from .config.serialization import apply_overrides, differences, from_dict, to_dict
 from .data.bad_clips import BadClips
-from .data.batch import Batch
-from .data.labelled import LabelledDataset
-from .data.manifest import Manifest, read_manifest
-from .data.shards import absolute_source
-from .distributed import ALONE, World
-from .files import write_atomically
-from .finetune_config import PRESETS, TASKS, FinetuneConfig, check_finetuning
-from .finetune_step import finetune_step
-from .loop import Session, run_steps
-from .model.vatt import VATT, Classifier, count_parameters
-from .official.convert import map_checkpoint
-from .official.sizes import SizeError
+from .data.clip import Manifest
+from .data.datasets.batch import Batch
+from .data.datasets.classification import LabelledDataset
+from .data.manifest import read_manifest
+from .data.shards.reading import absolute_source
+from .errors import ConfigError, RunError
+from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
+from .evaluation.prediction_files import draw_training
+from .model.vatt import Classifier, count_parameters
+from .official.init_source import read_source, source_sizes
 from .ops import choose
-from .optim import SGD
-from .parallel import is_sharded, prepare, whole_state
-from .presets import PRESETS as MODELS
-from .presets import preset
-from .pretrained import load_config, model_folder
-from .profile import Traced
-from .records import MetricsLog, environment
-from .run import (
-    RunError,
-    autocast_for,
-    compute_dtype,
-    fingerprint,
-    write_model_folder,
-)
+from .runtime.device import autocast_for, compute_dtype
+from .runtime.distributed import ALONE, World
+from .runtime.files import write_atomically
 from .runtime.forms import read_json
-from .tf_checkpoint import TFCheckpoint
-from .transfer import load_backbone, require_fit
+from .runtime.provenance import environment
+from .training.finetuning_step import finetune_step
+from .training.initialization import load_backbone
+from .training.launch import add_run_flags, begin, run_command, summarise, write_result
+from .training.loop import run_steps
+from .training.metrics_log import MetricsLog
+from .training.optimizers import SGD
+from .training.parallel import prepare
+from .training.profiler import Traced
+from .training.session import Session
 
 EXAMPLES = """examples:
   python -m vatt.finetune --task video --data kinetics.csv --init vatt-mbs --size 320 --fused
@@ -98,26 +96,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--drop-rate", metavar="R", type=float, help="share of tokens dropped in training, 0 to <1; 0 is off")
     add_run_flags(parser, folder="runs/finetune-TASK", seed="head", example="optim.clip=0")
     return parser.parse_args(argv)
-
-
-def source_sizes(init: str) -> ModelConfig:
-    """Sizes of the model in `init`, a folder or an official PREFIX.
-
-    Raises `RunError` and, for an official checkpoint, `CheckpointError`, `MapError`, or `ConfigError` without sizes.
-    """
-    folder = model_folder(init)
-    if (folder / "config.json").is_file():
-        sizes = load_config(folder).model
-        require_fit(folder, sizes, partial(VATT, sizes), exactly=False)
-        return sizes
-    if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
-        raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
-    try:
-        with TFCheckpoint(Path(init)) as found:
-            return map_checkpoint(found).description.config
-    except SizeError as error:
-        raise ConfigError(f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder "
-                          "that --init takes") from error  # fmt: skip
 
 
 def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None) -> FinetuneConfig:
@@ -196,7 +174,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
     parameters = count_parameters(model)
     # A run that has a checkpoint does not need what it started from any more.
     started = resume and any((out / "checkpoints").glob("step-*"))
-    loaded = load_backbone(model, config.init) if config.init and not started else None
+    loaded = load_backbone(model, read_source(config.init), config.init) if config.init and not started else None
     parts = prepare(model, (model,), world, config.parallel, recompute=config.recompute)
     optimizer = SGD(model.parameters(), config.optim.rate, config.optim.momentum)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
@@ -221,6 +199,7 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
         print(f"note: {untrained} of the classes have no training clip")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+    note_contents(out, manifest, start, world)
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
     dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges, slots)
@@ -273,7 +252,7 @@ def saved_config(out: Path) -> FinetuneConfig:
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
     except (ValueError, TypeError, ArithmeticError) as error:
-        found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
+        found = training_checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None or "finetune" not in (record := json.loads(found.state["record"])):
             raise RunError(f"{path} is no fine-tuning run's config: {error}") from error
         print(f"{path} is damaged ({error}); using the settings in {found.path}")

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import vatt_kernels
 from torch import Tensor
-from vatt_kernels.checks import has_triton, interpreting
+from vatt_kernels.device import has_triton, interpreting
 from vatt_kernels.reference import attention_probabilities, relative_bias, relative_buckets
 
-from .config import ConfigError
+from .errors import ConfigError
 
 __all__ = ["REFERENCE", "Ops", "attention_probabilities", "choose", "relative_bias", "relative_buckets"]
 

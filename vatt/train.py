@@ -19,38 +19,39 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from . import checkpoint
-from .begin import add_run_flags, begin, run_command, summarise, write_result
-from .check_config import check
-from .config import Config, ConfigError, apply_overrides, differences, from_dict, to_dict
+from .checkpoints import training_checkpoint
+from .checkpoints.content import note_contents
+from .checkpoints.fingerprints import fingerprint
+from .checkpoints.model_folder import corpus_format, read_config, read_record, write_config, write_model_folder
+from .checkpoints.sharded import is_sharded, whole_state
+from .config.presets import PRESETS, preset
+from .config.pretraining import Config
+from .config.serialization import apply_overrides, differences, from_dict, to_dict
+from .config.validation import check
 from .data.bad_clips import BadClips
-from .data.dali import choose_decoder, make_dali_loader
-from .data.loader import Batch, ClipDataset, EvalDataset
-from .data.manifest import Manifest, read_manifest
-from .data.shards import absolute_source
-from .data.synthetic import build_corpus
-from .data.text import Tokenizer
-from .distributed import ALONE, World
-from .loop import Session, run_steps
+from .data.clip import Manifest
+from .data.datasets.batch import Batch
+from .data.datasets.evaluation import EvalDataset
+from .data.datasets.training import ClipDataset
+from .data.manifest import read_manifest
+from .data.shards.reading import absolute_source
+from .data.synthetic import FORMAT, corpus_of
+from .data.tokenizer import Tokenizer
+from .errors import ConfigError, RunError
+from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT, count_parameters
 from .ops import choose
-from .optim import Adam
-from .parallel import is_sharded, prepare, whole_state
-from .presets import PRESETS, preset
-from .profile import Traced
-from .records import MetricsLog, draw_losses, environment
-from .retrieve import embed_clips, format_scores, retrieval
-from .run import (
-    RunError,
-    autocast_for,
-    compute_dtype,
-    fingerprint,
-    read_config,
-    split_clips,
-    write_config,
-    write_model_folder,
-)
-from .step import train_step
+from .runtime.device import autocast_for, compute_dtype
+from .runtime.distributed import ALONE, World
+from .runtime.provenance import environment
+from .training.launch import add_run_flags, begin, run_command, summarise, write_result
+from .training.loop import run_steps
+from .training.metrics_log import MetricsLog, draw_losses
+from .training.optimizers import Adam
+from .training.parallel import prepare
+from .training.pretraining_step import train_step
+from .training.profiler import Traced
+from .training.session import Session
 
 EXAMPLES = """examples:
   python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
@@ -136,8 +137,11 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
 
 
 def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *, resume: bool,
-          world: World = ALONE, traced: Traced | None = None) -> None:  # fmt: skip
-    """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it."""
+          world: World = ALONE, traced: Traced | None = None, corpus: int = FORMAT) -> None:  # fmt: skip
+    """Runs `config` in folder `out`, from its newest checkpoint if `resume`. All ranks of `world` call it.
+
+    `corpus`: format of the built-in corpus, if that is what `manifest` lists.
+    """
     dtype = compute_dtype(config.dtype, device)
     ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
@@ -151,13 +155,16 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
     slots = world.slots(config.data.batch_size)
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
+    from .data.dali.loader import choose_decoder, make_dali_loader
+
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
     world.require_equal({"the decoder": decoder, "the operations": ops.impl})
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
     session = Session(out, manifest, model, optimizer, bad, identity,
-                      json.dumps({"config": to_dict(config), "environment": where}), world)  # fmt: skip
+                      json.dumps({"config": to_dict(config), "environment": where, "corpus_format": corpus}),
+                      world)  # fmt: skip
     start = session.restore(config.steps) if resume else 0
     print(f"run {out}: preset {config.preset}, {parameters / 1e6:.1f} M parameters, {device}, {dtype}")
     if world.size > 1:
@@ -172,6 +179,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
         print(f"resuming after step {start}" if start else "no checkpoint yet: starting over")
+    note_contents(out, manifest, start, world)
     log = MetricsLog(out / "metrics.jsonl", resume_step=start if resume else None) if world.is_first else None
     autocast = autocast_for(device, dtype)
 
@@ -190,14 +198,16 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     if state is not None:
         model = VATT(config.model, ops).to(device)
         model.load_state_dict(state)
-    finish(config, out, model, held_out, tokenizer, bad, where, trained, len(clips))
+    record = {"environment": where, "corpus_format": corpus}
+    finish(config, out, model, held_out, tokenizer, bad, record, trained, len(clips))
 
 
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
-           where: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
+           record: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
-    write_model_folder(out / "model", model.state_dict(), config, {"environment": where}, tokenizer)
-    result = summarise(out, draw_losses, where, config, seconds, bad, train_clips) | {"config": to_dict(config)}
+    write_model_folder(out / "model", model.state_dict(), config, record, tokenizer)
+    result = summarise(out, draw_losses, record["environment"], config, seconds, bad, train_clips)
+    result |= {"config": to_dict(config)}
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
@@ -218,11 +228,19 @@ def saved_config(out: Path) -> Config:
     try:
         return read_config(out)
     except RunError as error:
-        found = checkpoint.load_latest(out / "checkpoints", tqdm.write)
+        found = training_checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None:
             raise
         print(f"{error}; using the settings in {found.path}")
         return from_dict(Config, json.loads(found.state["record"])["config"])
+
+
+def saved_format(out: Path) -> int:
+    """Format of the built-in corpus of the run in `out`: from config.json, or from its newest checkpoint."""
+    record = read_record(out)
+    if not record and (found := training_checkpoint.load_latest(out / "checkpoints")):
+        record = json.loads(found.state["record"])
+    return corpus_format(record)
 
 
 def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
@@ -230,25 +248,40 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
+    from .data.dali.loader import choose_decoder
+
     choose_decoder(config.data.decoder, device)
+    corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
     manifest = read_manifest(config.data.source) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(device)})
+        write_config(out, config, {"environment": environment(device), "corpus_format": corpus})
         if manifest is None:
-            build_corpus(clips=config.data.builtin_clips)
+            corpus_of(corpus, config.data.builtin_clips)
 
     world.first(write)
     if manifest is None:
-        manifest = read_manifest(build_corpus(clips=config.data.builtin_clips))  # there already, or on another machine
-    train(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced)
+        manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
+    train(config, out, device, manifest, resume=args.resume, world=world, traced=begun.traced,
+          corpus=corpus)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     return run_command(parse_arguments(argv), run)
+
+
+def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
+    """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
+    data = config.data
+    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
+    if not clips:
+        names = sorted({clip.split or "" for clip in manifest})
+        raise RunError(f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
+                       "choose one with --set data.train_split=NAME")  # fmt: skip
+    return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)
 
 
 if __name__ == "__main__":

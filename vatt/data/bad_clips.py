@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vatt.data.batch import Batch, DataError
-from vatt.data.manifest import Clip, Manifest
-from vatt.files import write_atomically
+from ..errors import DataError
+from ..runtime.files import write_atomically
+from .clip import Clip, Manifest
+from .datasets.batch import Batch
 
 COLUMNS = ("path", "row", "reason", "first_step", "count")
 LEAST_TRIED = 32  # a share of fewer clips says nothing, unless there are no more

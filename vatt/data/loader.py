@@ -11,28 +11,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Generator
-from functools import lru_cache
+from collections.abc import Callable, Generator
 from typing import Protocol, cast
 
-import numpy as np
 from tqdm import tqdm
 
-from vatt.config import DataConfig, ModelConfig
-from vatt.data.augment import Frames, audio_noise, centre_crop, to_float, train_video
-from vatt.data.batch import MODALITIES, Batch, DataError
-from vatt.data.clips import Clips, Sample
-from vatt.data.manifest import Clip, Manifest
-from vatt.data.reader import BadClip
-from vatt.data.text import Tokenizer
-from vatt.data.watch import Watch
-from vatt.data.windows import Window
-from vatt.data.workers import LOST, Failure, Lost, Workers, describe_exit
+from ..errors import DataError
+from ..runtime.faults import Fault
+from .datasets.batch import Batch
+from .decoding.watchdog import Watch
+from .workers import LOST, Failure, Lost, Workers, describe_exit
 
-MAX_ATTEMPTS = 32
 LOOK_SECONDS = 0.5  # how often a waiting main process looks whether its workers get on
 MAX_LOSSES = 8  # of the fork server in a row, without a batch between them
-_ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
 
 
 class BatchSource(Protocol):
@@ -49,164 +40,6 @@ class BatchSource(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Batch: ...
-
-
-class ClipDataset(Clips):
-    """Training batches: `dataset[step]`, for any step from 0 on.
-
-    With `data.cache_gb` decoded rows are kept in memory, an equal part in each of `data.workers` processes.
-    `frames`: of a window, if not `model.video.frames`; an image repeats its one frame, so 4 of them are the release's
-    image protocol, a grid of one temporal row. `read`: modalities to read, as far as a clip has them; the others are as
-    if no clip had any, and cost nothing. `needs`: modalities without which a clip is bad. Every pair of pre-training
-    has video in it; a task of sound alone is `read=("audio",), needs=("audio",)`. `slots`: the part of each batch that
-    this process builds, all of it by default; the parts of several processes make up the batch of one.
-
-    Raises:
-        DataError: no clips, a word list larger than the model's table, or no decodable clip in `MAX_ATTEMPTS` draws.
-    """
-
-    def __init__(
-        self,
-        clips: Manifest,
-        data: DataConfig,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        seed: int,
-        batch_size: int | None = None,
-        *,
-        frames: int | None = None,
-        read: Collection[str] = MODALITIES,
-        needs: Collection[str] = ("video",),
-        slots: range | None = None,
-    ) -> None:
-        super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
-        self.seed = seed
-        self.slots = range(self.batch_size) if slots is None else slots
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self.clips) // self.batch_size)
-
-    def planned(self, step: int, slot: int) -> int:
-        """Position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
-        n, size = len(self.clips), self.batch_size
-        if n < size:
-            epoch, place = divmod(step * size + slot, n)
-        else:
-            epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
-        return int(_permutation(self.seed, epoch, n)[place])
-
-    def __getitem__(self, step: int) -> Batch:
-        since = self.clocks()
-        tried: list[int] = []
-        bad: list[tuple[int, str]] = []
-        samples = [self._sample(step, slot, tried, bad) for slot in self.slots]
-        return self.batch(samples, tried, bad, since)
-
-    def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:
-        """uint8 [T, h, w, 3] -> [T, size, size, 3]: the augmentation of a window."""
-        return train_video(frames, self.model.video.size, self.data.augment, rng)
-
-    def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
-        for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
-            clip = self.clips[self.planned(step, slot) if attempt == 0 else self._replacement(step, rng)]
-            tried.append(clip.index)
-            try:
-                return self._read(clip, rng)
-            except BadClip as error:
-                bad.append((clip.index, error.reason))
-        raise DataError(
-            f"step {step}: {MAX_ATTEMPTS} clips in a row could not be used, the last one {clip.name}: {bad[-1][1]}; "
-            f"see which clips under {self.clips.root} can be decoded"
-        )
-
-    def _replacement(self, step: int, rng: np.random.Generator) -> int:
-        n, size = len(self.clips), self.batch_size
-        if n <= size:
-            return int(rng.integers(n))
-        # Any clip that the batch does not hold: the same clip twice would be its own negative.
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return int(_permutation(self.seed, epoch, n)[(place * size + size + rng.integers(n - size)) % n])
-
-    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        self.require_text(clip)
-        share = int(self.data.cache_gb * 1e9 / max(1, self.data.workers))
-        windows = self.windows(share)
-        window = windows.read(clip, int(rng.integers(windows.last_offset(clip) + 1)))
-        text, has_text = self.text(clip, rng)
-        video = audio = None
-        if window.video is not None:
-            video = self.crop(window.video, rng)
-        if window.audio is not None:
-            audio = audio_noise(to_float(window.audio), self.data.augment.audio_noise, rng)
-        return Sample(clip, video, audio, text, has_text)
-
-
-class EvalDataset(Clips):
-    """Every clip once, in order, `windows` evenly spaced windows each, centre crop, nothing random.
-
-    `dataset[i]` holds clips `i * batch_size` and following, with a windows axis V: video uint8 [B, V, T, H, W, 3],
-    audio float32 [B, V, S]. Clips that cannot be decoded, or lack what the task `needs`, are left out and told in
-    `bad`, so B may be 0. `frames`, `read` and `needs` as in `ClipDataset`. A subclass may take several crops a window:
-    video is then [B, V * crops, ...], the crops of a window side by side.
-    """
-
-    def __init__(
-        self,
-        clips: Manifest,
-        data: DataConfig,
-        model: ModelConfig,
-        tokenizer: Tokenizer,
-        windows: int = 4,
-        batch_size: int | None = None,
-        *,
-        frames: int | None = None,
-        read: Collection[str] = MODALITIES,
-        needs: Collection[str] = ("video",),
-    ) -> None:
-        super().__init__(clips, data, model, tokenizer, batch_size, windows, frames, read, needs)
-
-    crops_per_window = 1
-
-    def crops(self, frames: Frames) -> Frames:
-        """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
-        return centre_crop(frames, self.model.video.size)[None]
-
-    @property
-    def video_axes(self) -> tuple[int, ...]:
-        return (self.windows_per_clip * self.crops_per_window,)
-
-    @property
-    def audio_axes(self) -> tuple[int, ...]:
-        return (self.windows_per_clip,)
-
-    def __len__(self) -> int:
-        return -(-len(self.clips) // self.batch_size)
-
-    def __getitem__(self, index: int) -> Batch:
-        since = self.clocks()
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        samples: list[Sample] = []
-        bad: list[tuple[int, str]] = []
-        chunk = self.clips[index * self.batch_size : (index + 1) * self.batch_size]
-        for clip in chunk:
-            try:
-                self.require_text(clip)
-                samples.append(self._sample(clip, self.windows(0).read_spaced(clip, self.windows_per_clip)))
-            except BadClip as error:
-                bad.append((clip.index, error.reason))
-        return self.batch(samples, [clip.index for clip in chunk], bad, since)
-
-    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
-        silence = np.zeros(self.model.audio.samples, np.float32)
-        views = [self.crops(window.video) for window in windows if window.video is not None]
-        sounds = [None if window.audio is None else to_float(window.audio) for window in windows]
-        audio = None
-        if any(sound is not None for sound in sounds):
-            audio = np.stack([silence if sound is None else sound for sound in sounds])
-        return Sample(clip, np.concatenate(views) if views else None, audio, *self.text(clip, None))
 
 
 class Interrupted(Exception):
@@ -339,13 +172,8 @@ def _raised(failure: Failure) -> Exception:
                          "data.batch_size, data.workers or data.cache_gb")  # fmt: skip
     if failure.kind.endswith("Error") and "Errno" in failure.text:
         return DataError(f"a data worker failed: {failure.text}")
-    return RuntimeError(f"a data worker failed:\n{failure.where}")
+    return Fault(f"in a data worker:\n{failure.where}")
 
 
 def _join(dataset: BatchSource, worker: int) -> None:
     dataset.watch.join(worker)
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _ORDER, epoch]))).permutation(n)

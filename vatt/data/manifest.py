@@ -16,99 +16,30 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import overload
 
-from vatt.files import write_atomically
+from ..errors import ConfigError
+from ..runtime.files import write_atomically
+from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, _captions
+from .media_types import MEDIA_SUFFIXES
 
-CAPTION_SEPARATOR = " | "
 COLUMNS = ("path", "start", "end", "caption", "label", "split")
-DEFAULT_SPLIT = "train"
-MEDIA_SUFFIXES = frozenset(
-    (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts"),
-        *(".m2ts", ".mts", ".flv", ".wmv", ".3gp", ".3g2", ".ogv", ".vob"),
-    )
-)
 
 
 ROOTS = "VATT_ROOTS"
-MAX_TEXT = 2**20  # bytes of captions beside a clip
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be read. The message names the file, the line and the way out."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One row. `index`: position in the whole manifest, also after `split`. `path`: absolute; `name`: as written.
-
-    `start` and `end` are seconds from the first frame of the file; `end` None is the end of the file.
-    """
-
-    index: int
-    path: Path
-    name: str
-    start: float = 0.0
-    end: float | None = None
-    captions: tuple[str, ...] = ()
-    label: str | None = None
-    split: str | None = DEFAULT_SPLIT
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes that `label` names: none, one, or several separated as captions are."""
-        return _captions(self.label or "")
-
-
-@dataclass(frozen=True)
-class Manifest(Sequence[Clip]):
-    """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split."""
-
-    clips: tuple[Clip, ...]
-    root: Path
-    labels: tuple[str, ...]
-
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
-    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
-        return self.clips[index]
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __iter__(self) -> Iterator[Clip]:
-        return iter(self.clips)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits that have clips, sorted."""
-        return tuple(sorted({clip.split for clip in self.clips if clip.split is not None}))
-
-    @property
-    def label_ids(self) -> dict[str, int]:
-        return {label: i for i, label in enumerate(self.labels)}
-
-    def split(self, name: str) -> Manifest:
-        """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
-        return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels)
 
 
 def read_manifest(source: str | Path) -> Manifest:
     """Reads a CSV, or lists a folder of clips (recursively, sorted; captions one a line in a .txt of the same name).
 
-    Tar shards (a tar, a folder, a pattern or an address of tars) are listed by vatt.data.shards.
+    Tar shards (a tar, a folder, a pattern or an address of tars) are listed by vatt.data.shards.reading.
     Without a `split` column every clip is in "train"; an empty `split` cell puts its clip in no split.
 
     Raises:
         ManifestError: nothing there, no `path` column, a bad value, or no clips at all.
     """
-    from vatt.data.shards import absolute_source, is_shards, read_shards  # which builds on this module
+    from .shards.reading import absolute_source, is_shards, read_shards  # which builds on this module
 
     if is_shards(source):
         return _manifest(read_shards(source), Path(absolute_source(str(source))))
@@ -143,10 +74,6 @@ def _row(clip: Clip, path: Path) -> list[str]:
     start = repr(float(clip.start)) if clip.start else ""
     end = "" if clip.end is None else repr(float(clip.end))
     return [name, start, end, captions, clip.label or "", clip.split or ""]
-
-
-def _captions(cell: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in cell.split(CAPTION_SEPARATOR) if part.strip())
 
 
 def _manifest(clips: list[Clip], root: Path) -> Manifest:
@@ -275,3 +202,12 @@ def _seconds(text: str, column: str, where: str) -> float | None:
     if not math.isfinite(value) or value < 0:
         raise ManifestError(f"{where}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
     return value
+
+
+def choose_clips(source: str, split: str | None) -> Manifest:
+    """All rows of a manifest or folder, or those of one split."""
+    manifest = read_manifest(source)
+    clips = manifest if split is None else manifest.split(split)
+    if not len(clips):
+        raise ConfigError(f"{source} has no rows of split {split!r}; it has: {', '.join(manifest.splits) or 'none'}")
+    return clips

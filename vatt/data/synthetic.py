@@ -38,10 +38,13 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from vatt.data.manifest import Clip, write_manifest
+from .clip import Clip, ManifestError
+from .encoders import REPEATABLE
+from .manifest import write_manifest
 
-# Part of the cache folder's name: raise it with every change of the recipe below.
-FORMAT = 1
+# Part of the cache folder's name: raise it with every change of the bytes written; `write_clip` still writes format 1.
+FORMAT = 2
+DRAWS = 1  # of the recipe's random numbers, so of what clips show: raise it with every change of the draws below
 
 SIZE = 80  # pixels, height and width
 FPS = 10
@@ -126,7 +129,7 @@ def plan(clips: int, seed: int) -> list[Recipe]:
     """
     if clips < 2:
         raise ValueError(f"the built-in corpus needs at least 2 clips (one to train on, one to test), got {clips}")
-    rng = np.random.default_rng((FORMAT, seed))
+    rng = np.random.default_rng((DRAWS, seed))
     combinations = list(itertools.product(SHAPES, COLOURS, MOTIONS))
     rng.shuffle(combinations)
     test: list[tuple[str, str, str]] = []
@@ -245,19 +248,26 @@ def render_audio(recipe: Recipe, seed: int) -> np.ndarray:
 
 
 def _rng(recipe: Recipe, seed: int, stream: int) -> np.random.Generator:
-    return np.random.default_rng((FORMAT, seed, recipe.index, stream))
+    return np.random.default_rng((DRAWS, seed, recipe.index, stream))
 
 
-def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
-    """Encodes frames [T, H, W, 3] (uint8 RGB, `FPS`) and a mono waveform [S] (float32, `RATE`): H.264 + AAC in mp4."""
+def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray, version: int = FORMAT) -> None:
+    """Encode frames [T, H, W, 3] (uint8 RGB, `FPS`) and a mono waveform [S] (float32, `RATE`): H.264 + AAC in mp4.
+
+    The bytes of version 2 are a function of the arrays and of the FFmpeg release on every x86-64 CPU with AVX2;
+    elsewhere AAC and the conversion to YUV may round otherwise. Those of version 1 were not so on CPUs with AVX-512.
+    """
     with av.open(str(path), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FPS)
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         # One encoder thread a clip: clips are encoded side by side, and the bytes do not depend on the core count.
-        video.options = {"crf": "23", "preset": "veryfast", "g": str(FPS), "threads": "1"}
+        options: dict[str, object] = {"crf": "23", "preset": "veryfast", "g": str(FPS), "threads": "1"}
+        video.options = options if version == 1 else options | REPEATABLE
         audio = container.add_stream("aac", rate=RATE, layout="mono")
         audio.bit_rate = 64_000
         audio.options = {"aac_coder": "fast"}  # the default coder takes four fifths of the whole time
+        if version > 1:  # 16 bits, as the sine's last bit is the CPU's
+            wave = (np.round(wave * 32767.0) / 32768.0).astype(np.float32)
         sound = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
         sound.sample_rate, sound.pts, sound.time_base = RATE, 0, Fraction(1, RATE)
         container.mux(audio.encode(sound))
@@ -269,14 +279,16 @@ def write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
         container.mux(audio.encode(None))
 
 
-def cache_folder(clips: int, seed: int) -> Path:
+def cache_folder(clips: int, seed: int, version: int = FORMAT) -> Path:
     """Where a corpus lies by default: under $VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
     root = os.environ.get("VATT_CACHE")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"
-    return base / f"shapes-v{FORMAT}-{clips}clips-seed{seed}"
+    return base / f"shapes-v{version}-{clips}clips-seed{seed}"
 
 
-def build_corpus(folder: Path | None = None, clips: int = 800, seed: int = 0, progress: bool = True) -> Path:
+def build_corpus(
+    folder: Path | None = None, clips: int = 800, seed: int = 0, progress: bool = True, version: int = FORMAT
+) -> Path:
     """Writes the corpus unless it is there already. Returns the path of its manifest.csv.
 
     folder: where manifest.csv and clips/ go; None is `cache_folder(clips, seed)`.
@@ -287,13 +299,30 @@ def build_corpus(folder: Path | None = None, clips: int = 800, seed: int = 0, pr
     it cannot be written.
     """
     recipes = plan(clips, seed)
-    folder = (cache_folder(clips, seed) if folder is None else Path(folder)).expanduser().absolute()
-    stamp = {"format": FORMAT, "clips": clips, "seed": seed}
+    folder = (cache_folder(clips, seed, version) if folder is None else Path(folder)).expanduser().absolute()
+    stamp = {"format": version, "clips": clips, "seed": seed}
     if not _finished(folder, stamp):
         with _locked(folder, progress):
             if not _finished(folder, stamp):
                 _write_corpus(folder, recipes, stamp, progress)
     return folder / "manifest.csv"
+
+
+def corpus_of(version: int, clips: int, seed: int = 0) -> Path:
+    """Return the manifest of the built-in corpus in format `version`, written first if it is the present format.
+
+    Raises:
+        ManifestError: an earlier format that is not there. It is not written without a word, as CPUs with AVX-512 write
+            other bytes each time.
+    """
+    stamp = {"format": version, "clips": clips, "seed": seed}
+    if version == FORMAT or _finished(cache_folder(clips, seed, version), stamp):
+        return build_corpus(clips=clips, seed=seed, version=version)
+    raise ManifestError(
+        f"this run was made with the built-in corpus of format {version}, which is not in "
+        f"{cache_folder(clips, seed, version)}; copy it there from where the run began, or make it: "
+        f"python -m vatt.data.synthetic --clips {clips} --seed {seed} --format {version}"
+    )
 
 
 def _finished(folder: Path, stamp: dict[str, int]) -> bool:
@@ -338,7 +367,7 @@ def _write_corpus(folder: Path, recipes: list[Recipe], stamp: dict[str, int], pr
 
     def write(recipe: Recipe) -> Clip:
         path = partial / recipe.path
-        write_clip(path, render_video(recipe, seed), render_audio(recipe, seed))
+        write_clip(path, render_video(recipe, seed), render_audio(recipe, seed), stamp["format"])
         sentences = tuple(captions(recipe, seed))
         return Clip(recipe.index, path, recipe.path, captions=sentences, label=recipe.shape, split=recipe.split)
 
@@ -360,9 +389,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder to create (default: a cache folder, see VATT_CACHE)")
     parser.add_argument("--clips", type=int, default=800, help="train and test clips together (default: 800)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
+    parser.add_argument(
+        "--format", type=int, choices=range(1, FORMAT + 1), default=FORMAT,
+        help=f"of the files, an earlier one for a run that began with it (default: {FORMAT})",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
-        print(build_corpus(arguments.out, arguments.clips, arguments.seed))
+        print(build_corpus(arguments.out, arguments.clips, arguments.seed, version=arguments.format))
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

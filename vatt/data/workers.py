@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vatt.data.batch import DataError
-from vatt.data.limits import return_freed_memory
+from ..errors import DataError
+from .decoding.memory_limit import return_freed_memory
 
 ALIGNMENT = 64  # bytes; of each array in a block
 LOST = 255  # exit code that is told of a process whose fork server has died

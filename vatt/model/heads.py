@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokens import glorot_normal_, linear
+from .initializers import glorot_normal_, linear
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -114,3 +114,6 @@ class ClassHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.linear(self.dropout(pooled))
+
+
+HEAD_DROPOUT = {"video": 0.5, "audio": 0.0}  # of the release's fine-tuning

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import EncoderConfig
+from ..config.model import EncoderConfig
 from ..ops import Ops
-from .tokens import glorot_uniform_, linear, mix_seed
+from .initializers import glorot_uniform_, linear
+from .randomness import mix_seed
 
 
 class Attention(nn.Module):

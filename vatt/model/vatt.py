@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, EncoderConfig, ModelConfig
+from ..config.model import EncoderConfig, ModelConfig
+from ..errors import ConfigError
 from ..ops import REFERENCE, Ops
 from .heads import ClassHead, CommonSpace, Embeddings, Pooled
-from .tokens import AudioTokens, Rows, TextTokens, VideoTokens, linear, mix_seed
+from .initializers import linear
+from .randomness import Rows, mix_seed
+from .tokens import AudioTokens, TextTokens, VideoTokens
 from .transformer import Encoder
 
 MODALITIES = ("video", "audio", "text")

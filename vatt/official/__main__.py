@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from ..ops import choose
 from ..runtime.forms import printable
 from ..runtime.lock import add_force_flag, owned
-from ..tf_checkpoint import TFCheckpoint
 from .convert import (
     Mapped,
     build,
@@ -32,7 +31,8 @@ from .convert import (
     slots,
     write_folder,
 )
-from .verify import HEADER, format_row, verify_folder
+from .tensorflow_checkpoint import TFCheckpoint
+from .verify.checks import HEADER, format_row, verify_folder
 
 CONFIG_HELP = """
 --config FILE is a JSON object of sections with the release's own names; only what keys and shapes cannot tell is

@@ -19,20 +19,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config import Config
+from ..checkpoints.model_folder import write_config
+from ..config.presets import PRESETS
+from ..config.pretraining import Config
+from ..errors import VattError
+from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import REFERENCE, Ops
-from ..presets import PRESETS
-from ..run import write_config
-from ..tf_checkpoint import TFCheckpoint
-from .names import SLOT, VALUE, Place, place, variable
-from .sizes import Description, describe
+from .infer_config import Description, describe
+from .tensorflow_checkpoint import TFCheckpoint
+from .variable_names import SLOT, VALUE, Place, place, variable
 
-HEAD_DROPOUT = {"video": 0.5, "audio": 0.0}  # of the release's fine-tuning
 _COUNTERS = "num_batches_tracked"  # of torch's batch norm; the release has none
 
 
-class MapError(ValueError):
+class MapError(VattError, ValueError):
     """Variables without a place, places without a variable, or shapes that differ: nothing may be written."""
 
 

@@ -12,11 +12,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ..errors import VattError
+
 LARGEST_FILE = 2**26  # bytes; a run's longest record is a few kilobytes, a model's with a million labels 30 MB
 LARGEST_NUMBER = 2**63
 
 
-class FormError(ValueError):
+class FormError(VattError, ValueError):
     """What was read has not the form that is expected. The message says where, and what is wrong."""
 
 

@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import VattError
+
 LOCAL = {"apfs", "aufs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "ntfs3",
          "overlay", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs"}  # fmt: skip
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -35,7 +37,7 @@ def add_force_flag(parser: argparse.ArgumentParser) -> None:
                         "written: only if you know that it has ended")  # fmt: skip
 
 
-class OwnedError(OSError):
+class OwnedError(VattError, OSError):
     """Another process writes there. The message says which, and since when."""
 
 

@@ -1,0 +1,143 @@
+"""Pages, figures, tables and the index drawn from the JSON of reports."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .clocks import describe
+from .report import Report, ReportError, load
+
+POINTS = 40  # of a loss curve
+
+
+def spans(losses: list[float]) -> list[float]:
+    """Means over at most `POINTS` equal spans of steps."""
+    points = min(POINTS, len(losses))
+    edges = [len(losses) * i // points for i in range(points + 1)]
+    return [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+# Okabe-Ito: told apart with any colour vision, and by lightness in print.
+BLUE, ORANGE, GREEN, PINK, BLACK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"
+
+
+FRONT_BEGIN, FRONT_END = "<!-- measured: drawn by make reports -->", "<!-- end of measured -->"
+
+
+class Drawer(NamedTuple):
+    """What a benchmark brings along to have its report drawn."""
+
+    page: Callable[[Report], str]  # Markdown below the heading
+    figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
+    front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of the project's README
+    csv: Callable[[Path], object] | None = None  # writes the rows beside the JSON in this path, as a table
+
+
+def render(path: Path, drawer: Drawer) -> None:
+    """Draws the page and the figure beside the JSON in `path`, from nothing but that JSON."""
+    report = load(path)
+    plt = pyplot()
+    figure = drawer.figure(report, plt)
+    figure.suptitle(f"{report.title}\n{report.machine}, {report.source}", fontsize=11)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+    plt.close(figure)
+    path.with_suffix(".md").write_text(write_page(report, drawer), encoding="utf-8")
+    if drawer.csv is not None:
+        drawer.csv(path)
+
+
+def write_page(report: Report, drawer: Drawer) -> str:
+    """The whole page of a report."""
+    where = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
+    notes = []
+    if report.quick:
+        notes.append("**A quick run: it shows that the program works and measures little.**")
+    if not report.finished:
+        notes.append("**Unfinished: rows or repeats are missing; `--resume` goes on.**")
+    if report.gate["green"] is False:
+        notes.append("**Some numerics are red: nothing is compared with what is wrong.**")
+    facts = {
+        "machine": f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
+                   f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",
+        "device": where["device"],
+        **({"clocks": describe(where["clocks"])} if "clocks" in where else {}),
+        "commit": f"{where['commit']}{' with changed files' if where['dirty'] else ''}",
+        "date": report.date,
+        "command": f"`python {shlex.join(where['argv'])}`",
+        "versions": f"Python {where['python']}, {versions}",
+        **{key.replace("_", " "): value for key, value in report.method.items()},
+    }  # fmt: skip
+    lines = [f"# {report.title}", "", *notes, *([""] if notes else []), f"![{report.title}]({report.name}.png)", "",
+             drawer.page(report).strip(), "", "## Where this comes from", "",
+             *(f"- {key}: {value}" for key, value in facts.items()), ""]  # fmt: skip
+    return "\n".join([*lines, f"Drawn from [{report.name}.json]({report.name}.json) by `make reports`.", ""])
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A Markdown table, the first `left` columns to the left, the rest to the right."""
+    ruler = ["---"] * left + ["---:"] * (len(columns) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ruler, *rows])
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def pyplot() -> Any:
+    """matplotlib without a display. Raises `ReportError` where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ReportError("figures need matplotlib: pip install -e '.[bench]' in the project's folder") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def report_paths(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*.json"))
+
+
+def index(root: Path) -> str:
+    """The page that lists all reports under `root`, made from their JSONs."""
+    rows = []
+    for path in report_paths(root):
+        report = load(path)
+        place = path.relative_to(root).with_suffix(".md").as_posix()
+        state = "quick run" if report.quick else "" if report.finished else "unfinished"
+        gate = {True: "green", False: "RED", None: "not checked"}[report.gate["green"]]
+        rows.append([f"[{report.name}]({place})", report.title, report.machine, report.date[:10], report.source,
+                     ", ".join(filter(None, [gate, state]))])  # fmt: skip
+    head = ("# Reports\n\nWhat was measured, where, and by which commit. Each page and figure is drawn from the JSON "
+            "of the same name; `make reports` redraws them and this index. Experiments, failed ones too, are in "
+            "[LOG.md](LOG.md).\n\n")  # fmt: skip
+    columns = ["report", "what", "machine", "date", "commit", "numerics"]
+    return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
+
+
+def front_table(root: Path, drawers: Mapping[str, Drawer]) -> str:
+    """What README says was measured, made from the JSONs under `root`; quick and unfinished runs are left out."""
+    rows = []
+    for path in report_paths(root):
+        report = load(path)
+        if report.quick or not report.finished:
+            continue
+        place = f"[{report.machine}](reports/{path.relative_to(root).with_suffix('.md').as_posix()})"
+        rows += [[what, result, place, report.source] for what, result in drawers[report.name].front(report)]
+    return table(["what", "measured", "where", "commit"], rows, left=4) if rows else "Nothing yet."
+
+
+def write_front_table(readme: Path, text: str) -> None:
+    """Replaces what stands between the two markers in `readme`. Raises `ReportError` without them."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(FRONT_BEGIN)
+    _, end, after = rest.partition(FRONT_END)
+    if not begin or not end:
+        raise ReportError(f"{readme}: the lines {FRONT_BEGIN} and {FRONT_END} are missing")
+    readme.write_text(f"{before}{FRONT_BEGIN}\n{text}\n{FRONT_END}{after}", encoding="utf-8")

@@ -1,0 +1,149 @@
+# mypy: disallow-incomplete-defs=False
+"""Flash attention in Triton: the forward kernel and the differentiable function.
+
+    S = scale * q k^T + bias_table[bucket(key - query)];   P = softmax(S over visible keys);   out = dropout(P) v
+
+Legend: B batch, N tokens, H heads, D width of a head, total = all tokens of packed sequences (B N of dense ones).
+Scores are kept times log2(e), so that exponentials are exp2 and the scale is part of a multiply-add; statistics are
+float32. Only the last tile of keys is checked against the length.
+FLOPs: 4 H D sum(N^2) forward. Bytes: q, k, v, out once, where tiles of keys come from the L2 cache.
+Limits: bfloat16, float16, float32; D <= 128; on a GPU `cu_seqlens` is trusted where `max_seqlen` is given, as reading
+it would make the host wait.
+
+Source: Dao 2023, "FlashAttention-2", algorithm 1; relative bias: Raffel et al. 2020, section 2.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..aot_case import AotCase
+from ..registration import differentiable, operator, present, signed64
+from .triton_backward import attention_backward
+from .triton_forward import LENGTHS, attention_forward, forward_kernel, forward_launch
+from .triton_tiles import (
+    TYPES,
+    aot_case,
+    settings,
+)
+
+ARGUMENTS = (
+    "Tensor? bias_table, Tensor? key_mask, SymInt max_distance, Tensor? cu_seqlens, SymInt? max_seqlen, float scale, "
+    "float dropout_p, SymInt seed"
+)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    return attention_forward(q, k, v, **_named(settings))
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv, d_table = attention_backward(grad, q, k, v, out, lse, **_named(settings))
+    return dq, dk, dv, grad.new_empty(0) if d_table is None else d_table
+
+
+def _named(settings: tuple[Any, ...]) -> dict[str, Any]:
+    """ARGUMENTS by name; the backward's launcher takes them in another order."""
+    names = ("bias_table", "key_mask", "max_distance", "cu_seqlens", "max_seqlen", "scale", "dropout_p", "seed")
+    return dict(zip(names, settings, strict=True))
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    statistics = 2 if q.dtype == torch.float32 else 1
+    total = math.prod(q.shape[:-2])
+    return q.new_empty(q.shape), q.new_empty(statistics, q.shape[-2], total, dtype=torch.float32)
+
+
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias_table: Tensor | None, *settings: Any
+) -> tuple[Tensor, ...]:
+    d_table = grad.new_empty(0) if bias_table is None else bias_table.new_empty(bias_table.shape)
+    return *(x.new_empty(q.shape) for x in (q, k, v)), d_table
+
+
+def _forward_flops(q: torch.Size, *shapes: Any, out_shape: Any) -> int:
+    """Packed sequences count as if each had `max_seqlen` tokens: the shapes do not tell their lengths."""
+    longest = q[1] if len(q) == 4 else shapes[6]
+    return 4 * math.prod(q) * longest
+
+
+def _backward_flops(grad: torch.Size, *shapes: Any, out_shape: Any) -> int:
+    """Of the products in the formula; computing the scores again is the implementation's own expense."""
+    longest = grad[1] if len(grad) == 4 else shapes[9]
+    return 8 * math.prod(grad) * longest
+
+
+_attention = operator(
+    f"attention(Tensor q, Tensor k, Tensor v, {ARGUMENTS}) -> (Tensor, Tensor)", _forward, _fake_forward, _forward_flops
+)
+_attention_backward = operator(
+    f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {ARGUMENTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward, _fake_backward, _backward_flops,
+)  # fmt: skip
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bias_table, key_mask, max_distance, cu_seqlens, *settings = inputs
+    ctx.save_for_backward(q, k, v, *output, bias_table, key_mask, cu_seqlens)
+    ctx.max_distance, ctx.settings = max_distance, settings
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, of_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Saves q, k, v, out and statistics, and computes probabilities again; nobody differentiates the statistics."""
+    if grad is None:
+        return (None,) * 11
+    *tensors, bias_table, key_mask, cu_seqlens = ctx.saved_tensors
+    gradients = _attention_backward(grad, *tensors, bias_table, key_mask, ctx.max_distance, cu_seqlens, *ctx.settings)
+    return *present(gradients, ctx.needs_input_grad[:4]), *[None] * 7
+
+
+differentiable(_attention, _save, _gradients, _attention_backward)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None,
+    bias_table: Tensor | None,
+    max_distance: int,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    scale: float,
+    dropout_p: float,
+    seed: int,
+) -> Tensor:
+    """The differentiable operation; arguments as in `vatt_kernels.attention`, checked there.
+
+    Reads `cu_seqlens` on the host where `max_seqlen` is missing, and on a CPU, where that costs nothing.
+    """
+    if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
+        bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
+        max_seqlen = max(end - begin for begin, end in bounds)
+    out: Tensor = _attention(
+        q, k, v, bias_table, key_mask, max_distance, cu_seqlens, max_seqlen, scale, dropout_p, signed64(seed)
+    )[0]
+    return out
+
+
+def aot_cases() -> list[AotCase]:
+    """The forward at the shapes of VATT: video and audio at all drop rates and both resolutions, text."""
+    cases = []
+    for setting in settings():
+        for tokens in (17,) if setting.has["bias"] else LENGTHS:
+            launch = forward_launch(
+                tokens, setting.width, TYPES[setting.type_name], setting.architecture, **setting.has
+            )
+            blocks = {"ROWS": launch.rows, "KEYS": launch.keys}
+            cases.append(aot_case("forward", forward_kernel, "q k v out", launch, blocks, setting, f"N={tokens}"))
+    return cases

@@ -1,0 +1,208 @@
+"""Classification of many clips: views, scores, what is written, going on after a crash."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.small_model import small_config
+
+from vatt.checkpoints.model_folder import write_model_folder
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.classification import ViewDataset
+from vatt.data.loader import make_loader
+from vatt.data.manifest import read_manifest
+from vatt.data.synthetic import build_corpus
+from vatt.errors import ConfigError, DataError, RunError
+from vatt.evaluation import classification
+from vatt.evaluation.classification import (
+    ClassifyConfig,
+    check_labels,
+    label_table,
+    read_classifier,
+    score,
+    with_classes,
+)
+from vatt.evaluation.prediction_files import confusion_matrix, write_per_class
+from vatt.inference import over_clips
+from vatt.inference.logits import predict
+from vatt.model.vatt import Classifier
+from vatt.official.verify.recording import Fixtures, Recording
+from vatt.ops import REFERENCE, choose
+from vatt.runtime.device import autocast_for
+
+CPU = torch.device("cpu")
+FLOAT32 = autocast_for(CPU, torch.float32)
+VIDEO = ClassifyConfig("video", "softmax", windows=2, crops=3)
+
+
+@pytest.fixture(scope="module")
+def clips(cache):
+    return read_manifest(build_corpus(clips=24, progress=False))
+
+
+@pytest.fixture(scope="module")
+def model(clips):
+    torch.manual_seed(1)
+    return Classifier(small_config().model, "video", len(clips.labels), ops=choose(True, CPU))
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_logits_are_means_over_views(model, clips, tmp_path):
+    config = small_config()
+    some = clips.split("test")
+    assert classification.classify(model, some, VIDEO, config.data, tmp_path, FLOAT32)["views"] == 6
+    dataset = ViewDataset(some, config.data, config.model, "video", 2, 3, batch_size=1)
+    views = dataset[0].video[0]
+    assert views.shape == (6, 16, 64, 64, 3)
+    with torch.no_grad():
+        expected = model.eval()(views).mean(0)
+    written = rows(tmp_path / "predictions.csv")
+    assert [int(row["row"]) for row in written] == [clip.index for clip in some]
+    best = expected.softmax(0).argmax()
+    assert written[0]["best"].startswith(f"{clips.labels[best]} {expected.softmax(0)[best]:.4g} | ")
+    assert not (tmp_path / "predictions.parts").exists()
+
+
+def test_all_logits_are_in_the_table(model, clips, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    some = clips.split("test")
+    result = classification.classify(model, some, VIDEO, small_config().data, tmp_path, FLOAT32)
+    table = parquet.read_table(tmp_path / "predictions.parquet")
+    assert tuple(json.loads(table.schema.metadata[b"labels"])) == clips.labels
+    logits = torch.tensor(table["logits"].to_pylist())
+    target = label_table(some, table["row"].to_pylist())
+    assert score(logits.double(), target, "softmax") == result["scores"]
+
+
+def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch):
+    data = small_config().data
+    monkeypatch.setattr(over_clips, "SHARD_CLIPS", 2)
+    whole = classification.classify(model, clips, VIDEO, data, tmp_path / "whole", FLOAT32)
+    real, asked = make_loader, []
+
+    def breaking(dataset, start, count, *rest):
+        asked.append(start)
+        for number, batch in enumerate(real(dataset, start, count, *rest)):
+            if len(asked) == 1 and number == 3:
+                raise DataError("the disk went away")
+            yield batch
+
+    monkeypatch.setattr(over_clips, "make_loader", breaking)
+    with pytest.raises(DataError):
+        classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
+    shard = tmp_path / "again" / "predictions.parts" / "000001.npz"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:100])
+    with pytest.raises(DataError, match=r"000001\.npz is damaged"):
+        classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
+    shard.write_bytes(content)
+    assert classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32) == whole
+    assert asked == [0, 3]
+    for name in ("predictions.csv", "per_class.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_bad_and_unlabelled_clips_are_told_apart(model, clips, tmp_path):
+    some = clips.split("test")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    lines = [f"{clip.path},{clip.label}" for clip in some] + [f"{some[0].path},", "broken.mp4,ring"]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+    mixed = with_classes(read_manifest(tmp_path / "m.csv"), clips.labels, 5)
+    result = classification.classify(model, mixed, VIDEO, small_config().data, tmp_path, FLOAT32)
+    assert (result["clips"], result["labelled"], result["bad_clips"]) == (4, 3, 1)
+    written = rows(tmp_path / "predictions.csv")
+    assert written[-1]["reason"]
+    assert not written[-1]["best"]
+    assert written[-2]["best"]
+    strict = replace(small_config().data, max_bad_share=0.1)
+    with pytest.raises(DataError, match=r"1 of 5 clips tried.* 0\.1 that .*data\.max_bad_share.* allows"):
+        classification.classify(model, mixed, VIDEO, strict, tmp_path, FLOAT32)
+
+
+def test_a_finished_model_brings_its_classes(model, clips, tmp_path):
+    config = small_config()
+    saved = {"modality": "video", "classes": 5, "labels": clips.labels, "task": "video", "loss": "softmax",
+             "windows": 2, "crops": 1}  # fmt: skip
+    write_model_folder(tmp_path / "model", model.state_dict(), config, {"classifier": saved}, None)
+    again, how, labels = read_classifier(tmp_path, CPU)
+    assert (how, labels) == (ClassifyConfig("video", "softmax", 2, 1), clips.labels)
+    assert torch.equal(again.head.linear.weight, model.head.linear.weight)
+    converted = {"modality": "video", "classes": 5}
+    write_model_folder(tmp_path / "converted", model.state_dict(), config, {"classifier": converted}, None)
+    assert read_classifier(tmp_path / "converted", CPU)[1:] == (ClassifyConfig("video", "softmax", 4, 3), None)
+    write_model_folder(tmp_path / "wrong", model.state_dict(), config, {"classifier": saved | {"labels": ["a"]}}, None)
+    with pytest.raises(RunError, match="1 labels for 5 classes"):
+        read_classifier(tmp_path / "wrong", CPU)
+    few = read_manifest(clips.root / "manifest.csv").split("test")
+    assert with_classes(few, None, 5).labels == clips.labels
+    with pytest.raises(ConfigError, match="5 labels and the model 7 classes"):
+        with_classes(few, None, 7)
+    with pytest.raises(ConfigError, match="no class "):
+        with_classes(few, ("circle", "something else"), 2)
+
+
+def test_labels_must_fit_the_loss(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.mp4,x | y\nb.mp4,x\n")
+    several = read_manifest(tmp_path / "m.csv")
+    check_labels(several, "sigmoid")
+    with pytest.raises(ConfigError, match=r"a\.mp4 has several labels"):
+        check_labels(several, "softmax")
+    assert label_table(several, [1, 0]).tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    (tmp_path / "m.csv").write_text("path,label\na.mp4,x\nb.mp4,\n")
+    with pytest.raises(ConfigError, match=r"1 of 2 clips have no label, the first is b\.mp4"):
+        check_labels(read_manifest(tmp_path / "m.csv"), "softmax")
+
+
+def test_tables_of_classes(tmp_path):
+    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 0.0, 0.0], [0.0, 5.0, 0.0]], dtype=torch.float64)
+    labels = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]).float()
+    assert confusion_matrix(logits, labels).tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
+    assert score(logits, labels, "softmax") == {"top1": 0.5, "top5": 1.0, "mean_class_accuracy": 0.5}
+    write_per_class(tmp_path / "one.csv", ("a", "b", "c"), logits, labels, "softmax")
+    assert rows(tmp_path / "one.csv")[1] == {
+        "class": "b", "clips": "2", "right": "1", "accuracy": "0.5", "precision": "1", "most_confused_with": "a",
+    }  # fmt: skip
+    write_per_class(tmp_path / "many.csv", ("a", "b", "c"), logits, labels, "sigmoid")
+    table = {row["class"]: row for row in rows(tmp_path / "many.csv")}
+    assert (table["a"]["clips"], table["a"]["AUC"], table["c"]["AP"]) == ("2", "0.625", "")
+
+
+def test_scores_are_the_releases(shared):
+    with np.load(shared / "parity" / "fixtures" / "metrics.npz") as npz:
+        arrays = {name: torch.from_numpy(npz[name]) for name in npz.files}
+    tagged = score(arrays["ml.pred"].double(), arrays["ml.gt"], "sigmoid")
+    for name in ("mAP", "AUC", "d-prime"):
+        assert tagged[name] == pytest.approx(float(arrays[f"ml.{name}"]), rel=1e-6)
+    target = torch.nn.functional.one_hot(arrays["cls.gt"][:, 0].long(), arrays["cls.pred"].shape[1])
+    scored = score(arrays["cls.pred"], target.float(), "softmax")
+    assert [scored[f"top{k}"] for k in (1, 5)] == pytest.approx([float(arrays[f"cls.top{k}"]) for k in (1, 5)])
+
+
+@pytest.mark.parametrize("name", ["finetune_video", "finetune_audio", "finetune_video_from_agnostic"])
+def test_averaged_logits_are_the_releases(shared, name, clips, tmp_path, monkeypatch):
+    """The recorded views of two clips, a batch each, as if a loader had read them."""
+    fixtures = Fixtures(shared / "parity" / "fixtures", REFERENCE)
+    with np.load(fixtures.folder / f"{name}.npz") as npz:
+        recording = Recording(name, dict(npz), fixtures)
+    model = fixtures.load(f"ckpt_{name}").module
+    views = recording.input("in.views").unflatten(0, (-1, recording.number("num_views")))
+    none, one = torch.empty(1, 0), torch.ones(1)
+
+    def recorded(*_):
+        for number, clip in enumerate(views.split(1)):
+            video, sound = (none, clip[..., 0]) if model.modality == "audio" else (clip, none)
+            yield Batch(video, sound, none, one, one, one, one.long(), none, [number], [number], [], 0.0, 0.0)
+
+    monkeypatch.setattr(over_clips, "make_loader", recorded)
+    dataset = ViewDataset(clips.split("test"), small_config().data, small_config().model, "video", 1, 1, batch_size=2)
+    predictions = predict(model, dataset, tmp_path, FLOAT32)
+    recording.check("eval.logits", predictions.logits)
+    assert [row.passed for row in recording.rows] == [True]
+    assert predictions.clips == [0, 1]

@@ -1,0 +1,103 @@
+"""Kernels compiled for GPUs that are not here: what their machine code must look like, and that a miss is noticed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SPEC = importlib.util.find_spec("triton")
+BIN = Path(SPEC.origin).parent / "backends" / "nvidia" / "bin" if SPEC and SPEC.origin else None
+if BIN is None or not all((BIN / name).exists() for name in ("ptxas", "cuobjdump")):
+    pytest.skip("needs triton with its ptxas and cuobjdump", allow_module_level=True)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as this one may run Triton's interpreter."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=inherited | environment)
+
+
+def test_every_kernel_compiles_well(tmp_path: Path) -> None:
+    """The first case of each kernel, bfloat16, on three archs: no spills, tensor cores, wgmma not serialised."""
+    figures = tmp_path / "aot.json"
+    done = run("-m", "vatt_kernels.aot", "--first", "--arch", "sm_80", "sm_90", "sm_100", "--json", str(figures))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(figures.read_text())["rows"]
+    assert all(row["spilled"] == 0 and row["registers"] > 0 for row in rows)
+    on_hopper = {row["name"]: row for row in rows if row["arch"] == "sm_90"}
+    for name in ("forward", "dq", "dk dv"):
+        row = on_hopper[f"attention {name} dense bf16 D=64"]
+        assert row["matrix"]["HGMMA"] > row["products"] > row["waits"] > 0
+        assert row["copies"]["LDGSTS.128"] > 0
+
+
+SERIALISED = """
+from vatt_kernels import aot
+cases = [case for case in aot.gather_cases() if case.name == "attention forward dense bf16 D=64"]
+case = next(case for case in cases if 90 in case.archs)
+bad = case._replace(constexprs=case.constexprs | {"ROWS": 128, "KEYS": 128}, warps=4)
+print(aot.check(case, "sm_90").failures, *aot.check(bad, "sm_90").failures, sep="\\n")
+broken = case._replace(constexprs=case.constexprs | {"ROWS": 48})
+print(*aot.check(broken, "sm_90").failures)
+"""
+
+
+def test_serialised_wgmma_and_failed_compilations_are_noticed() -> None:
+    """128 x 128 scores in four warps need more registers than there are, so ptxas waits after each wgmma."""
+    done = run("-c", SERIALISED)
+    good, *bad, broken = done.stdout.splitlines()
+    assert good == "()", done.stderr
+    assert any("wgmma serialised" in line for line in bad)
+    assert "does not compile" in broken
+
+
+def test_interpreter_is_refused() -> None:
+    done = run("-m", "vatt_kernels.aot", TRITON_INTERPRET="1")
+    assert done.returncode == 2
+    assert "unset it" in done.stderr
+
+
+def test_no_match_is_an_error() -> None:
+    done = run("-m", "vatt_kernels.aot", "--match", "no such kernel")
+    assert done.returncode == 2
+    assert "no case matches 'no such kernel'" in done.stderr
+
+
+TRANSPOSED = """
+import triton, triton.language as tl
+from vatt_kernels import aot
+from vatt_kernels.aot_case import AotCase
+import sys
+sys.path.insert(0, sys.argv[1])
+from kernel import kernel
+case = AotCase("a", kernel, {"X": "*bf16", "Y": "*bf16"}, {}, ("X", "Y"), 4, 1, True, "")
+print(aot.transposed_operands(aot.compiled(case, "sm_90").asm["ttgir"]))
+"""
+KERNEL = """
+import triton, triton.language as tl
+@triton.jit
+def kernel(X, Y):
+    i = tl.arange(0, 64)
+    x = tl.load(X + i[:, None] * 64 + i[None, :])
+    y = tl.dot(x, x)
+    {line}
+    tl.store(Y + i[:, None] * 64 + i[None, :], z.to(tl.bfloat16))
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "operands"),
+    [("z = tl.dot(tl.trans(y.to(tl.bfloat16)), x)", 1), ("z = tl.dot(tl.trans(y).to(tl.bfloat16), x)", 1),
+     ("z = tl.dot(y.to(tl.bfloat16), x)", 0), ("z = tl.trans(y)", 0), ("z = tl.dot(tl.trans(x), x)", 0)],
+)  # fmt: skip
+def test_transposed_results_that_are_operands_are_noticed(line: str, operands: int, tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(KERNEL.format(line=line))
+    done = run("-c", TRANSPOSED, str(tmp_path))
+    assert done.stdout == f"{operands}\n", done.stderr

@@ -1,0 +1,325 @@
+"""The fine-tuning command as its users meet it, and its step against the official recordings."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from helpers.small_model import write_model
+
+import vatt
+from vatt import finetune
+from vatt.checkpoints.training_checkpoint import load_latest
+from vatt.config.finetuning import PRESETS, FinetuneConfig, SGDConfig, check_finetuning
+from vatt.config.presets import mbs
+from vatt.data.datasets.batch import Batch
+from vatt.data.datasets.crops import inception_box, inception_video, three_crops
+from vatt.data.manifest import read_manifest
+from vatt.data.synthetic import build_corpus
+from vatt.official.verify.models import check_gradients
+from vatt.official.verify.recording import Fixtures, Recording
+from vatt.ops import choose
+from vatt.runtime.device import autocast_for
+from vatt.training import finetuning_step, optimizers
+from vatt.training.metrics_log import read_metrics
+
+CPU = torch.device("cpu")
+FEW = ["--batch-size=4", "--steps=6", "--rate=0.05", "--fused", "--set=data.workers=0", "--set=save_every=2",
+       "--set=optim.warmup=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(cache):
+    return build_corpus(clips=24, progress=False)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, corpus):
+    return write_model(tmp_path_factory.mktemp("pretrained"), corpus)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, corpus):
+    """A PNG of the first frame of each clip, with the clip's label and split."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with open(folder / "m.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "split"))
+        for clip in read_manifest(corpus):
+            with av.open(str(clip.path)) as container:
+                next(container.decode(video=0)).to_image().save(folder / f"{clip.index}.png")
+            writer.writerow((f"{clip.index}.png", clip.label, clip.split))
+    return folder / "m.csv"
+
+
+def run(*arguments) -> int:
+    return finetune.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, pretrained, corpus):
+    """An uninterrupted run of 6 steps on sound, with mixup and DropToken."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run("--task=audio", "--data", corpus, "--init", pretrained, "--out", out, *FEW) == 0
+    return out
+
+
+def losses(out):
+    return [r["loss"] for r in read_metrics(out / "metrics.jsonl")]
+
+
+def same_weights(a, b):
+    a, b = load_latest(a / "checkpoints"), load_latest(b / "checkpoints")
+    return a.step == b.step and all(torch.equal(a.model[name], b.model[name]) for name in b.model)
+
+
+def test_a_run_leaves_all_it_promises(whole, corpus):
+    assert {p.name for p in whole.iterdir()} >= {
+        "config.json", "init.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json", "content.json",
+        "predictions.csv", "per_class.csv",
+    }  # fmt: skip
+    result = json.loads((whole / "result.json").read_text())
+    assert set(result["test"]["scores"]) == {"mAP", "AUC", "d-prime", "classes"}
+    assert result["test"]["views"] == 4
+    assert set(result["environment"]) >= {"argv", "commit", "versions", "operations"}
+    assert "starts fresh: head.linear.weight" in (whole / "init.txt").read_text()
+    model = vatt.load(whole)
+    assert (model.modality, model.head.linear.out_features) == ("audio", 5)
+    saved = json.loads((whole / "model" / "config.json").read_text())["classifier"]
+    assert tuple(saved["labels"]) == read_manifest(corpus).labels
+
+
+def test_video_on_a_larger_grid(tmp_path, pretrained, corpus):
+    arguments = ("--task=video", "--data", corpus, "--init", pretrained, "--out", tmp_path / "run", "--size=96")
+    assert run(*arguments, *FEW, "--steps=2") == 0
+    assert "position.tables.1: 4 -> 6 rows" in (tmp_path / "run" / "init.txt").read_text()
+    test = json.loads((tmp_path / "run" / "result.json").read_text())["test"]
+    assert set(test["scores"]) == {"top1", "top5", "mean_class_accuracy"}
+    assert test["views"] == 12
+
+
+def test_images_fill_one_row_of_voxels(tmp_path, pretrained, pictures):
+    arguments = ("--task=image", "--data", pictures, "--init", pretrained, "--out", tmp_path / "run")
+    assert run(*arguments, *FEW, "--steps=2") == 0
+    model = vatt.load(tmp_path / "run")
+    assert [len(table) for table in model.backbone.tokens["video"].position.tables] == [1, 4, 4]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test"]["views"] == 3
+
+
+def test_it_learns(tmp_path, pretrained, corpus):
+    """The attribute of the label is in the sound; no mixing, no dropping, many rates above the release's."""
+    arguments = ("--task=audio", "--loss=softmax", "--data", corpus, "--init", pretrained, "--out", tmp_path / "run")
+    settings = ("--set=mixup=0", "--drop-rate=0", "--steps=60", "--batch-size=8", "--set=data.cache_gb=0.1")
+    assert run(*arguments, *FEW, *settings, "--set=save_every=60") == 0
+    assert np.mean(losses(tmp_path / "run")[-5:]) < 0.8 * np.mean(losses(tmp_path / "run")[:5])
+
+
+KILLED = """
+import os, signal, sys
+from vatt import finetune
+step = finetune.finetune_step
+def deadly(*arguments):
+    if arguments[4] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+finetune.finetune_step = deadly
+sys.exit(finetune.main(sys.argv[1:]))
+"""
+
+
+def test_killed_and_resumed_is_bit_identical(whole, tmp_path, pretrained, corpus):
+    out = tmp_path / "run"
+    arguments = ["--task=audio", "--data", str(corpus), "--init", str(pretrained), "--out", str(out), *FEW]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(losses(out)) == 3
+    assert run("--out", out, "--resume") == 0
+    assert losses(out) == losses(whole)
+    assert same_weights(out, whole)
+    scores = [json.loads((folder / "result.json").read_text())["test"] for folder in (out, whole)]
+    assert scores[0] == scores[1]
+
+
+def test_sigterm_saves_and_exits_143(whole, tmp_path, pretrained, corpus, monkeypatch, capsys):
+    out, step = tmp_path / "run", finetuning_step.finetune_step
+
+    def interrupted(*arguments):
+        if arguments[4] == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(finetune, "finetune_step", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run("--task=audio", "--data", corpus, "--init", pretrained, "--out", out, *FEW)
+    assert stopped.value.code == 143
+    assert "--resume" in capsys.readouterr().err
+    assert load_latest(out / "checkpoints").step == 3
+    monkeypatch.undo()
+    (out / "config.json").write_text("{")  # the settings are in the checkpoint as well
+    assert run("--out", out, "--resume") == 0
+    assert losses(out) == losses(whole)
+
+
+def test_a_loss_that_is_not_finite_makes_no_update(tmp_path, pretrained, corpus, monkeypatch, capsys):
+    loss = finetuning_step.class_loss
+    monkeypatch.setattr(finetuning_step, "class_loss", lambda *a, **k: loss(*a, **k) * float("nan"))
+    out = tmp_path / "run"
+    arguments = ("--task=audio", "--data", corpus, "--init", pretrained, "--out", out, *FEW)
+    assert run(*arguments, "--set=max_nonfinite=2") == 1
+    assert "2 steps in a row without a finite loss" in capsys.readouterr().err
+    theirs, ours = vatt.load(pretrained).state_dict(), load_latest(out / "checkpoints").model
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
+    assert len(read_metrics(out / "metrics.jsonl")[0]["clips"]) == 4
+
+
+def test_clips_without_sound_are_replaced_and_named(tmp_path, pretrained, corpus, pictures, capsys):
+    clips = [clip for clip in read_manifest(corpus) if clip.split == "train"][:6]
+    rows = "".join(f"{clip.path},{clip.label},train\n" for clip in clips)
+    picture = pictures.parent / "0.png"
+    (tmp_path / "m.csv").write_text(f"path,label,split\n{rows}{picture},{clips[0].label},train\n")
+    arguments = ("--task=audio", "--data", tmp_path / "m.csv", "--init", pretrained, "--out", tmp_path / "run")
+    assert run(*arguments, *FEW) == 0
+    said = capsys.readouterr()
+    assert "0.png" in said.err
+    assert "no scores" in said.out
+    assert "0.png" in (tmp_path / "run" / "bad_clips.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--task=video"], 2, "--data is missing"),
+        (["--task=video", "--data={data}"], 2, "--init is missing"),
+        (["--task=video", "--data={data}", "--init=nowhere"], 1, "neither a folder"),
+        (["--task=video", "--data=nowhere.csv", "--init=none"], 2, "nowhere.csv"),
+        (["--task=video", "--data={data}", "--init=none", "--model=tinny"], 2, "did you mean 'tiny'"),
+        (["--task=video", "--data={data}", "--init={model}", "--model=tiny"], 2, "--model"),
+        (["--task=video", "--data={data}", "--init=none", "--set=mixup=5"], 2, "only sound is mixed"),
+        (["--task=audio", "--data={data}", "--init=none", "--set=smoothing=0.1"], 2, "smoothing must be 0"),
+        (["--task=image", "--data={data}", "--init=none", "--frames=8"], 2, "one row of voxels"),
+        (["--task=video", "--data={data}", "--init=none", "--drop-rate=1"], 2, "model.drop.rate"),
+        (["--task=video", "--data={data}", "--init=none", "--set=optim.rat=1"], 2, "did you mean 'optim.rate'"),
+        (["--task=video", "--data={data}", "--init=none", "--set=data.train_split=val"], 2, "no rows of split 'val'"),
+        (["--task=video", "--data={unlabelled}", "--init=none"], 2, "no label"),
+        (["--task=video", "--data={several}", "--init=none"], 2, "--loss sigmoid"),
+        (["--resume"], 2, "--out"),
+        (["--out={run}", "--task=audio", "--data={data}", "--init=none"], 2, "already holds a run"),
+        (["--out={run}", "--resume", "--task=video"], 2, "leave --task out"),
+        (["--out={run}", "--resume", "--loss=softmax"], 2, "loss: 'sigmoid' -> 'softmax'"),
+        (["--out={run}", "--resume", "--steps=3"], 2, "step 6 already"),
+        (["--out={run}", "--resume", "--data={several}"], 1, "changed since the run began"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(
+    arguments, code, message, tmp_path, monkeypatch, capsys, corpus, pretrained, whole
+):
+    monkeypatch.chdir(tmp_path)
+    clip = read_manifest(corpus)[0].path
+    (tmp_path / "unlabelled.csv").write_text(f"path\n{clip}\n")
+    (tmp_path / "several.csv").write_text(f"path,label\n{clip},a | b\n{clip},a\n")
+    shutil.copytree(whole, tmp_path / "whole")
+    names = {"data": corpus, "model": pretrained, "run": tmp_path / "whole"}
+    names |= {"unlabelled": "unlabelled.csv", "several": "several.csv"}
+    assert run(*(argument.format(**names) for argument in arguments)) == code
+    assert message in capsys.readouterr().err
+
+
+def test_presets_are_the_release(capsys):
+    video, audio, image = (PRESETS[task](mbs().model) for task in ("video", "audio", "image"))
+    for config in (video, audio, image):
+        check_finetuning(config)
+        assert config.optim == SGDConfig(rate=0.005, warmup=2_500, momentum=0.9, clip=0.75)
+        assert (config.steps, config.save_every, config.keep_checkpoints) == (100_000, 5_000, 10)
+    assert (video.model.video.fps, video.head_dropout, video.smoothing) == (12.5, 0.5, 0.1)
+    assert (audio.model.audio.rate, audio.model.audio.samples / audio.model.audio.rate) == (24_000, 6.4)
+    assert (audio.loss, audio.mixup, audio.head_dropout) == ("sigmoid", 5.0, 0.0)
+    assert image.model.video.grid == (1, 14, 14)
+    assert run("--task=video", "--data=x.csv", "--init=none", "--steps=1000", "--print-config") == 0
+    assert json.loads(capsys.readouterr().out)["optim"]["warmup"] == 25  # the share of the release's steps
+
+
+def recorded_batch(recording: Recording, audio: bool) -> Batch:
+    x, labels = recording.input("in.train"), recording.input("in.onehot")
+    nothing, ones = torch.empty(len(x), 0), torch.ones(len(x))
+    video, sound = (nothing, x[..., 0]) if audio else (x, nothing)
+    return Batch(video, sound, nothing, ones, ones, ones, labels.argmax(1), labels, [], [], [], 0.0, 0.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", ["finetune_video", "finetune_audio", "finetune_video_from_agnostic"])
+def test_a_step_is_the_releases(shared, name, fused):
+    fixtures = Fixtures(shared / "parity" / "fixtures", choose(fused, CPU))
+    with np.load(fixtures.folder / f"{name}.npz") as npz:
+        recording = Recording(name, dict(npz), fixtures)
+    model = fixtures.load(f"ckpt_{name}")
+    classifier = model.module  # in eval mode: recorded without dropout
+    audio = classifier.modality == "audio"
+    free = FinetuneConfig(task="audio" if audio else "video", loss="sigmoid" if audio else "softmax",
+                          optim=SGDConfig(rate=0.5, warmup=0, clip=0.0))  # fmt: skip
+    before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
+
+    def step(config: FinetuneConfig) -> dict:
+        classifier.load_state_dict(before)
+        optimizer = optimizers.SGD(classifier.parameters(), config.optim.rate, config.optim.momentum)
+        batch = recorded_batch(recording, audio)
+        return finetuning_step.finetune_step(classifier, optimizer, batch, config, 0, autocast_for(CPU, torch.float32))
+
+    record = step(free)
+    recording.check("single.loss", torch.tensor(record["loss"]))
+    check_gradients(recording, "grad.", model)
+    assert [row.array for row in recording.rows if not row.passed] == []
+    gradients = {key: p.grad.clone() for key, p in classifier.named_parameters()}
+    for key, parameter in classifier.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[key] - 0.5 * gradients[key])
+    limit = record["gradient_norm"] / 3
+    step(FinetuneConfig(task=free.task, loss=free.loss, optim=SGDConfig(rate=0.5, warmup=0, clip=limit)))
+    for key, parameter in classifier.named_parameters():
+        share = 1 / 3 if key.startswith("backbone.") else 1.0
+        torch.testing.assert_close(parameter.grad, share * gradients[key], rtol=1e-4, atol=1e-9)
+
+
+def test_sounds_and_labels_are_mixed_alike():
+    x = torch.eye(16)
+    sound, labels = finetuning_step.mix(x, x, 5.0, seed=3)
+    assert torch.equal(sound, labels)
+    torch.testing.assert_close(sound.sum(1), torch.ones(16))
+    shares = sound.diagonal()
+    assert len(set(shares.tolist())) > 10  # one share a clip
+    assert torch.equal(finetuning_step.mix(x, x, 5.0, seed=3)[0], sound)
+    assert not torch.equal(finetuning_step.mix(x, x, 5.0, seed=4)[0], sound)
+
+
+def test_inception_boxes_lie_inside_and_in_range():
+    rng = np.random.default_rng(0)
+    boxes = [inception_box(120, 160, (0.08, 1.0), (0.5, 2.0), rng) for _ in range(500)]
+    areas = np.array([h * w / (120 * 160) for _, _, h, w in boxes])
+    assert all(min(t, x) >= 0 and t + h <= 120 and x + w <= 160 for t, x, h, w in boxes)
+    assert areas.min() >= 0.1
+    assert areas.min() < 0.15
+    assert areas.max() > 0.8
+    assert all(0.48 <= w / h <= 2.1 for _, _, h, w in boxes)
+    assert inception_box(10, 200, (0.9, 1.0), (1.0, 1.0), rng) == (0, 0, 10, 200)  # nothing fits
+
+
+def test_crops_show_what_they_should():
+    frames = np.broadcast_to(np.arange(0, 240, 3, dtype=np.uint8)[None, None, :, None], (2, 40, 80, 3)).copy()
+    crops = three_crops(frames, 40)
+    assert crops.shape == (3, 2, 40, 40, 3)
+    for crop, start in zip(crops, (0, 20, 40), strict=True):
+        assert np.array_equal(crop, frames[:, :, start : start + 40])
+    still = replace(FinetuneConfig().data.augment, flip=False, colour_jitter=0.0)
+    whole = inception_video(frames[:, :, :40], 40, (1.0, 1.0), (1.0, 1.0), still, np.random.default_rng(0))
+    assert np.array_equal(whole, frames[:, :, :40])
+    mirrored = {
+        bool(np.array_equal(inception_video(frames[:, :, :40], 40, (1.0, 1.0), (1.0, 1.0), replace(still, flip=True),
+                                            np.random.default_rng(seed)), frames[:, :, 39::-1]))
+        for seed in range(8)
+    }  # fmt: skip
+    assert mirrored == {False, True}

@@ -1,0 +1,84 @@
+"""Optimizers and learning rates against their formulas."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vatt.config.pretraining import OptimConfig
+from vatt.training.optimizers import Adam
+from vatt.training.schedules import learning_rate
+
+
+def literal_adam(w, grads, rates, b1=0.9, b2=0.999, eps=1e-7):
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(grads, rates, strict=True), 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = w - rate * np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v) + eps)
+    return w
+
+
+def test_adam_is_keras_adam_also_where_eps_matters():
+    rng = np.random.default_rng(0)
+    w, grads = rng.normal(size=(7,)), rng.normal(size=(5, 7)) * 10.0 ** rng.integers(-9, 1, size=(5, 7))
+    rates = [1e-3, 2e-3, 5e-3, 1e-3, 1e-2]
+    p = nn.Parameter(torch.tensor(w))
+    optimizer = Adam([p], OptimConfig())
+    for g, rate in zip(grads, rates, strict=True):
+        p.grad = torch.tensor(g)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    np.testing.assert_allclose(p.detach().numpy(), literal_adam(w, grads, rates), rtol=1e-12)
+
+
+def test_adam_resumes_to_the_bit():
+    torch.manual_seed(0)
+    grads = torch.randn(6, 4)
+
+    def run(parameter, optimizer, some):
+        for g in some:
+            parameter.grad = g.clone()
+            optimizer.step()
+
+    whole = nn.Parameter(torch.ones(4))
+    run(whole, Adam([whole], OptimConfig()), grads)
+    first = nn.Parameter(torch.ones(4))
+    before = Adam([first], OptimConfig())
+    run(first, before, grads[:3])
+    second = nn.Parameter(first.detach().clone())
+    after = Adam([second], OptimConfig())
+    after.load_state_dict(before.state_dict())
+    run(second, after, grads[3:])
+    assert torch.equal(whole, second)
+
+
+def test_frozen_parameters_get_no_moments():
+    frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = Adam([frozen, nn.Parameter(torch.ones(2))], OptimConfig())
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(0, 0.0), (2500, 5e-5), (5000, 1e-4), (252_500, 7.5e-5), (499_999, 5e-5), (600_000, 5e-5)]
+)
+def test_official_schedule(step, rate):
+    assert learning_rate(step, OptimConfig(), 500_000) == pytest.approx(rate, rel=1e-5)
+
+
+def test_schedule_equals_the_recorded_one(shared):
+    recorded = np.load(shared / "parity/fixtures/schedules.npz")
+    ours = [learning_rate(int(step), OptimConfig(), 500_000) for step in recorded["pretrain.steps"]]
+    np.testing.assert_allclose(ours, recorded["pretrain.lr"], rtol=2e-6)
+
+
+def test_adam_equals_the_recorded_one(shared):
+    recorded = np.load(shared / "parity/fixtures/optimizers.npz")
+    p = nn.Parameter(torch.tensor(recorded["w0"]))
+    optimizer = Adam([p], OptimConfig())
+    for gradient, rate, expected in zip(
+        recorded["grads"], recorded["lr_used"], recorded["adam.trajectory"], strict=True
+    ):
+        p.grad = torch.tensor(gradient)
+        optimizer.param_groups[0]["lr"] = float(rate)
+        optimizer.step()
+        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,116 @@
+"""Is every setting of a `Config` in its range? Asked once, before anything is written or trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..errors import ConfigError
+from .model import EncoderConfig, ModelConfig, kept_tokens
+from .pretraining import Config
+
+Finding = tuple[str, bool, str]  # setting, fine, what it must be
+
+
+def check(config: Config) -> None:
+    """Raises `ConfigError` naming the first setting out of range and what it must be."""
+    for name, fine, wanted in _findings(config):
+        if not fine:
+            raise ConfigError(f"{name} must be {wanted}, got {_value(config, name)!r}")
+
+
+def _value(config: Config, name: str) -> object:
+    value: object = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _at_least(low: float, **values: float) -> Iterator[Finding]:
+    """`values`: dotted names with __ for the dots."""
+    for name, value in values.items():
+        yield name.replace("__", "."), math.isfinite(value) and value >= low, f"at least {low:g}"
+
+
+def _share(name: str, value: float) -> Finding:
+    return name, 0 <= value <= 1, "between 0 and 1"
+
+
+def _findings(c: Config) -> Iterator[Finding]:
+    yield from _model(c.model)
+    yield "loss.form", c.loss.form in ("asymmetric", "symmetric", "paper"), "asymmetric, symmetric or paper"
+    yield "loss.temperature", 0 < c.loss.temperature < math.inf, "above 0"
+    yield from _at_least(0, loss__video_text=c.loss.video_text, loss__video_audio=c.loss.video_audio)
+    yield "loss.video_text", c.loss.video_text + c.loss.video_audio > 0, "above 0 where loss.video_audio is 0"
+    yield from _data(c)
+    o = c.optim
+    yield from _at_least(0, optim__rate=o.rate, optim__final_rate=o.final_rate, optim__warmup=o.warmup,
+                         optim__clip=o.clip)  # fmt: skip
+    for name, beta in (("optim.beta1", o.beta1), ("optim.beta2", o.beta2)):
+        yield name, 0 <= beta < 1, "at least 0 and below 1"
+    yield "optim.eps", 0 < o.eps < math.inf, "above 0"
+    yield "seed", 0 <= c.seed < 2**32, "between 0 and 4294967295"
+    yield "dtype", c.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"
+    yield from _at_least(1, steps=c.steps, save_every=c.save_every, keep_checkpoints=c.keep_checkpoints,
+                         max_nonfinite=c.max_nonfinite, log_every=c.log_every, eval_windows=c.eval_windows)  # fmt: skip
+    yield from _at_least(0, eval_clips=c.eval_clips, micro_batch=c.micro_batch)
+    yield "parallel", c.parallel in ("ddp", "fsdp"), "ddp or fsdp"
+
+
+def _data(c: Config) -> Iterator[Finding]:
+    d, a = c.data, c.data.augment
+    yield "data.batch_size", d.batch_size >= 2, "at least 2: one clip has no negatives"
+    yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
+    yield from _at_least(1, data__prefetch=d.prefetch)
+    yield "data.builtin_clips", d.builtin_clips >= 2, "at least 2"
+    yield _share("data.max_bad_share", d.max_bad_share)
+    yield "data.decode_seconds", 0 < d.decode_seconds < math.inf, "above 0"
+    yield "data.decoder", d.decoder in ("auto", "pyav", "dali"), "auto, pyav or dali"
+    yield _share("data.augment.scale_jitter", a.scale_jitter)
+    yield _share("data.augment.colour_jitter", a.colour_jitter)
+    low, high = a.scale_range
+    yield "data.augment.scale_range", 0 < low <= high < math.inf, "two factors above 0, the smaller one first"
+    for name in ("brightness", "saturation", "contrast"):
+        yield _share(f"data.augment.{name}", getattr(a, name))
+    yield "data.augment.hue", 0 <= a.hue <= 0.5, "between 0 and 0.5"
+    yield from _at_least(0, data__augment__audio_noise=a.audio_noise)
+
+
+def _model(m: ModelConfig) -> Iterator[Finding]:
+    yield "model.kind", m.kind in ("specific", "agnostic"), "specific or agnostic"
+    for name in ("video_encoder", "audio_encoder", "text_encoder", "shared_encoder"):
+        yield from _encoder(f"model.{name}", getattr(m, name))
+    v, a, t = m.video, m.audio, m.text
+    yield from _at_least(1, model__video__frames=v.frames, model__video__size=v.size)
+    yield "model.video.frames", v.frames <= 2**16, "at most 65536"
+    yield "model.video.size", v.size <= 2**13, "at most 8192 pixels"
+    yield "model.video.fps", 0 < v.fps < math.inf, "above 0"
+    yield "model.video.patch", min(v.patch) >= 1, "three sizes of at least 1"
+    yield "model.video.patch", min(v.grid) >= 1, f"at most {v.frames} frames and {v.size} x {v.size} pixels"
+    yield "model.video.tables", v.tables is None or min(v.tables) >= 1, "three lengths of at least 1"
+    yield from _at_least(1, model__audio__rate=a.rate, model__audio__patch=a.patch)
+    yield "model.audio.samples", a.samples >= a.patch, f"at least one patch, {a.patch} samples"
+    yield "model.audio.samples", a.samples <= 2**31, "at most 2147483648"
+    yield "model.text.words", t.words <= 2**16, "at most 65536"
+    yield "model.text.captions", t.captions <= 2**16, "at most 65536"
+    yield from _at_least(1, model__text__words=t.words, model__text__captions=t.captions,
+                         model__text__embedding=t.embedding)  # fmt: skip
+    yield "model.text.vocabulary", t.vocabulary >= 3, "at least 3: padding, unknown and a word"
+    yield "model.text.buckets", t.buckets >= 4 and t.buckets % 2 == 0, "even and at least 4"
+    yield "model.text.max_distance", t.max_distance > t.buckets // 4, f"above a quarter of {t.buckets} buckets"
+    yield from _at_least(1, model__post_width=m.post_width, model__head__video_audio=m.head.video_audio,
+                         model__head__video_text=m.head.video_text)  # fmt: skip
+    yield "model.drop.sampling", m.drop.sampling in ("batch", "sample"), "batch or sample"
+    yield "model.drop.rate", 0 <= m.drop.rate < 1, "at least 0 and below 1"
+    for tokens, what in ((v.tokens, "video"), (a.tokens, "audio")):
+        kept = kept_tokens(tokens, m.drop.rate)
+        yield "model.drop.rate", kept >= 1, f"low enough to keep one of the {tokens} {what} tokens"
+        filled = 1 <= m.drop.align <= (tokens + 1) // 2
+        yield "model.drop.align", filled, f"at least 1 and at most half of the {tokens} {what} tokens and AGG"
+
+
+def _encoder(name: str, e: EncoderConfig) -> Iterator[Finding]:
+    for setting in ("width", "layers", "heads", "mlp"):
+        yield f"{name}.{setting}", getattr(e, setting) >= 1, "at least 1"
+    yield f"{name}.head_width", 1 <= e.head_width <= 128, "between 1 and 128"
+    yield f"{name}.dropout", 0 <= e.dropout < 1, "at least 0 and below 1"

@@ -1,0 +1,119 @@
+"""Batches of training clips, a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+
+import numpy as np
+
+from ...config.data import DataConfig
+from ...config.model import ModelConfig
+from ...errors import DataError
+from ..clip import Clip, Manifest
+from ..decoding.audio import to_float
+from ..decoding.container import BadClip
+from ..tokenizer import Tokenizer
+from .augment import Frames, audio_noise, train_video
+from .base import Clips, Sample
+from .batch import MODALITIES, Batch
+
+MAX_ATTEMPTS = 32
+_ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
+
+
+class ClipDataset(Clips):
+    """Training batches: `dataset[step]`, for any step from 0 on.
+
+    With `data.cache_gb` decoded rows are kept in memory, an equal part in each of `data.workers` processes.
+    `frames`: of a window, if not `model.video.frames`; an image repeats its one frame, so 4 of them are the release's
+    image protocol, a grid of one temporal row. `read`: modalities to read, as far as a clip has them; the others are as
+    if no clip had any, and cost nothing. `needs`: modalities without which a clip is bad. Every pair of pre-training
+    has video in it; a task of sound alone is `read=("audio",), needs=("audio",)`. `slots`: the part of each batch that
+    this process builds, all of it by default; the parts of several processes make up the batch of one.
+
+    Raises:
+        DataError: no clips, a word list larger than the model's table, or no decodable clip in `MAX_ATTEMPTS` draws.
+    """
+
+    def __init__(
+        self,
+        clips: Manifest,
+        data: DataConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        batch_size: int | None = None,
+        *,
+        frames: int | None = None,
+        read: Collection[str] = MODALITIES,
+        needs: Collection[str] = ("video",),
+        slots: range | None = None,
+    ) -> None:
+        super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
+        self.seed = seed
+        self.slots = range(self.batch_size) if slots is None else slots
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.clips) // self.batch_size)
+
+    def planned(self, step: int, slot: int) -> int:
+        """Position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
+        n, size = len(self.clips), self.batch_size
+        if n < size:
+            epoch, place = divmod(step * size + slot, n)
+        else:
+            epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
+        return int(_permutation(self.seed, epoch, n)[place])
+
+    def __getitem__(self, step: int) -> Batch:
+        since = self.clocks()
+        tried: list[int] = []
+        bad: list[tuple[int, str]] = []
+        samples = [self._sample(step, slot, tried, bad) for slot in self.slots]
+        return self.batch(samples, tried, bad, since)
+
+    def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:
+        """uint8 [T, h, w, 3] -> [T, size, size, 3]: the augmentation of a window."""
+        return train_video(frames, self.model.video.size, self.data.augment, rng)
+
+    def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
+        for attempt in range(MAX_ATTEMPTS):
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
+            clip = self.clips[self.planned(step, slot) if attempt == 0 else self._replacement(step, rng)]
+            tried.append(clip.index)
+            try:
+                return self._read(clip, rng)
+            except BadClip as error:
+                bad.append((clip.index, error.reason))
+        raise DataError(
+            f"step {step}: {MAX_ATTEMPTS} clips in a row could not be used, the last one {clip.name}: {bad[-1][1]}; "
+            f"see which clips under {self.clips.root} can be decoded"
+        )
+
+    def _replacement(self, step: int, rng: np.random.Generator) -> int:
+        n, size = len(self.clips), self.batch_size
+        if n <= size:
+            return int(rng.integers(n))
+        # Any clip that the batch does not hold: the same clip twice would be its own negative.
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return int(_permutation(self.seed, epoch, n)[(place * size + size + rng.integers(n - size)) % n])
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        self.require_text(clip)
+        share = int(self.data.cache_gb * 1e9 / max(1, self.data.workers))
+        windows = self.windows(share)
+        window = windows.read(clip, int(rng.integers(windows.last_offset(clip) + 1)))
+        text, has_text = self.text(clip, rng)
+        video = audio = None
+        if window.video is not None:
+            video = self.crop(window.video, rng)
+        if window.audio is not None:
+            audio = audio_noise(to_float(window.audio), self.data.augment.audio_noise, rng)
+        return Sample(clip, video, audio, text, has_text)
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _ORDER, epoch]))).permutation(n)

@@ -1,0 +1,177 @@
+"""Windows of clips: what a model sees at once, cut from a row of the manifest, with a bounded cache of decoded rows.
+
+A window starts on the grid of the frame rate, `row.start + offset / fps` with a whole `offset`. With the cache on, rows
+of up to `WHOLE_SECONDS` are decoded once and windows are cut out; otherwise each window is decoded alone. Which of the
+two happens depends on the settings and the row only, and what the cache has dropped is decoded again: neither its size
+nor the number of workers changes a window. The two ways agree on the frames of an intact file; sound differs by
+the resampler's phase (below one sample). In a damaged file, decoding the whole row meets damage that a window may miss.
+
+A row shorter than a window repeats, video and sound with the same period, so that they stay in step; so does the one
+frame of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...config.model import AudioConfig, VideoConfig
+from ..clip import Clip
+from ..decoding.container import BOTH, BadClip, probe
+from ..decoding.span import DecodedSpan, decode_span
+from ..decoding.video import grid_frames
+from ..decoding.watchdog import Watch
+
+WHOLE_SECONDS = 20.0
+KNOWN_DURATIONS = 100_000  # remembered, so that a corpus of millions does not fill the memory with them
+
+
+@dataclass(frozen=True)
+class Window:
+    """`video` uint8 [T, h, w, 3]; `audio` int16 [S]; None where there is none, or it is not read."""
+
+    video: NDArray[np.uint8] | None
+    audio: NDArray[np.int16] | None
+
+
+class WindowReader:
+    """Reads windows of `video.frames` frames and `audio.samples` samples. One per process; raises `BadClip`.
+
+    `read`: modalities to decode, where there are any; `needs`: those without which a clip is bad.
+    `cache_bytes`: decoded rows kept, least recently used dropped first; 0 turns the cache off. `watch` is told of all
+    that is opened.
+    """
+
+    def __init__(
+        self,
+        video: VideoConfig,
+        audio: AudioConfig,
+        short_side: int,
+        time_limit: float,
+        cache_bytes: int = 0,
+        *,
+        read: Collection[str] = BOTH,
+        needs: Collection[str] = ("video",),
+        watch: Watch | None = None,
+    ) -> None:
+        self.video, self.audio = video, audio
+        self.short_side, self.time_limit, self.cache_bytes = short_side, time_limit, cache_bytes
+        self.modalities, self.needs = read, needs
+        self.watch = watch or Watch(math.inf)
+        # Steps of the grid in a window: the sound may cover more time than the frames.
+        heard = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
+        self.steps = max(video.frames if "video" in read else 1, heard)
+        self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
+        self._cached_bytes = 0
+        self._durations: dict[Path, float] = {}
+        self._bad: dict[int, str] = {}
+
+    def seconds(self, clip: Clip) -> float:
+        """Length of the row: to its end, or to that of the file if that comes first."""
+        self._known(clip)
+        duration = self._durations.get(clip.path)
+        if duration is None:
+            try:
+                with self.watch.decoding(clip):
+                    info = probe(clip.path, time_limit=self.time_limit, read=self.modalities, needs=self.needs)
+            except BadClip as bad:
+                self._remember(clip, bad)
+                raise  # not `from bad`: an error that is its own cause keeps what was open until the collector comes
+            if len(self._durations) == KNOWN_DURATIONS:
+                self._durations.clear()
+            self._durations[clip.path] = duration = info.duration
+        end = duration if clip.end is None else min(clip.end, duration)
+        # A row that starts after the declared end: let the decoder say what is there.
+        return max(0.0, end - clip.start)
+
+    def last_offset(self, clip: Clip) -> int:
+        """The largest offset of a window in the row; 0 for rows shorter than a window."""
+        return max(0, math.floor(self.seconds(clip) * self.video.fps + 0.01) - self.steps)
+
+    def read(self, clip: Clip, offset: int) -> Window:
+        """The window at `offset` steps of 1 / fps after the start of the row."""
+        if self.cache_bytes > 0 and self.seconds(clip) <= WHOLE_SECONDS:
+            return self._cut(clip, self._whole(clip), offset)
+        return self._cut(clip, self._decode(clip, clip.start + offset / self.video.fps, self.steps), 0)
+
+    def read_spaced(self, clip: Clip, windows: int) -> list[Window]:
+        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row."""
+        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()
+        if self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps):
+            span = self._whole(clip)
+            return [self._cut(clip, span, offset) for offset in offsets]
+        return [self.read(clip, offset) for offset in offsets]
+
+    def _whole(self, clip: Clip) -> DecodedSpan:
+        span = self._cache.get(clip.index)
+        if span is not None:
+            self._cache.move_to_end(clip.index)
+            return span
+        self._known(clip)
+        frames = max(self.steps, grid_frames(self.seconds(clip), self.video.fps))
+        try:
+            span = self._decode(clip, clip.start, frames)
+        except BadClip as bad:
+            self._bad[clip.index] = bad.reason  # what is wrong with a part is wrong with the row
+            raise BadClip(bad.path, bad.reason) from bad
+        if span.nbytes <= self.cache_bytes:
+            self._cache[clip.index] = span
+            self._cached_bytes += span.nbytes
+            while self._cached_bytes > self.cache_bytes:
+                _, dropped = self._cache.popitem(last=False)
+                self._cached_bytes -= dropped.nbytes
+        return span
+
+    def _decode(self, clip: Clip, start: float, frames: int) -> DecodedSpan:
+        self._known(clip)
+        try:
+            with self.watch.decoding(clip):
+                return decode_span(
+                    clip.path,
+                    start=start,
+                    end=clip.end,
+                    fps=self.video.fps,
+                    frames=frames,
+                    rate=self.audio.rate,
+                    short_side=self.short_side,
+                    time_limit=self.time_limit,
+                    read=self.modalities,
+                    needs=self.needs,
+                )
+        except BadClip as bad:
+            self._remember(clip, bad)
+            raise
+
+    def _cut(self, clip: Clip, span: DecodedSpan, offset: int) -> Window:
+        per_step = self.audio.rate / self.video.fps
+        if span.video is not None:
+            steps = len(span.video)
+        else:
+            assert span.audio is not None
+            steps = grid_frames(len(span.audio) / self.audio.rate, self.video.fps)
+        period = min(self.steps, steps - offset)
+        if period <= 0:
+            at, what = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
+            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {what} ends before", whole=False)
+        video = None if span.video is None else span.video[offset + np.arange(self.video.frames) % period]
+        if span.audio is None:
+            return Window(video, None)
+        first = round(offset * per_step)
+        piece = span.audio[first : first + round(period * per_step)]
+        return Window(video, piece[np.arange(self.audio.samples) % len(piece)])
+
+    def _remember(self, clip: Clip, bad: BadClip) -> None:
+        # Only what every window of the row would meet: remembering must not change what a fresh process does.
+        if bad.whole:
+            self._bad[clip.index] = bad.reason
+
+    def _known(self, clip: Clip) -> None:
+        self.watch.alive()  # also where all that follows is in the cache
+        if clip.index in self._bad:
+            raise BadClip(clip.path, self._bad[clip.index])

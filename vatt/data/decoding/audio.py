@@ -1,0 +1,248 @@
+"""The sound of one time span as mono int16, placed on the clip's clock to the sample.
+
+Sound beside pictures is forgiving: broken packets and gaps become silence, and a track of which nothing decodes counts
+as none. Sound alone ends where it ends, and is held to the length that its header declares, as video is.
+
+Encoders fill their last packet up. FFmpeg up to 8 gives this padding of an MP4 track as sound, FFmpeg 9 cuts it off
+where the track's edit list ends; here it is cut at the track's declared end, so that both give the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.frame import Frame
+from numpy.typing import NDArray
+
+from ...config.model import AudioConfig
+from ...runtime.compatibility import OPEN_OPTIONS
+from .container import OPTIONS, BadClip, Deadline, Late, Reader, plain, seconds_of
+
+LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
+GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
+END_TOLERANCE = 1.0  # seconds by which a stream may end before its declared end
+
+
+def read_audio(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
+    """`samples` samples at `rate` Hz from `start` seconds on; None without a usable sound track."""
+    track = _read_track(reader, start, rate, samples)
+    return None if track is None else track.samples
+
+
+def read_audio_alone(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
+    """The same of a reader without video: fewer samples where the sound ends earlier.
+
+    Raises:
+        BadClip: no sound at `start`, or a track that ends more than `END_TOLERANCE` before its declared end and
+            before the asked-for span is complete.
+    """
+    track = _read_track(reader, start, rate, samples)
+    if track is None:
+        return None
+    ends = start + track.end / rate
+    if track.end < samples and reader.declared is not None and reader.declared - ends > END_TOLERANCE:
+        raise BadClip(reader.path, f"sound ends at {ends:.2f} s of {reader.declared:.2f} s", whole=False)
+    if track.end <= 0:
+        raise BadClip(reader.path, f"no sound at {start:.2f} s: it ends before", whole=False)
+    return track.samples[: track.end]
+
+
+def _read_track(reader: Reader, start: float, rate: int, samples: int) -> _Track | None:
+    if reader.audio is None or reader.audio.codec_context is None:
+        return None
+    for position in (start - LEAD, start - 2.0 - LEAD, None):
+        if not reader.move(reader.audio, position):
+            continue
+        try:
+            return _track_from(reader, start, rate, samples)
+        except Late:
+            continue
+    raise AssertionError("reading from the beginning cannot be late")
+
+
+def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track | None:
+    stream = reader.audio
+    assert stream is not None
+    origin = reader.origin or 0.0
+    begins = (seconds_of(stream.start_time, stream) or 0.0) - origin
+    track = _Track(start, rate, samples)
+    heard = failed = False
+    cut = PaddingCut(reader.container, stream)
+    for packet in reader.packets(stream):
+        try:
+            decoded = stream.decode(packet)
+        except FFmpegError:
+            failed = True
+            track.cut()
+            continue
+        for frame in cut(decoded):
+            at = seconds_of(frame.pts, stream)
+            at = track.expected if at is None else at - origin
+            if not heard and not reader.from_start and at > max(start, begins + GAP):
+                raise Late
+            heard = True
+            if at >= start + samples / rate:
+                track.finish()
+                track.end = samples
+                return track
+            track.add(frame, at)
+    if not heard and reader.from_start:
+        return None
+    if not heard and failed:
+        raise Late  # only the whole track tells one broken place from a track that does not decode
+    for frame in cut.rest():
+        at = seconds_of(frame.pts, stream)
+        assert at is not None  # only frames with a time are held back
+        track.add(frame, at - origin)
+    track.finish()
+    return track
+
+
+class PaddingCut:
+    """Cuts the padding off the decoded frames of an MP4 track; those of other containers pass as they are."""
+
+    def __init__(self, container: InputContainer, stream: AudioStream) -> None:
+        self.end: Fraction | None = None  # seconds
+        if "mp4" in container.format.name.split(",") and stream.duration and stream.time_base:
+            self.end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        self.held: list[AudioFrame] = []
+
+    def __call__(self, frames: Iterable[Frame]) -> list[AudioFrame]:
+        """Return those of the next frames, in order, that lie before the end; what reaches beyond is held back."""
+        passed: list[AudioFrame] = []
+        for frame in frames:
+            assert isinstance(frame, AudioFrame)
+            if self.end is None or frame.pts is None or frame.time_base is None:
+                passed.append(frame)
+                continue
+            at, length = frame.pts * frame.time_base, Fraction(frame.samples, frame.sample_rate)
+            if at > self.end + length:  # more than the rest of a packet: this is sound, and the declared end is none
+                passed += [*self.held, frame]
+                self.held, self.end = [], None
+            elif at + length > self.end:
+                self.held.append(frame)
+            else:
+                passed.append(frame)
+        return passed
+
+    def rest(self) -> list[AudioFrame]:
+        """Return what was held back, cut at the track's end; to be asked when there are no more frames."""
+        kept = []
+        for frame in self.held:
+            assert self.end is not None
+            assert frame.pts is not None
+            assert frame.time_base is not None
+            samples = round((self.end - frame.pts * frame.time_base) * frame.sample_rate)
+            if samples > 0:
+                kept.append(frame if samples >= frame.samples else _shortened(frame, samples))
+        return kept
+
+
+def _shortened(frame: AudioFrame, samples: int) -> AudioFrame:
+    channels = 1 if frame.format.is_planar else frame.layout.nb_channels
+    data: Any = np.ascontiguousarray(frame.to_ndarray()[:, : samples * channels])
+    short = AudioFrame.from_ndarray(data, frame.format.name, frame.layout.name)
+    short.sample_rate, short.pts, short.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return short
+
+
+class _Track:
+    """Resamples frames to mono and places them by their timestamps; what no frame covers stays silent.
+
+    `end`: samples up to the end of the last frame placed.
+    """
+
+    def __init__(self, start: float, rate: int, samples: int) -> None:
+        self.start, self.rate = start, rate
+        self.samples = np.zeros(samples, np.int16)
+        self.expected = 0.0
+        self.end = 0
+        self.cut()
+
+    def cut(self) -> None:
+        """The next frame starts a new piece."""
+        self.resampler: av.AudioResampler | None = None
+
+    def add(self, frame: AudioFrame, at: float) -> None:
+        seconds = frame.samples / frame.sample_rate
+        if self.resampler is not None and abs(at - self.expected) > GAP:
+            self.finish()
+        if self.resampler is None:
+            if at + seconds < self.start - GAP:  # decoded for the codec's state only
+                return
+            self.resampler = av.AudioResampler("s16", "mono", self.rate)
+            self.expected = at
+            self.position = round((at - self.start) * self.rate)
+        self.expected += seconds
+        try:
+            self._place(self.resampler.resample(frame))
+        except (FFmpegError, ValueError):  # the format changed within the stream
+            self.cut()
+
+    def finish(self) -> None:
+        """Places what the resampler still holds."""
+        if self.resampler is not None:
+            self._place(self.resampler.resample(None))
+            self.cut()
+
+    def _place(self, frames: list[AudioFrame]) -> None:
+        for frame in frames:
+            piece = frame.to_ndarray().reshape(-1)
+            first, last = max(0, self.position), min(len(self.samples), self.position + len(piece))
+            if first < last:
+                self.samples[first:last] = piece[first - self.position : last - self.position]
+                self.end = max(self.end, last)
+            self.position += len(piece)
+
+
+def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """int16 samples to float32 in [-1, 1)."""
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+def read_sound_windows(path: Path, audio: AudioConfig, windows: int, time_limit: float) -> NDArray[np.float32]:
+    """float32 [windows, audio.samples], about [-1, 1], mono at `audio.rate`: evenly spaced, first at the start and last
+    at the end; a shorter sound repeats. Raises `BadClip` for a file without a sound that decodes in time."""
+    sound = read_sound(path, audio.rate, time_limit)
+    last = max(0, len(sound) - audio.samples)
+    offsets = np.linspace(0, last, windows).astype(int)
+    places = offsets[:, None] + np.arange(audio.samples)[None]
+    return to_float(sound[places % len(sound)])
+
+
+def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
+    """The whole best sound track, int16 [S], mono at `rate` Hz; broken packets are skipped."""
+    deadline = Deadline(path, time_limit)
+    if not path.is_file():
+        raise BadClip(path, "not a file" if path.exists() else "missing")
+    resampler = av.AudioResampler("s16", "mono", rate)
+    frames: list[AudioFrame] = []
+    try:
+        with av.open(str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS) as container:
+            stream = container.streams.best("audio")
+            if not isinstance(stream, AudioStream):
+                raise BadClip(path, "no sound in it")
+            cut = PaddingCut(container, stream)
+            for packet in container.demux(stream):
+                deadline.check()
+                try:
+                    decoded = cut(stream.decode(packet))
+                except FFmpegError:
+                    continue
+                frames += [piece for frame in decoded for piece in resampler.resample(frame)]
+            frames += [piece for frame in cut.rest() for piece in resampler.resample(frame)]
+            frames += resampler.resample(None)
+    except (FFmpegError, OSError, ValueError) as error:
+        raise BadClip(path, f"its sound cannot be read ({plain(error)})") from error
+    if not sum(frame.samples for frame in frames):
+        raise BadClip(path, "no sound in it decodes")
+    return np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames]).astype(np.int16, copy=False)

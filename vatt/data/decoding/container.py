@@ -1,0 +1,321 @@
+"""Opens one media file with PyAV: its streams, its clock, seeking, and what can be wrong with it.
+
+Second 0 is the video stream's first timestamp (MPEG-TS and FLV do not start at zero); sound lies on the same clock, and
+on its own where video is not there or not read. An image is a video of one frame; a cover picture is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
+from ..clip import ManifestError
+from ..media_types import AUDIO, IMAGE
+from ..shards.index import open_clip
+
+# What libav prints about damaged files says nothing that the exceptions do not, once per frame.
+av.logging.set_level(av.logging.PANIC)
+
+MAX_PIXELS = 2**27  # of a frame, four times 8K: damaged headers ask for more memory than there is
+MAX_IMAGE = 2**28  # bytes, which are read into memory
+BOTH = ("video", "audio")
+# Of libav's 370 formats: not playlists and lists of files (HLS, DASH, concat, SDP, numbered images), which open what is
+# written in them, wherever it lies; not devices; and not hundreds that no clip comes in, each a parser to be attacked.
+FORMATS = (
+    *(
+        "mov",
+        "matroska",
+        "avi",
+        "asf",
+        "flv",
+        "mpeg",
+        "mpegts",
+        "mpegvideo",
+        "m4v",
+        "h264",
+        "hevc",
+        "vvc",
+        "vc1",
+        "av1",
+    ),
+    *("obu", "ivf", "ogg", "rm", "mxf", "gxf", "dv", "nut", "wtv", "mjpeg", "yuv4mpegpipe", "gif", "apng", "swf"),
+    *("wav", "w64", "aiff", "au", "caf", "flac", "mp3", "aac", "loas", "ac3", "eac3", "dts", "truehd", "amr", "amrnb"),
+    *("amrwb", "ape", "wv", "tta", "tak", "mpc", "mpc8", "voc", "dsf"),
+    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe", "jpegxl_pipe", "jpegxl_anim"),
+    *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe", ANIMATED_WEBP),
+)
+OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
+
+
+class BadClip(Exception):
+    """A clip that cannot be used. `reason` is short and plain; `whole`: every span of the file fails the same way."""
+
+    def __init__(self, path: Path, reason: str, whole: bool = True) -> None:
+        super().__init__(path, reason, whole)
+        self.path, self.reason, self.whole = path, reason, whole
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """`duration`: seconds of video, or of sound where there is no video; 0 for an image. `fps`: average; `width`,
+    `height`: as stored, before rotation; all three 0 without video."""
+
+    duration: float
+    fps: float
+    width: int
+    height: int
+    has_video: bool
+    has_audio: bool
+
+
+class Deadline:
+    """A wall-clock limit for one clip, looked at between packets and frames."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self.end = path, seconds, time.monotonic() + seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self.end:
+            raise BadClip(self.path, f"took longer than {self.seconds:g} s")
+
+
+class Late(Exception):
+    """A seek that landed after the wanted time."""
+
+
+class Reader:
+    """An open file with its best video stream and the sound that belongs to it, as far as `read` asks for them and
+    they are there; one of them at least. Use `opened`."""
+
+    def __init__(self, path: Path, deadline: Deadline, read: Collection[str] = BOTH) -> None:
+        self.path, self.deadline, self.read = path, deadline, read
+        self.source = _source(path)
+        self._open()
+
+    def close(self) -> None:
+        self.container.close()
+
+    @property
+    def still(self) -> bool:
+        """Whether this is an image, which shows the same at any time. An animated one is a video."""
+        return self.path.suffix.lower() in IMAGE and self.container.format.name != ANIMATED_WEBP
+
+    def _open(self) -> None:
+        suffix = self.path.suffix.lower()
+        try:
+            if isinstance(self.source, io.BytesIO):
+                self.source.seek(0)
+            self.container: InputContainer = av.open(
+                self.source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS
+            )
+        except MemoryError:
+            raise
+        except (FFmpegError, OSError, ValueError) as error:
+            kind = "an image" if suffix in IMAGE else "a sound" if suffix in AUDIO else "a video"
+            raise BadClip(self.path, f"not {kind} ({plain(error)})") from error
+        try:
+            video, audio = self.container.streams.best("video"), None
+            if not isinstance(video, VideoStream) or video.disposition & Disposition.attached_pic:
+                video = None
+            if "audio" in self.read:
+                audio = self.container.streams.best("audio", video)
+            self.video: VideoStream | None = video if "video" in self.read else None
+            self.audio: AudioStream | None = audio if isinstance(audio, AudioStream) else None
+            for stream in (self.video, self.audio):
+                if stream is not None and stream.codec_context is not None:
+                    stream.codec_context.thread_count = 1  # workers are the parallelism
+            if self.video is None and self.audio is None:
+                kinds = {"video": "video stream", "audio": "sound"}
+                raise BadClip(self.path, " and ".join(f"no {kinds[name]}" for name in BOTH if name in self.read))
+            if self.video is not None:
+                if self.video.codec_context is None or not self.video.time_base:
+                    raise BadClip(self.path, "video of an unknown codec")
+                options = {"max_pixels": str(MAX_PIXELS)}
+                if self.still:
+                    options["err_detect"] = "explode"  # or half a JPEG would be a picture, grey below
+                self.video.codec_context.options = options
+        except BaseException:
+            self.container.close()
+            raise
+        self.fresh = self.from_start = True
+
+    @property
+    def clock(self) -> VideoStream | AudioStream:
+        """The stream whose first timestamp is second 0."""
+        stream = self.audio if self.video is None else self.video
+        assert stream is not None
+        return stream
+
+    def require(self, needs: Collection[str]) -> None:
+        """Raises `BadClip` unless there is a stream of every modality in `needs`."""
+        if "video" in needs and self.video is None:
+            raise BadClip(self.path, "no video stream")
+        if "audio" in needs and self.audio is None:
+            raise BadClip(self.path, "no sound")
+
+    @property
+    def origin(self) -> float | None:
+        """Timestamp of second 0, in seconds, if the header holds it."""
+        return seconds_of(self.clock.start_time, self.clock)
+
+    @property
+    def declared(self) -> float | None:
+        """Duration of the clock's stream, if a header holds one (Matroska has it in a tag, hours:minutes:seconds)."""
+        if self.container.format.name in ESTIMATED:
+            return None
+        if self.clock.duration and self.clock.duration > 0:
+            return seconds_of(self.clock.duration, self.clock)
+        parts = self.clock.metadata.get("DURATION", "").split(":")
+        try:
+            hours, minutes, seconds = (float(part) for part in parts)
+        except ValueError:
+            return None
+        # The tag counts from the start of the file.
+        return 3600 * hours + 60 * minutes + seconds - (self.origin or 0.0)
+
+    @property
+    def duration(self) -> float | None:
+        if self.declared:
+            return self.declared
+        if self.container.format.name in ESTIMATED:
+            return None
+        if self.container.duration and self.container.duration > 0:
+            first = (self.container.start_time or 0) / av.time_base
+            rest = first + self.container.duration / av.time_base - (self.origin or 0.0)
+            return rest if rest > 0 else None
+        return None
+
+    def scan_duration(self) -> float:
+        first, last = self.origin, 0.0
+        for packet in self.packets(self.clock):
+            at = seconds_of(packet.pts if packet.pts is not None else packet.dts, self.clock)
+            if at is not None:
+                first = at if first is None else first
+                last = max(last, at + (seconds_of(packet.duration, self.clock) or 0.0))
+        return max(0.0, last - (first or 0.0))
+
+    def move(self, stream: VideoStream | AudioStream, seconds: float | None) -> bool:
+        """Goes to `seconds` on the clip's clock, None: the beginning. False: this container cannot seek there.
+
+        `from_start` then says whether everything in the file will be read, so that nothing can have been skipped.
+        """
+        if seconds is None or (seconds <= 0 and self.fresh):
+            if not self.fresh:
+                self.container.close()
+                self._open()
+            self.fresh, self.from_start = False, True
+            return True
+        if self.origin is None or not stream.time_base:
+            return False
+        self.fresh = self.from_start = False
+        try:
+            self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
+        except (FFmpegError, OSError):
+            return False
+        return True
+
+    def packets(self, stream: VideoStream | AudioStream) -> Iterator[Packet]:
+        """Packets of one stream; the demuxer's own errors end it like the end of the file."""
+        iterator = self.container.demux(stream)
+        while True:
+            self.deadline.check()
+            try:
+                packet = next(iterator)
+            except StopIteration:
+                return
+            except (FFmpegError, OSError, IndexError):  # the last: a stream that no header has told of
+                self.deadline.check()  # a read that timed out ends here as well
+                return
+            yield packet
+
+
+def _source(path: Path) -> str | io.BytesIO:
+    """What libav opens: the name of a file, or the bytes of an image or of a clip in a tar. Raises `BadClip`."""
+    try:
+        found = open_clip(path)
+        if isinstance(found, io.BytesIO):
+            size = len(found.getbuffer())
+        else:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever
+            size = status.st_size
+        if size == 0:
+            raise BadClip(path, "empty file")
+        # An image's name must not be looked at: libav takes one with a % in it for a numbered sequence.
+        if isinstance(found, io.BytesIO):
+            return io.BytesIO(found.getvalue()) if path.suffix.lower() in IMAGE else found
+        if path.suffix.lower() not in IMAGE:
+            return str(path)
+        if size > MAX_IMAGE:
+            raise BadClip(path, f"{size:,} bytes are too many for an image")
+        return io.BytesIO(path.read_bytes())
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable ({error.strerror or error})"
+        raise BadClip(path, reason) from error
+    except ManifestError as error:
+        raise BadClip(path, f"not readable ({error})") from error
+    except ValueError as error:
+        raise BadClip(path, f"no path of a file ({error})") from error
+
+
+@contextlib.contextmanager
+def opened(path: Path, time_limit: float, read: Collection[str] = BOTH) -> Iterator[Reader]:
+    """An open file. Whatever the decoders make of a broken one, here or inside the block, comes out as `BadClip`."""
+    try:
+        with contextlib.closing(Reader(path, Deadline(path, time_limit), read)) as reader:
+            yield reader
+    except MemoryError as error:
+        raise BadClip(path, "decoding it takes more memory than there is, or than a clip may have") from error
+    except (FFmpegError, ValueError, ArithmeticError) as error:
+        raise BadClip(path, f"cannot be decoded ({type(error).__name__}: {plain(error)})") from error
+
+
+def probe(
+    path: Path, *, time_limit: float = 30.0, read: Collection[str] = BOTH, needs: Collection[str] = ("video",)
+) -> ClipInfo:
+    """Duration, rate and size from the headers; counts packets only when no header holds a duration.
+
+    Raises:
+        BadClip: nothing there, nothing of what is to be `read`, or not what `needs` asks for.
+    """
+    with opened(path, time_limit, read) as reader:
+        reader.require(needs)
+        duration = 0.0 if reader.still else reader.duration
+        video = reader.video
+        return ClipInfo(
+            duration=reader.scan_duration() if duration is None else duration,
+            fps=0.0 if video is None else float(video.average_rate or 0.0),
+            width=0 if video is None else video.codec_context.width,
+            height=0 if video is None else video.codec_context.height,
+            has_video=video is not None,
+            has_audio=reader.audio is not None,
+        )
+
+
+def plain(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
+    return None if value is None or stream.time_base is None else float(value * stream.time_base)

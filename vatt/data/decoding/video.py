@@ -1,0 +1,188 @@
+"""Decodes the video and the sound of one time span of one file.
+
+Frame i of a span is shown at `start + i / fps`: the latest source frame that is not later. So any source rate, also a
+variable one, gives the frames a viewer would see. AVI stores decoding times: frames leave the decoder in the order they
+are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. Pixels are taken as stored:
+display rotation is applied, a sample aspect ratio is not, as in the usual frame dumps.
+
+An image shows its one frame at any time. Where there is sound only, or only sound is read, the span is the sound's.
+A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
+makes the clip bad; later than that it counts as the end of the file. Errors before the first frame (recordings cut
+inside a group of pictures) are skipped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from ...runtime.compatibility import converted, frame_duration
+from .audio import END_TOLERANCE
+from .container import BadClip, Late, Reader, plain, seconds_of
+
+SEEK_STEP = 2.0  # seconds
+AVI_REORDER = 8  # frames looked ahead to sort decoding times
+MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
+MAX_ERRORS = 300  # packets that may fail before the first frame
+
+
+class _Broken(Exception):
+    """A stream of which nothing more decodes; says why."""
+
+
+def grid_frames(seconds: float, fps: float) -> int:
+    """Frames at `fps` that `seconds` hold: the last one may be cut short, a hundredth of a frame is no frame."""
+    return max(1, math.ceil(min(seconds * fps, MAX_FRAMES) - 0.01))
+
+
+def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """(width, height) that frames are kept in: with a shorter side of at most `short_side`."""
+    shorter = min(width, height)
+    if short_side is None or shorter <= short_side:
+        return width, height
+    return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))
+
+
+def frames_until(reader: Reader, start: float, fps: float, frames: int, ends: float, broken: str | None) -> int:
+    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`."""
+    missing = math.inf if broken is not None else 0.0
+    if reader.declared is not None:
+        missing = reader.declared - ends
+    if missing > END_TOLERANCE and ends < start + frames / fps:
+        what = "ends" if broken is None else "damaged"
+        of = "" if reader.declared is None else f" of {reader.declared:.2f} s"
+        raise BadClip(reader.path, f"{what} at {ends:.2f} s{of}", whole=False)
+    if ends <= start:
+        raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
+    return min(frames, grid_frames(ends - start, fps))
+
+
+def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+    # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
+    # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
+    near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
+    assert reader.video is not None
+    for position in (near, near - SEEK_STEP, None):
+        if not reader.move(reader.video, position):
+            continue
+        try:
+            return _video_from(reader, start, fps, frames, short_side)
+        except Late:
+            continue
+    raise AssertionError("reading from the beginning cannot be late")
+
+
+def _video_from(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+    stream = reader.video
+    assert stream is not None
+    convert = _Converter(short_side)
+    slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
+    images: list[NDArray[np.uint8]] = []
+    current: VideoFrame | None = None
+    shown = ends = 0.0
+    broken: str | None = None
+    try:
+        for shown, frame in _timed_frames(reader):
+            if current is None and not reader.from_start and shown > max(start, slack):
+                raise Late
+            if current is not None:
+                count = min(frames, math.ceil((shown - slack - start) * fps - 1e-9))  # grid times before this frame
+                if count > len(images):
+                    images.extend([convert(current)] * (count - len(images)))
+                if len(images) == frames:
+                    return np.stack(images)
+            current = frame
+            ends = shown + (seconds_of(frame_duration(frame), stream) or 1.0 / float(stream.average_rate or fps))
+    except (FFmpegError, _Broken) as error:
+        broken = plain(error)
+    # The file has ended, or broken, before the span is complete.
+    if current is None:
+        if not reader.from_start:
+            raise Late
+        raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
+    count = frames_until(reader, start, fps, frames, ends, broken)
+    images.extend([convert(current)] * (count - len(images)))
+    return np.stack(images)
+
+
+def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
+    """Frames in display order with their times on the clip's clock. Raises `_Broken` where the stream breaks."""
+    stream = reader.video
+    assert stream is not None
+    origin = reader.origin
+    step = 1.0 / float(stream.average_rate or 25)
+    avi = reader.container.format.name == "avi"
+    first: float | None = None  # decoding time of the first packet
+    delay = 0.0
+    at = -step
+    last = -math.inf
+    times: list[float] = []
+    held: deque[VideoFrame] = deque()
+    errors = 0
+    broken: str | None = None  # not the error itself, which would keep these frames, and they it
+
+    def emit() -> tuple[float, VideoFrame]:
+        nonlocal last, delay
+        if avi and last == -math.inf and first is not None and origin is not None:
+            delay = times[0] + origin - first  # a reordering decoder is behind; the first packet is on time
+        last = max(last, heapq.heappop(times) - delay)
+        return last, held.popleft()
+
+    for packet in reader.packets(stream):
+        if first is None:
+            first = seconds_of(packet.dts, stream)
+        try:
+            decoded = stream.decode(packet)
+        except FFmpegError as error:
+            errors += 1
+            broken = plain(error)
+            if last > -math.inf or held or errors > MAX_ERRORS:
+                break
+            continue
+        for frame in decoded:
+            reader.deadline.check()
+            broken = None  # errors before the first frame
+            stamp = seconds_of(frame.pts, stream)
+            if origin is None:
+                origin = stamp or 0.0
+            at = at + step if stamp is None else stamp - origin
+            heapq.heappush(times, at)
+            held.append(frame)
+            if len(held) > (AVI_REORDER if avi else 0):
+                yield emit()
+    while held:
+        yield emit()
+    if broken is not None:
+        raise _Broken(broken)
+
+
+class _Converter:
+    """Frames to upright RGB of one size, each distinct frame once."""
+
+    def __init__(self, short_side: int | None) -> None:
+        self.short_side = short_side
+        self.size: tuple[int, int] | None = None
+        self.reformatter = VideoReformatter()
+        self.last: tuple[VideoFrame, NDArray[np.uint8]] | None = None
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        if self.last is not None and self.last[0] is frame:
+            return self.last[1]
+        if self.size is None:
+            # A stream may change its size midway: all frames take that of the first.
+            self.size = shrunk(frame.width, frame.height, self.short_side)
+        width, height = self.size
+        image = converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
+        quarter, rest = divmod(frame.rotation, 90)
+        if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number
+            image = np.rot90(image, quarter % 4)
+        self.last = frame, image
+        return image

@@ -1,0 +1,268 @@
+"""Native annotations of sets with text: one function a format, from its files to `Record`s."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .records import (
+    CLIP_SECONDS,
+    Record,
+    SourceError,
+    caption,
+    captions,
+    files_in,
+    read_cells,
+    read_json,
+    read_lines,
+    read_table,
+    read_text,
+    seconds,
+    span_names,
+    split_called,
+    split_of,
+    stem,
+)
+
+NEAREST = 5  # captions a clip with narration
+_CUE = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+)\s+-->\s+((?:\d+:)?\d+:\d+[.,]\d+)")
+_TEXT = re.compile(r"(?P<name>.+?)(\.[a-z-]{2,12})?\.(txt|(?P<subtitles>srt|vtt))", re.IGNORECASE)
+_MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+
+
+@dataclass(frozen=True)
+class Narration:
+    """What is said from `start` to `end` seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def nearest(narrations: Sequence[Narration], index: int, count: int = NEAREST) -> range:
+    """Which `count` narrations, in a row, are candidates for number `index` (MIL-NCE, Miech et al. 2020).
+
+    Starting from it, the neighbour that makes the covered time the shortest is added; the later one of equals.
+    """
+    first = last = index
+    for _ in range(min(count, len(narrations)) - 1):
+        if last + 1 == len(narrations):
+            first -= 1
+        elif first == 0:
+            last += 1
+        else:
+            with_earlier = narrations[last].end - narrations[first - 1].start
+            with_later = narrations[last + 1].end - narrations[first].start
+            first, last = (first - 1, last) if with_earlier < with_later else (first, last + 1)
+    return range(first, last + 1)
+
+
+def narrated(
+    video: str, narrations: Sequence[Narration], split: str | None = "train", every: int = 1
+) -> Iterator[Record]:
+    """A clip around each narration, or each `every`-th: its own text first, then its nearest in order of time.
+
+    A shorter narration gets `CLIP_SECONDS` around its middle, so that a whole window fits.
+    """
+    told = sorted((n for n in narrations if n.text), key=lambda n: n.start)
+    for index in range(0, len(told), every):
+        own = told[index]
+        texts = [own.text, *(told[i].text for i in nearest(told, index) if i != index)]
+        start, end = own.start, own.end
+        if end - start < CLIP_SECONDS:
+            start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)
+            end = start + CLIP_SECONDS
+        # Times come in hundredths; rounding keeps sums of floats out of the manifest.
+        yield Record(video, round(start, 3), round(end, 3), (), tuple(texts), split)
+
+
+def howto100m(paths: Sequence[Path], every: int = 1) -> Iterator[Record]:
+    """HowTo100M: caption.json, `{video: {start: [], end: [], text: []}}`, which is read into memory as a whole; or CSVs
+    `start,end,text`, one a video named after it, or any with a column `video_id` as well, rows of a video together."""
+    for path in files_in(paths, "*.json", "*.csv"):
+        for video, narrations in _told_json(path) if path.suffix == ".json" else _told_csv(path):
+            yield from narrated(video, narrations, "train", every)
+
+
+def youcook2(paths: Sequence[Path]) -> Iterator[Record]:
+    """YouCook2: youcookii_annotations_trainval.json, or the CSV of MIL-NCE, `end,start,task,text,video_id`."""
+    for path in files_in(paths, "*.json", "*.csv"):
+        for row in _steps_json(path) if path.suffix == ".json" else _steps_csv(path):
+            yield replace(row, cut=span_names(row.video, row.start, row.end or 0.0))
+
+
+def youcook2_frames(paths: Sequence[Path]) -> Iterator[Record]:
+    """Frames of YouCook2: `file,youtube_id,recipe_type,split,step,caption`, a picture a row."""
+    for path in files_in(paths, "captions.csv"):
+        for row in read_table(path, {"file": ("file",), "video": ("youtube_id",), "caption": ("caption",)}):
+            split = split_of(row.get("split", ""), path)
+            cut = ((stem(row["file"]),),)
+            yield Record(row["video"], captions=captions(row["caption"]), split=split, cut=cut)
+
+
+def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
+    """MSR-VTT, from files that are told apart by what is in them.
+
+    videodatainfo JSON (`videos`, `sentences`): captions and splits. The 1k-A test, `key,vid_key,video_id,sentence`: one
+    caption each. Lists of ids (MSRVTT_train.9k.csv, full_split_train_videos.txt): which videos, and the split their
+    name says, with captions from the JSON. With any list or test only what those name is taken.
+    """
+    told: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
+    chosen: list[Record] = []
+    for path in files_in(paths, "*.json"):
+        if path.suffix == ".json":
+            _add_msrvtt(path, told, splits)
+        elif path.suffix == ".csv" and "sentence" in next(read_cells(path), []):
+            for row in read_table(path, {"video": ("video_id",), "text": ("sentence",)}):
+                split = split_called(path.stem) or "test"
+                chosen.append(Record(row["video"], captions=captions(row["text"]), split=split))
+        else:
+            names = [name for name in read_lines(path) if name != "video_id"]
+            if any("," in name or " " in name for name in names):
+                raise SourceError(f"{path}: neither a list of ids nor a table with a column `sentence`")
+            chosen += [Record(stem(name), split=split_of("", path)) for name in names]
+    if chosen:
+        yield from (record if record.captions else replace(record, captions=captions(*told.get(record.video, ())))
+                    for record in chosen)  # fmt: skip
+    else:
+        yield from (Record(name, captions=captions(*told.get(name, ())), split=splits[name]) for name in splits)
+
+
+def webvid(paths: Sequence[Path]) -> Iterator[Record]:
+    """WebVid, `videoid,name,page_dir,...`, and tables like it: an id or file name and a caption; perhaps a split."""
+    columns = {
+        "video": ("videoid", "video_id", "id", "file", "path", "filename"),
+        "text": ("name", "caption", "text", "sentence"),
+    }
+    for path in files_in(paths, "*.csv"):
+        for row in read_table(path, columns):
+            video, place = stem(row["video"]), row.get("page_dir", "")
+            split = split_of(row.get("split", ""), path)
+            yield Record(f"{place}/{video}" if place and video else video, captions=captions(row["text"]), split=split)
+
+
+def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Record]:
+    """Files with `suffixes` in a plain folder, with text beside them, of the same name.
+
+    Subtitles (.srt, .vtt, also NAME.en.vtt) give a clip around each of their cues, as narrations; a .txt gives one clip
+    of the whole file with a caption a line; with neither, a clip without captions. A folder below that is called
+    train, val or test says the split.
+    """
+    if not root.is_dir():
+        raise SourceError(f"{root}: no such folder")
+    for place, folders, names in os.walk(root):
+        folders.sort()
+        texts = _texts(names)
+        for name in sorted(names):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                yield from _in_folder(root, Path(place) / name, texts.get(Path(name).stem, []), every)
+
+
+def read_subtitles(path: Path) -> list[Narration]:
+    """Cues of an .srt or .vtt without markup. Lines that roll on from the cue before are said once."""
+    told: list[Narration] = []
+    before: list[str] = []
+    for block in re.split(r"\n\s*\n", read_text(path)):
+        lines = block.split("\n")
+        at = next((i for i, line in enumerate(lines) if "-->" in line), None)
+        if at is None:
+            continue  # WEBVTT, NOTE, STYLE
+        times = _CUE.search(lines[at])
+        if times is None:
+            raise SourceError(f"{path}: {lines[at]!r} is no time of a cue; they are: 00:00:01.000 --> 00:00:02.500")
+        said = [caption(html.unescape(_MARKUP.sub("", line))) for line in lines[at + 1 :]]
+        said = [line for line in said if line]
+        text = " ".join(line for line in said if line not in before)
+        before = said
+        if text:
+            told.append(Narration(_clock(times[1]), _clock(times[2]), text))
+    return told
+
+
+def _texts(names: Sequence[str]) -> dict[str, list[str]]:
+    """Text files by the name of what they belong to, NAME.srt before NAME.en.srt, one of perhaps many languages."""
+    texts: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        match = _TEXT.fullmatch(name)
+        if match:
+            owners = {Path(name).stem} | ({match["name"]} if match["subtitles"] else set())
+            for owner in owners:
+                texts.setdefault(owner, []).append(name)
+    return texts
+
+
+def _in_folder(root: Path, file: Path, texts: Sequence[str], every: int) -> Iterator[Record]:
+    inside = file.relative_to(root)
+    name = stem(inside.as_posix())
+    split = next((split_called(part) for part in inside.parts[:-1] if split_called(part) == part.lower()), "train")
+    subtitles = [text for text in texts if not text.lower().endswith(".txt")]
+    for text in subtitles[:1]:
+        for record in narrated(name, read_subtitles(file.with_name(text)), split, every):
+            yield replace(record, file=file)
+    for text in texts:
+        if text not in subtitles:
+            yield Record(name, captions=captions(*read_lines(file.with_name(text))), split=split, file=file)
+    if not texts:
+        yield Record(name, split=split, file=file)
+
+
+def _clock(text: str) -> float:
+    parts = [float(part.replace(",", ".")) for part in text.split(":")]
+    return sum(part * 60**i for i, part in enumerate(reversed(parts)))
+
+
+def _told_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+    data = read_json(path)
+    try:
+        for video, said in data.items():
+            rows = zip(said["start"], said["end"], said["text"], strict=True)
+            yield video, [Narration(float(start), float(end), caption(text)) for start, end, text in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(f'{path}: expected {{video: {{"start": [], "end": [], "text": []}}}} ({error!r})') from error
+
+
+def _told_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+    video, told = path.stem, list[Narration]()
+    for row in read_table(path, {"start": ("start",), "end": ("end",), "text": ("text",)}):
+        if row.get("video_id", video) != video:
+            yield video, told
+            video, told = row["video_id"], []
+        told.append(Narration(seconds(row["start"]), seconds(row["end"]), caption(row["text"])))
+    yield video, told
+
+
+def _steps_json(path: Path) -> Iterator[Record]:
+    data = read_json(path)
+    try:
+        for video, about in data["database"].items():
+            split = split_called(about["subset"]) or about["subset"]
+            for step in about["annotations"]:
+                start, end = map(float, step["segment"])
+                yield Record(video, start, end, (), captions(step["sentence"]), split)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        expected = '{"database": {video: {"subset", "annotations": [{"segment": [start, end], "sentence"}]}}}'
+        raise SourceError(f"{path}: expected {expected} ({error!r})") from error
+
+
+def _steps_csv(path: Path) -> Iterator[Record]:
+    columns = {name: (name,) for name in ("start", "end", "text", "video_id")}
+    for row in read_table(path, columns):
+        start, end = seconds(row["start"]), seconds(row["end"])
+        yield Record(row["video_id"], start, end, (), captions(row["text"]), split_of("", path))
+
+
+def _add_msrvtt(path: Path, told: dict[str, list[str]], splits: dict[str, str]) -> None:
+    data = read_json(path)
+    try:
+        for video in data["videos"]:
+            splits[video["video_id"]] = split_called(video["split"]) or video["split"]
+        for sentence in data["sentences"]:
+            told.setdefault(sentence["video_id"], []).append(sentence["caption"])
+    except (KeyError, TypeError, AttributeError) as error:
+        expected = '{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}'
+        raise SourceError(f"{path}: expected {expected} ({error!r})") from error

@@ -1,0 +1,152 @@
+"""What a classification leaves behind: predictions, a table of classes, the confusion matrix, the training curve.
+
+predictions.csv      a row a clip: path, row, start, end, split, label, reason (why it could not be used), and its five
+                     best classes with their probabilities, as `class 0.912 | class 0.05 | ...`
+predictions.parquet  a row a clip that could be used: path, row, start, end, split, label, logits (list of float32); the
+                     schema metadata holds the class names under "labels". Without pyarrow predictions.npz: row [C],
+                     logits [C,K], labels [K]
+per_class.csv        single label: class, clips, right, accuracy, precision, most_confused_with
+                     several labels: class, clips, AP, AUC, d-prime
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.clip import Clip, Manifest
+from ..runtime.files import write_atomically, write_figure
+from .metrics import average_precision, roc_area
+
+BEST = 5
+MOST_NAMES = 50  # more class names on an axis cannot be read
+
+
+def write_predictions(out: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]],
+                      loss: str) -> None:  # fmt: skip
+    """Writes predictions.csv and predictions.parquet (or .npz). logits [C,K] of the clips with these indices."""
+    by_index = {clip.index: clip for clip in clips}
+    probabilities = logits.softmax(1) if loss == "softmax" else logits.sigmoid()
+    best = probabilities.topk(min(BEST, probabilities.shape[1]), dim=1)
+    rows: dict[int, list[str]] = {index: [reason, ""] for index, reason in bad}
+    for index, values, classes in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
+        said = (f"{clips.labels[c]} {value:.4g}" for value, c in zip(values, classes, strict=True))
+        rows[index] = ["", " | ".join(said)]
+    columns = ("path", "row", "start", "end", "split", "label", "reason", "best")
+    _write_csv(out / "predictions.csv", columns, [[*_about(by_index[i]).values(), *rows[i]] for i in sorted(rows)])
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        buffer = io.BytesIO()
+        np.savez(buffer, row=np.array(indices, np.int64), logits=logits.numpy(), labels=np.array(clips.labels, str))
+        write_atomically(out / "predictions.npz", buffer.getvalue())
+        return
+    fields = [("path", pa.string()), ("row", pa.int64()), ("start", pa.float64()), ("end", pa.float64())]
+    fields += [("split", pa.string()), ("label", pa.string()), ("logits", pa.list_(pa.float32(), logits.shape[1]))]
+    schema = pa.schema(fields).with_metadata({"labels": json.dumps(clips.labels), "loss": loss})
+    table = [{**_about(by_index[i]), "logits": row} for i, row in zip(indices, logits.numpy(), strict=True)]
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(table, schema=schema), sink)
+    write_atomically(out / "predictions.parquet", sink.getvalue())
+
+
+def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor, loss: str) -> None:
+    """A row a class, those that most need looking at first. logits [C,K], labels 0/1 [C,K]."""
+    rows: list[list[Any]] = []
+    if loss == "softmax":
+        confusion = confusion_matrix(logits, labels)
+        predicted, clips = confusion.sum(0).tolist(), confusion.sum(1).tolist()
+        for c, name in enumerate(names):
+            right = int(confusion[c, c])
+            wrong = confusion[c].clone()
+            wrong[c] = 0
+            other = names[int(wrong.argmax())] if wrong.any() else ""
+            rows.append([name, clips[c], right, _share(right, clips[c]), _share(right, predicted[c]), other])
+        rows.sort(key=lambda row: math.inf if row[3] is None else row[3])
+        _write_csv(path, ("class", "clips", "right", "accuracy", "precision", "most_confused_with"), rows)
+        return
+    for c, name in enumerate(names):
+        clips_with = int(labels[:, c].sum())
+        if 0 < clips_with < len(labels):
+            area = roc_area(logits[:, c], labels[:, c])
+            d_prime = math.sqrt(2) * torch.special.ndtri(torch.tensor(area, dtype=torch.float64)).item()
+            rows.append([name, clips_with, average_precision(logits[:, c], labels[:, c]), area, d_prime])
+        else:
+            rows.append([name, clips_with, None, None, None])
+    rows.sort(key=lambda row: math.inf if row[2] is None else row[2])
+    _write_csv(path, ("class", "clips", "AP", "AUC", "d-prime"), rows)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """int64 [K,K]: clips of class (row) that were taken for class (column)."""
+    classes = labels.shape[1]
+    pairs = labels.argmax(1) * classes + logits.argmax(1)
+    return pairs.bincount(minlength=classes * classes).reshape(classes, classes)
+
+
+def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor) -> None:
+    """The confusion matrix, each row as shares of its class. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matrix = confusion_matrix(logits, labels).double()
+    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    side = min(max(4.5, 0.32 * len(names) + 2), 16)
+    figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    figure.colorbar(image, label="share of the class's clips", shrink=0.8)
+    axes.set(xlabel="predicted class", ylabel="class", title=f"Confusion of {int(matrix.sum())} clips")
+    if len(names) <= MOST_NAMES:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    write_figure(figure, path)
+
+
+def draw_training(records: list[dict[str, Any]], path: Path) -> None:
+    """Loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [r for r in records if r["updated"]]
+    steps = [r["step"] for r in records]
+    figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
+    panels[0].plot(steps, [r["loss"] for r in records], color="black", linewidth=1)
+    panels[0].set(ylabel="loss (nats)", title="Fine-tuning")
+    panels[1].plot(steps, [r["gradient_norm"] for r in records], color="#0072b2", linewidth=1, label="backbone")
+    panels[1].plot(steps, [r["head_gradient_norm"] for r in records], color="#d55e00", linewidth=1, label="class head")
+    panels[1].set(xlabel="step", ylabel="gradient norm")
+    panels[1].legend()
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    write_figure(figure, path)
+
+
+def _about(clip: Clip) -> dict[str, Any]:
+    return {"path": str(clip.path), "row": clip.index, "start": clip.start, "end": clip.end, "split": clip.split,
+            "label": clip.label}  # fmt: skip
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    # A file name need not be UTF-8: its bytes come out as they are on the disk.
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))

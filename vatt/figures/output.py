@@ -1,0 +1,49 @@
+"""Colours and markers of the figures, and how figures and arrays are saved."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..inference.features_file import Arrays
+from ..runtime.files import write_atomically
+
+EXTRA = "pip install -e '.[figures]' in the project's folder"
+VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows of the manifest [C]
+# Okabe and Ito's colours, which colour-blind people tell apart; with 7 signs, 56 pairs before the first comes again.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#000000")
+MARKERS = "os^Dv*P"
+
+
+def check_output(out: Path, method: str, resume: bool) -> Path:
+    """FILE.npz of FILE.png. Raises `ConfigError` unless the figure can be drawn and nothing would be overwritten."""
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: name a file that ends in .png, in a folder that exists")
+    arrays = out.with_suffix(".npz")
+    for path in (out, arrays):
+        if path.exists() and not resume:
+            raise ConfigError(f"{path} exists; delete it, choose another --out or, of t-SNE, go on with --resume")
+    for package in ("matplotlib", "sklearn.manifold") if method == "tsne" else ("matplotlib",):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(f"{error}; pip install -e '.[figures]' in the project's folder brings it, and "
+                              "--method pca does without scikit-learn") from error  # fmt: skip
+    return arrays
+
+
+def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: dict[str, VideoFeatures]) -> None:
+    """FILE.npz. `found`: features by what makes them what they are, which `read_earlier` gives back."""
+    content: dict[str, Any] = {**arrays, "metadata": np.array(json.dumps(metadata | {"identities": list(found)}))}
+    for i, (features, rows) in enumerate(found.values()):
+        content |= {f"features_{i}": features, f"rows_{i}": rows}
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,50 @@
+"""Class scores of clips, averaged over their windows and crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.datasets.batch import Batch
+from ..data.datasets.classification import ViewDataset
+from ..model.vatt import Classifier
+from ..runtime.distributed import ALONE, World
+from .over_clips import Arrays, clip_arrays
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """logits float32 [C,K], means over the views; `clips`: manifest index of each; `bad`: those left out, and why."""
+
+    logits: Tensor
+    clips: list[int]
+    bad: list[tuple[int, str]]
+
+
+@torch.no_grad()
+def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
+            world: World = ALONE) -> Predictions:  # fmt: skip
+    """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
+
+    Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+
+    def make(batch: Batch) -> Arrays:
+        logits = torch.empty(0, model.head.linear.out_features)
+        if batch.clips:
+            x = batch.audio if model.modality == "audio" else batch.video
+            with autocast:
+                logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
+        return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
+
+    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
+    model.train(was_training)
+    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)

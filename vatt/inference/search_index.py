@@ -1,0 +1,140 @@
+"""Ranking the clips of files of features by a query of words, sound or video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..checkpoints.fingerprints import weights_fingerprint
+from ..checkpoints.loading import load_vatt
+from ..checkpoints.model_folder import load_config
+from ..config.pretraining import Config
+from ..data.clip import Clip, Manifest
+from ..data.datasets.evaluation import EvalDataset
+from ..data.decoding.audio import read_sound_windows
+from ..data.decoding.container import BadClip
+from ..data.tokenizer import Tokenizer, split_words
+from ..errors import ConfigError, RunError
+from ..model.vatt import VATT
+from .features_file import Features, FeaturesError
+
+SPACE = {"text": "video_to_text", "audio": "video_to_audio", "video": "video_to_audio"}
+
+
+class Query(NamedTuple):
+    kind: str  # "text", "audio" or "video"
+    query: str  # the text, or the path of the file
+
+
+class Index(NamedTuple):
+    """Clips with video of all files, in order; `spaces` float32 [C, 256 or 512] normalised, by name."""
+
+    paths: list[str]
+    spans: list[tuple[float, float | None]]
+    captions: list[list[str]]
+    windows: list[int]
+    spaces: dict[str, NDArray[np.float32]]
+
+
+def build_index(files: list[Features], spaces: set[str]) -> Index:
+    """One index of several files; they must hold embeddings of one model."""
+    index = Index([], [], [], [], {})
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in spaces}
+    for features in files:
+        arrays, seen = features.arrays, features.arrays["video_clip"]
+        starts, ends = arrays["start"][seen].tolist(), arrays["end"][seen].tolist()
+        captions: dict[int, list[str]] = {clip: [] for clip in seen.tolist()}
+        for clip, caption in zip(arrays["text_clip"].tolist(), arrays["caption"].tolist(), strict=True):
+            captions.get(clip, []).append(caption)
+        index.paths.extend(arrays["path"][seen].tolist())
+        index.spans.extend((s, None if np.isnan(e) else e) for s, e in zip(starts, ends, strict=True))
+        index.windows.extend([features.metadata["windows"]] * len(seen))
+        index.captions.extend(captions.values())
+        for name in spaces:
+            parts[name].append(_normalised(arrays[name]))
+    index.spaces.update({name: np.concatenate(part) for name, part in parts.items()})
+    return index
+
+
+def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def rank(index: Index, space: str, embedding: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
+    """The `top` clips nearest to `embedding` [256 or 512]; ties in the order of the index."""
+    cosine = index.spaces[space] @ _normalised(embedding)
+    order = np.argsort(-cosine, kind="stable")[:top].tolist()
+    return [
+        {
+            "rank": place,
+            "cosine": float(cosine[i]),
+            "path": index.paths[i],
+            "start": index.spans[i][0],
+            "end": index.spans[i][1],
+            "windows": index.windows[i],
+            "captions": index.captions[i],
+        }
+        for place, i in enumerate(order, 1)
+    ]
+
+
+def open_model(files: list[Features], given: Path | None, device: torch.device) -> tuple[VATT, Path]:
+    """The model that made the index: the folder on record, or `given`. Raises `RunError` if it is another one."""
+    weights = files[0].metadata["weights_sha256"]
+    for features in files[1:]:
+        if features.metadata["weights_sha256"] != weights:
+            raise RunError(f"{features.source} was made by another model ({features.metadata['model']}) than "
+                           f"{files[0].source} ({files[0].metadata['model']}); search them apart")  # fmt: skip
+    folder = given or Path(files[0].metadata["model"])
+    if given is None and not folder.is_dir():
+        raise RunError(f"{files[0].source} was made by the model in {folder}, which is not there; name its folder with "
+                       "--model")  # fmt: skip
+    model = load_vatt(folder, device=device)
+    if weights_fingerprint(model) != weights:
+        made_by = files[0].metadata["model"]
+        raise RunError(f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
+                       "the right one with --model, or embed the clips again")  # fmt: skip
+    spaces = load_config(folder).model.head
+    for features in files:
+        for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
+            if name in features.arrays and features.arrays[name].shape[1] != wanted:
+                raise FeaturesError(f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
+                                    f"and {wanted} in the model in {folder}; embed the clips again")  # fmt: skip
+    return model, folder
+
+
+def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
+    """What to warn of; raises `ConfigError` for a text of which the model knows no word."""
+    words = split_words(text)
+    unknown = [word for word in dict.fromkeys(words[:limit]) if word not in tokenizer.ids]
+    listed = ", ".join(repr(word) for word in unknown)
+    if not words:
+        raise ConfigError(f"the text {text!r} holds no words")
+    if all(word in unknown for word in words[:limit]):
+        raise ConfigError(f"{text!r}: the model's vocabulary of {len(tokenizer)} words has none of these: {listed}")
+    warnings = [f"{text!r}: not in the vocabulary, read as unknown: {listed}"] if unknown else []
+    return warnings + ([f"{text!r}: only the first {limit} words are read"] if len(words) > limit else [])
+
+
+@torch.no_grad()
+def embed_query(model: VATT, config: Config, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
+    """float32 [256] for a text, [512] for a sound or video. Raises `BadClip` for a file that cannot be read."""
+    device = next(model.parameters()).device
+    limit = config.data.decode_seconds
+    if query.kind == "text":
+        assert tokenizer is not None
+        ids = torch.from_numpy(tokenizer.encode(query.query, config.model.text.words))
+        return model.embed_text(ids[None, None].to(device))[0, 0].cpu().numpy()
+    path = Path(query.query).absolute()
+    if query.kind == "audio":
+        sound = torch.from_numpy(read_sound_windows(path, config.model.audio, windows, limit))
+        return model.embed_audio(sound.to(device)).mean(0).cpu().numpy()
+    clip = Manifest((Clip(0, path, query.query),), path.parent, ())
+    batch = EvalDataset(clip, config.data, config.model, Tokenizer([]), windows, 1)[0]
+    if batch.bad:
+        raise BadClip(path, batch.bad[0][1])
+    return model.embed_video(batch.video[0].to(device))[0].mean(0).cpu().numpy()

@@ -1,0 +1,52 @@
+"""What `--init` names, a model folder or an official PREFIX: its sizes and its weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoints.loading import read_folder, require_fit
+from ..checkpoints.model_folder import load_config, model_folder
+from ..config.model import ModelConfig
+from ..errors import ConfigError, RunError
+from ..model.vatt import VATT
+from .convert import map_checkpoint, read_weights
+from .infer_config import SizeError
+from .tensorflow_checkpoint import TFCheckpoint
+
+
+def source_sizes(init: str) -> ModelConfig:
+    """Sizes of the model in `init`, a folder or an official PREFIX.
+
+    Raises `RunError` and, for an official checkpoint, `CheckpointError`, `MapError`, or `ConfigError` without sizes.
+    """
+    folder = model_folder(init)
+    if (folder / "config.json").is_file():
+        sizes = load_config(folder).model
+        require_fit(folder, sizes, partial(VATT, sizes), exactly=False)
+        return sizes
+    if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
+        raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
+    try:
+        with TFCheckpoint(Path(init)) as found:
+            return map_checkpoint(found).description.config
+    except SizeError as error:
+        raise ConfigError(f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder "
+                          "that --init takes") from error  # fmt: skip
+
+
+def read_source(source: str | Path) -> dict[str, Tensor]:
+    """Weights of an exported model, a finished run, a checkpoint folder, or an official checkpoint (PREFIX).
+
+    Raises `RunError` for a folder without a model and `CheckpointError` for an official checkpoint that is damaged.
+    """
+    source = Path(source)
+    if (weights := read_folder(source)) is not None:
+        return weights
+    has_index = source.is_dir() and any(source.glob("*.index"))
+    if not has_index and not Path(f"{str(source).removesuffix('.index')}.index").is_file():
+        raise RunError(f"{source} is neither a folder with model.safetensors nor an official checkpoint's PREFIX")
+    with TFCheckpoint(source) as checkpoint:
+        return read_weights(checkpoint, map_checkpoint(checkpoint, need_heads=False))

@@ -1,0 +1,32 @@
+"""The device, the dtype of products and the autocast that settings name."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ConfigError
+
+
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`local_rank`: among several processes of this machine, each takes the GPU of its number."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on GPUs (parameters stay float32) and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def autocast_for(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

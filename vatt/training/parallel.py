@@ -1,0 +1,96 @@
+"""A model on several processes: DDP (a whole copy each) or FSDP2 (a part each), and checkpoints of sharded ones.
+
+PyTorch does the work; here is which module is wrapped how, and where the bytes go. Sharded checkpoints are written by
+torch.distributed.checkpoint as safetensors files: another number of processes can read them, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..model.heads import BatchNorm
+from ..model.transformer import Encoder
+from ..runtime.distributed import World
+
+KINDS = ("ddp", "fsdp")
+# PyTorch 2.13 renamed it, and warns of the old name.
+_SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+                 else "broadcast_buffers")  # fmt: skip
+
+
+def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
+            recompute: bool) -> list[nn.Module]:  # fmt: skip
+    """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
+
+    Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
+    before the optimizer. Batch norm sees the batches of all ranks. `recompute`: activation checkpointing, a layer at a
+    time.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm) and world.size > 1:
+            module.total, module.ranks = world.total, world.size
+        if isinstance(module, Encoder):
+            module.recompute = recompute
+    if world.size == 1:
+        return list(parts)
+    device = next(model.parameters()).device
+    if kind == "fsdp":
+        mesh = init_device_mesh(device.type, (world.size,))
+        for part in parts:
+            for module in part.modules():
+                if isinstance(module, Encoder):
+                    for layer in module.layers:
+                        fully_shard(layer, mesh=mesh)
+            fully_shard(part, mesh=mesh)
+        return list(parts)
+    # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
+    return [DistributedDataParallel(_InPlace(part), **options) for part in parts]
+
+
+class _InPlace(nn.Module):
+    """Keeps DDP from arranging gradients anew after its first step.
+
+    From three ranks on the order of a sum depends on an element's place, so that a resumed run, which begins with the
+    first arrangement, would not repeat the whole one to the bit. DDP leaves them where they are if it has to look for
+    unused parameters; and says that it need not, unless there is one.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.unused = nn.Parameter(torch.zeros(1, device=next(part.parameters()).device))
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.part(*arguments, **options)
+
+
+@contextlib.contextmanager
+def unsynchronised(part: nn.Module) -> Iterator[None]:
+    """Backward passes inside add up gradients on each rank alone."""
+    if isinstance(part, DistributedDataParallel):
+        with part.no_sync():
+            yield
+    elif isinstance(part, FSDPModule):
+        part.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            part.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def whole(x: Tensor) -> Tensor:
+    """A number that may be spread over ranks, as an ordinary tensor."""
+    return x.full_tensor() if isinstance(x, DTensor) else x

@@ -1,0 +1,100 @@
+"""The state of one run: what a checkpoint saves and restores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from ..checkpoints import training_checkpoint
+from ..checkpoints.sharded import is_sharded, load_shards, save_shards
+from ..checkpoints.training_checkpoint import DamagedCheckpoint
+from ..data.bad_clips import BadClips
+from ..data.clip import Manifest
+from ..errors import ConfigError, DataError, RunError
+from ..runtime.distributed import ALONE, World
+from ..runtime.forms import FormError, require_form
+
+# What a checkpoint's state holds.
+STATE = {"manifest": str, "words?": str, "record": str, "bad_clips": {"size": int, "records": [list]},
+         "optimizer": dict}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run in folder `out` trains, and what its checkpoints hold.
+
+    `identity`: fingerprints of what must not change while the run lasts, each with the file to restore if it did.
+    `record`: settings and environment as JSON, so that a damaged config.json costs nothing.
+    """
+
+    out: Path
+    manifest: Manifest
+    model: nn.Module
+    optimizer: Optimizer
+    bad: BadClips
+    identity: dict[str, tuple[str, Path]]
+    record: str
+    world: World = ALONE
+
+    def restore(self, steps: int) -> int:
+        """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
+
+        Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
+        """
+        found = training_checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
+        self.world.agree("newest checkpoints, steps", found.step if found else 0)
+        if found is None:
+            return 0
+        try:
+            require_form(found.state, STATE)
+        except FormError as error:
+            raise DamagedCheckpoint(f"{found.path} is of no run of this kind: {error}") from error
+        for what, (fingerprint, place) in self.identity.items():
+            if found.state[what] != fingerprint:
+                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
+        if found.step > steps:
+            raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
+        if found.model is not None and is_sharded(self.model):
+            raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
+        try:
+            if found.model is None:
+                shards = found.path / training_checkpoint.SHARDS
+                load_shards(shards, self.model, self.optimizer, found.state["optimizer"])
+            else:
+                self.model.load_state_dict(found.model)
+                self.optimizer.load_state_dict(found.state["optimizer"])
+            self.bad.load_state_dict(found.state["bad_clips"])
+        except (RunError, DataError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DamagedCheckpoint(f"{found.path} does not fit this run ({said}); resume it with the version of vatt "
+                                    "that wrote it") from error  # fmt: skip
+        return found.step
+
+    def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
+        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it.
+
+        All ranks call it. Each writes its part of a sharded model, the first one everything else.
+        """
+        self.world.first(self.bad.write)  # refreshes the counts
+        folder = self.out / "checkpoints"
+        state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
+                 **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
+        if not is_sharded(self.model):
+            whole = state | {"optimizer": self.optimizer.state_dict()}
+            self.world.first(lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
+            return
+        temporary = self.world.first(lambda: training_checkpoint.begin(folder, step))
+        if temporary is not None:
+            with training_checkpoint.clearing(temporary):
+                rest = save_shards(temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
+                self.world.first(
+                    lambda: training_checkpoint.finish(temporary, step, state | {"optimizer": rest}, keep=keep)
+                )
