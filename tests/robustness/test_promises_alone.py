@@ -16,6 +16,7 @@ import pytest
 from helpers.processes import environment, finished, launched, wait_until
 from helpers.small_run import SMALL, losses, run, same_run, saved_step, start, steps
 
+from vatt import card, finetune, train
 from vatt.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -187,6 +188,29 @@ def test_13_trainers_do_not_outlive_a_killed_torchrun(tmp_path):
             os.kill(pid, signal.SIGKILL)
         process.communicate()
     assert saved_step(out) == steps(out) >= 3  # they were asked to end, and saved
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "metrics.jsonl", "bad_clips.csv", "checkpoints"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{" * 10**5, b"\x1b[2J\xff", b'{"config": {"steps": []}}\n', None])
+def test_14_no_file_makes_a_traceback(name, content, tmp_path, capsys):
+    """Whatever lies in a run's folder, a command ends with values or with one sentence."""
+    out = tmp_path / "run"
+    settings = {"config": {"steps": 3, "preset": "tiny"}}
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(settings))
+    if content is None:
+        (out / name).unlink(missing_ok=True)
+        (out / name / "step-1e9").mkdir(parents=True)  # a folder where a file should be
+    else:
+        (out / name).write_bytes(content)
+    for command in (train.main, finetune.main, card.main):
+        arguments = [str(out)] if command is card.main else ["--status", str(out)]
+        code = command(arguments)
+        said = capsys.readouterr()
+        assert code in (0, 1, 2)
+        assert "Traceback" not in said.err
+        assert "\x1b" not in said.out + said.err
+        assert code == 0 or (said.err.startswith("error: ") and said.err.count("\n") == 1)
 
 
 def alive(pid: int) -> bool:
