@@ -40,6 +40,8 @@ from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, joined
 from .runtime.files import write_atomically
+from .runtime.lock import add_force_flag
+from .runtime.provenance import code_identity
 
 TASKS = ("classify", "probe", "retrieve")
 EXAMPLES = """examples:
@@ -114,6 +116,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
              "FILE.json for the scores alone")  # fmt: skip
     add("--resume", action="store_true", help="go on with what an interrupted command left in --out")
+    add_force_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -207,7 +210,7 @@ def trained_files(config: Config) -> set[Path]:
         return set()
 
 
-def classify_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
     model, views, labels = classification.read_classifier(args.run, device, fused=config.fused)
@@ -230,7 +233,8 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
     if not named or args.classes:
         settings["classes_sha256"] = fingerprint(clips.labels)
-    out, result = world.first(lambda: open_out(args, settings))
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
@@ -239,7 +243,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
 
-def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
     model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
@@ -248,7 +252,8 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
@@ -276,7 +281,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
         write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
 
 
-def probe_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
         linear_probe.logistic_regression()  # said now rather than after hours of features
@@ -289,7 +294,8 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
@@ -307,6 +313,12 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
         print(f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
               f"{one['bad_clips']} bad clips)")  # fmt: skip
     print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")
+
+
+def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: World) -> None:
+    """Raises `RunError` unless all ranks do the same."""
+    if world.size > 1:
+        world.require_equal(code_identity() | settings | {"--resume": args.resume})
 
 
 def describe(
@@ -330,10 +342,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         check_arguments(args)
-        with joined(args.device) as world:
+        with joined(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
-            task(args, device, world)
+            task(args, device, world, held)
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

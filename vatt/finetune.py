@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import ALONE, World
 from .runtime.files import write_atomically
+from .runtime.forms import read_json
 from .runtime.provenance import environment
 from .training.finetuning_step import finetune_step
 from .training.initialization import load_backbone
@@ -249,10 +251,10 @@ def saved_config(out: Path) -> FinetuneConfig:
     """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
     path = out / "config.json"
     try:
-        return from_record(FinetuneConfig, json.loads(path.read_text())["finetune"])
+        return from_record(FinetuneConfig, read_json(path, {"finetune": dict})["finetune"])
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         found = training_checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None or "finetune" not in (record := json.loads(found.state["record"])):
             raise RunError(f"{path} is no fine-tuning run's config: {error}") from error
@@ -260,8 +262,8 @@ def saved_config(out: Path) -> FinetuneConfig:
         return from_record(FinetuneConfig, record["finetune"])
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}")
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}", held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
@@ -269,7 +271,6 @@ def run(args: argparse.Namespace, world: World) -> None:
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         record = {"finetune": to_dict(config), "environment": environment(device)}
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -27,6 +27,7 @@ from .errors import ConfigError, RunError
 from .inference.features_file import SUFFIXES, FeaturesError, read_features
 from .inference.search_index import SPACE, Query, build_index, check_words, embed_query, open_model, rank
 from .runtime.device import pick_device
+from .runtime.forms import printable
 
 COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 EXAMPLES = """examples:
@@ -108,7 +109,8 @@ def format_results(answer: dict[str, Any]) -> str:
         windows = f"  ({found['windows']} windows)"
         captions, more = found["captions"], len(found["captions"]) - 1
         said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {found['path']}{span}{windows}{said}")
+        place = printable(f"{found['path']}{span}{windows}{said}")
+        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
     return "\n".join(lines)
 
 
@@ -131,10 +133,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print_answers(args, search(args))
     except (ConfigError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (RunError, FeaturesError, BadClip, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -159,6 +160,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     from .data.dali.loader import choose_decoder, make_dali_loader
 
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
+    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
@@ -267,8 +269,8 @@ def saved_format(out: Path) -> int:
     return corpus_format(record)
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset)
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset, held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
@@ -281,7 +283,6 @@ def run(args: argparse.Namespace, world: World) -> None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(device), "corpus_format": corpus})
         if manifest is None:

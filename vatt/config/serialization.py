@@ -74,6 +74,11 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
 
 
+def settings_of(config: Any) -> dict[str, Any]:
+    """All settings by their dotted names."""
+    return dict(_items(to_dict(config)))
+
+
 def _items(values: dict[str, Any], path: str = "") -> typing.Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
@@ -118,8 +123,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError("takes a whole number")
-            return int(value)
+            number = int(value)
+            if abs(number) >= 2**63:
+                raise ValueError("takes a number of at most 64 bits")
+            return number
         return hint(value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         wanted = getattr(hint, "__name__", str(hint))
         raise ConfigError(f"{name} takes {wanted}, got {value!r}") from error

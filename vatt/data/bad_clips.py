@@ -30,6 +30,23 @@ def check_share(bad: int, clips: int, max_share: float) -> None:
         )
 
 
+def read_counts(path: Path) -> list[int]:
+    """How often each clip of the CSV was met, also of one that a spreadsheet has saved.
+
+    Raises ValueError when it is no such table, FileNotFoundError when it is not there.
+    """
+    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
+    first = text.partition("\n")[0]
+    delimiter = next((one for one in ",;\t" if one in first), ",")
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return [int(float(row["count"])) for row in rows if any(row.values())]
+    except KeyError as error:
+        raise ValueError(f"it has no column {error}") from error
+    except (TypeError, ValueError, OverflowError, csv.Error) as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
+
+
 @dataclass
 class _Record:
     reason: str

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.clip import Clip, Manifest
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, write_figure
 from .metrics import average_precision, roc_area
 
 BEST = 5
@@ -111,8 +111,7 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
@@ -133,8 +132,7 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     panels[1].legend()
     for axes in panels:
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _about(clip: Clip) -> dict[str, Any]:

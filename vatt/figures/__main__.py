@@ -16,7 +16,10 @@ from pathlib import Path
 from ..data.clip import ManifestError
 from ..data.tokenizer import VocabularyError
 from ..errors import ConfigError, DataError, RunError
+from ..runtime.forms import printable
+from ..runtime.lock import add_force_flag, owned
 from .activations import activations
+from .output import check_output
 from .tsne import TSNE, panel_name, tsne
 
 EXAMPLES = """examples:
@@ -48,6 +51,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add("--data", required=True, metavar="PATH", help="manifest CSV or folder of clips")
         add("--columns", metavar="NAME=COLUMN,...", default="", help="columns of --data that have other names")
         add("--out", type=Path, required=True, metavar="FILE", help="figure to write, .png; its arrays go beside it")
+        add_force_flag(command)
         add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
         add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
         add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
@@ -76,12 +80,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        (tsne if args.command == "tsne" else activations)(args)
+        check_output(args.out, getattr(args, "method", ""), getattr(args, "resume", False))
+        with owned(args.out, force=args.force):
+            (tsne if args.command == "tsne" else activations)(args)
     except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

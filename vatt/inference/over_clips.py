@@ -24,6 +24,7 @@ from ..data.loader import make_loader
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 
 Arrays = dict[str, NDArray[Any]]
@@ -77,7 +78,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             bad: Bad = []
             for batch in itertools.islice(batches, per_shard):
                 for index, reason in batch.bad:
-                    tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                 bad += batch.bad
                 tried += len(batch.tried)
                 made.append(make(batch))

@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 
 from ..ops import choose
+from ..runtime.forms import printable
+from ..runtime.lock import add_force_flag, owned
 from .convert import (
     Mapped,
     build,
@@ -85,7 +87,12 @@ def inspect(prefix: Path, settings: dict[str, Any]) -> int:
     return 0
 
 
-def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
+def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool, force: bool) -> int:
+    with owned(out.absolute(), force=force):  # beside it: the folder must be empty
+        return _convert(prefix, out, settings, with_optimizer)
+
+
+def _convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another --out")
     with TFCheckpoint(prefix) as checkpoint:
@@ -131,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", type=Path, metavar="FILE", help="sizes that keys and shapes cannot tell")
         if name == "convert":
             command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+            add_force_flag(command)
             command.add_argument("--with-optimizer", action="store_true", help="also write the optimiser's moments")
     text = "compare our model with recorded arrays of the official one, one row an array"
     command = commands.add_parser("verify", help=text, description=text)
@@ -143,13 +151,13 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(args.config)
         if args.command == "inspect":
             return inspect(args.prefix, settings)
-        return convert(args.prefix, args.out, settings, args.with_optimizer)
+        return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     # CheckpointError, SizeError, MapError and VerifyError are ValueErrors; ImportError names the missing extra.
     except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

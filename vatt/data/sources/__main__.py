@@ -16,6 +16,8 @@ from itertools import chain
 from pathlib import Path
 
 from ...runtime.files import write_atomically
+from ...runtime.forms import printable
+from ...runtime.lock import add_force_flag, owned
 from ..clip import ManifestError
 from ..manifest import write_manifest
 from ..media_types import AUDIO, IMAGE
@@ -123,7 +125,6 @@ def import_source(args: argparse.Namespace) -> int:
     absent = [str(place) for place in places if not place.is_dir()]
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
     listed: Iterable[Record] = chain([first], records)
     if args.split is not None:
@@ -209,6 +210,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add("files", type=Path, nargs=1 if name == "folder" else "+", metavar="FILES")
         add("--media", type=Path, nargs="+", metavar="DIR", help="folders with the clips (default: beside FILES)")
         add("--out", type=Path, required=True, metavar="MANIFEST.csv", help="manifest to write; replaces an older one")
+        add_force_flag(one)
         add("--split", metavar="NAME", help="put all clips in this split (default: what the annotation says)")
         add("--hold-out", type=float, default=0.0, metavar="R",
             help="move this share of the training videos to the test split, always the same ones")  # fmt: skip
@@ -248,12 +250,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        return import_source(args)
+        with owned(args.out, force=args.force):
+            return import_source(args)
     except SourceError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except (ManifestError, UnicodeEncodeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)

@@ -8,6 +8,7 @@ still there, whole, and made of the same source.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 from ...errors import ConfigError
 from ...runtime.faults import report
 from ...runtime.files import write_atomically
+from ...runtime.forms import printable
+from ...runtime.lock import add_force_flag, owned
 from ..clip import Manifest, ManifestError
 from ..manifest import read_manifest, tell_notes, write_manifest
 from ..shards.writing import write_shards
@@ -53,8 +56,12 @@ def transcode(args: argparse.Namespace) -> int:
     out = args.out.expanduser().absolute()
     jobs = jobs_of(manifest)
     recipe = Recipe(args.codec, args.size, args.fps, args.gop)
-    corpus, log = open_corpus(out, recipe, args.resume)
-    with log:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no folder; choose another --out")
+    with contextlib.ExitStack() as held:
+        held.enter_context(owned(out, folder=True, force=args.force))
+        corpus, log = open_corpus(out, recipe, args.resume)
+        held.enter_context(log)
         take_finished(corpus, jobs, log)
         resumed = len(corpus.done)
         encode_all(corpus, jobs, log, args.workers, args.time_limit, args.memory_limit)
@@ -99,6 +106,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--resume", action="store_true", help="go on with what is in DIR; clips that failed are tried again")
+    add_force_flag(parser)
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
     add("--size", type=int, default=256, metavar="N", help="short side in pixels; never enlarged (default 256)")
     add("--fps", type=float, default=10.0, metavar="R", help="frames a second (default 10, the model's)")
@@ -127,10 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return transcode(args)
     except (ManifestError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; finished clips are kept: --resume goes on", file=sys.stderr)
