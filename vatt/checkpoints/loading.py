@@ -18,7 +18,7 @@ from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import choose
-from .model_folder import _is_classifier, load_config, model_folder, read_config
+from .model_folder import is_classifier, load_config, model_folder, read_config
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT | Classifier:
@@ -31,7 +31,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
     """
     folder, device = model_folder(folder), torch.device(device)
     config = load_config(folder)
-    if not _is_classifier(folder):
+    if not is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused)
     return load_classifier(folder, device, fused=config.fused if fused is None else fused)
 
@@ -47,7 +47,7 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
 def load_weights(model: VATT, folder: str | Path) -> None:
     """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
     folder = model_folder(folder)
-    if _is_classifier(folder):
+    if is_classifier(folder):
         raise RunError(f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one "
                        "(vatt.load reads both)")  # fmt: skip
     load_exactly(model, folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..runtime.files import write_atomically
-from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, _captions
+from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
 from .media_types import MEDIA_SUFFIXES
 
 COLUMNS = ("path", "start", "end", "caption", "label", "split")
@@ -67,7 +67,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
 
 def _row(clip: Clip, path: Path) -> list[str]:
     captions = CAPTION_SEPARATOR.join(clip.captions)
-    if _captions(captions) != clip.captions:
+    if split_captions(captions) != clip.captions:
         raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
     inside = clip.path.is_relative_to(path.parent)
     name = clip.path.relative_to(path.parent).as_posix() if inside else str(clip.path)
@@ -185,7 +185,7 @@ def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path
         raise ManifestError(
             f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
-    captions = _captions(row.get("caption", ""))
+    captions = split_captions(row.get("caption", ""))
     split = (row.get("split") or None) if "split" in columns else DEFAULT_SPLIT
     file = os.path.abspath(path.parent / name)
     fence.check(name, file, where)

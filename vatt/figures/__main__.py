@@ -13,9 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..data.clip import ManifestError
-from ..data.tokenizer import VocabularyError
-from ..errors import ConfigError, DataError, RunError
+from ..runtime.cli import exit_code
 from .activations import activations
 from .tsne import TSNE, panel_name, tsne
 
@@ -74,18 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        (tsne if args.command == "tsne" else activations)(args)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: (tsne if args.command == "tsne" else activations)(args))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ..model.vatt import VATT, Backbone, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, _save, check_output, write_arrays
+from .output import COLOURS, MARKERS, check_output, save_figure, write_arrays
 from .tsne import panel_name
 
 
@@ -89,7 +89,7 @@ def activations(args: argparse.Namespace) -> None:
     write_arrays(arrays_file, means | {"row": np.array(rows)}, metadata, {})
     counted = f"{len(rows)} clip{'s' if rows[1:] else ''}"
     title = f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}"
-    _save(activations_figure(means, title), args.out)
+    save_figure(activations_figure(means, title), args.out)
     print(f"done: {args.out}, {arrays_file}: {', '.join(means)}, {counted}")
 
 

@@ -49,7 +49,7 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: di
     write_atomically(path, buffer.getvalue())
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

@@ -30,7 +30,7 @@ from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, VideoFeatures, _save, check_output, write_arrays
+from .output import COLOURS, MARKERS, VideoFeatures, check_output, save_figure, write_arrays
 
 VIEWS = 32  # windows of video at once
 LEGEND = 40  # more classes have no legend
@@ -161,7 +161,9 @@ def tsne(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})
-    _save(points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out)
+    save_figure(
+        points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out
+    )
     print(f"done: {args.out}, {arrays_file}: {len(shown)} clips of {len(np.unique(labels))} classes")
 
 

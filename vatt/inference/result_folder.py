@@ -21,7 +21,7 @@ IDENTITY = ("weights_sha256", "config_sha256", "vocabulary_sha256", "clips_sha25
             "shard_batches", "device", "dtype", "operations")  # fmt: skip
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:

@@ -24,7 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that gets its name when it is whole and on the disk."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
