@@ -103,7 +103,7 @@ def model_folder(folder: str | Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def _is_classifier(folder: Path) -> bool:
+def is_classifier(folder: Path) -> bool:
     return "classifier" in read_json(folder / "config.json")
 
 
