@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..config.data import DataConfig
-from ..errors import ConfigError
+from ..runtime.cli import exit_code
 from ..runtime.progress import progress_bar
-from .clip import Clip, Manifest, ManifestError
+from .clip import Clip, Manifest
 from .look import SECONDS, Look, look_at
 from .manifest import read_manifest
 from .tokenizer import is_unspaced
@@ -152,22 +152,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        clips = read_manifest(args.source, args.columns)
-        paths = glance(clips, args.sample or len(clips))
-        with progress_bar(len(paths), "looking", "file") as bar:
-            looks = look_at(paths, args.workers, args.time_limit, bar.update)
-    except (ManifestError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+def check_source(args: argparse.Namespace) -> int:
+    """Print what the corpus is and what is wrong with it; return 1 if anything is, else 0."""
+    clips = read_manifest(args.source, args.columns)
+    paths = glance(clips, args.sample or len(clips))
+    with progress_bar(len(paths), "looking", "file") as bar:
+        looks = look_at(paths, args.workers, args.time_limit, bar.update)
     for line in described(clips, looks):
         print(line)
     problems = [*doubts(clips), *faults(clips, looks)]
@@ -175,6 +165,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"problem: {line}")
     print(f"{len(problems) or 'no'} problems" if len(problems) != 1 else "1 problem")
     return 1 if problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return exit_code(lambda: check_source(args))
 
 
 if __name__ == "__main__":
