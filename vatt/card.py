@@ -24,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 
 from .checkpoints.model_folder import VOCABULARY, model_folder
 from .errors import ConfigError, RunError
+from .runtime.cli import exit_code
 from .runtime.files import write_atomically
-from .runtime.forms import FormError, parse_json, printable, read_json
+from .runtime.forms import FormError, parse_json, read_json
 from .runtime.lock import owned
 from .runtime.provenance import public
 
@@ -365,28 +366,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def put_card(folder: Path, name: str | None, license: str, force: bool) -> None:
+    """Write the card of `folder` into it, over somebody else's only with `force`."""
+    path = folder / "README.md"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    records = read_records(folder)
+    if path.exists() and not force and not is_ours(path.read_text(errors="replace")):
+        raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
+    with owned(path, force=force):
+        write_atomically(path, write_card(records, name or folder.absolute().name, license).encode())
+    print(f"done: {path}")
+    if folder.absolute().name == "model" and (folder.absolute().parent / "metrics.jsonl").exists():
+        print(f"note: the card of {folder.absolute().parent}, this model's run, says more")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    path = args.folder / "README.md"
-    try:
-        if not args.folder.is_dir():
-            raise ConfigError(f"{args.folder} is no folder")
-        records = read_records(args.folder)
-        if path.exists() and not args.force and not is_ours(path.read_text(errors="replace")):
-            raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
-        with owned(path, force=args.force):
-            card = write_card(records, args.name or args.folder.absolute().name, args.license)
-            write_atomically(path, card.encode())
-        print(f"done: {path}")
-        if args.folder.absolute().name == "model" and (args.folder.absolute().parent / "metrics.jsonl").exists():
-            print(f"note: the card of {args.folder.absolute().parent}, this model's run, says more")
-    except ConfigError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: put_card(args.folder, args.name, args.license, args.force))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--data", required=True, metavar="PATH",
         help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
@@ -92,7 +98,7 @@ def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
     folder = model_folder(args.model)
-    clips = choose_clips(args.data, args.split)
+    clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
     fused = config.fused if args.fused is None else args.fused
     model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from ..config.model import ModelConfig
 from ..config.pretraining import Config
 from ..data.tokenizer import Tokenizer
+from ..errors import MissingPackage
 from ..model.vatt import VATT as Model
 from ..ops import REFERENCE, Ops, choose
 from ..runtime.provenance import public
@@ -28,7 +29,7 @@ from .model_folder import VOCABULARY, load_config, load_tokenizer, model_folder,
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackage(
         "vatt.checkpoints.hub needs huggingface_hub: pip install -e '.[hub]' in the project's folder; "
         "vatt.load(DIR) works without"
     ) from error

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.pretraining import Config
-from ..config.serialization import from_dict, to_dict
+from ..config.serialization import from_record, to_dict
 from ..config.validation import check
 from ..data.tokenizer import Tokenizer, VocabularyError
 from ..errors import RunError
@@ -37,7 +37,7 @@ def read_config(out: Path) -> Config:
     """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
     path = out / "config.json"
     try:
-        config = from_dict(Config, read_json(path, {"config": dict})["config"])
+        config = from_record(Config, read_json(path, {"config": dict})["config"])
         check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
@@ -103,7 +103,7 @@ def model_folder(folder: str | Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def _is_classifier(folder: Path) -> bool:
+def is_classifier(folder: Path) -> bool:
     return "classifier" in read_json(folder / "config.json")
 
 

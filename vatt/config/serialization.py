@@ -41,6 +41,14 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**given)
 
 
+def from_record(kind: type[T], values: dict[str, Any]) -> T:
+    """Settings of a run or model that was written earlier: what it does not say was as it was before there was a word.
+
+    Raises `ConfigError` as `from_dict`, TypeError or AttributeError for what are no settings.
+    """
+    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
+
+
 def apply_overrides(config: T, overrides: list[str]) -> T:
     """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)

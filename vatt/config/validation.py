@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ..errors import ConfigError
+from .data import DATA_VERSION
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
 
@@ -59,6 +60,7 @@ def _findings(c: Config) -> Iterator[Finding]:
 
 def _data(c: Config) -> Iterator[Finding]:
     d, a = c.data, c.data.augment
+    yield "data.version", d.version in range(1, DATA_VERSION + 1), f"a whole number from 1 to {DATA_VERSION}"
     yield "data.batch_size", d.batch_size >= 2, "at least 2: one clip has no negatives"
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)

@@ -22,6 +22,14 @@ def bad_share(bad: int, tried: int, clips: int) -> float:
     return bad / max(tried, min(LEAST_TRIED, clips), 1)
 
 
+def check_share(bad: int, clips: int, max_share: float) -> None:
+    """Raise DataError when a larger share than `max_share` of `clips` held-out clips is bad."""
+    if bad_share(bad, clips, clips) > max_share:
+        raise DataError(
+            f"{bad} of {clips} held-out clips could not be used, more than data.max_bad_share = {max_share:g} allows"
+        )
+
+
 def read_counts(path: Path) -> list[int]:
     """How often each clip of the CSV was met, also of one that a spreadsheet has saved.
 

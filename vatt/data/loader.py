@@ -3,8 +3,9 @@
 Order: each epoch is a permutation drawn from (seed, epoch), cut into whole batches; a corpus smaller than a batch wraps
 around. The window, the captions and every augmentation of a clip are drawn from (seed, step, slot, attempt). A clip
 that cannot be decoded is replaced by one that is not in the batch, drawn from the same numbers with the next attempt,
-never from what a process happens to know already; the batch tells which clips were bad and why. One thing is outside
-of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
+never from what a process happens to know already; the batch tells which clips were bad and why. A second row of a file
+in a batch is replaced in the same way, as far as there are other files: it would be a negative of the first. One thing
+is outside of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def average_activations(model: VATT | Classifier, dataset: EvalDataset, clips: i
 
 def activations(args: argparse.Namespace) -> None:
     arrays_file, device = check_output(args.out, "", False), pick_device(args.device)
-    clips, config = choose_clips(args.data, args.split), load_config(args.model)
+    clips, config = choose_clips(args.data, args.split, args.columns), load_config(args.model)
     model = load(args.model, device=device, fused=args.fused)
     modalities = tuple(model.backbone.tokens)
     tokenizer = load_tokenizer(args.model) if "text" in modalities else Tokenizer([])

@@ -120,7 +120,7 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
 def tsne(args: argparse.Namespace) -> None:
     arrays_file = check_output(args.out, args.method, args.resume)
     device = pick_device(args.device)
-    clips = choose_classes(choose_clips(args.data, args.split), args.classes, args.per_class, args.seed)
+    clips = choose_classes(choose_clips(args.data, args.split, args.columns), args.classes, args.per_class, args.seed)
     print(f"{len(clips)} clips of {len(clips.labels)} classes, {len(args.model)} models, {device}")
     configs = [load_config(folder) for folder in args.model]  # a wrong folder is told before hours of work
     known = read_earlier(arrays_file) if arrays_file.exists() else {}

@@ -87,7 +87,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             if bad_share(len(left_out), tried, len(dataset.clips)) > max_bad_share:
                 kept = f" and delete {parts}, which remembers them" if parts else ""
                 raise DataError(f"{len(left_out)} of {tried} clips tried could not be used, more than the share of "
-                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in fine-tuning) allows; "
+                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in training) allows; "
                                 f"allow more, or mend those named above{kept}")  # fmt: skip
             done.append((_joined(made), bad))
             if parts is not None:

@@ -31,7 +31,7 @@ RESULT: dict[str, Any] = {
 }
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = read_json(path)
     except FormError as error:

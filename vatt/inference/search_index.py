@@ -17,7 +17,7 @@ from ..data.clip import Clip, Manifest
 from ..data.datasets.evaluation import EvalDataset
 from ..data.decoding.audio import read_sound_windows
 from ..data.decoding.container import BadClip
-from ..data.tokenizer import Tokenizer, split_words
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, RunError
 from ..model.vatt import VATT
 from .features_file import Features, FeaturesError
@@ -109,7 +109,7 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
 
 def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
     """What to warn of; raises `ConfigError` for a text of which the model knows no word."""
-    words = split_words(text)
+    words = tokenizer.split(text)
     unknown = [word for word in dict.fromkeys(words[:limit]) if word not in tokenizer.ids]
     listed = ", ".join(repr(word) for word in unknown)
     if not words:

@@ -12,8 +12,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from ..config.data import DataConfig
 from ..config.serialization import differences, settings_of, to_json
 from ..data.bad_clips import BadClips
+from ..data.clip import Manifest
+from ..data.manifest import read_manifest, tell_notes
 from ..errors import ConfigError
 from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
@@ -25,7 +28,7 @@ from . import loop
 from .metrics_log import read_metrics
 from .parallel import KINDS
 from .profiler import Traced, parse_traced
-from .status import format_status, status
+from .status import format_status, held_out_line, status
 
 
 class Settings(loop.Settings, Protocol):
@@ -52,6 +55,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     """`folder`: the default of --out; `seed`: what it is the seed of; `example` of --set."""
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"folder of the run (default: the first free {folder}[-N])")
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--seed", metavar="N", type=int, help=f"seed of {seed}, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     add("--dtype", metavar="TYPE", help="compute type: float32 or bfloat16 (default auto: bfloat16 on GPUs)")
@@ -64,6 +72,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json")  # fmt: skip
     add_force_flag(parser)
     add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
+
+
+def open_source(data: DataConfig) -> Manifest:
+    """The clips of the run's source; says what in it is not read."""
+    return tell_notes(read_manifest(data.source, data.columns, data.version))
 
 
 def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World, ExitStack], None]) -> int:
@@ -139,6 +152,8 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
     last = [r["loss"] for r in records[-20:] if r["updated"] and r["loss"] is not None]
     result = {"environment": where, "steps": config.steps, "final_loss": sum(last) / len(last) if last else None,
               "train_seconds": seconds, "bad_clips": len(bad), "train_clips": train_clips}  # fmt: skip
+    if records:
+        result["same_file"] = sum(r.get("same_file", 0) for r in records)
     took = sum(r["step_seconds"] for r in records)
     if took:  # nothing when a finished run is evaluated again and its metrics.jsonl is gone
         result["wait_share"] = sum(r["wait_seconds"] for r in records) / took
@@ -147,7 +162,10 @@ def summarise(out: Path, draw: Callable[[list[dict[str, Any]], Path], None], whe
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {result['bad_clips']} bad clips")
+    told = [f"{result['bad_clips']} bad clips", held_out_line(result)]
+    if result.get("same_file"):
+        told.append(f"{result['same_file']:,} times a second row of a file gave way to another clip")
+    print(f"done: {out}/result.json, {out}/model (weights), {out}/metrics.jsonl; {', '.join(filter(None, told))}")
 
 
 def holds_run(folder: Path) -> bool:

@@ -46,6 +46,7 @@ METRICS = (
     Metric("build_seconds", "s", "what the first process's part of the batch cost its worker, usually before the step"),
     Metric("decode_seconds", "s", "of it, in files"),
     Metric("replaced", "clips", "clips of the batch that could not be used and were replaced"),
+    Metric("same_file", "clips", "clips drawn in place of a second row of a file of the batch", "pre-training"),
     Metric("bad_clips", "clips", "different clips that could not be used, in the run so far"),
 )  # fmt: skip
 

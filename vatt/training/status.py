@@ -49,6 +49,7 @@ class Status:
     replaced: int
     checkpoint_step: int | None
     checkpoint_age: float | None
+    held_out: str = ""  # what is to be said of held-out clips that could not be used
 
 
 def status(out: Path) -> Status:
@@ -90,6 +91,7 @@ def status(out: Path) -> Status:
         replaced=sum(bad),
         checkpoint_step=saved[0] if saved else None,
         checkpoint_age=max(now - saved[1], 0.0) if saved else None,
+        held_out=_held_out(out / "result.json") if state == "done" else "",
     )  # fmt: skip
 
 
@@ -117,10 +119,20 @@ def format_status(s: Status) -> str:
     if s.seconds_left and s.state in ("running", "silent"):
         lines["time left"] = f"{_duration(s.seconds_left)}, without saving and evaluation"
     lines["bad clips"] = f"{s.bad_clips:,}, replaced {s.replaced:,} times; see bad_clips.csv" if s.bad_clips else "none"
+    if s.held_out:
+        lines["held out"] = s.held_out
     lines["checkpoint"] = "none yet"
     if s.checkpoint_step is not None and s.checkpoint_age is not None:
         lines["checkpoint"] = f"step {s.checkpoint_step:,}, {_ago(s.checkpoint_age)}"
     return "\n".join(f"{name:<11}{printable(text)}" for name, text in lines.items())
+
+
+def held_out_line(result: dict[str, Any]) -> str:
+    """What result.json says of held-out clips that could not be used, in words; nothing when all could."""
+    test = result.get("test", {})
+    bad = result.get("held_out_bad_clips", 0) + test.get("bad_clips", 0)
+    clips = result.get("held_out_clips", test.get("clips", 0) + test.get("bad_clips", 0))
+    return f"{bad:,} of {clips:,} held-out clips could not be used" if bad and clips else ""
 
 
 def _settings(out: Path) -> tuple[dict[str, Any], str]:
@@ -182,6 +194,10 @@ def _is_done(path: Path, steps: int) -> bool:
         return bool(read_json(path, {"steps": int})["steps"] >= steps)
     except (FileNotFoundError, FormError):  # a damaged one is written again by --resume
         return False
+
+
+def _held_out(path: Path) -> str:
+    return held_out_line(read_json(path, {}))
 
 
 def _ago(seconds: float) -> str:
