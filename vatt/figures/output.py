@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..inference.npz import Arrays, write_npz
-from ..runtime.files import write_atomically
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
 VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows of the manifest [C]
@@ -45,9 +43,3 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: di
     for i, (features, rows) in enumerate(found.values()):
         content |= {f"features_{i}": features, f"rows_{i}": rows}
     write_npz(path, content.items())
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())

@@ -23,8 +23,9 @@ from ..inference.npz import Arrays, read_npz
 from ..inference.pooled_features import pooled_features
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
+from ..runtime.files import write_figure
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, VideoFeatures, _save, check_output, write_arrays
+from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
 
 VIEWS = 32  # windows of video at once
 LEGEND = 40  # more classes have no legend
@@ -98,7 +99,7 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
 def tsne(args: argparse.Namespace) -> None:
     arrays_file = check_output(args.out, args.method, args.resume)
     device = pick_device(args.device)
-    clips = choose_classes(choose_clips(args.data, args.split), args.classes, args.per_class, args.seed)
+    clips = choose_classes(choose_clips(args.data, args.split, args.columns), args.classes, args.per_class, args.seed)
     print(f"{len(clips)} clips of {len(clips.labels)} classes, {len(args.model)} models, {device}")
     configs = [load_config(folder) for folder in args.model]  # a wrong folder is told before hours of work
     known = read_earlier(arrays_file) if arrays_file.exists() else {}
@@ -141,7 +142,8 @@ def tsne(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})
-    _save(points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out)
+    axis = "t-SNE" if args.method == "tsne" else "component"
+    write_figure(points_figure(arrays["points"], labels, titles, axis), args.out)
     print(f"done: {args.out}, {arrays_file}: {len(shown)} clips of {len(np.unique(labels))} classes")
 
 

@@ -25,6 +25,7 @@ from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .npz import Arrays, read_npz, write_npz
 
@@ -147,7 +148,7 @@ def _make(
                 shard: list[Arrays] = []
                 for batch in itertools.islice(batches, per_shard):
                     for index, reason in batch.bad:
-                        tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                        tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                     shard.append(function(batch) | _bad_arrays(batch.bad))
                     bar.update(len(batch.tried))
@@ -158,7 +159,7 @@ def _make(
                     mended = f", delete {parts}, which remembers them, and start over" if parts else ""
                     raise DataError(
                         f"{bad} of {tried} clips tried could not be used, more than the share of {max_bad_share:g} "
-                        "that --max-bad-share (data.max_bad_share in fine-tuning) allows; they are named above. Allow "
+                        "that --max-bad-share (data.max_bad_share in training) allows; they are named above. Allow "
                         f"more{' and --resume' if parts else ''}, or mend them{mended}"
                     )
     return made
@@ -181,7 +182,7 @@ def _missing(parts: Path, own: range) -> list[range]:
                 _read(path)
                 continue
             except DataError as error:
-                tqdm.write(f"made again: {error}", file=sys.stderr)
+                tqdm.write(printable(f"made again: {error}"), file=sys.stderr)
         missing.append(number)
     return list(_runs(missing))
 

@@ -17,6 +17,7 @@ from ..config.pretraining import Config
 from ..config.serialization import to_dict
 from ..errors import ConfigError, RunError
 from ..runtime.files import write_atomically
+from ..runtime.forms import FormError, read_json
 from ..runtime.provenance import environment
 from .features_file import read_features
 
@@ -27,8 +28,14 @@ FEATURES_IDENTITY = (
 )
 
 
-def open_result(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+def open_result(out: Path, settings: dict[str, Any], resume: bool, form: Any) -> dict[str, Any] | None:
     """Make the folder of an evaluation, or open the one to go on with.
+
+    Args:
+        out: the folder.
+        settings: what decides the numbers.
+        resume: go on with what is there.
+        form: that of result.json, see `runtime.forms`.
 
     Returns:
         The content of result.json when an earlier command has finished, else None.
@@ -41,8 +48,8 @@ def open_result(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, 
     if not resume and (begun.exists() or result.exists()):
         raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
     if resume and begun.exists():
-        finished = read_json(result, out) if result.exists() else None
-        require_equal(read_json(begun, out), settings, settings, out, "repeat those, or choose another --out")
+        finished = read_record(result, form) if result.exists() else None
+        require_equal(read_record(begun), settings, settings, out, "repeat those, or choose another --out")
         return finished
     out.mkdir(parents=True, exist_ok=True)
     write_json(begun, settings)
@@ -72,7 +79,7 @@ def open_features(out: Path, parts: Path, record: dict[str, Any], resume: bool) 
                 raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
     elif out.exists() or settings.exists():
         complete = out.exists()
-        begun = read_features(out, ()).metadata if complete else read_json(settings, parts)
+        begun = read_features(out, ()).metadata if complete else read_record(settings)
         where = out if complete else parts
         require_equal(begun, record, FEATURES_IDENTITY, where, "repeat those, or delete it to start over")
         return None if complete else begun
@@ -110,15 +117,13 @@ def require_equal(
         raise RunError(f"{where} was begun with other settings ({'; '.join(differ)}); {way_out}")
 
 
-def read_json(path: Path, folder: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. Raises `RunError`, which names `folder` as what to delete."""
+def read_record(path: Path, form: Any = dict) -> dict[str, Any]:
+    """Return the JSON object in `path`. Raises `RunError`, which names its folder as what to delete."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete {folder} to start over") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (no JSON object); delete {folder} to start over")
-    return content
+        record: dict[str, Any] = read_json(path, form)
+    except FormError as error:
+        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
+    return record
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

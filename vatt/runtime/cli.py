@@ -8,15 +8,18 @@ from collections.abc import Callable
 
 from ..errors import Elsewhere, Finished, VattError
 from .faults import report
+from .forms import printable
 
 
-def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """Runs `action`: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Says which process failed.
+def exit_code(action: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Run `action` and return the exit code: 1 failed, 2 wrong usage or settings, 130 interrupted.
+
+    Without an error it is what `action` returns, None for 0. The message says which process failed.
 
     Any other error is the program's own, whatever was being done, and leaves with its traceback.
     """
     try:
-        action()
+        return action() or 0
     except Finished:
         return 0
     except Elsewhere as error:
@@ -31,10 +34,10 @@ def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> i
     except Exception:
         report()
         raise
-    return 0
 
 
 def _report(error: BaseException, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+    text = printable(str(error))
+    print(f"error: {text}" if rank == "0" else f"error (process {rank}): {text}", file=sys.stderr)
     return code
