@@ -60,17 +60,9 @@ def read_classifier(folder: str | Path, device: torch.device, *,
     """
     folder = model_folder(folder)
     model = load_classifier(folder, device, fused=fused)
-    saved = json.loads((folder / "config.json").read_text())["classifier"]
-    video = model.modality == "video"
-    official = {"task": model.modality, "loss": "softmax" if video else "sigmoid", "windows": 4,
-                "crops": 3 if video else 1}  # fmt: skip
-    try:
-        config = ClassifyConfig(**{name: saved.get(name, value) for name, value in official.items()})
-        labels = tuple(map(str, saved["labels"])) if "labels" in saved else None
-    except (TypeError, AttributeError) as error:
-        raise RunError(f'{folder / "config.json"}: "classifier" cannot be read ({error})') from error
-    if labels is not None and len(labels) != saved["classes"]:
-        raise RunError(f"{folder / 'config.json'}: {len(labels)} labels for {saved['classes']} classes")
+    record = model.record
+    config = ClassifyConfig(record["task"], record["loss"], record["windows"], record["crops"])
+    labels = model.classes if "labels" in record else None
     return model, config, labels
 
 

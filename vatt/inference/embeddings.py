@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clip import Clip
+from ..checkpoints.fingerprints import weights_fingerprint
+from ..checkpoints.loading import load_vatt
+from ..data.clip import Clip, Manifest
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
+from ..data.manifest import read_manifest
+from ..data.media_types import AUDIO, IMAGE, VIDEO
 from ..data.tokenizer import Tokenizer
 from ..model.vatt import VATT
+from ..runtime.device import autocast_for
 from ..runtime.distributed import ALONE, World
-from .features_file import POSITIONS
+from .features_file import FORMAT, NAMES, POSITIONS, Features
 from .npz import Arrays
 from .over_clips import MappedClips, map_clips
 
@@ -158,6 +164,60 @@ def embed_dataset(
         shard_batches=shard_batches,
         positions=POSITIONS,
     )
+
+
+def embed(
+    model: VATT | str | Path,
+    data: Manifest | str | Path | Sequence[str | Path],
+    *,
+    windows: int | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    max_bad_share: float = 1.0,
+) -> Features:
+    """Embed clips, pictures and sounds, and their captions, in memory; the command `vatt embed` writes files.
+
+    Args:
+        model: a pre-trained model, or its folder.
+        data: files, or what `vatt.read_manifest` takes or returns: a manifest CSV, a folder, tar shards.
+        windows: evenly spaced temporal windows a clip, None: the model's setting.
+        split: only these rows of a manifest.
+        batch_size: clips at once, None: 32 windows' worth.
+        workers: decoding processes, 0: this one; a script with workers needs the `if __name__ == "__main__"` guard.
+        max_bad_share: share of clips that may be unreadable; those that are take no part and are listed.
+
+    Returns:
+        Arrays by the names of `vatt.inference.features_file`, and how they were made.
+
+    Raises:
+        DataError: no clip can be read, or too many cannot.
+    """
+    model = model if isinstance(model, VATT) else load_vatt(model)
+    settings, tokenizer = model.settings, model.tokenizer
+    clips = _manifest(data)
+    clips = clips if split is None else clips.split(split)
+    windows = windows or settings.eval_windows
+    size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
+    options = replace(settings.data, workers=workers)
+    dataset = EvalDataset(clips, options, settings.model, tokenizer or Tokenizer([]), windows, size, needs=())
+    parameter = next(model.parameters())
+    autocast = autocast_for(parameter.device, torch.float32)
+    arrays = embed_dataset(model, dataset, tokenizer, autocast, None, max_bad_share).arrays()
+    record = {"format": FORMAT, "model": str((model.folder or Path("model in memory")).absolute()), "windows": windows}
+    record |= {"weights_sha256": weights_fingerprint(model), "clips": len(arrays["row"])}
+    return Features(Path("what vatt.embed returned"), {name: arrays[name] for name in NAMES}, record)
+
+
+def _manifest(data: Manifest | str | Path | Sequence[str | Path]) -> Manifest:
+    if isinstance(data, Manifest):
+        return data
+    if not isinstance(data, str | Path):
+        paths = [Path(path).absolute() for path in data]
+        return Manifest(tuple(Clip(i, path, str(path)) for i, path in enumerate(paths)), Path.cwd(), ())
+    if Path(data).suffix.lower() in VIDEO | IMAGE | AUDIO:
+        return _manifest([data])
+    return read_manifest(data)
 
 
 def _texts(values: list[str]) -> np.ndarray:
