@@ -19,6 +19,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
@@ -28,7 +29,7 @@ from .config.serialization import to_dict
 from .data.datasets.evaluation import EvalDataset
 from .data.manifest import choose_clips
 from .data.tokenizer import Tokenizer
-from .inference.embeddings import embed_dataset
+from .inference.embeddings import embed, embed_dataset
 from .inference.features_file import assemble, check_format
 from .inference.result_folder import FEATURES_IDENTITY, open_features
 from .ops import choose
@@ -167,6 +168,14 @@ def main(argv: list[str] | None = None) -> int:
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 
+
+class _Callable(ModuleType):
+    """This module, which is `vatt.embed` as soon as it is imported: the public function of that name, too."""
+
+    __call__ = staticmethod(embed)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())
