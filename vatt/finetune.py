@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,12 @@ from .checkpoints.sharded import is_sharded, whole_state
 from .config.finetuning import PRESETS, TASKS, FinetuneConfig, check_finetuning
 from .config.presets import PRESETS as MODELS
 from .config.presets import preset
-from .config.serialization import apply_overrides, differences, from_dict, to_dict
+from .config.serialization import apply_overrides, differences, from_record, to_dict
 from .data.bad_clips import BadClips
+from .data.check import say
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.classification import LabelledDataset
-from .data.manifest import read_manifest
 from .data.shards.reading import absolute_source
 from .errors import ConfigError, RunError
 from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
@@ -42,10 +43,11 @@ from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import ALONE, World
 from .runtime.files import write_atomically
+from .runtime.forms import read_json
 from .runtime.provenance import environment
 from .training.finetuning_step import finetune_step
 from .training.initialization import load_backbone
-from .training.launch import add_run_flags, begin, run_command, summarise, write_result
+from .training.launch import add_run_flags, begin, open_source, run_command, summarise, write_result
 from .training.loop import run_steps
 from .training.metrics_log import MetricsLog
 from .training.optimizers import SGD
@@ -68,7 +70,7 @@ The manifest is a CSV with `path`, `label` (several separated by " | ") and, as 
 The run's folder ends with model/ (vatt.load reads it), result.json, predictions, per_class.csv and confusion.png.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
 
-FIXED = ("model.", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
+FIXED = ("model.", "data.version:", "task:", "init:", "preset:", "loss:")  # what a resumed run cannot change
 FREE = ("model.drop.",)  # though it begins like one of those
 
 
@@ -100,6 +102,7 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
     """The task's preset around the sizes of `--init`, or the settings of a resumed run; flags and `--set` on top."""
     given = {
         "data.source": args.data,
+        "data.columns": args.columns,
         "data.batch_size": args.batch_size,
         "loss": args.loss,
         "optim.rate": args.rate,
@@ -193,6 +196,8 @@ def finetune(config: FinetuneConfig, out: Path, device: torch.device, manifest: 
               f"resampled, {fresh} tensors start fresh ({out}/init.txt names them)")  # fmt: skip
     print(f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
           f"({manifest.root})")  # fmt: skip
+    if world.is_first:
+        say(clips, held_out, config.data)
     if untrained := len(manifest.labels) - len({label for clip in clips for label in clip.labels}):
         print(f"note: {untrained} of the classes have no training clip")
     if resume:
@@ -246,27 +251,26 @@ def saved_config(out: Path) -> FinetuneConfig:
     """The settings of the run in `out`: from config.json, or from its newest checkpoint when that is damaged."""
     path = out / "config.json"
     try:
-        return from_dict(FinetuneConfig, json.loads(path.read_text())["finetune"])
+        return from_record(FinetuneConfig, read_json(path, {"finetune": dict})["finetune"])
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         found = training_checkpoint.load_latest(out / "checkpoints", tqdm.write)
         if found is None or "finetune" not in (record := json.loads(found.state["record"])):
             raise RunError(f"{path} is no fine-tuning run's config: {error}") from error
         print(f"{path} is damaged ({error}); using the settings in {found.path}")
-        return from_dict(FinetuneConfig, record["finetune"])
+        return from_record(FinetuneConfig, record["finetune"])
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}")
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: f"finetune-{config.task}", held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
-    manifest = read_manifest(config.data.source)
+    manifest = open_source(config.data)
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         record = {"finetune": to_dict(config), "environment": environment(device)}
         write_atomically(out / "config.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -26,6 +26,7 @@ from .inference.features_file import SUFFIXES, FeaturesError, read_features
 from .inference.search_index import SPACE, Query, build_index, check_words, embed_query, open_model, rank
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
+from .runtime.forms import printable
 
 COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 EXAMPLES = """examples:
@@ -107,7 +108,8 @@ def format_results(answer: dict[str, Any]) -> str:
         windows = f"  ({found['windows']} windows)"
         captions, more = found["captions"], len(found["captions"]) - 1
         said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {found['path']}{span}{windows}{said}")
+        place = printable(f"{found['path']}{span}{windows}{said}")
+        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
     return "\n".join(lines)
 
 

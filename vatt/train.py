@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,10 @@ from .checkpoints.model_folder import corpus_format, read_config, read_record, w
 from .checkpoints.sharded import is_sharded, whole_state
 from .config.presets import PRESETS, preset
 from .config.pretraining import Config
-from .config.serialization import apply_overrides, differences, from_dict, to_dict
+from .config.serialization import apply_overrides, differences, from_record, to_dict
 from .config.validation import check
-from .data.bad_clips import BadClips
+from .data.bad_clips import BadClips, check_share
+from .data.check import say
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.evaluation import EvalDataset
@@ -36,14 +38,14 @@ from .data.manifest import read_manifest
 from .data.shards.reading import absolute_source
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer
-from .errors import ConfigError, RunError
+from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT, count_parameters
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import ALONE, World
 from .runtime.provenance import environment
-from .training.launch import add_run_flags, begin, run_command, summarise, write_result
+from .training.launch import add_run_flags, begin, open_source, run_command, summarise, write_result
 from .training.loop import run_steps
 from .training.metrics_log import MetricsLog, draw_losses
 from .training.optimizers import Adam
@@ -66,7 +68,7 @@ A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `ca
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
 
 
-FIXED = ("model.", "data.vocabulary:", "preset:")  # what a resumed run cannot change
+FIXED = ("model.", "data.vocabulary:", "data.version:", "preset:")  # what a resumed run cannot change
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -97,6 +99,7 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
     flags = {
         "data.source": args.data,
+        "data.columns": args.columns,
         "data.batch_size": args.batch_size,
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
@@ -130,7 +133,7 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
         tokenizer = Tokenizer.from_file(config.data.vocabulary)
     else:
         captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary)
+        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
     tokenizer.save(path)
     return tokenizer
 
@@ -157,6 +160,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     from .data.dali.loader import choose_decoder, make_dali_loader
 
     decoder, why = choose_decoder(config.data.decoder, device, dataset)
+    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
     where = environment(device) | {"operations": ops.reason, "decoder": why}
     identity = {"manifest": (fingerprint(manifest), manifest.root),
                 "words": (fingerprint(tokenizer.words), out / "vocabulary.txt")}  # fmt: skip
@@ -170,9 +174,13 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     print(ops.reason)
     print(why)
     print(f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})")
+    if world.is_first:
+        say(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
         print(f"note: a batch of {config.data.batch_size} repeats clips, which then are negatives of themselves; "
               "--batch-size lowers it")  # fmt: skip
+    elif dataset.files < len(clips):
+        print(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
     if config.model.text.freeze_embedding:
         print("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
     if resume:
@@ -183,7 +191,7 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
         record = train_step(model, optimizer, batch.to(device), config, step, autocast, ops, world, parts)
-        return record | {"operations": ops.impl}
+        return record | {"operations": ops.impl, "same_file": dataset.repeats(step)}
 
     advice = "try --set optim.clip=1 or a lower --set optim.rate"
     load = partial(make_dali_loader, device=device) if decoder == "dali" else None
@@ -200,25 +208,45 @@ def train(config: Config, out: Path, device: torch.device, manifest: Manifest, *
     finish(config, out, model, held_out, tokenizer, bad, record, trained, len(clips))
 
 
+def same_file_note(config: Config, dataset: ClipDataset) -> str:
+    """What becomes of rows of one file in a batch."""
+    if config.data.version < 2:
+        return "this run began when those that meet in a batch were each other's negatives, and goes on so"
+    if dataset.files < config.data.batch_size:
+        return (
+            f"in a batch of {config.data.batch_size} some are each other's negatives; --batch-size "
+            f"{dataset.files} keeps them apart"
+        )
+    return "a second one in a batch would be a negative of the first, and gives way to another clip (same_file)"
+
+
 def finish(config: Config, out: Path, model: VATT, held_out: Manifest, tokenizer: Tokenizer, bad: BadClips,
            record: dict[str, Any], seconds: float, train_clips: int) -> None:  # fmt: skip
     """After the last step: export the model, draw the loss curve, evaluate on held-out clips, write result.json."""
     write_model_folder(out / "model", model.state_dict(), config, record, tokenizer)
     result = summarise(out, draw_losses, record["environment"], config, seconds, bad, train_clips)
     result |= {"config": to_dict(config)}
+    no_scores: DataError | None = None
     if held_out:
         device = next(model.parameters()).device
         few = max(1, config.data.batch_size // config.eval_windows)
         dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few, needs=())
         tick = time.perf_counter()
-        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
-        result["retrieval"] = retrieval(embedded)
+        result |= {"held_out_clips": len(held_out), "held_out_bad_clips": len(held_out)}
+        try:
+            embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+            result["held_out_bad_clips"] = len(embedded.bad)
+            check_share(len(embedded.bad), len(held_out), config.data.max_bad_share)
+            result["retrieval"] = retrieval(embedded)
+            print(format_scores(result["retrieval"]))
+        except DataError as error:
+            no_scores = error
         result["evaluate_seconds"] = time.perf_counter() - tick
-        result["held_out_bad_clips"] = len(embedded.bad)
-        print(format_scores(result["retrieval"]))
     else:
         print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
     write_result(out, result)
+    if no_scores is not None:
+        raise DataError(f"no retrieval scores: {no_scores}; once the clips are mended, --resume scores the model")
 
 
 def saved_config(out: Path) -> Config:
@@ -230,7 +258,7 @@ def saved_config(out: Path) -> Config:
         if found is None:
             raise
         print(f"{error}; using the settings in {found.path}")
-        return from_dict(Config, json.loads(found.state["record"])["config"])
+        return from_record(Config, json.loads(found.state["record"])["config"])
 
 
 def saved_format(out: Path) -> int:
@@ -241,8 +269,8 @@ def saved_format(out: Path) -> int:
     return corpus_format(record)
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset)
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    begun = begin(args, world, saved_config, resolve_config, lambda config: config.preset, held)
     if begun is None:
         return
     config, out, device = begun.config, begun.out, begun.device
@@ -250,12 +278,11 @@ def run(args: argparse.Namespace, world: World) -> None:
 
     choose_decoder(config.data.decoder, device)
     corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
-    manifest = read_manifest(config.data.source) if config.data.source else None
+    manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(device), "corpus_format": corpus})
         if manifest is None:
@@ -275,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
     """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
     data = config.data
-    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
+    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
         names = sorted({clip.split or "" for clip in manifest})
         raise RunError(f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "

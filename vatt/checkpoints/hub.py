@@ -23,7 +23,7 @@ from ..errors import MissingPackage
 from ..model.vatt import VATT as Model
 from ..ops import REFERENCE, Ops, choose
 from ..runtime.provenance import public
-from .loading import load_weights
+from .loading import build_fitting, load_weights
 from .model_folder import VOCABULARY, load_config, load_tokenizer, model_folder, write_config
 
 try:
@@ -89,7 +89,8 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
                 )
             )
         settings = load_config(folder)
-        model = cls(settings.model, choose(settings.fused if fused is None else fused, "cpu"))
+        ops = choose(settings.fused if fused is None else fused, "cpu")
+        model = build_fitting(folder, settings, lambda: cls(settings.model, ops))
         load_weights(model, folder)
         model.settings = settings
         if (model_folder(folder) / VOCABULARY).is_file():

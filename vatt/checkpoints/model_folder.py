@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.pretraining import Config
-from ..config.serialization import from_dict, to_dict
+from ..config.serialization import from_record, to_dict
 from ..config.validation import check
 from ..data.tokenizer import Tokenizer, VocabularyError
 from ..errors import RunError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, writing
+from ..runtime.forms import printable, read_json
 
 
 def write_config(out: Path, config: Config, record: dict[str, Any]) -> None:
@@ -36,12 +37,12 @@ def read_config(out: Path) -> Config:
     """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
     path = out / "config.json"
     try:
-        config = from_dict(Config, json.loads(path.read_text())["config"])
+        config = from_record(Config, read_json(path, {"config": dict})["config"])
         check(config)
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is not a run's config: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RunError(f"{path} is not a run's config: {printable(str(error))}") from error
     return config
 
 
@@ -67,25 +68,30 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Conf
         OSError: something cannot be written; an earlier model in `folder` is still there.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    size, kept = sum(t.nbytes for t in tensors.values()), f"{folder} is as it was" if folder.exists() else ""
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                  temporary / "model.safetensors")  # fmt: skip
-        write_config(temporary, config, record)
-        if words is not None:
-            words.save(temporary / "vocabulary.txt")
-        # Until the new one has its name the old one is kept under another.
-        old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}") from error
+        with writing(folder, size, kept, also=(SafetensorError,)):
+            _write_model_folder(folder, temporary, tensors, config, record, words)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model_folder(folder: Path, temporary: Path, tensors: Mapping[str, Tensor], config: Config,
+                        record: dict[str, Any], words: Tokenizer | None) -> None:  # fmt: skip
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+              temporary / "model.safetensors")  # fmt: skip
+    write_config(temporary, config, record)
+    if words is not None:
+        words.save(temporary / "vocabulary.txt")
+    # Until the new one has its name the old one is kept under another.
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 VOCABULARY = "vocabulary.txt"
@@ -98,7 +104,7 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def is_classifier(folder: Path) -> bool:
-    return "classifier" in json.loads((folder / "config.json").read_text())
+    return "classifier" in read_json(folder / "config.json")
 
 
 def load_config(folder: str | Path) -> Config:

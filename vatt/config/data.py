@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+DATA_VERSION = 2  # see `DataConfig.version`
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -32,6 +34,9 @@ class DataConfig:
     `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
     holds; 0 GB is no limit, and with `workers` 0 there is none.
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
+    `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
+    of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
+    and more entries of tar shards are read.
     """
 
     source: str = ""
@@ -46,5 +51,8 @@ class DataConfig:
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
     decoder: str = "auto"
+    columns: str = ""  # of a table, as caption=title,path=filepath
+    split_unspaced: bool = False  # of a list built from captions: characters of scripts without spaces are words
+    version: int = DATA_VERSION
     vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
     augment: AugmentConfig = field(default_factory=AugmentConfig)

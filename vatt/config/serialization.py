@@ -41,6 +41,14 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**given)
 
 
+def from_record(kind: type[T], values: dict[str, Any]) -> T:
+    """Settings of a run or model that was written earlier: what it does not say was as it was before there was a word.
+
+    Raises `ConfigError` as `from_dict`, TypeError or AttributeError for what are no settings.
+    """
+    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
+
+
 def apply_overrides(config: T, overrides: list[str]) -> T:
     """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)
@@ -64,6 +72,11 @@ def differences(old: Any, new: Any) -> list[str]:
     """Settings that differ, as `name: old -> new` lines."""
     a, b = dict(_items(to_dict(old))), dict(_items(to_dict(new)))
     return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """All settings by their dotted names."""
+    return dict(_items(to_dict(config)))
 
 
 def _items(values: dict[str, Any], path: str = "") -> typing.Iterator[tuple[str, Any]]:
@@ -110,8 +123,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError("takes a whole number")
-            return int(value)
+            number = int(value)
+            if abs(number) >= 2**63:
+                raise ValueError("takes a number of at most 64 bits")
+            return number
         return hint(value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         wanted = getattr(hint, "__name__", str(hint))
         raise ConfigError(f"{name} takes {wanted}, got {value!r}") from error

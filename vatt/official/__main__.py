@@ -19,6 +19,7 @@ import torch
 from ..errors import UsageError
 from ..ops import choose
 from ..runtime.cli import exit_code
+from ..runtime.lock import add_force_flag, owned
 from .convert import (
     Mapped,
     build,
@@ -86,7 +87,12 @@ def inspect(prefix: Path, settings: dict[str, Any]) -> int:
     return 0
 
 
-def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
+def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool, force: bool) -> int:
+    with owned(out.absolute(), force=force):  # beside it: the folder must be empty
+        return _convert(prefix, out, settings, with_optimizer)
+
+
+def _convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another --out")
     with TFCheckpoint(prefix) as checkpoint:
@@ -132,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", type=Path, metavar="FILE", help="sizes that keys and shapes cannot tell")
         if name == "convert":
             command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+            add_force_flag(command)
             command.add_argument("--with-optimizer", action="store_true", help="also write the optimiser's moments")
     text = "compare our model with recorded arrays of the official one, one row an array"
     command = commands.add_parser("verify", help=text, description=text)
@@ -145,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = read_settings(args.config)
         if args.command == "inspect":
             return inspect(args.prefix, settings)
-        return convert(args.prefix, args.out, settings, args.with_optimizer)
+        return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
 
     return exit_code(action)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..errors import Elsewhere, Finished, VattError
 from .faults import report
+from .forms import printable
 
 
 def exit_code(action: Callable[[], int | None], interrupted: str = "interrupted") -> int:
@@ -37,5 +38,6 @@ def exit_code(action: Callable[[], int | None], interrupted: str = "interrupted"
 
 def _report(error: BaseException, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+    text = printable(str(error))
+    print(f"error: {text}" if rank == "0" else f"error (process {rank}): {text}", file=sys.stderr)
     return code

@@ -269,6 +269,7 @@ def _source(path: Path) -> str | io.BytesIO:
         if isinstance(found, io.BytesIO):
             size = len(found.getbuffer())
         else:
+            path = found
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever

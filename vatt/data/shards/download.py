@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ...runtime.files import replacing
+from ...runtime.files import new_file
 from ...runtime.progress import progress_bar
 from ..clip import ManifestError
 from .index import BLOCK, tar_entries
@@ -48,7 +48,7 @@ def fetch(url: str) -> Path:
 
 def _download(url: str, tar: Path) -> None:
     try:
-        with replacing(tar) as file:
+        with new_file(tar) as file:
             with import_webdataset().gopen(url, "rb") as stream, progress_bar(0, f"downloading {tar.name}", "B") as bar:
                 bar.unit_scale = True
                 while block := stream.read(BLOCK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -35,13 +36,21 @@ def open_clip(path: Path) -> Path | Member:
     """
     tar = tar_of(path)
     if tar is None:
-        return path
+        return stored(path)
     name = path.relative_to(tar).as_posix()
     status = tar.stat()
     place = index_of(tar, status.st_size, status.st_mtime_ns).get(name)
     if place is None:
         raise FileNotFoundError(f"no {name} in {tar}")
     return Member(read_range(tar, *place), path.name)
+
+
+def stored(path: Path) -> Path:
+    """`path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in it."""
+    if str(path).isascii() or path.exists():
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
 
 
 def tar_of(path: Path) -> Path | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.files import replacing
+from ...runtime.files import new_file
 from ...runtime.progress import progress_bar
 from ..clip import Clip, ManifestError
 from .index import MAX_CLIP, open_clip, tars_in
@@ -26,7 +26,7 @@ def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Pa
         for first in range(0, len(clips), per_shard):
             written.append(folder / f"{len(written):06d}.tar")
             with (
-                replacing(written[-1]) as file,
+                new_file(written[-1]) as file,
                 tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
             ):
                 for number, clip in enumerate(clips[first : first + per_shard], first):
