@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# torch.nn.functional.interpolate with antialias=True gives one number everywhere if the width is 1.
+# torch.nn.functional.interpolate with antialias=True gives one number in every row if the result is one pixel wide.
 #
 # Versions: torch 2.13.0 on a CPU, numpy 2.4.6; the same with ATEN_CPU_CAPABILITY default, avx2 and avx512.
-# Input: a ramp 0 ... 7 along the height of a (1, 1, 8, 1) tensor, resized to (4, 1), bilinear, with antialiasing; and the same
-#   ramp two columns wide, resized to (4, 2).
-# Expected: the column of the second result: 0.71, 2.50, 4.50, 6.29, whatever the width.
+# Input: a ramp 0 ... 7 along the height of an (1, 1, 8, W) tensor, resized to half its height, bilinear, with antialiasing.
+# Expected: 0.71, 2.50, 4.50, 6.29 in each column, whatever the width.
 # Seen:
-#     width 1, antialias:    [0.7143, 0.7143, 0.7143, 0.7143]
-#     width 2, antialias:    [0.7143, 2.5, 4.5, 6.2857]
-#     width 1, no antialias: [0.5, 2.5, 4.5, 6.5]
-#     width 1, 3 channels, channels_last, antialias: [0.7143, 2.5, 4.5, 6.2857]
-#   float32 and float64, bilinear and bicubic, shrinking and growing, any batch size: every output row is the first one.
-#   channels_last with more than one channel takes other code and is right, as is uint8 where the CPU has AVX2.
-# Why it matters: a sequence has no resize of its own with antialiasing, so features in time (B, C, T, 1), spectrogram bands and
-#   relative position tables are passed as pictures of width 1: the whole clip then is its first moment, and training goes on.
-#   Transpose to (B, C, 1, T), which is right, or repeat the column.
+#     width 2 to 2: [0.7143, 2.5, 4.5, 6.2857]
+#     width 1 to 1: [0.7143, 0.7143, 0.7143, 0.7143]
+#     width 4 to 1: [0.7143, 0.7143, 0.7143, 0.7143]
+#     width 1 to 1 without antialiasing: [0.5, 2.5, 4.5, 6.5]
+#     transposed, height 1 to 1: [0.7143, 2.5, 4.5, 6.2857]
+#     width 1 to 1, 3 channels, channels_last: [0.7143, 2.5, 4.5, 6.2857]
+#   float32 and float64, bilinear and bicubic, shrinking and growing, any batch size: every row of the result is the first one.
+# Why it matters: a sequence has no resize of its own with antialiasing, so features in time (B, C, T, 1), one band of a
+#   spectrogram and tables of relative positions are passed as pictures of width 1: the whole clip then is its first moment, and
+#   training goes on. Put time last, (B, C, 1, T), which is right.
 # Public: no report was found.
 set -euo pipefail
 work=$(mktemp -d)
@@ -25,22 +25,26 @@ trap 'rm -rf "$work"' EXIT
 import torch
 from torch.nn.functional import interpolate
 
-
-def column(x, **how):
-    """The first column of x at half its height."""
-    y = interpolate(x, size=(x.shape[2] // 2, x.shape[3]), mode="bilinear", **how)
-    return [round(float(v), 4) for v in y[0, 0, :, 0]]
-
-
 ramp = torch.arange(8.0).view(1, 1, 8, 1)
-one = column(ramp, antialias=True)
-two = column(ramp.repeat(1, 1, 1, 2), antialias=True)
-plain = column(ramp)
-last = column(ramp.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last), antialias=True)
-print("width 1, antialias:   ", one)
-print("width 2, antialias:   ", two)
-print("width 1, no antialias:", plain)
-print("width 1, 3 channels, channels_last, antialias:", last)
-assert two == last == [0.7143, 2.5, 4.5, 6.2857] and plain == [0.5, 2.5, 4.5, 6.5]
-assert one == [0.7143] * 4, "width 1 is right now"
+
+
+def resize(x, size, antialias=True):
+    """The first channel's first four values of x in the new size."""
+    y = interpolate(x, size=size, mode="bilinear", antialias=antialias)[0, 0]
+    return [round(float(v), 4) for v in (y[:, 0] if size[0] > 1 else y[0])]
+
+
+last = ramp.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+seen = {
+    "width 2 to 2": resize(ramp.repeat(1, 1, 1, 2), (4, 2)),
+    "width 1 to 1": resize(ramp, (4, 1)),
+    "width 4 to 1": resize(ramp.repeat(1, 1, 1, 4), (4, 1)),
+    "width 1 to 1 without antialiasing": resize(ramp, (4, 1), antialias=False),
+    "transposed, height 1 to 1": resize(ramp.mT.contiguous(), (1, 4)),
+    "width 1 to 1, 3 channels, channels_last": resize(last, (4, 1)),
+}
+for name, values in seen.items():
+    print(f"{name}: {values}")
+right, wrong = [0.7143, 2.5, 4.5, 6.2857], [0.7143] * 4
+assert list(seen.values()) == [right, wrong, wrong, [0.5, 2.5, 4.5, 6.5], right, right], "the result has changed"
 PY
