@@ -11,7 +11,7 @@
 #     decord: length 200; get_batch of all: picture 60 is 135, the last 26 are all 249; reader[60] is 110
 #   Reading in order skips the hidden pictures; jumping counts them, so it is 25 pictures (1 s) early; what is missing
 #   at the end is filled up with the last picture.
-# Why it matters: clips of Kinetics, AudioSet and the like are cut this way. Sampling a window starts with a jump: it
+# Why it matters: clips of Kinetics, AudioSet and the like are often cut this way. Sampling a window starts with a jump: it
 #   shows what was cut away, a second before its sound, and uniform sampling over len(reader) ends in a still picture.
 # Public: https://github.com/dmlc/decord/issues/54 tells of wrong frames after jumps in clips with odd timestamps.
 set -euo pipefail

@@ -10,8 +10,7 @@
 #     width 455: white 255, grey 128
 #     width 398: white 253, grey 126
 #     width 224: white 253, grey 126
-#   Even widths take another path of libswscale, with chroma at half resolution and a rounding bias; the flag FULL_CHR_H_INT
-#   with a scaler named beside it gives 255 and 128 at all of them.
+#   With interpolation=BILINEAR | FULL_CHR_H_INT white is 255 at all of them.
 # Why it matters: short side 256 of 16:9 is 455 wide, short side 224 is 398 wide, so the level depends on the shape and on
 #   the setting: 1 % of full scale, in every pixel, a difference between training and evaluation when these sizes differ.
 # Public: no report was found.

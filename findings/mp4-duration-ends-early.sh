@@ -8,8 +8,8 @@
 # Seen:
 #     0 B-frames: last picture at 11.8 s, container.duration 11.84 s, stream.duration 11.84 s
 #     2 B-frames: last picture at 11.8 s, container.duration 11.52 s, stream.duration 11.52 s
-#   The movie header in the file says 11.84 s both times. Reading, FFmpeg takes the media's length in decoding order and
-#   subtracts the whole delay of the B-frames, which was long at the slow end and short at the fast start.
+#   The movie header in the file says 11.84 s both times. FFmpeg reports the span of decoding times (-0.08 to 11.44 s), and the last
+#   picture is decoded 0.4 s before it is shown, as two slow B-frames come between; at the fast start that was 0.08 s.
 # Why it matters: windows are drawn from [0, duration], so the end is never seen, and with longer still pictures at the end
 #   (slides) that is seconds. A probe says that a clip is shorter than the span its annotation names, and drops it.
 # Public: no report was found.

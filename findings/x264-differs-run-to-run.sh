@@ -5,7 +5,7 @@
 #   the script exits with 77, "not shown on this CPU". Debian's libx264 is deterministic on the same CPU.
 # Input: 20 frames of 320 x 240 coloured blocks, encoded 40 times in one process, one thread, preset medium; then the same
 #   with the x264 parameter asm=AVX2.
-# Expected: one stream for all 40: x264 promises to be deterministic, with one thread above all.
+# Expected: one stream for all 40: x264 has a switch for non-deterministic operation, and it is off.
 # Seen (the first number varies from run to run):
 #     default: 6 different streams of 40
 #     asm=AVX2: 1 different streams of 40
