@@ -6,7 +6,7 @@
 #   whole seconds; the last two at 6.5 and 7.5, and have a field `speaker` and a file KEY.cls besides.
 # Expected: start is 6.5 in the seventh sample (or an error), and its speaker and cls are there (None in the others).
 # Seen:
-#     columns: __key__ __url__ json, json has: caption start
+#     columns: __key__ __url__ json json has: caption start
 #     starts: [0, 1, 2, 3, 4, 5, 6, 7]
 #   The columns and their types come from the first five samples of the first shard, and everything after is cast to them
 #   without a check whether the value survives.

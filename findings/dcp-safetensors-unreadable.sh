@@ -8,8 +8,8 @@
 #     saved: model-00001-of-00001.safetensors model.safetensors.index.json
 #     dcp.load: CheckpointException
 #     safetensors: SafetensorError: Error while deserializing header: header too large
-#     first bytes of the file: a zip archive (PK), as torch.save writes
-#   The writer puts values that are no tensors through torch.save into the same .safetensors file.
+#     first bytes of the file: b'PK\x03\x04'
+#   The writer puts values that are no tensors through torch.save (a zip archive, PK) into the same .safetensors file.
 # Why it matters: optimizers, schedulers and data loaders have integers in their state. The run saves for days, every save
 #   succeeds, and the first resume finds that not even the weights can be read. Keep only tensors in what you pass, or read the
 #   first checkpoint back at once.

@@ -7,8 +7,8 @@
 #   the sample format differs. And a sound whose channels never pass 0.5 does not pass full scale.
 # Seen:
 #     stereo -> mono   s16 0.5000   flt 0.7071
-#     5.1 -> mono      s16 0.5000   flt 1.7071
-#     5.1 -> stereo    s16 0.5000   flt 1.2071
+#     5.1 -> mono   s16 0.5000   flt 1.7071
+#     5.1 -> stereo   s16 0.5000   flt 1.2071
 #     mono -> stereo   s16 0.3535   flt 0.3536
 #   For integer output libswresample scales its matrix so that no sum exceeds 1, for float output it does not.
 #   Only the output format counts: float input (what the AAC and Opus decoders give) behaves as integer input does.

@@ -7,8 +7,8 @@
 #   no edit list, so its first picture has the time 0.08 s.
 # Expected: imread(index=k) is the k-th image that imiter gives, for both.
 # Seen:
-#     plain.mp4: 250 images announced, 250 iterated, index 0 10 60 gives 0 10 60
-#     fragmented.mp4: 0 images announced, 250 iterated, index 0 10 60 gives 0 8 58
+#     plain.mp4: 250 images announced, 250 iterated, index 0 10 60 gives [0, 10, 60]
+#     fragmented.mp4: 0 images announced, 250 iterated, index 0 10 60 gives [0, 8, 58]
 #   The plugin turns the index into a time by the frame rate and looks for that time, not counting from the first frame.
 # Why it matters: uniform sampling by index is early by the decoder's delay, and the first two indices are one picture;
 #   captions and sound, which go by time, are not shifted with it. And a length of 0 makes the clip look empty.

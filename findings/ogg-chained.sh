@@ -8,7 +8,7 @@
 # Seen:
 #     soundfile: 3.0 s in its info, 3.0 s read
 #     mutagen: 3.0 s
-#     PyAV: 5.0 s decoded, container.duration 2.0065 s, and the time of frames jumps back once
+#     PyAV: 5.0 s decoded, container.duration 2.0065 s, and time jumps back 1 times
 # Why it matters: with soundfile everything after the first part is lost without a word. With PyAV the declared length is
 #   that of the LAST part, so windows are drawn from 2 s of 5, and time within the file is ambiguous: two sounds have
 #   time 1.0. Decode the whole file and count samples, or re-write such files first.

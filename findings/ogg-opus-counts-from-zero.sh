@@ -6,9 +6,8 @@
 #   for it), once encoded as Opus and once as Vorbis.
 # Expected: one meaning of `duration` in one container: the length, from start_time on.
 # Seen:
-#     vorbis: start 10.0 s, container.duration 3.0 s, 3.0 s decoded
-#     opus: start 10.0 s, container.duration 13.0 s, 3.0 s decoded
-#     soundfile: 3.0 s for both
+#     vorbis: start 10.0 s, container.duration 3.0 s, 3.0 s decoded; soundfile: 3.0 s
+#     opus: start 10.0 s, container.duration 13.0 s, 3.0 s decoded; soundfile: 3.0 s
 # Why it matters: start_time and duration are all that a sampler has before it decodes. Here it draws ten of thirteen windows
 #   behind the end, which then count as broken or are padded with silence.
 # Public: no report was found.

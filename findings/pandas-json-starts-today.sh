@@ -7,9 +7,9 @@
 # Expected: equal values give equal results whatever the column is called, and a file gives the same table on every day.
 # Seen (on 2026-11-29):
 #     start       00:00:10.5                 str
-#     start_time  2026-11-29 00:00:10.500000 datetime64
-#     end_time    2026-11-29 00:05:00        datetime64   (the text was "0:05")
-#   Columns that end in _time or _at, or begin with timestamp, are parsed as dates; that is documented. That a time
+#     start_time  2026-11-29 00:00:10.500000 datetime64[us]
+#     end_time    2026-11-29 00:05:00        datetime64[us]
+#   (The text in end_time was "0:05".) Columns that end in _time or _at, or begin with timestamp, are parsed as dates; that is documented. That a time
 #   without a date gets TODAY's date, and that "0:05" becomes five minutes past midnight, is not.
 # Why it matters: the manifest's fingerprint, and with it caches and splits made from it, changes at midnight; rows read
 #   by two workers on both sides of midnight differ by a day; "m:ss" becomes hours and minutes. Nothing fails: the

@@ -6,8 +6,8 @@
 #   units of one score matrix (4 x 2048 x 2048 x 4 bytes = 64 MiB), one process for each measurement.
 # Expected: a fused kernel with either, a fraction of a score matrix; at most one matrix more for the mask.
 # Seen:
-#     dropout_p 0.0: 0.10 score matrices forward, 0.29 with backward
-#     dropout_p 0.1: 3.22 score matrices forward, 4.35 with backward
+#     dropout_p 0.0: 0.04 score matrices forward, 0.16 with backward
+#     dropout_p 0.1: 3.16 score matrices forward, 4.23 with backward
 #   The fused CPU kernel has no dropout, so the call falls back to separate operations that keep all scores; nothing is said.
 # Why it matters: video has thousands of tokens. A model that evaluates in 2 GB on a CPU is killed for memory at its first
 #   training step, with dropout as the only difference, and time grows with it.

@@ -8,10 +8,10 @@
 # Expected: the same samples, or none before the decoder has what it needs: these codecs overlap their blocks, and the
 #   Opus format (RFC 7845) recommends to decode at least 80 ms before the wanted point and to throw them away.
 # Seen (longest stretch from the first sample after a seek that differs by more than 0.01, tones of 0.2 each):
-#     aac: 19 ms wrong, by up to 0.46
+#     aac: 19 ms wrong, by up to 0.46, of which the first 0 ms are silence
 #     mp3: 65 ms wrong, by up to 0.38, of which the first 50 ms are silence
-#     opus: 153 ms wrong, by up to 0.36
-#     flac: 0 ms wrong
+#     opus: 153 ms wrong, by up to 0.36, of which the first 0 ms are silence
+#     flac: 0 ms wrong, by up to 0.00, of which the first 0 ms are silence
 # Why it matters: who cuts a window by "seek, decode, keep from the first frame on" trains on clips that begin with a
 #   fade, a hole or a click at a fixed place, and features of a window depend on where the previous read ended. Seek 0.2 s
 #   earlier and drop what comes before the window.

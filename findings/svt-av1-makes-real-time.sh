@@ -12,7 +12,7 @@
 #   included. Encode in a process of its own, or put the policy back with os.sched_setscheduler.
 # Public: no report was found.
 set -euo pipefail
-if ! python3 -c 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))' 2> /dev/null; then
+if ! "${PYTHON:-python3}" -c 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))' 2> /dev/null; then
     echo "not shown for this user: real-time priorities may not be set"
     exit 77
 fi
