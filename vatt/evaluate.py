@@ -22,7 +22,7 @@ import torch
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
 from .checkpoints.loading import load_vatt
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
-from .config.pretraining import Config
+from .config.run import RunConfig
 from .config.serialization import to_dict
 from .data.clip import Manifest
 from .data.datasets.evaluation import EvalDataset
@@ -118,7 +118,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
-def settings_of(args: argparse.Namespace) -> Config:
+def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
     data, video = config.data, config.model.video
@@ -131,12 +131,12 @@ def settings_of(args: argparse.Namespace) -> Config:
                    dtype=args.dtype or config.dtype)  # fmt: skip
 
 
-def builtin_corpus(args: argparse.Namespace, config: Config) -> Path:
+def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
     """The manifest of the built-in corpus in the format that the model was trained on."""
     return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
 
 
-def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
+def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
     """The rows to test on. Raises `ConfigError` when there are none."""
     (source,) = args.data or [config.data.source]
     manifest = read_manifest(source or builtin_corpus(args, config))
@@ -239,7 +239,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
 
 
 def describe(
-    args: argparse.Namespace, config: Config, device: torch.device, weights: str, clips: str
+    args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
     return {

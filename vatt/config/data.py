@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Decoder = Literal["auto", "pyav", "dali"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class DataConfig:
     max_bad_share: float = 0.3
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
-    decoder: str = "auto"
-    vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
+    decoder: Decoder = "auto"
+    # A word list, one word a line; "" builds one from the training captions. Ids of words belong to the weights.
+    vocabulary: str = field(default="", metadata={"fixed": True})
     augment: AugmentConfig = field(default_factory=AugmentConfig)

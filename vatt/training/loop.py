@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from ..config.data import DataConfig
+from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, make_loader
 from ..errors import ConfigError, DataError, Elsewhere, RunError
@@ -25,25 +25,6 @@ from .metrics_log import MetricsLog
 from .profiler import Traced, tracing
 from .session import Session
 from .signals import termination
-
-
-class Settings(Protocol):
-    """What the loop reads of a run's settings."""
-
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-    @property
-    def max_nonfinite(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def tensorboard(self) -> bool: ...
 
 
 class _Part(NamedTuple):
@@ -78,7 +59,7 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
                    bad=[entry for part in parts for entry in part.bad])  # fmt: skip
 
 
-def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog | None,
+def run_steps(session: Session, config: RunConfig, dataset: BatchSource, start: int, log: MetricsLog | None,
               update: Callable[[Batch, int], dict[str, Any]], advice: str,
               load: Callable[..., Iterator[Batch]] | None = None, traced: Traced | None = None) -> float:  # fmt: skip
     """Steps `start` to `config.steps`; returns the seconds they took.
