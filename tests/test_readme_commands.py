@@ -12,12 +12,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from harness import report as harness
+
 import av
 import gpu_report
 import pytest
 import torch
 import youcook2
-from harness import report as harness
 from helpers.media import steady, tone_burst, write_clip
 from helpers.processes import LOCAL, environment, finished
 from helpers.small_model import write_model

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import math
 import re
 import shlex
@@ -27,6 +26,8 @@ from .checkpoints.model_folder import SECTIONS, VOCABULARY, model_folder
 from .errors import ConfigError, RunError
 from .runtime.cli import exit_code
 from .runtime.files import write_atomically
+from .runtime.forms import FormError, parse_json, read_json
+from .runtime.lock import owned
 from .runtime.provenance import public
 
 UNKNOWN = "unknown"
@@ -84,6 +85,24 @@ class Records:
         return next((source for source in sources if isinstance(source, dict)), {})
 
 
+# What is taken from the records; anything else is shown as it is.
+ENVIRONMENT = {"argv?": ([str], None), "versions?": (dict, None), "operations?": (str, None)}
+CONFIG = {
+    "environment?": ENVIRONMENT,
+    "config?": {"data?": {"source?": str}, "steps?": int},
+    "finetune?": {"data?": {"source?": str}, "steps?": int, "task?": str, "init?": str},
+    "classifier?": {"labels?": [str], "task?": str, "modality?": str},
+}
+RESULT = {
+    "environment?": ENVIRONMENT,
+    "train_seconds?": (float, None),
+    "retrieval?": {"*": dict},
+    "test?": {"scores?": (dict, None)},
+    "steps?": int,
+}
+STEP: dict[str, Any] = {"step": int, "updated?": bool, **{f"{name}?": (float, None) for name in CURVES}}
+
+
 def read_records(folder: Path) -> Records:
     """All records in `folder`. Raises `RunError` for a folder without any, or with one that is damaged."""
     model = model_folder(folder)
@@ -95,28 +114,27 @@ def read_records(folder: Path) -> Records:
     if not run and not exported:
         raise RunError(f"{folder} holds no run and no model: config.json is missing")
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return Records(folder, run, exported, _read_json(folder / "result.json"), _steps(path, lines))
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return Records(folder, run, exported, _read_json(folder / "result.json", RESULT), _steps(path, lines))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, form: Any = None) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content: dict[str, Any] = read_json(path, form or CONFIG)
+    except FormError as error:
         raise RunError(f"{path} is damaged ({error}); restore it, or move it away to have its part unknown") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (no JSON object); restore it, or move it away to have its part unknown")
     return content
 
 
 def _steps(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     steps = []
+    lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            steps.append(parse_json(line, STEP))
+        except FormError as error:
             if number < len(lines):  # the last one is cut when a run is killed
                 raise RunError(f"{path}:{number} is damaged ({error}); restore it, or move it away") from error
     return steps
@@ -390,23 +408,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def put_card(folder: Path, name: str | None, license: str, force: bool) -> None:
+    """Write the card of `folder` into it, over somebody else's only with `force`."""
+    path = folder / "README.md"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    records = read_records(folder)
+    if path.exists() and not force and not is_ours(path.read_text(errors="replace")):
+        raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
+    with owned(path, force=force):
+        write_atomically(path, write_card(records, name or folder.absolute().name, license).encode())
+    print(f"done: {path}")
+    if folder.absolute().name == "model" and (folder.absolute().parent / "metrics.jsonl").exists():
+        print(f"note: the card of {folder.absolute().parent}, this model's run, says more")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return exit_code(lambda: write_readme(args))
-
-
-def write_readme(args: argparse.Namespace) -> None:
-    """Write DIR/README.md unless somebody else did."""
-    path = args.folder / "README.md"
-    if not args.folder.is_dir():
-        raise ConfigError(f"{args.folder} is no folder")
-    records = read_records(args.folder)
-    if path.exists() and not args.force and not is_ours(path.read_text(errors="replace")):
-        raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
-    write_atomically(path, write_card(records, args.name or args.folder.absolute().name, args.license).encode())
-    print(f"done: {path}")
-    if args.folder.absolute().name == "model" and (args.folder.absolute().parent / "metrics.jsonl").exists():
-        print(f"note: the card of {args.folder.absolute().parent}, this model's run, says more")
+    return exit_code(lambda: put_card(args.folder, args.name, args.license, args.force))
 
 
 if __name__ == "__main__":

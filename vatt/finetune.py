@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,10 +24,10 @@ from .config.finetuning import PRESETS, ClassLoss, FinetuneConfig
 from .config.finetuning import Task as TaskName
 from .config.presets import PRESETS as MODELS
 from .config.presets import preset
+from .data.check import corpus_notes
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.classification import LabelledDataset
-from .data.manifest import read_manifest
 from .errors import ConfigError
 from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
 from .evaluation.prediction_files import draw_training
@@ -39,7 +40,7 @@ from .runtime.files import write_atomically
 from .runtime.provenance import environment
 from .training.finetuning_step import finetune_step
 from .training.initialization import load_backbone
-from .training.launch import OpenedRun, add_run_flags, open_run, run_command, settings_from_flags
+from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.optimizers import SGD
 from .training.runner import Task, run_training
 
@@ -154,6 +155,8 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
         f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
         f"({manifest.root})"
     ]
+    if world.is_first:
+        notes += corpus_notes(clips, held_out, config.data)
     if untrained := len(manifest.labels) - len({label for clip in clips for label in clip.labels}):
         notes.append(f"note: {untrained} of the classes have no training clip")
     classifier = {
@@ -198,7 +201,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
         dataset=dataset,
         train_clips=len(clips),
         step=step,
-        finish=lambda model: test(config, out, model, held_out),
+        finish=lambda model: (test(config, out, model, held_out), None),
         draw=draw_training,
         advice="try a lower --rate",
         ops=ops,
@@ -224,16 +227,15 @@ def test(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manifes
     return {"test": scores, "test_seconds": time.perf_counter() - tick}
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    opened = open_run(args, world, FinetuneConfig, resolve_config, lambda config: f"finetune-{config.task}")
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    opened = open_run(args, world, FinetuneConfig, resolve_config, lambda config: f"finetune-{config.task}", held)
     if opened is None:
         return
     config, out = opened.config, opened.out
-    manifest = read_manifest(config.data.source)
+    manifest = open_source(config.data)
     split_labelled(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(opened.device)})
 

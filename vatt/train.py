@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,8 @@ from .checkpoints.model_folder import corpus_format, read_record, write_config
 from .config.data import Decoder
 from .config.presets import PRESETS, preset
 from .config.pretraining import Config
+from .data.bad_clips import check_share
+from .data.check import corpus_notes
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.evaluation import EvalDataset
@@ -30,14 +33,14 @@ from .data.datasets.training import ClipDataset
 from .data.manifest import read_manifest
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer
-from .errors import ConfigError, RunError
+from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
 from .runtime.provenance import environment
-from .training.launch import OpenedRun, add_run_flags, open_run, run_command, settings_from_flags
+from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
 from .training.optimizers import Adam
 from .training.pretraining_step import train_step
@@ -109,7 +112,7 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
         tokenizer = Tokenizer.from_file(config.data.vocabulary)
     else:
         captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary)
+        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
     tokenizer.save(path)
     return tokenizer
 
@@ -133,18 +136,24 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         reason,
         f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})",
     ]
+    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
+    if world.is_first:
+        notes += corpus_notes(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
         size = config.data.batch_size
         notes.append(
             f"note: a batch of {size} repeats clips, which then are negatives of themselves; --batch-size lowers it"
         )
+    elif dataset.files < len(clips):
+        notes.append(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
     if config.model.text.freeze_embedding:
         notes.append("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
 
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
     ) -> dict[str, Any]:
-        return train_step(model, optimizer, batch, config, number, autocast, ops, world, wrapped)
+        record = train_step(model, optimizer, batch, config, number, autocast, ops, world, wrapped)
+        return record | {"same_file": dataset.repeats(number)}
 
     def modules(model: VATT) -> tuple[nn.Module, ...]:
         return model.backbone, model.head
@@ -170,23 +179,45 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     run_training(run, manifest, task)
 
 
-def evaluate(config: Config, model: VATT, held_out: Manifest, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what result.json says of retrieval among held-out clips, and print the scores."""
+def same_file_note(config: Config, dataset: ClipDataset) -> str:
+    """Say what becomes of rows of one file in a batch."""
+    if config.data.version < 2:
+        return "this run began when those that meet in a batch were each other's negatives, and goes on so"
+    if dataset.files < config.data.batch_size:
+        return (
+            f"in a batch of {config.data.batch_size} some are each other's negatives; --batch-size "
+            f"{dataset.files} keeps them apart"
+        )
+    return "a second one in a batch would be a negative of the first, and gives way to another clip (same_file)"
+
+
+def evaluate(
+    config: Config, model: VATT, held_out: Manifest, tokenizer: Tokenizer
+) -> tuple[dict[str, Any], DataError | None]:
+    """Score retrieval among held-out clips and print it.
+
+    Returns:
+        What result.json says of it, and why there are no scores, if so.
+    """
     if not held_out:
         print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
-        return {}
+        return {}, None
     device = next(model.parameters()).device
     few = max(1, config.data.batch_size // config.eval_windows)
     dataset = EvalDataset(held_out, config.data, config.model, tokenizer, config.eval_windows, few, needs=())
     tick = time.perf_counter()
-    embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
-    scores = retrieval(embedded)
-    print(format_scores(scores))
-    return {
-        "retrieval": scores,
-        "evaluate_seconds": time.perf_counter() - tick,
-        "held_out_bad_clips": len(embedded.bad),
-    }
+    result: dict[str, Any] = {"held_out_clips": len(held_out), "held_out_bad_clips": len(held_out)}
+    failure = None
+    try:
+        embedded = embed_clips(model, dataset, autocast_for(device, compute_dtype(config.dtype, device)))
+        result["held_out_bad_clips"] = len(embedded.bad)
+        check_share(len(embedded.bad), len(held_out), config.data.max_bad_share)
+        result["retrieval"] = retrieval(embedded)
+        print(format_scores(result["retrieval"]))
+    except DataError as error:
+        failure = DataError(f"no retrieval scores: {error}; once the clips are mended, --resume scores the model")
+    result["evaluate_seconds"] = time.perf_counter() - tick
+    return result, failure
 
 
 def saved_format(out: Path) -> int:
@@ -197,8 +228,8 @@ def saved_format(out: Path) -> int:
     return corpus_format(record)
 
 
-def run(args: argparse.Namespace, world: World) -> None:
-    opened = open_run(args, world, Config, resolve_config, lambda config: config.preset)
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    opened = open_run(args, world, Config, resolve_config, lambda config: config.preset, held)
     if opened is None:
         return
     config, out = opened.config, opened.out
@@ -206,12 +237,11 @@ def run(args: argparse.Namespace, world: World) -> None:
 
     choose_decoder(config.data.decoder, opened.device)
     corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
-    manifest = read_manifest(config.data.source) if config.data.source else None
+    manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(opened.device), "corpus_format": corpus})
         if manifest is None:
@@ -228,9 +258,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
-    """(training clips, held-out clips); raises `RunError` when there is nothing to train on."""
+    """Return training clips and held-out clips; raises `RunError` when there is nothing to train on."""
     data = config.data
-    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split)
+    clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
         names = sorted({clip.split or "" for clip in manifest})
         raise RunError(

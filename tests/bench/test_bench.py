@@ -7,15 +7,16 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import draw_reports
-import fused_vs_reference
-import pytest
-import tiny_training
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import FRONT_BEGIN, FRONT_END, front_table, index, pyplot, report_paths, write_page
 from harness.report import Report, ReportError
+
+import draw_reports
+import fused_vs_reference
+import pytest
+import tiny_training
 
 from vatt.runtime import provenance
 

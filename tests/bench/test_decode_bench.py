@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from harness import report as harness
+
 import decode
 import pytest
 import soak
-from harness import report as harness
 from helpers.media import steady, tone_burst, write_clip
 from workloads import video_decoders
 

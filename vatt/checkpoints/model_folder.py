@@ -22,11 +22,12 @@ from torch import Tensor
 from ..config.finetuning import FinetuneConfig
 from ..config.pretraining import Config
 from ..config.run import RunConfig
-from ..config.serialization import from_dict, to_dict
+from ..config.serialization import from_record, to_dict
 from ..config.validation import check
 from ..data.tokenizer import Tokenizer, VocabularyError
 from ..errors import RunError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, writing
+from ..runtime.forms import printable, read_json, require_form
 
 # Under which key a record holds settings; the first one that is there counts. A fine-tuned model that commit 20a74a7
 # exported has "config" alone, with its sizes and data, and with a loss and an optimizer that it never had.
@@ -43,10 +44,11 @@ def recorded_settings(record: Mapping[str, Any]) -> RunConfig:
     """Return the settings that a record holds.
 
     Raises:
-        ConfigError, KeyError, TypeError, ValueError: it holds none, or none that can be used.
+        ValueError, TypeError, ArithmeticError: it holds none, or none that can be used.
     """
     section = next((name for name in SECTIONS if name in record), "config")
-    config = from_dict(SECTIONS[section], record[section])
+    require_form(record, {section: dict})
+    config = from_record(SECTIONS[section], record[section])
     check(config)
     return config
 
@@ -65,11 +67,11 @@ def read_config(out: Path) -> RunConfig:
     """
     path = out / "config.json"
     try:
-        config = recorded_settings(json.loads(path.read_text()))
+        config = recorded_settings(read_json(path))
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is not a run's config: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RunError(f"{path} is not a run's config: {printable(str(error))}") from error
     return config
 
 
@@ -95,25 +97,36 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: RunC
         OSError: something cannot be written; an earlier model in `folder` is still there.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    size, kept = sum(t.nbytes for t in tensors.values()), f"{folder} is as it was" if folder.exists() else ""
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                  temporary / "model.safetensors")  # fmt: skip
-        write_config(temporary, config, record)
-        if words is not None:
-            words.save(temporary / "vocabulary.txt")
-        # Until the new one has its name the old one is kept under another.
-        old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}") from error
+        with writing(folder, size, kept, also=(SafetensorError,)):
+            _write_model_folder(folder, temporary, tensors, config, record, words)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model_folder(
+    folder: Path,
+    temporary: Path,
+    tensors: Mapping[str, Tensor],
+    config: RunConfig,
+    record: dict[str, Any],
+    words: Tokenizer | None,
+) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_file(weights, temporary / "model.safetensors")
+    write_config(temporary, config, record)
+    if words is not None:
+        words.save(temporary / "vocabulary.txt")
+    # Until the new one has its name the old one is kept under another.
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 VOCABULARY = "vocabulary.txt"
@@ -125,8 +138,8 @@ def model_folder(folder: str | Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def _is_classifier(folder: Path) -> bool:
-    return "classifier" in json.loads((folder / "config.json").read_text())
+def is_classifier(folder: Path) -> bool:
+    return "classifier" in read_json(folder / "config.json")
 
 
 def load_config(folder: str | Path) -> RunConfig:

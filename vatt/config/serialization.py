@@ -42,6 +42,16 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**given)
 
 
+def from_record(kind: type[T], values: dict[str, Any]) -> T:
+    """Return settings of a run or model that was written earlier: what it does not say was as it was before that.
+
+    Raises:
+        ConfigError: as `from_dict`.
+        TypeError, AttributeError: these are no settings.
+    """
+    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
+
+
 def apply_overrides(config: T, overrides: list[str]) -> T:
     """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)
@@ -74,8 +84,13 @@ class Difference(NamedTuple):
 
 def differences(old: Any, new: Any) -> list[Difference]:
     """Return the settings of `new` that `old` has differently, or not at all (None)."""
-    before, after = dict(_items(to_dict(old))), dict(_items(to_dict(new)))
+    before, after = settings_of(old), settings_of(new)
     return [Difference(name, before.get(name), after[name]) for name in after if before.get(name) != after[name]]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return all settings by their dotted names."""
+    return dict(_items(to_dict(config)))
 
 
 def require_resumable(old: T, new: T) -> None:
@@ -165,8 +180,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError("takes a whole number")
-            return int(value)
+            number = int(value)
+            if abs(number) >= 2**63:
+                raise ValueError("takes a number of at most 64 bits")
+            return number
         return hint(value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         wanted = getattr(hint, "__name__", str(hint))
         raise ConfigError(f"{name} takes {wanted}, got {value!r}") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from ..errors import ConfigError
-from .data import DataConfig
+from .data import DATA_VERSION, DataConfig
 from .finetuning import FinetuneConfig
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
@@ -99,6 +99,7 @@ def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
 
 def _data(d: DataConfig) -> Iterator[Finding]:
     a = d.augment
+    yield "data.version", d.version in range(1, DATA_VERSION + 1), f"a whole number from 1 to {DATA_VERSION}"
     yield from _at_least(1, data__batch_size=d.batch_size)
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)
@@ -120,12 +121,17 @@ def _model(m: ModelConfig) -> Iterator[Finding]:
         yield from _encoder(f"model.{name}", getattr(m, name))
     v, a, t = m.video, m.audio, m.text
     yield from _at_least(1, model__video__frames=v.frames, model__video__size=v.size)
+    yield "model.video.frames", v.frames <= 2**16, "at most 65536"
+    yield "model.video.size", v.size <= 2**13, "at most 8192 pixels"
     yield "model.video.fps", 0 < v.fps < math.inf, "above 0"
     yield "model.video.patch", min(v.patch) >= 1, "three sizes of at least 1"
     yield "model.video.patch", min(v.grid) >= 1, f"at most {v.frames} frames and {v.size} x {v.size} pixels"
     yield "model.video.tables", v.tables is None or min(v.tables) >= 1, "three lengths of at least 1"
     yield from _at_least(1, model__audio__rate=a.rate, model__audio__patch=a.patch)
     yield "model.audio.samples", a.samples >= a.patch, f"at least one patch, {a.patch} samples"
+    yield "model.audio.samples", a.samples <= 2**31, "at most 2147483648"
+    yield "model.text.words", t.words <= 2**16, "at most 65536"
+    yield "model.text.captions", t.captions <= 2**16, "at most 65536"
     yield from _at_least(
         1, model__text__words=t.words, model__text__captions=t.captions, model__text__embedding=t.embedding
     )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import Elsewhere, Finished, VattError
 from .faults import report
+from .forms import printable
 
 
 class _Printer(logging.Handler):
@@ -44,15 +45,16 @@ def printed_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> int:
-    """Run `action` and return the exit code: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
+def exit_code(action: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Run `action` and return the exit code: 1 failed, 2 wrong usage or settings, 130 interrupted.
 
-    What `vatt` logs meanwhile is printed. A message says what failed, and in which process. Any other error is the
-    program's own, whatever was being done, and leaves with its traceback.
+    Without an error it is what `action` returns, None for 0. What `vatt` logs meanwhile is printed. A message says what
+    failed, and in which process. Any other error is the program's own, whatever was being done, and leaves with its
+    traceback.
     """
     try:
         with printed_log():
-            action()
+            return action() or 0
     except Finished:
         return 0
     except Elsewhere as error:
@@ -67,10 +69,10 @@ def exit_code(action: Callable[[], None], interrupted: str = "interrupted") -> i
     except Exception:
         report()
         raise
-    return 0
 
 
 def _report(error: BaseException, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+    text = printable(str(error))
+    print(f"error: {text}" if rank == "0" else f"error (process {rank}): {text}", file=sys.stderr)
     return code

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -14,23 +15,30 @@ import torch
 
 from ..checkpoints import training_checkpoint
 from ..checkpoints.model_folder import read_config, recorded_settings
+from ..config.data import DataConfig
 from ..config.finetuning import FinetuneConfig
 from ..config.run import Dtype, Parallel, RunConfig
-from ..config.serialization import apply_overrides, differences, require_resumable, to_json
+from ..config.serialization import apply_overrides, differences, require_resumable, settings_of, to_json
 from ..config.validation import check
 from ..data.bad_clips import BadClips
+from ..data.clip import Manifest
+from ..data.manifest import read_manifest, tell_notes
 from ..data.shards.reading import absolute_source
 from ..errors import ConfigError, RunError
 from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
 from ..runtime.distributed import ALONE, World, joined
 from ..runtime.files import first_free, write_atomically
+from ..runtime.lock import add_force_flag, owned
+from ..runtime.provenance import code_identity
 from .metrics_log import read_metrics
 from .profiler import Traced, parse_traced
-from .status import format_status, status
+from .status import format_status, held_out_line, status
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=RunConfig)
+# What each machine may have as it likes: where its files lie, and how it reads them.
+OWN = ("data.source", "data.vocabulary", "data.workers", "data.prefetch", "init")
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,11 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     """
     add = parser.add_argument
     add("--out", metavar="DIR", type=Path, help=f"folder of the run (default: the first free {folder}[-N])")
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--seed", metavar="N", type=int, help=f"seed of {seed}, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     words = ", ".join(get_args(Dtype))
@@ -85,18 +98,28 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
         metavar="START:COUNT",
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json",
     )
+    add_force_flag(parser)
     add("--status", metavar="DIR", type=Path, help="print the state of the run in DIR and exit")
 
 
-def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World], None]) -> int:
-    """Return the exit code of `run`, called by each process that torchrun started, or of --status."""
+def open_source(data: DataConfig) -> Manifest:
+    """Return the clips of the run's source; say what in it is not read."""
+    return tell_notes(read_manifest(data.source, data.columns, data.version))
+
+
+def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World, ExitStack], None]) -> int:
+    """Return the exit code of `run`, called by each process that torchrun started, or of --status.
+
+    Args:
+        run: is given a stack for what is to be held until it ends.
+    """
 
     def action() -> None:
         if args.status:
             print(format_status(status(args.status)))
             return
-        with joined(args.device or "auto") as world:
-            run(args, world)
+        with joined(args.device or "auto") as world, ExitStack() as held:
+            run(args, world, held)
 
     return exit_code(action)
 
@@ -114,6 +137,7 @@ def settings_from_flags(config: C, args: argparse.Namespace, flags: dict[str, An
     flags = {
         **flags,
         "data.source": args.data,
+        "data.columns": args.columns,
         "data.batch_size": args.batch_size,
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
@@ -161,6 +185,7 @@ def open_run(
     kind: type[C],
     resolve_config: Callable[[argparse.Namespace, C | None], C],
     name: Callable[[C], str],
+    held: ExitStack,
 ) -> OpenedRun[C] | None:
     """Return settings, folder and device of a new or resumed run, None after --print-config; nothing is written.
 
@@ -168,6 +193,7 @@ def open_run(
         kind: of the settings.
         resolve_config: lays the flags over the settings with which a resumed run began.
         name: what a new folder is called.
+        held: until it is closed the folder is this run's own.
 
     Raises:
         ConfigError: settings that cannot be, or a new run would meet another.
@@ -182,10 +208,15 @@ def open_run(
     if args.print_config:
         print(to_json(config), end="")
         return None
+    if world.size > 1:
+        common = {name: value for name, value in settings_of(config).items() if name not in OWN}
+        world.require_equal({**code_identity(), **common, "--resume": args.resume, "--profile": args.profile})
     world.slots(config.data.batch_size)
 
     def choose_folder() -> Path:
-        out: Path = args.out or first_free(name(config))
+        out: Path = args.out or first_free(name(config), held)
+        if args.out:
+            held.enter_context(owned(out, folder=True, force=args.force))
         if saved is None and holds_run(out):
             raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
         return out
@@ -218,7 +249,7 @@ def summarise(
         draw(records, out / "loss.png")
     except ImportError:
         log.info("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    last = [r["loss"] for r in records[-20:] if r["updated"]]
+    last = [r["loss"] for r in records[-20:] if r["updated"] and r["loss"] is not None]
     result = {
         "environment": where,
         "steps": config.steps,
@@ -227,17 +258,22 @@ def summarise(
         "bad_clips": len(bad),
         "train_clips": train_clips,
     }
-    if records:  # none when a finished run is evaluated again and its metrics.jsonl is gone
-        result["wait_share"] = sum(r["wait_seconds"] for r in records) / sum(r["step_seconds"] for r in records)
+    if records:
+        result["same_file"] = sum(r.get("same_file", 0) for r in records)
+    took = sum(r["step_seconds"] for r in records)
+    if took:  # nothing when a finished run is evaluated again and its metrics.jsonl is gone
+        result["wait_share"] = sum(r["wait_seconds"] for r in records) / took
     return result
 
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
     """Write OUT/result.json, the last file of a run. Raises OSError."""
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    log.info(
-        "done: %s/result.json, %s/model (weights), %s/metrics.jsonl; %s bad clips", out, out, out, result["bad_clips"]
-    )
+    counts = [f"{result['bad_clips']} bad clips", held_out_line(result)]
+    if result.get("same_file"):
+        counts.append(f"{result['same_file']:,} times a second row of a file gave way to another clip")
+    files = f"{out}/result.json, {out}/model (weights), {out}/metrics.jsonl"
+    log.info("done: %s; %s", files, ", ".join(filter(None, counts)))
 
 
 def holds_run(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ from ..data.clip import Manifest
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource
 from ..data.tokenizer import Tokenizer
+from ..errors import VattError
 from ..model.vatt import count_parameters
 from ..ops import Ops
 from ..runtime.device import autocast_for, compute_dtype
@@ -52,7 +53,8 @@ class Task(Generic[M]):
         step: one update, of (model, its optimizer, `modules` as they came back, this rank's part of the batch, number
             of the step from 0, autocast); returns the line of metrics.jsonl, with "loss" and "updated".
         finish: what is to be done with the trained model, on the first rank alone; returns what result.json shall say
-            of it. The model's folder, the curves and the training's own part of result.json are written before.
+            of it, and an error with which the command ends once that is written. The model's folder, the curves and
+            the training's own part of result.json are made before.
         draw: loss curves from the lines of metrics.jsonl.
         advice: what to try when losses are not finite.
         ops: which operations the model was built with.
@@ -70,7 +72,7 @@ class Task(Generic[M]):
     dataset: BatchSource
     train_clips: int
     step: Callable[[M, Any, Sequence[nn.Module], Batch, int, torch.autocast], dict[str, Any]]
-    finish: Callable[[M], dict[str, Any]]
+    finish: Callable[[M], tuple[dict[str, Any], VattError | None]]
     draw: Callable[[list[dict[str, Any]], Path], None]
     advice: str
     ops: Ops
@@ -79,7 +81,7 @@ class Task(Generic[M]):
     environment: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
-    loader: Callable[..., Iterator[Batch]] | None = None
+    loader: Callable[..., Generator[Batch, None, None]] | None = None
 
 
 def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
@@ -139,7 +141,10 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
         model.load_state_dict(state)
     write_model_folder(out / "model", model.state_dict(), config, record, task.tokenizer)
     result = summarise(out, task.draw, machine, config, seconds, bad, task.train_clips) | settings_record(config)
-    write_result(out, result | task.finish(model))
+    scores, error = task.finish(model)
+    write_result(out, result | scores)
+    if error is not None:
+        raise error
 
 
 def _leave(world: World, wrapped: list[nn.Module]) -> None:

@@ -24,6 +24,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ...errors import VattError
 from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
@@ -64,7 +65,7 @@ OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 
 
-class BadClip(Exception):
+class BadClip(VattError):
     """A clip that cannot be used. `reason` is short and plain; `whole`: every span of the file fails the same way."""
 
     def __init__(self, path: Path, reason: str, whole: bool = True) -> None:
@@ -256,6 +257,7 @@ def _source(path: Path) -> str | io.BytesIO:
         if isinstance(found, io.BytesIO):
             size = len(found.getbuffer())
         else:
+            path = found
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever

@@ -65,7 +65,7 @@ def frames_until(reader: Reader, start: float, fps: float, frames: int, ends: fl
     return min(frames, grid_frames(ends - start, fps))
 
 
-def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
     # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
     # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
     near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
