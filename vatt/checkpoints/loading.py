@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
@@ -52,7 +52,7 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
     return model.to(device).eval()
 
 
-def build_fitting(folder: str | Path, config: Config, build: Callable[[], V]) -> V:
+def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V]) -> V:
     """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
     folder = model_folder(folder)
     if is_classifier(folder):
