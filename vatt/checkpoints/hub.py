@@ -20,7 +20,7 @@ from ..runtime.provenance import public
 from .loading import load_vatt
 from .model_folder import VOCABULARY, write_config
 
-FILES = ("config.json", "model.safetensors", VOCABULARY)
+FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", VOCABULARY)
 PIPELINES = {"video": "video-classification", "audio": "audio-classification", "image": "image-classification"}
 CARD = """
 # {name}

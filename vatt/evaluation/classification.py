@@ -11,7 +11,6 @@ Legend: C clips that could be read, K classes, V views of a clip.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from ..config.serialization import to_dict
 from ..data.class_list import numbered_classes
 from ..data.clip import Manifest
 from ..data.datasets.classification import ViewDataset
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError
 from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier

@@ -17,7 +17,7 @@ from ..data.clip import Clip, Manifest
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import read_manifest
-from ..data.media_types import AUDIO, IMAGE, VIDEO
+from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from ..data.tokenizer import Tokenizer
 from ..model.vatt import VATT
 from ..runtime.device import autocast_for
@@ -215,7 +215,7 @@ def _manifest(data: Manifest | str | Path | Sequence[str | Path]) -> Manifest:
     if not isinstance(data, str | Path):
         paths = [Path(path).absolute() for path in data]
         return Manifest(tuple(Clip(i, path, str(path)) for i, path in enumerate(paths)), Path.cwd(), ())
-    if Path(data).suffix.lower() in VIDEO | IMAGE | AUDIO:
+    if Path(data).suffix.lower() in MEDIA_SUFFIXES | IMAGE | AUDIO:
         return _manifest([data])
     return read_manifest(data)
 

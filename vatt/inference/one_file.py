@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.classification import ViewDataset
 from ..data.decoding.container import BadClip, probe
-from ..data.tokenizer import VocabularyError, split_words
+from ..data.tokenizer import VocabularyError
 from ..errors import ConfigError, DataError
 from ..model.vatt import VATT, Classifier
 from .read_clip import read_clip
@@ -32,7 +32,7 @@ def embed_sentences(model: VATT, texts: str | Sequence[str]) -> Tensor:
         raise VocabularyError(f"{where} has no word list, so it cannot read text; set model.tokenizer")
     ids = np.stack([model.tokenizer.encode(text, model.settings.model.text.words) for text in sentences])
     for text, row in zip(sentences, ids, strict=True):
-        words = split_words(text)
+        words = model.tokenizer.split(text)
         if not row.any() or not any(word in model.tokenizer.ids for word in words):
             raise ConfigError(f"{text!r} has no word that the model knows; it knows {len(model.tokenizer)} words")
     device = next(model.parameters()).device
@@ -87,7 +87,7 @@ def predict_file(
     return [(model.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def starts_every(config: Config, path: str | Path, seconds: float) -> list[float]:
+def starts_every(config: RunConfig, path: str | Path, seconds: float) -> list[float]:
     """Return 0, `seconds`, ... up to the end of the file. Raises `ConfigError`, or `DataError` for a bad file."""
     if not seconds > 0:
         raise ConfigError(f"windows are more than 0 seconds apart, got {seconds:g}")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.clip import Clip
 from ..data.datasets.augment import Frames, centre_crop, short_side
 from ..data.datasets.windows import Window, WindowReader
@@ -37,7 +37,7 @@ class ClipTensors:
 
 
 def read_clip(
-    path: str | Path, config: Config, windows: int = 1, *, start: float = 0.0, end: float | None = None
+    path: str | Path, config: RunConfig, windows: int = 1, *, start: float = 0.0, end: float | None = None
 ) -> ClipTensors:
     """Read a video, a picture or a sound as the model of `config` sees it: its rates, its size, the centre.
 
@@ -67,7 +67,7 @@ def read_clip(
         raise DataError(str(error)) from error
 
 
-def _tensors(config: Config, windows: list[Window], starts: tuple[float, ...]) -> ClipTensors:
+def _tensors(config: RunConfig, windows: list[Window], starts: tuple[float, ...]) -> ClipTensors:
     video, audio = config.model.video, config.model.audio
     black = np.zeros((video.frames, video.size, video.size, 3), np.uint8)
     silence = np.zeros(audio.samples, np.float32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..config.serialization import to_dict
 from ..errors import ConfigError, RunError
 from ..runtime.files import write_atomically
@@ -99,7 +99,7 @@ def open_parts(parts: Path, identity: dict[str, Any]) -> None:
 
 
 def write_result(
-    out: Path, settings: dict[str, Any], config: Config, device: torch.device, scores: dict[str, Any]
+    out: Path, settings: dict[str, Any], config: RunConfig, device: torch.device, scores: dict[str, Any]
 ) -> dict[str, Any]:
     """Write and return result.json of an evaluation: settings, environment, sizes of the model and `scores`."""
     result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **scores}

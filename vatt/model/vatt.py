@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..config.model import EncoderConfig, ModelConfig
 from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..ops import REFERENCE, Ops
 from .heads import ClassHead, CommonSpace, Embeddings, Pooled
@@ -127,7 +128,7 @@ class VATT(nn.Module):
         self.backbone = Backbone(config, ops)
         widths = {name: self.backbone.width(name) for name in MODALITIES}
         self.head = CommonSpace(**widths, video_audio=config.head.video_audio, video_text=config.head.video_text)
-        self.settings = Config(preset="custom", model=config)
+        self.settings: RunConfig = Config(preset="custom", model=config)
         self.folder: Path | None = None
         self._tokenizer: Any = None
 
@@ -213,7 +214,7 @@ class VATT(nn.Module):
 
     def embed_audio(self, audio: Tensor, *, seed: int = 0) -> Tensor:
         """Embed sound [B, S], float in [-1, 1] or int16 -> [B, 512]."""
-        _check_input("embed_audio", "sound", audio, 2, "[clips, samples]")
+        _check_input("embed_audio", "samples", audio, 2, "[clips, samples]")
         return self.head.audio(self.backbone.features("audio", audio, seed=seed)[:, 0])
 
     def embed_text(self, text: Tensor | str | Sequence[str], *, seed: int = 0) -> Tensor:
@@ -289,7 +290,7 @@ class Classifier(nn.Module):
         self.backbone = Backbone(config, ops, (modality,))
         width = self.backbone.width(modality)
         self.head = ClassHead(width, classes, dropout=head_dropout, video=modality == "video")
-        self.settings = Config(preset="custom", model=config)
+        self.settings: RunConfig = Config(preset="custom", model=config)
         self.record: dict[str, Any] = {}
 
     @property
