@@ -8,7 +8,7 @@ Shapes: B batch, N tokens with AGG first, D width of the backbone's output. Sour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,7 @@ class VATT(nn.Module):
         vectors: dict[str, Tensor] = _floor_above("inference.one_file").embed_file(self, path, windows, start, end)
         return vectors
 
-    def rank_texts(self, path: str | Path, texts: Sequence[str] | dict[str, Sequence[str]], *,
+    def rank_texts(self, path: str | Path, texts: Sequence[str] | Mapping[str, Sequence[str]], *,
                    windows: int | None = None, start: float = 0.0,
                    end: float | None = None) -> list[tuple[str, float]]:  # fmt: skip
         """Rank texts by how well they fit a video, without any training on them ("zero-shot").
