@@ -1,7 +1,7 @@
 # mypy: disallow-incomplete-defs=False
 """Gradients of the contrastive loss with respect to its vectors: the tiles of scores are computed once more.
 
-With the scores s_ij of contrastive_forward_triton.py, the gradient of the loss by s_ij is a softmax in each direction,
+With the scores s_ij of triton_forward.py, the gradient of the loss by s_ij is a softmax in each direction,
 
     dS_ij = exp(s_ij) * (g_i / a_i * r_j + q_i * h_j / b_j)
 

@@ -267,7 +267,7 @@ def both_sums(
 
 
 def aot_case(kernel: Any, dtype: str, constexprs: dict[str, Any], launch: Launch, archs: tuple[int, ...]) -> AotCase:
-    """A case with the arguments as the launchers here and in contrastive_backward_triton.py pass them."""
+    """A case with the arguments as the launchers here and in triton_backward.py pass them."""
     low = {"ROWS", "COLUMNS", "VECTORS", "UNITS", "VIDEOS", "OTHERS", "PARTNERS"}  # tensors of the inputs' dtype
 
     def type_of(argument: str) -> str:

@@ -1,7 +1,7 @@
 """NCE and MIL-NCE on a GPU: forward and backward stream tiles of the score matrix, which is never stored.
 
-The formulas and masks are those of contrastive.py; the kernels and their sums are in contrastive_forward_triton.py and
-contrastive_backward_triton.py. Here they are put together: unit vectors are formed in float32 and rounded once, to the
+The formulas and masks are those of api.py; the kernels and their sums are in triton_forward.py and
+triton_backward.py. Here they are put together: unit vectors are formed in float32 and rounded once, to the
 dtype of the inputs, which is the dtype of the products; everything else (sums, logarithms, positives, losses and the
 few vectors of the backward) is float32. Positives are taken from the rounded unit vectors as well, so that the positive
 in the denominator is the one above it. Between forward and backward the inputs and [B] + [B] + [B, L] numbers are kept.

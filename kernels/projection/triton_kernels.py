@@ -1,5 +1,5 @@
 # mypy: disallow-incomplete-defs=False
-"""The kernels of `projection_triton`, whose docstring has their formulas, legend and limits.
+"""The kernels of `triton_launch`, whose docstring has their formulas, legend and limits.
 
 Both products have the patches as second operand (y.T = W.T x.T, dW.T = dy.T x): the conversion of bytes then goes from
 16-byte asynchronous copies through registers into shared memory, and no product has to wait for its fragments.

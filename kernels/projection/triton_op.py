@@ -10,7 +10,7 @@ computes y from the clip as it lies in memory; nothing of the size of a patch ma
 Legend: B batch, K kept tokens, M = B K rows, N patches of the grid, P values a patch, d width. A patch is t*h lines of
 `run` = w*C values that lie together.
 FLOPs: 2 M P d forward and for dW each. Bytes: M P values (from L2 once for each tile of d), P d weights, M d results.
-dW sums over M in `splits` parts of fixed order; bias and position gradients are sums over segments (`tokens_triton`).
+dW sums over M in `splits` parts of fixed order; bias and position gradients are sums over segments (`droptoken.triton_op`).
 So two runs agree to the last bit. The gradient of a float clip is one product and one scatter of kept patches: it
 stores [B, K, P] and [B, N, P] and is there for completeness, as no VATT training asks for it.
 
