@@ -184,7 +184,7 @@ def kept(words, key, threshold):
 @triton.jit
 def locate(edges, heads, longest, tiles):
     """Of this program, one of `tiles` for each head of each sequence: tile, head, where the sequence begins (by the
-    strides of inputs, and as batch row) and its length."""
+    strides of inputs, and as batch row) and its length, which TRITON_DEBUG=1 holds against `longest`."""
     program = tl.program_id(0)
     tile = program % tiles
     head = (program // tiles % heads).to(tl.int64)
@@ -197,6 +197,7 @@ def locate(edges, heads, longest, tiles):
         first = tl.load(edges + sequence).to(tl.int64)
         origin = first
         length = (tl.load(edges + sequence + 1) - first).to(tl.int32)
+        tl.device_assert((length >= 0) & (length <= longest), "a packed sequence is longer than max_seqlen")
     return tile, head, origin, first, length
 
 
