@@ -31,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot_case import AotCase
-from ..device import interpreting
+from ..device import check_product
 from ..registration import differentiable, operator, present
 from .triton_kernels import project_kernel, weight_kernel
 from .triton_launch import (
@@ -171,8 +171,7 @@ def project(
     ways_out = 'use another dtype, or impl="portable"'
     if dtype not in TYPES:
         raise TypeError(f'project: impl="triton" multiplies in bfloat16, float16 or float32, got {dtype}; {ways_out}')
-    if dtype == torch.bfloat16 and interpreting():
-        raise TypeError(f"project: Triton's interpreter cannot multiply in bfloat16; {ways_out}")
+    check_product("project", dtype)
     y: Tensor = _project(frames, weight, bias, position, keep, patch, scale, shift, dtype)
     return y
 

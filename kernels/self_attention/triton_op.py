@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import reference
 from ..aot_case import AotCase
+from ..device import check_product
 from ..registration import differentiable, operator, present, signed64
 from .triton_backward import attention_backward
 from .triton_forward import LENGTHS, attention_forward, forward_kernel, forward_launch
@@ -126,7 +127,11 @@ def attention(
     """The differentiable operation; arguments as in `vatt_kernels.attention`, checked there.
 
     Reads `cu_seqlens` on the host where `max_seqlen` is missing, and on a CPU, where that costs nothing.
+
+    Raises:
+        TypeError: bfloat16 in the interpreter.
     """
+    check_product("attention", q.dtype)
     if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
         bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
         max_seqlen = max(end - begin for begin, end in bounds)
