@@ -286,8 +286,8 @@ def page(report: Report) -> str:
     codes = {kind: Counter(str(p["exit"]) for row in rows for p in row["processes"] if p["fault"] == kind)
              for kind in KILLS}  # fmt: skip
     faults = [[kind, str(total[kind]), ", ".join(f"{code} ({n}x)" for code, n in sorted(codes[kind].items()))]
-              for kind in KILLS]  # fmt: skip
-    damages = [[kind, str(total[kind])] for kind in DAMAGES]
+              for kind in KILLS if total[kind]]  # fmt: skip
+    damages = [[kind, str(total[kind])] for kind in DAMAGES if total[kind]]
     runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", str(row.get("ranks", 1)),
              str(len(row["processes"])), str(sum(counts([row]).values())), str(redone(row)), str(row["bad_clips"]),
              f"{row['undisturbed_seconds']:.0f}", f"{row['seconds']:.0f}",
@@ -322,6 +322,7 @@ def figure(report: Report, plt: Any) -> Any:
     total = counts(report.rows)
     for kinds, label, colour, hatch in ((list(DAMAGES), "between processes", ORANGE, "//"),
                                         (list(KILLS), "in a process", BLUE, "")):  # fmt: skip
+        kinds = [kind for kind in kinds if total[kind]]  # one that came later was not among those of this report
         drawn = bars.barh(kinds[::-1], [total[kind] for kind in kinds[::-1]], label=label, color=colour, hatch=hatch,
                           edgecolor="white")  # fmt: skip
         bars.bar_label(drawn, padding=2, fontsize=8)
