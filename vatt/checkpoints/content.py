@@ -20,6 +20,7 @@ from ..data.clip import Manifest
 from ..data.shards.index import tar_of
 from ..runtime.distributed import World
 from ..runtime.files import write_atomically
+from ..runtime.forms import read_json
 
 MOST_FILES = 1000
 WHOLE = 2**20  # bytes of a file that is read whole
@@ -74,9 +75,9 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
 def compare_contents(out: Path, manifest: Manifest) -> str:
     """Return what a run in `out` that goes on should say of its clips; nothing where they are as they were."""
     try:
-        before = json.loads((out / NAME).read_text(encoding="utf-8"))
+        before = read_json(out / NAME)
         changed = [name for name, content in contents(manifest).items() if before.get(name, content) != content]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return "content not recorded: whether clips changed since the run began cannot be told"
     if not changed:
         return ""

@@ -11,7 +11,6 @@ Legend: C clips that could be read, K classes, V views of a clip.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import asdict, dataclass
@@ -34,6 +33,7 @@ from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
+from ..runtime.forms import read_json
 from .metrics import classification_scores, hits, multilabel_scores
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
@@ -60,7 +60,7 @@ def read_classifier(folder: str | Path, device: torch.device, *,
     """
     folder = model_folder(folder)
     model = load_classifier(folder, device, fused=fused)
-    saved = json.loads((folder / "config.json").read_text())["classifier"]
+    saved = read_json(folder / "config.json", {"classifier": dict})["classifier"]
     video = model.modality == "video"
     official = {"task": model.modality, "loss": "softmax" if video else "sigmoid", "windows": 4,
                 "crops": 3 if video else 1}  # fmt: skip
