@@ -21,6 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import cli
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.report import Report, ReportError
+
 from faults.damaged_files import variants
 from faults.run_faults import (
     DAMAGES,
@@ -37,10 +42,6 @@ from faults.run_faults import (
     mend,
     whole_checkpoints,
 )
-from harness import cli
-from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, table
-from harness.report import Report, ReportError
 
 from vatt.data.synthetic import build_corpus
 from vatt.runtime.progress import progress_bar

@@ -243,6 +243,16 @@ def test_a_wait_can_be_interrupted(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+def test_too_few_descriptors_are_one_sentence(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"8 data workers cannot be started .*Too many open files.*ulimit"):
+            next(make_loader(training(corpus, tokenizer), 0, 1, 8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 class Orphaned(ClipDataset):
     """Kills the process that started it, the fork server, once."""
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import choose
 from ..runtime.forms import printable, read_json
-from .model_folder import _is_classifier, load_config, model_folder, read_config
+from .model_folder import is_classifier, load_config, model_folder, read_config
 
 V = TypeVar("V", bound=VATT)
 
@@ -39,7 +39,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
     """
     folder, device = model_folder(folder), torch.device(device)
     config = load_config(folder)
-    if not _is_classifier(folder):
+    if not is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused)
     return load_classifier(folder, device, fused=config.fused if fused is None else fused)
 
@@ -53,10 +53,10 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
     return model.to(device).eval()
 
 
-def build_fitting(folder: str | Path, config: Config, build: Callable[[], V]) -> V:
+def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V]) -> V:
     """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
     folder = model_folder(folder)
-    if _is_classifier(folder):
+    if is_classifier(folder):
         raise RunError(f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one "
                        "(vatt.load reads both)")  # fmt: skip
     require_fit(folder, config.model, build)

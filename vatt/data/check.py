@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..config.data import DataConfig
-from ..errors import ConfigError
+from ..runtime.cli import exit_code
 from ..runtime.progress import progress_bar
-from .clip import Clip, Manifest, ManifestError
+from .clip import Clip, Manifest
 from .look import SECONDS, Look, look_at
 from .manifest import read_manifest
 from .tokenizer import is_unspaced
@@ -118,17 +118,18 @@ def faults(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
             yield f"{clip.name}: ends at {clip.end:g} s, the file at {look.seconds:.2f} s"
 
 
-def say(clips: Manifest, held_out: Manifest, data: DataConfig) -> None:
-    """Print before training what its data are; a few files are looked at, none decoded."""
+def corpus_notes(clips: Manifest, held_out: Manifest, data: DataConfig) -> Iterator[str]:
+    """Yield lines on what the data of a training are; a few files are looked at, none decoded."""
     both = Manifest((*clips.clips, *held_out.clips), clips.root, clips.labels)
     looks = look_at([*glance(clips, GLANCES), *glance(held_out, GLANCES)], min(data.workers, 1))
     for line in described(both, looks):
-        print(f"  {line}")
+        yield f"  {line}"
     for line in doubts(both, data.split_unspaced):
-        print(f"  note: {line}")
+        yield f"  note: {line}"
     bad = list(faults(both, looks))
     if bad:
-        print(f"  note: {len(bad)} problems with these files, the first: {bad[0]}; python -m vatt.data.check names all")
+        first = f"{len(bad)} problems with these files, the first: {bad[0]}"
+        yield f"  note: {first}; python -m vatt.data.check names all"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -152,22 +153,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        clips = read_manifest(args.source, args.columns)
-        paths = glance(clips, args.sample or len(clips))
-        with progress_bar(len(paths), "looking", "file") as bar:
-            looks = look_at(paths, args.workers, args.time_limit, bar.update)
-    except (ManifestError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+def check_source(args: argparse.Namespace) -> int:
+    """Print what the corpus is and what is wrong with it; return 1 if anything is, else 0."""
+    clips = read_manifest(args.source, args.columns)
+    paths = glance(clips, args.sample or len(clips))
+    with progress_bar(len(paths), "looking", "file") as bar:
+        looks = look_at(paths, args.workers, args.time_limit, bar.update)
     for line in described(clips, looks):
         print(line)
     problems = [*doubts(clips), *faults(clips, looks)]
@@ -175,6 +166,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"problem: {line}")
     print(f"{len(problems) or 'no'} problems" if len(problems) != 1 else "1 problem")
     return 1 if problems else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return exit_code(lambda: check_source(args))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Clip:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes that `label` names: none, one, or several separated as captions are."""
-        return _captions(self.label or "")
+        return split_captions(self.label or "")
 
 
 @dataclass(frozen=True)
@@ -90,5 +90,5 @@ class Manifest(Sequence[Clip]):
         return Manifest(tuple(merged), self.root, self.labels, self.notes)
 
 
-def _captions(cell: str) -> tuple[str, ...]:
+def split_captions(cell: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in cell.split(CAPTION_SEPARATOR) if part.strip())

@@ -24,7 +24,7 @@ from pathlib import Path
 from ..config.data import DATA_VERSION
 from ..errors import ConfigError
 from ..runtime.files import write_atomically
-from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, _captions
+from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
 from .columns import COLUMNS, keys_of, parse_columns, places, unread
 from .folders import labels_and_splits
 from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
@@ -89,7 +89,7 @@ def _row(clip: Clip, path: Path) -> list[str]:
         raise ManifestError(
             f"{path}: {clip.name}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}"
         )
-    if _captions(captions) != clip.captions:
+    if split_captions(captions) != clip.captions:
         raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
     inside = clip.path.is_relative_to(path.parent)
     name = clip.path.relative_to(path.parent).as_posix() if inside else str(clip.path)
@@ -222,7 +222,7 @@ def _clip(
         raise ManifestError(
             f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
-    captions = _captions(CAPTION_SEPARATOR.join(row.get("caption", ())))
+    captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", ())))
     label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
     split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in found else DEFAULT_SPLIT
     file = os.path.abspath(path.parent / name)

@@ -12,6 +12,7 @@ import errno
 import mmap
 import multiprocessing
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import VattError
 from .decoding.memory_limit import return_freed_memory
 
 ALIGNMENT = 64  # bytes; of each array in a block
 LOST = 255  # exit code that is told of a process whose fork server has died
+STARTING = 12  # descriptors that the start of a worker and of the fork server takes for a while
 ENDING = 5.0  # seconds that a killed worker is waited for
 
 
@@ -177,6 +179,7 @@ class Workers:
         self._ends: list[connection.Connection] = []
         self.processes: list[Any] = []
         self.through_connections: str | None = None  # why batches did not come in shared memory
+        _require_descriptors(2 * count + prefetch)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["vatt.data.loader"])
         try:
@@ -255,6 +258,16 @@ def _open(end: connection.Connection) -> bool:
     return True
 
 
+def _require_descriptors(count: int) -> None:
+    """Raises OSError unless this process may open so many files more: one that starts with too few says much."""
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return
+    if used + count + STARTING > resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 0:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def describe_exit(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
@@ -288,7 +301,7 @@ def _work(end: connection.Connection, source: Source, number: int, join: Callabl
             except ConnectionError:
                 return
             except Exception as error:  # whatever it was: the one who waits must hear of it
-                kind = "DataError" if isinstance(error, DataError) else type(error).__name__
+                kind = "DataError" if isinstance(error, VattError) else type(error).__name__
                 send(end, Failure(kind, str(error), traceback.format_exc()))
 
 

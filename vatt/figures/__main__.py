@@ -13,10 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..data.clip import ManifestError
-from ..data.tokenizer import VocabularyError
-from ..errors import ConfigError, DataError, RunError
-from ..runtime.forms import printable
+from ..runtime.cli import exit_code
 from ..runtime.lock import add_force_flag, owned
 from .activations import activations
 from .output import check_output
@@ -79,20 +76,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
+
+    def action() -> None:
         check_output(args.out, getattr(args, "method", ""), getattr(args, "resume", False))
         with owned(args.out, force=args.force):
             (tsne if args.command == "tsne" else activations)(args)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from ..errors import UsageError
 from ..ops import choose
-from ..runtime.forms import printable
+from ..runtime.cli import exit_code
 from ..runtime.lock import add_force_flag, owned
 from .convert import (
     Mapped,
@@ -44,7 +44,7 @@ A fine-tuned checkpoint reads the section of its modality, the modality-agnostic
 """
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError, ValueError):
     """The file of --config cannot be used."""
 
 
@@ -145,23 +145,16 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("folder", type=Path, metavar="DIR", help="holds config.json, ckpt_*/ and *.npz")
     command.add_argument("--fused", action="store_true", help="run the fused operations")
     args = parser.parse_args(argv)
-    try:
+
+    def action() -> int:
         if args.command == "verify":
             return verify(args.folder, args.fused)
         settings = read_settings(args.config)
         if args.command == "inspect":
             return inspect(args.prefix, settings)
         return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
-    except SettingsError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    # CheckpointError, SizeError, MapError and VerifyError are ValueErrors; ImportError names the missing extra.
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

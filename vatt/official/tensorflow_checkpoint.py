@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import VattError
+from ..errors import MissingPackage, VattError
 
 _MAGIC, _FOOTER = (0xDB4775248B80FB57).to_bytes(8, "little"), 48
 _INDEX_LIMIT, _EXPANSION_LIMIT = 16 << 20, 32  # bytes of an index; bytes of keys per byte of a block, cheap to forge
@@ -41,7 +41,7 @@ def _masked_crc32c(*parts: bytes) -> bytes:
     try:
         from google_crc32c import extend
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "reading TensorFlow checkpoints needs crc32c: pip install -e '.[official]' in the project's folder"
         ) from error
     crc = reduce(extend, parts, 0)

@@ -100,8 +100,8 @@ def write_figure(figure: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that gets its name when it is whole and on the disk."""
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, open for writing, that gets its name when it is whole and on the disk."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         yield file
 

@@ -27,8 +27,8 @@ from ...runtime.progress import progress_bar
 from ..clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
-from .download import REMOTE, _webdataset, fetch
-from .index import Index, _index, _read, _tars_in
+from .download import REMOTE, fetch, import_webdataset
+from .index import Index, index_of, read_range, tars_in
 
 READ = frozenset((".json", ".info.json", ".txt", ".cls"))
 TEXTS = READ | {".srt", ".vtt", ".csv", ".tsv", ".xml", ".md", ".caption", ".jsonl"}
@@ -40,7 +40,7 @@ def is_shards(source: str | Path) -> bool:
     if REMOTE.match(text) or text.endswith(".tar"):
         return True
     folder = Path(text).expanduser()
-    if not folder.is_dir() or not _tars_in(folder):
+    if not folder.is_dir() or not tars_in(folder):
         return False
     return not any(file.suffix.lower() in VIDEO for file in folder.iterdir())
 
@@ -87,12 +87,12 @@ def _find(source: str) -> list[Path]:
     if not REMOTE.match(source):
         path = Path(absolute_source(source))
         if path.is_dir():
-            return _tars_in(path)
+            return tars_in(path)
         if path.is_file():
             return [path]
         if "{" not in source:
             raise ManifestError(f"{path}: no such tar; a pattern of several is written with braces: {{000..010}}.tar")
-    urls = _webdataset().shardlists.expand_urls(source)
+    urls = import_webdataset().shardlists.expand_urls(source)
     if REMOTE.match(source):
         return [fetch(url) for url in urls]
     tars = [Path(absolute_source(url)) for url in urls]
@@ -105,7 +105,7 @@ def _find(source: str) -> list[Path]:
 def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterator[Clip]:
     """The clips of one tar, in its order, numbered from `first` on; `unread` counts by reason what is part of none."""
     status = tar.stat()
-    index = _index(tar, status.st_size, status.st_mtime_ns)
+    index = index_of(tar, status.st_size, status.st_mtime_ns)
     if version == 1:
         yield from _first_clips(tar, first, index, unread)
         return
@@ -199,7 +199,7 @@ def _text(tar: Path, name: str, index: Index) -> str:
     if size > MAX_TEXT:
         raise ManifestError(f"{tar}: {name} has {size:,} bytes, too many for a text; pack it anew")
     try:
-        return _read(tar, offset, size).decode("utf-8-sig")
+        return read_range(tar, offset, size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{tar}: {name} is not UTF-8 text ({error}); pack it anew") from error
 

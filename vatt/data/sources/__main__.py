@@ -15,8 +15,9 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from ...errors import DataError
+from ...runtime.cli import exit_code
 from ...runtime.files import write_atomically
-from ...runtime.forms import printable
 from ...runtime.lock import add_force_flag, owned
 from ..clip import ManifestError
 from ..manifest import write_manifest
@@ -115,8 +116,8 @@ def suffixes_of(name: str) -> frozenset[str]:
     return VIDEO | AUDIO if name in ("audioset", "vggsound", "folder") else VIDEO
 
 
-def import_source(args: argparse.Namespace) -> int:
-    """The whole command; returns the exit code. Raises `SourceError` for annotations that cannot be read."""
+def import_source(args: argparse.Namespace) -> None:
+    """The whole command. Raises `SourceError` for annotations that cannot be read, `DataError` if no clip is found."""
     records = records_of(args)
     first = next(records, None)
     if first is None:
@@ -132,7 +133,10 @@ def import_source(args: argparse.Namespace) -> int:
     coverage = match(listed, media, args.trimmed, args.workers if args.check else 0, args.hold_out)
     lost, report = (args.out.with_suffix(suffix) for suffix in (".missing.csv", ".report.json"))
     if coverage.clips:
-        write_manifest(args.out, coverage.clips)
+        try:
+            write_manifest(args.out, coverage.clips)
+        except (ManifestError, UnicodeEncodeError) as error:  # of the files' names; the annotation is not to blame
+            raise DataError(f"{args.out} cannot be written: {error}") from error
     write_lost(lost, coverage)
     write_report(report, args, media, coverage)
     print(coverage.table())
@@ -144,10 +148,8 @@ def import_source(args: argparse.Namespace) -> int:
     if coverage.lost:
         print(f"clips left out, and why: {lost}")
     if not coverage.clips:
-        print(f"error: {nothing_found(first, media, coverage, lost)}; no manifest written", file=sys.stderr)
-        return 1
+        raise DataError(f"{nothing_found(first, media, coverage, lost)}; no manifest written")
     print(f"done: {args.out}: {len(coverage.clips)} clips")
-    return 0
 
 
 def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
@@ -255,18 +257,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
+
+    def action() -> None:
         with owned(args.out, force=args.force):
-            return import_source(args)
-    except SourceError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except (ManifestError, UnicodeEncodeError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+            import_source(args)
+
+    return exit_code(action, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
-from ...runtime.faults import report
+from ...errors import ConfigError, DataError
+from ...runtime.cli import exit_code
 from ...runtime.files import write_atomically
-from ...runtime.forms import printable
 from ...runtime.lock import add_force_flag, owned
-from ..clip import Manifest, ManifestError
+from ..clip import Manifest
 from ..manifest import read_manifest, tell_notes, write_manifest
 from ..shards.writing import write_shards
 from .corpus import jobs_of, new_clips, open_corpus, report_of, take_finished, write_left_out
@@ -49,8 +48,8 @@ exit codes: 0 done (clips that could not be read are left out), 1 none is left o
 or manifest, 130 interrupted"""
 
 
-def transcode(args: argparse.Namespace) -> int:
-    """The whole command; returns the exit code."""
+def transcode(args: argparse.Namespace) -> None:
+    """The whole command. Raises `DataError` if no clip can be read."""
     began = time.monotonic()
     manifest: Manifest = tell_notes(read_manifest(args.manifest, args.columns))
     out = args.out.expanduser().absolute()
@@ -68,8 +67,7 @@ def transcode(args: argparse.Namespace) -> int:
         clips = new_clips(corpus, jobs)
         write_left_out(out / "left_out.csv", corpus, jobs)
         if not clips:
-            print(f"error: none of {len(jobs)} clips can be read; see {out / 'left_out.csv'}", file=sys.stderr)
-            return 1
+            raise DataError(f"none of {len(jobs)} clips can be read; see {out / 'left_out.csv'}")
         write_manifest(out / "manifest.csv", clips)
         report = report_of(corpus, jobs, resumed, time.monotonic() - began)
         if args.shards:
@@ -79,7 +77,6 @@ def transcode(args: argparse.Namespace) -> int:
     if corpus.failed:
         print(f"clips left out, and why: {out / 'left_out.csv'}")
     print(f"done: {out / 'manifest.csv'}: {len(clips)} clips")
-    return 0
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -132,20 +129,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return transcode(args)
-    except (ManifestError, ConfigError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished clips are kept: --resume goes on", file=sys.stderr)
-        return 130
-    except Exception:
-        report()
-        raise
+    return exit_code(lambda: transcode(args), "interrupted; finished clips are kept: --resume goes on")
 
 
 if __name__ == "__main__":
