@@ -13,8 +13,6 @@ or for a manifest that somebody else wrote; VATT_ROOTS= allows nothing outside; 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import sys
@@ -23,7 +21,7 @@ from pathlib import Path
 
 from ..config.data import DATA_VERSION
 from ..errors import ConfigError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_csv
 from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
 from .columns import COLUMNS, keys_of, parse_columns, places, unread
 from .folders import labels_and_splits
@@ -75,12 +73,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     Clips below the CSV's folder are written relative to it, so that the folder can move; others by absolute path.
     """
     path = Path(os.path.abspath(path))
-    rows = [_row(clip, path) for clip in clips]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, COLUMNS, [_row(clip, path) for clip in clips], errors="strict")
 
 
 def _row(clip: Clip, path: Path) -> list[str]:
