@@ -13,9 +13,9 @@ or for a manifest that somebody else wrote; VATT_ROOTS= allows nothing outside; 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .folders import labels_and_splits
 from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from .tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
 
+log = logging.getLogger(__name__)
 ROOTS = "VATT_ROOTS"
 
 
@@ -61,9 +62,9 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
 
 
 def tell_notes(manifest: Manifest) -> Manifest:
-    """Print the notes of `manifest` on standard error, and return it."""
+    """Warn of what `manifest` notes, and return it."""
     for note in manifest.notes:
-        print(f"note: {note}", file=sys.stderr)
+        log.warning("note: %s", note)
     return manifest
 
 
