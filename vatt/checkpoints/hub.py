@@ -86,7 +86,7 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
                     force_download=force_download,
                     local_files_only=local_files_only,
                     token=token,
-                    allow_patterns=["config.json", "model.safetensors", VOCABULARY],
+                    allow_patterns=["config.json", "model*.safetensors", "model.safetensors.index.json", VOCABULARY],
                 )
             )
         settings = load_config(folder)

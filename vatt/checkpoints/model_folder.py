@@ -133,8 +133,15 @@ VOCABULARY = "vocabulary.txt"
 
 
 def model_folder(folder: str | Path) -> Path:
-    """DIR/model of a finished run, or DIR itself."""
+    """DIR/model of a finished run, or DIR itself; of a model's own file the folder that it lies in.
+
+    Raises `RunError` for any other file.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        if not folder.name.endswith((".safetensors", ".safetensors.index.json")):
+            raise RunError(f"{folder} is a file; give the folder with a model's config.json and model.safetensors")
+        return folder.parent
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
