@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..runtime.distributed import World
 from ..runtime.files import write_atomically
 from ..runtime.forms import read_json
 
+log = logging.getLogger(__name__)
 MOST_FILES = 1000
 WHOLE = 2**20  # bytes of a file that is read whole
 PIECE = 2**16  # bytes at the beginning, in the middle and at the end of larger ones
@@ -58,7 +60,7 @@ def contents(manifest: Manifest) -> dict[str, str]:
 
 
 def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> None:
-    """Write OUT/content.json for a run that begins; print how it compares for one that goes on after `done` steps.
+    """Write OUT/content.json for a run that begins; tell how it compares for one that goes on after `done` steps.
 
     All ranks of `world` call it; the first one does it. Raises OSError.
     """
@@ -67,7 +69,7 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
         if not done:
             write_atomically(out / NAME, (json.dumps(contents(manifest)) + "\n").encode())
         elif said := compare_contents(out, manifest):
-            print(said)
+            log.info("%s", said)
 
     world.first(note)
 

@@ -7,14 +7,13 @@ and go on in the same way.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
-
-from tqdm import tqdm
 
 from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
@@ -27,6 +26,8 @@ from .metrics_log import MetricsLog
 from .profiler import Traced, tracing
 from .session import Session
 from .signals import termination
+
+logger = logging.getLogger(__name__)
 
 
 class _Part(NamedTuple):
@@ -120,7 +121,7 @@ def run_steps(
             return [number for numbers in world.exchange(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:
-            tqdm.write(f"saved after step {step}; continue with: --out {out} --resume", file=sys.stderr)
+            logger.warning("saved after step %d; continue with: --out %s --resume", step, out)
             sys.exit(128 + received[0])
 
         for step in range(start, config.steps):
@@ -129,7 +130,7 @@ def run_steps(
             try:
                 batch = _together(batches, world)
                 for clip, reason in bad.add(step, batch):
-                    tqdm.write(printable(f"bad clip, replaced: {clip.name}: {reason}"), file=sys.stderr)
+                    logger.warning("%s", printable(f"bad clip, replaced: {clip.name}: {reason}"))
                 bad.check()
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
@@ -146,8 +147,7 @@ def run_steps(
             if skipped:
                 record["clips"] = [manifest[i].name for i in batch.clips]
                 names = printable(", ".join(record["clips"]))
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: {names}",
-                           file=sys.stderr)  # fmt: skip
+                logger.warning("step %d: loss or gradient not finite, no update; clips: %s", step + 1, names)
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
                        "communication_seconds": world.seconds - talked, "world_size": world.size,
