@@ -20,11 +20,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from harness import cli
 from harness import report as harness
 from harness.pages import Drawer
 from harness.report import Report, ReportError
+
+import torch
 from pages import gpu as gpu_page
 from tqdm import tqdm
 from vatt_kernels.spec.cases import Case, smaller

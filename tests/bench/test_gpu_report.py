@@ -14,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gpu_report
-import pytest
-from gpu_report import DRAWER, Unit, in_processes
 from harness import cli
 from harness import report as harness
 from harness.pages import front_table, write_page
+
+import gpu_report
+import pytest
+from gpu_report import DRAWER, Unit, in_processes
 from pages import gpu as gpu_page
 from workloads import gpu_measurements
 from workloads.gpu_measurements import BY_NAME

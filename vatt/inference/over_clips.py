@@ -24,6 +24,7 @@ from ..data.loader import make_loader
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 
 Arrays = dict[str, NDArray[Any]]
@@ -77,7 +78,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             bad: Bad = []
             for batch in itertools.islice(batches, per_shard):
                 for index, reason in batch.bad:
-                    tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                 bad += batch.bad
                 tried += len(batch.tried)
                 made.append(make(batch))
@@ -86,7 +87,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             if bad_share(len(left_out), tried, len(dataset.clips)) > max_bad_share:
                 kept = f" and delete {parts}, which remembers them" if parts else ""
                 raise DataError(f"{len(left_out)} of {tried} clips tried could not be used, more than the share of "
-                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in fine-tuning) allows; "
+                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in training) allows; "
                                 f"allow more, or mend those named above{kept}")  # fmt: skip
             done.append((_joined(made), bad))
             if parts is not None:
