@@ -6,6 +6,7 @@ What needs DALI is skipped without it (pip install -e '.[dali]'). Nothing here n
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vatt.data.datasets.augment import VideoDraw, draw_video, train_video
 from vatt.data.datasets.batch import Batch
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, opened
+from vatt.data.decoding.orientation import Orientation
 from vatt.data.decoding.span import decode_span
 from vatt.data.tokenizer import Tokenizer
 from vatt.errors import ConfigError, DataError
@@ -39,6 +41,7 @@ MODEL = ModelConfig(
     text=TextConfig(words=4, captions=2, vocabulary=40),
 )
 DATA = DataConfig(batch_size=4, workers=1)
+ORIENTATIONS = [Orientation(*flags) for flags in product((False, True), repeat=3)]
 PLAIN = AugmentConfig(scale_jitter=0.0, flip=False, colour_jitter=0.0, audio_noise=0.0)
 
 
@@ -107,7 +110,7 @@ def decoded(cut: Cut) -> np.ndarray:
     with av.open(io.BytesIO(cut.data)) as container:
         frames = {frame.pts: frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
     at = sorted(frames)
-    return np.stack([np.rot90(frames[at[place]], cut.quarters) for place in cut.frames])
+    return np.stack([cut.orientation.upright(frames[at[place]]) for place in cut.frames])
 
 
 CONTAINERS = (
@@ -242,7 +245,7 @@ def test_graph_augments_as_the_pyav_path_does(codec: str, stored: int, needs_dal
         "frames": [places] * rows,
         "shrunk": [np.array([full, full], np.float32)] * rows,
     }
-    whole = warp_matrix(VideoDraw(full, full, 0, 0, False, None), full, full, full, 0)
+    whole = warp_matrix(VideoDraw(full, full, 0, 0, False, None), full, full, full)
     frames = run(full, same | {"matrix": [whole] * rows}, recolour=False)[0]
     assert (frames[3] == frames[4]).all()
     assert not (frames[0] == frames[1]).all()
@@ -250,9 +253,10 @@ def test_graph_augments_as_the_pyav_path_does(codec: str, stored: int, needs_dal
     augment = AugmentConfig(colour_jitter=0.7)
     draws, matrices, expected = [], [], []
     for seed in range(rows):
-        upright = np.rot90(frames, seed % 4, (1, 2))
+        turn = ORIENTATIONS[seed % 8]
+        upright = np.stack([turn.upright(frame) for frame in frames])
         draws.append(draw_video(full, full, size, augment, np.random.default_rng(seed)))
-        matrices.append(warp_matrix(draws[-1], size, full, full, seed % 4))
+        matrices.append(warp_matrix(draws[-1], size, full, full, turn))
         expected.append(train_video(upright, size, augment, np.random.default_rng(seed)))
     assert {draw.mirror for draw in draws} == {True, False}
     assert {draw.colour is None for draw in draws} == {True, False}
@@ -359,13 +363,15 @@ def test_the_gpu_graph_constructs_and_serialises(needs_dali: None) -> None:
 
 
 def test_frames_are_shown_upright(tmp_path: Path) -> None:
-    """The corners of the output, followed back into the stored frame, for each display rotation."""
-    draw = VideoDraw(40, 60, 3, 5, False, None)  # upright 40 x 60, crop of 32 at (3, 5)
-    for quarters in range(4):
-        stored = (60, 40) if quarters % 2 == 0 else (40, 60)  # width, height
-        marks = np.rot90(np.arange(40 * 60).reshape(40, 60), -quarters)
-        assert marks.shape == stored[::-1]
-        matrix = warp_matrix(draw, 32, *stored, quarters)
+    """The corners of the output, followed back into the stored frame, for each display rotation and mirror."""
+    draw = VideoDraw(40, 60, 3, 5, False, None)  # upright 40 x 60, crop of 32 at row 3, column 5
+    for turn in ORIENTATIONS:
+        height, width = (40, 60) if not turn.transposed else (60, 40)  # stored
+        stored = np.arange(40 * 60).reshape(height, width)
+        marks = turn.upright(stored)
+        assert marks.shape == (40, 60)
+        assert turn.shown(width, height) == (60, 40)
+        matrix = warp_matrix(draw, 32, width, height, turn)
         for x, y in ((0, 0), (31, 0), (7, 20)):
             column, row = np.floor(matrix @ [x + 0.5, y + 0.5, 1]).astype(int)
-            assert marks[row, column] == (y + 3) * 60 + x + 5
+            assert stored[row, column] == marks[y + 3, x + 5]

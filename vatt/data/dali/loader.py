@@ -198,13 +198,13 @@ class EncodedClips(ClipDataset):
         text, has_text = self.text(clip, rng)
         size, augment = self.model.video.size, self.data.augment
         width, height = shrunk(cut.width, cut.height, self.side)
-        upright = (width, height) if cut.quarters % 2 else (height, width)
-        draw = draw_video(*upright, size, augment, rng)
+        upright_width, upright_height = cut.orientation.shown(width, height)
+        draw = draw_video(upright_height, upright_width, size, augment, rng)
         inputs: dict[str, NDArray[Any]] = {
             "encoded": np.frombuffer(cut.data, np.uint8),
             "frames": cut.frames,
             "shrunk": np.array([height, width], np.float32),
-            "matrix": warp_matrix(draw, size, width, height, cut.quarters),
+            "matrix": warp_matrix(draw, size, width, height, cut.orientation),
         }
         if augment.colour_jitter > 0:
             inputs["colour"] = np.array(draw.colour or UNCHANGED, np.float32).reshape(4, 1, 1, 1, 1)

@@ -24,6 +24,7 @@ from ..clip import Clip
 from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
 from ..decoding.container import BadClip, Late, Reader, opened, plain, seconds_of
+from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
 from ..decoding.video import SEEK_STEP, frames_until, grid_frames
 
@@ -46,14 +47,14 @@ class Unsuitable(Exception):
 class Cut:
     """The packets of a window: `data`, a Matroska file; `frames` int32 [T], positions of those shown, repeats included.
 
-    `width`, `height`: as stored; `quarters`: counterclockwise quarter turns that make the frames upright.
+    `width`, `height`: as stored; `orientation`: what makes the frames upright.
     """
 
     data: bytes
     frames: NDArray[np.int32]
     width: int
     height: int
-    quarters: int
+    orientation: Orientation
     audio: NDArray[np.int16] | None
 
 
@@ -113,8 +114,7 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
         raise Unsuitable(f"{'interlaced' if pixels in FORMATS else pixels} frames; DALI gets {FORMATS[0]} only")
     if not DECODED[kind][codec] <= min(width, height) <= max(width, height) <= LARGEST:
         raise Unsuitable(f"NVDEC does not decode {codec} of {width} x {height} pixels")
-    quarters, rest = divmod(first[0].rotation, 90)
-    return Cut(_file(packets, ranks, reader.video), shown, width, height, 0 if rest else quarters % 4, None)
+    return Cut(_file(packets, ranks, reader.video), shown, width, height, orientation(first[0]), None)
 
 
 def _packets_at(

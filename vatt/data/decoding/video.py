@@ -3,7 +3,7 @@
 Frame i of a span is shown at `start + i / fps`: the latest source frame that is not later. So any source rate, also a
 variable one, gives the frames a viewer would see. AVI stores decoding times: frames leave the decoder in the order they
 are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. Pixels are taken as stored:
-display rotation is applied, a sample aspect ratio is not, as in the usual frame dumps.
+display rotations and mirrors are applied, a sample aspect ratio is not, as in the usual frame dumps.
 
 An image shows its one frame at any time. Where there is sound only, or only sound is read, the span is the sound's.
 A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ...runtime.compatibility import converted, frame_duration
 from .audio import END_TOLERANCE
 from .container import BadClip, Late, Reader, plain, seconds_of
+from .orientation import orientation
 
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
@@ -181,8 +182,6 @@ class _Converter:
             self.size = shrunk(frame.width, frame.height, self.short_side)
         width, height = self.size
         image = converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
-        quarter, rest = divmod(frame.rotation, 90)
-        if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number
-            image = np.rot90(image, quarter % 4)
+        image = orientation(frame).upright(image)
         self.last = frame, image
         return image
