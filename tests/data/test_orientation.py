@@ -1,4 +1,4 @@
-"""Pictures stored turned or mirrored, as front cameras store them: upright, whatever says so and whoever decodes them."""
+"""Pictures stored turned or mirrored, as front cameras store them, are upright on both decoding paths."""
 
 from __future__ import annotations
 

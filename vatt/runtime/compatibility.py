@@ -36,8 +36,8 @@ def frame_duration(frame: VideoFrame) -> int:
 
 # PyAV up to 18.1 fails on all side data of a frame when FFmpeg attached some of a type that PyAV has no name for, such
 # as the EXIF data of FFmpeg 8 and the view of MV-HEVC. Such a type gets a name; those that PyAV knows are untouched.
-def _unnamed(cls: type[SideDataType], value: object) -> SideDataType:
-    member = object.__new__(cls)
+def _unnamed(cls: type[SideDataType], value: object) -> Any:
+    member: Any = object.__new__(cls)
     member._name_, member._value_ = f"UNNAMED_{value}", value
     return member
 
@@ -47,7 +47,8 @@ SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, metho
 
 def display_matrix(frame: VideoFrame) -> bytes | None:
     """Return the nine int32 of a frame's display matrix, in the machine's byte order; None where it has none."""
-    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    found: Any = frame.side_data
+    data = found.get(SideDataType.DISPLAYMATRIX)
     return None if data is None else bytes(data)
 
 

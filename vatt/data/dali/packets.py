@@ -96,6 +96,8 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
     """
     if reader.video is None or reader.still:
         raise Unsuitable("no video to decode" if reader.video is None else "an image")
+    if reader.joined is not None:
+        raise Unsuitable("a file whose clock begins anew; python -m vatt.data.transcode changes it")
     codec = reader.video.codec_context.codec.canonical_name
     if codec not in DECODED[kind]:
         raise Unsuitable(f"DALI does not decode {codec} on a {kind.upper()}; python -m vatt.data.transcode changes it")

@@ -77,7 +77,11 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     track = _Track(start, rate, samples)
     heard = failed = False
     cut = PaddingCut(reader.container, stream)
+    part = None
     for packet in reader.packets(stream):
+        if part is not None and reader.part != part:
+            track.finish()  # the sound of another recording is placed by its own times
+        part = reader.part
         try:
             decoded = stream.decode(packet)
         except FFmpegError:

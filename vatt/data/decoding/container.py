@@ -27,7 +27,8 @@ from av.video.stream import VideoStream
 from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
-from ..shards.index import open_clip
+from ..shards.index import open_clip, tar_of
+from .clock import RESTARTING, Joined, Version, joined_clock
 
 # What libav prints about damaged files says nothing that the exceptions do not, once per frame.
 av.logging.set_level(av.logging.PANIC)
@@ -61,6 +62,7 @@ FORMATS = (
     *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe", ANIMATED_WEBP),
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+UNKNOWN_RATE = 25  # frames a second of a stream that tells neither times nor a rate
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 
 
@@ -158,6 +160,33 @@ class Reader:
             self.container.close()
             raise
         self.fresh = self.from_start = True
+        # AVI stores decoding times: where frames are decoded in another order than shown, these do not say when.
+        avi = self.container.format.name == "avi"
+        self.reordered = avi and self.video is not None and bool(self.video.codec_context.has_b_frames)
+        self.part = 0
+        self.joined: Joined | None = None
+        if self.container.format.name in RESTARTING:
+            try:
+                self.joined = joined_clock(self.version, self.clock.index, self._demuxer, self.deadline.check)
+            except BaseException:
+                self.container.close()
+                raise
+
+    @property
+    def version(self) -> Version:
+        """What tells this file from another one, and from itself after a change."""
+        path = tar_of(self.path) or self.path
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return self.path, 0, 0
+        size = len(self.source.getbuffer()) if isinstance(self.source, io.BytesIO) else status.st_size
+        return self.path, size, status.st_mtime_ns
+
+    def _demuxer(self) -> InputContainer:
+        """Open the file once more, beside the container that is read from."""
+        source = io.BytesIO(self.source.getbuffer()) if isinstance(self.source, io.BytesIO) else self.source
+        return av.open(source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS)
 
     @property
     def clock(self) -> VideoStream | AudioStream:
@@ -181,6 +210,8 @@ class Reader:
     @property
     def declared(self) -> float | None:
         """Duration of the clock's stream, if a header holds one (Matroska has it in a tag, hours:minutes:seconds)."""
+        if self.joined is not None:
+            return self.joined.end - (self.origin or 0.0)
         if self.container.format.name in ESTIMATED:
             return None
         if self.clock.duration and self.clock.duration > 0:
@@ -206,12 +237,16 @@ class Reader:
         return None
 
     def scan_duration(self) -> float:
-        first, last = self.origin, 0.0
+        """Return the seconds to the end of the last packet; in a stream without timestamps frames are counted."""
+        first, last, count = self.origin, 0.0, 0
         for packet in self.packets(self.clock):
+            count += packet.size > 0
             at = seconds_of(packet.pts if packet.pts is not None else packet.dts, self.clock)
             if at is not None:
                 first = at if first is None else first
                 last = max(last, at + (seconds_of(packet.duration, self.clock) or 0.0))
+        if first is None and self.video is not None and not self.still:
+            return count / float(self.video.average_rate or UNKNOWN_RATE)
         return max(0.0, last - (first or 0.0))
 
     def move(self, stream: VideoStream | AudioStream, seconds: float | None) -> bool:
@@ -227,15 +262,27 @@ class Reader:
             return True
         if self.origin is None or not stream.time_base:
             return False
+        place: int | None = None
+        if self.joined is not None:
+            place = self.joined.mark(self.origin + seconds)
+            if place is None:
+                return self.move(stream, None)
         self.fresh = self.from_start = False
         try:
-            self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
+            if place is not None:
+                self.container.seek(place, unsupported_byte_offset=True)
+            else:
+                self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
         except (FFmpegError, OSError):
             return False
         return True
 
     def packets(self, stream: VideoStream | AudioStream) -> Iterator[Packet]:
-        """Packets of one stream; the demuxer's own errors end it like the end of the file."""
+        """Packets of one stream; the demuxer's own errors end it like the end of the file.
+
+        Their times are those of one clock where that of the file begins anew; `part` says in which of its parts the
+        last one was.
+        """
         iterator = self.container.demux(stream)
         while True:
             self.deadline.check()
@@ -246,6 +293,9 @@ class Reader:
             except (FFmpegError, OSError, IndexError):  # the last: a stream that no header has told of
                 self.deadline.check()  # a read that timed out ends here as well
                 return
+            if self.joined is not None:
+                self.part = self.joined.part(packet, self.part)
+                self.joined.move(packet, self.part)
             yield packet
 
 

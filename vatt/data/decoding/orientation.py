@@ -1,7 +1,7 @@
-"""How stored pictures are made upright: display matrices of containers, orientations of EXIF, with and without a mirror.
+"""How stored pictures are made upright: display matrices and orientations of EXIF, with and without a mirror.
 
-A display matrix (a, b, u, c, d, v, x, y, w) shows the stored pixel (x, y) at (a x + c y, b x + d y), y downwards. Of the
-matrices that cameras write, each keeps the axes or swaps them; any other one (damaged headers hold any number) is
+A display matrix (a, b, u, c, d, v, x, y, w) shows the stored pixel (x, y) at (a x + c y, b x + d y), y downwards. Each
+matrix that cameras write keeps the axes or swaps them; any other one (damaged headers hold any number) is
 taken as upright, as by players that turn by quarters only.
 """
 
