@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..config.data import DataConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, make_loader
+from ..data.remarks import Remarks
 from ..errors import ConfigError, DataError, Elsewhere, RunError
 from ..runtime.distributed import World
 from ..runtime.progress import progress_bar
@@ -52,6 +53,7 @@ class _Part(NamedTuple):
     clips: list[int]
     tried: list[int]
     bad: list[tuple[int, str]]
+    remarks: list[tuple[int, str]]
     error: str = ""
 
 
@@ -65,9 +67,9 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     batch: Batch | None = None
     try:
         batch = next(batches)
-        part = _Part(batch.clips, batch.tried, batch.bad)
+        part = _Part(batch.clips, batch.tried, batch.bad, batch.remarks)
     except DataError as error:
-        part = _Part([], [], [], str(error))
+        part = _Part([], [], [], [], str(error))
     parts = world.exchange(part)
     for part in parts:
         if part.error:
@@ -75,7 +77,8 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     assert batch is not None
     return replace(batch, clips=[row for part in parts for row in part.clips],
                    tried=[row for part in parts for row in part.tried],
-                   bad=[entry for part in parts for entry in part.bad])  # fmt: skip
+                   bad=[entry for part in parts for entry in part.bad],
+                   remarks=[entry for part in parts for entry in part.remarks])  # fmt: skip
 
 
 def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog | None,
@@ -96,6 +99,7 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
     """
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
+    remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
         world.agree(what, value)
     boards: list[Any] = []
@@ -114,6 +118,7 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
             before = bad.state_dict()
             try:
                 batch = _together(batches, world)
+                remarks.add(batch.remarks if world.is_first else [])
                 for clip, reason in bad.add(step, batch):
                     tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
                 bad.check()
@@ -157,6 +162,7 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
             if received:
                 tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
                 sys.exit(128 + received[0])
+    remarks.tell()
     return time.perf_counter() - began
 
 

@@ -181,6 +181,9 @@ class EncodedClips(ClipDataset):
             notes=sorted({part.note for part in parts if part.note}),
         )
 
+    def take_remarks(self) -> list[tuple[int, str]]:
+        return super().take_remarks() + ([] if self._packets is None else self._packets.take_remarks())
+
     def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
         before = rng.bit_generator.state
         try:

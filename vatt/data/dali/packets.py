@@ -76,6 +76,7 @@ class PacketReader(WindowReader):
                     audio = read_audio(
                         reader, start, self.audio.rate, round(len(cut.frames) * self.audio.rate / self.video.fps)
                     )
+                self._remark(clip, reader.remarks)
             if audio is None and "audio" in self.needs:
                 raise BadClip(clip.path, "no sound in it decodes")
         except BadClip as bad:
@@ -177,7 +178,7 @@ def _packets_from(
     if not later and before[-1] < frames:
         lasts = seconds_of(packets[order[places[-1]]].duration, stream)
         ends = times[-1] + (lasts or 1.0 / float(stream.average_rate or fps))
-        frames = frames_until(reader, start, fps, frames, float(ends), None)
+        frames = frames_until(reader, start, fps, frames, float(times[-1]), float(ends), None)
     shown = np.searchsorted(before, np.arange(frames), side="right") - 1
     return packets, ranks, places[np.maximum(shown, 0)]
 

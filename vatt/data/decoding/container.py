@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import stat
@@ -63,6 +64,7 @@ FORMATS = (
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 UNKNOWN_RATE = 25  # frames a second of a stream that tells neither times nor a rate
+ONE_PICTURE = 1.0  # seconds at most of a video that is looked at for being one picture beside a longer sound
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 
 
@@ -112,6 +114,7 @@ class Reader:
     def __init__(self, path: Path, deadline: Deadline, read: Collection[str] = BOTH) -> None:
         self.path, self.deadline, self.read = path, deadline, read
         self.source = _source(path)
+        self.remarks: set[str] = set()  # what a user should know of what was read
         self._open()
 
     def close(self) -> None:
@@ -225,8 +228,24 @@ class Reader:
         return 3600 * hours + 60 * minutes + seconds - (self.origin or 0.0)
 
     @property
+    def sound_end(self) -> float | None:
+        """Where the sound beside pictures ends, if a header says so: of the stream, or of the whole file."""
+        if self.audio is None or self.video is None:
+            return None
+        if self.audio.duration and self.audio.duration > 0:
+            return (seconds_of((self.audio.start_time or 0) + self.audio.duration, self.audio) or 0.0) - (
+                self.origin or 0.0
+            )
+        if self.container.duration and self.container.duration > 0:
+            return ((self.container.start_time or 0) + self.container.duration) / av.time_base - (self.origin or 0.0)
+        return None
+
+    @property
     def duration(self) -> float | None:
         if self.declared:
+            ends = self.sound_end
+            if self.declared <= ONE_PICTURE and ends is not None and ends > self.declared and self._one_picture():
+                return ends  # it stays while its sound goes on
             return self.declared
         if self.container.format.name in ESTIMATED:
             return None
@@ -235,6 +254,18 @@ class Reader:
             rest = first + self.container.duration / av.time_base - (self.origin or 0.0)
             return rest if rest > 0 else None
         return None
+
+    def _one_picture(self) -> bool:
+        """Whether the video is a single frame, counted in a container of its own unless the header says it."""
+        assert self.video is not None
+        if self.video.frames:
+            return self.video.frames == 1
+        try:
+            with self._demuxer() as container:
+                packets = (packet for packet in container.demux(self.video.index) if packet.size)
+                return len(list(itertools.islice(packets, 2))) == 1
+        except (FFmpegError, OSError, IndexError):
+            return False
 
     def scan_duration(self) -> float:
         """Return the seconds to the end of the last packet; in a stream without timestamps frames are counted."""

@@ -54,8 +54,15 @@ def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))
 
 
-def frames_until(reader: Reader, start: float, fps: float, frames: int, ends: float, broken: str | None) -> int:
-    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`."""
+def frames_until(
+    reader: Reader, start: float, fps: float, frames: int, shown: float, ends: float, broken: str | None
+) -> int:
+    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`.
+
+    `shown`: time of its last frame. One that is the only one stays while the sound goes on.
+    """
+    if shown <= 0 and broken is None:
+        ends = max(ends, reader.sound_end or 0.0)
     missing = math.inf if broken is not None else 0.0
     if reader.declared is not None:
         missing = reader.declared - ends
@@ -113,7 +120,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
         if not reader.from_start:
             raise Late
         raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
-    count = frames_until(reader, start, fps, frames, ends, broken)
+    count = frames_until(reader, start, fps, frames, shown, ends, broken)
     images.extend([convert(current)] * (count - len(images)))
     return np.stack(images)
 
