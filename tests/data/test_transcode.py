@@ -227,7 +227,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_clip_only(tmp_path: Path, mon
     monkeypatch.setattr(transcode_workers, "_work", hostile_work)
     # A clock that stands still until only the clip that hangs is left, which then has hung for an hour.
     clock = SimpleNamespace(monotonic=lambda: 3600.0 if (tmp_path / "hanging").exists() else 0.0)
-    monkeypatch.setattr(transcode, "time", clock)
+    monkeypatch.setattr(transcode_workers, "time", clock)
     assert run("m", "--out", tmp_path / "out", "--workers", 2, "--time-limit", 1) == 0
     monkeypatch.setattr(transcode_workers, "_work", honest)
     with open(tmp_path / "out" / "left_out.csv", newline="") as file:

@@ -59,7 +59,9 @@ def contents(manifest: Manifest) -> dict[str, str]:
 
 
 def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> None:
-    """Write OUT/content.json and OUT/decoding.json for a run that begins; print how it compares for one that goes on after `done` steps.
+    """Write OUT/content.json for a run that begins; print how it compares for one that goes on after `done` steps.
+
+    OUT/decoding.json holds the version of decoding; a run that began with an earlier one says so once.
 
     All ranks of `world` call it; the first one does it. Raises OSError.
     """

@@ -1,10 +1,11 @@
 """The DALI graph of the GPU path: encoded clips in, augmented uint8 [R, T, size, size, 3] out, on the GPU or the CPU.
 
 decode (NVDEC, the chosen frames only) -> shrink like the PyAV path -> crop, scale jitter, flip and display orientation
-as one bilinear warp in float32 -> colour jitter in float32 -> uint8, rounded once. What is drawn at random is not drawn
-here: it comes in as numbers, from the same function as in the PyAV path (`vatt.data.datasets.augment.draw_video`), so
-that both paths crop and colour a clip alike. The colour jitter is that of the same file, in the same order, with
-DALI's arithmetic: its own `hsv` and `color_twist` are another thing, linear in YIQ.
+as one bilinear warp in float32 -> the file's own matrix of colours -> colour jitter in float32 -> uint8, rounded once.
+What is drawn at random is not drawn here: it comes in as numbers, from the same function as in the PyAV path
+(`vatt.data.datasets.augment.draw_video`), so that both paths crop and colour a clip alike. The colour jitter is that of
+the same file, in the same order, with DALI's arithmetic: its own `hsv` and `color_twist` are another thing, linear in
+YIQ.
 
 How far the two paths may differ: same frames and same taps, so without shrinking by one level of 255 (float32 against
 float32, rounded) on top of the colour conversion of the decoders. Shrinking is where they part: here RGB is shrunk with
@@ -42,7 +43,7 @@ def build_graph(
     Raises:
         ImportError: DALI is not installed.
     """
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import Pipeline, fn, math, types
 
     pipeline = Pipeline(
         batch_size=rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True
@@ -57,6 +58,8 @@ def build_graph(
         video = fn.warp_affine(
             video, matrix=matrix, size=(size, size), interp_type=types.INTERP_LINEAR, dtype=types.FLOAT
         )
+        rgb = fn.external_source(name="rgb", dtype=types.FLOAT, ndim=2)
+        video = math.clamp(fn.coord_transform(video, M=rgb), 0.0, 255.0)
         if recolour:
             colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=5)
             video = _recoloured(video, colour.gpu() if device == "gpu" else colour)
@@ -68,7 +71,8 @@ def start_graph(pipeline: Any, inputs: Mapping[str, Sequence[NDArray[Any]]]) -> 
     """Starts work on one batch. `inputs`: for each input by its name an array a clip, as listed here.
 
     encoded uint8 [bytes], a whole file; frames int32 [T], positions in order of display; shrunk float32 [2], (height,
-    width) after the shrinking; matrix float32 [2, 3] of `warp_matrix`; colour float32 [4, 1, 1, 1, 1], if the graph
+    width) after the shrinking; matrix float32 [2, 3] of `warp_matrix`; rgb float32 [3, 3] of
+    `colour_matrix`; colour float32 [4, 1, 1, 1, 1], if the graph
     recolours: `VideoDraw.colour` or `UNCHANGED`.
     """
     for name, arrays in inputs.items():

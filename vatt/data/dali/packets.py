@@ -27,6 +27,7 @@ from ..decoding.container import BadClip, Late, Reader, opened, plain, seconds_o
 from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
 from ..decoding.video import SEEK_STEP, frames_until, grid_frames
+from .colours import LUMA, RESTORED
 
 # Codecs that DALI decodes, and the shorter side that NVDEC needs at least.
 DECODED = {
@@ -47,7 +48,7 @@ class Unsuitable(Exception):
 class Cut:
     """The packets of a window: `data`, a Matroska file; `frames` int32 [T], positions of those shown, repeats included.
 
-    `width`, `height`: as stored; `orientation`: what makes the frames upright.
+    `colourspace`: as libav numbers them; `width`, `height`: as stored; `orientation`: what makes the frames upright.
     """
 
     data: bytes
@@ -55,6 +56,7 @@ class Cut:
     width: int
     height: int
     orientation: Orientation
+    colourspace: int
     audio: NDArray[np.int16] | None
 
 
@@ -76,7 +78,7 @@ class PacketReader(WindowReader):
                     audio = read_audio(
                         reader, start, self.audio.rate, round(len(cut.frames) * self.audio.rate / self.video.fps)
                     )
-                self._remark(clip, reader.remarks)
+                self._remark(clip, reader.remarks | ({RESTORED} if cut.colourspace in LUMA else set()))
             if audio is None and "audio" in self.needs:
                 raise BadClip(clip.path, "no sound in it decodes")
         except BadClip as bad:
@@ -117,7 +119,9 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
         raise Unsuitable(f"{'interlaced' if pixels in FORMATS else pixels} frames; DALI gets {FORMATS[0]} only")
     if not DECODED[kind][codec] <= min(width, height) <= max(width, height) <= LARGEST:
         raise Unsuitable(f"NVDEC does not decode {codec} of {width} x {height} pixels")
-    return Cut(_file(packets, ranks, reader.video), shown, width, height, orientation(first[0]), None)
+    return Cut(
+        _file(packets, ranks, reader.video), shown, width, height, orientation(first[0]), int(first[0].colorspace), None
+    )
 
 
 def _packets_at(

@@ -18,7 +18,8 @@ class Batch:
     video_mask, audio_mask and text_mask float32 [B], 1 where there is any. label int64 [B], -1 where a clip has none or
     several; labels float32 [B, C], 1 at each class of a clip, C classes of the manifest.
     `clips`: manifest indices of the rows; `tried`: those plus the bad ones; `bad`: (manifest index, reason) of each
-    clip that was replaced or left out; `remarks`: the same of clips that are used, and odd; `seconds`: time it took to build the batch, `decode_seconds` of it in files.
+    clip that was replaced or left out; `remarks`: the same of clips that are used, and odd; `seconds`: time it took to
+    build the batch, `decode_seconds` of it in files.
     """
 
     video: torch.Tensor

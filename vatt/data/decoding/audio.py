@@ -10,6 +10,7 @@ where the track's edit list ends; here it is cut at the track's declared end, so
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -185,7 +186,8 @@ class _Track:
     def __init__(self, start: float, rate: int, samples: int) -> None:
         self.start, self.rate = start, rate
         self.samples = np.zeros(samples, np.int16)
-        self.expected = self.strayed = 0.0
+        self.expected = 0.0
+        self.strayed: deque[float] = deque(maxlen=STAYS + 1)  # what the last timestamps were off by
         self.end = self.unmixed = 0
         self.stereo: list[AudioFrame] = []
         self.placed = False
@@ -217,11 +219,11 @@ class _Track:
             for early, _ in self.pending:  # it was one that strayed
                 self._mix(early)
             self.pending.clear()
-        elif abs(strayed - self.strayed) > STEP:
+        elif abs(strayed - (sorted(self.strayed)[len(self.strayed) // 2] if self.strayed else 0.0)) > STEP:
             self.stepped = at - strayed
             self.pending.append((frame, at))
             return
-        self.strayed = strayed
+        self.strayed.append(strayed)
         self._mix(frame)
 
     def finish(self) -> None:
@@ -234,7 +236,8 @@ class _Track:
 
     def _begin(self, at: float) -> None:
         self.resampler = av.AudioResampler("s16", "mono", self.rate)
-        self.expected, self.strayed = at, 0.0
+        self.expected = at
+        self.strayed.clear()
         self.position = round((at - self.start) * self.rate)
 
     def _step(self) -> None:

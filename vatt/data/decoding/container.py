@@ -142,8 +142,10 @@ class Reader:
             video, audio = self.container.streams.best("video"), None
             if not isinstance(video, VideoStream) or video.disposition & Disposition.attached_pic:
                 video = None
+            beside = None if video is None else self.container.streams.best("audio", video)
+            self.beside = beside if isinstance(beside, AudioStream) else None  # the sound of the pictures, read or not
             if "audio" in self.read:
-                audio = self.container.streams.best("audio", video)
+                audio = beside or self.container.streams.best("audio")
             self.video: VideoStream | None = video if "video" in self.read else None
             self.audio: AudioStream | None = audio if isinstance(audio, AudioStream) else None
             for stream in (self.video, self.audio):
@@ -230,12 +232,12 @@ class Reader:
     @property
     def sound_end(self) -> float | None:
         """Where the sound beside pictures ends, if a header says so: of the stream, or of the whole file."""
-        if self.audio is None or self.video is None:
+        beside = self.beside
+        if beside is None or self.video is None:
             return None
-        if self.audio.duration and self.audio.duration > 0:
-            return (seconds_of((self.audio.start_time or 0) + self.audio.duration, self.audio) or 0.0) - (
-                self.origin or 0.0
-            )
+        if beside.duration and beside.duration > 0:
+            ends = seconds_of((beside.start_time or 0) + beside.duration, beside) or 0.0
+            return ends - (self.origin or 0.0)
         if self.container.duration and self.container.duration > 0:
             return ((self.container.start_time or 0) + self.container.duration) / av.time_base - (self.origin or 0.0)
         return None

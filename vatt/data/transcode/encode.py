@@ -83,8 +83,8 @@ CODECS = {
 class Recipe:
     """What all clips of a corpus become. `size`: short side in pixels, never enlarged; `gop`: frames a key frame.
 
-    `format`: 1 is that of corpora begun before H.264 was repeatable, 2 before decoding and joining of sound were mended;
-    they are gone on with as they were begun, except for what was decoded wrongly.
+    `format`: 1 is that of corpora begun before H.264 was repeatable, 2 before decoding and the seams of sound were
+    mended; they are gone on with as they were begun, except for what was decoded wrongly.
     """
 
     codec: str = "h264"
