@@ -9,7 +9,6 @@ probabilities, "triton" is the GPU's. Left out, it follows the device.
 import argparse
 
 import torch
-
 from vatt_kernels import attention, gather_tokens, sample_keep
 
 

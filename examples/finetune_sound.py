@@ -2,8 +2,8 @@
 
     python examples/finetune_sound.py sounds/ runs/mine/model runs/sounds --ask bark.wav
 
-sounds/train/CLASS/*.wav and sounds/test/CLASS/*.wav: folders name splits and classes. In place of the model, "none" starts
-from scratch. What else is given goes to `python -m vatt.finetune`.
+sounds/train/CLASS/*.wav and sounds/test/CLASS/*.wav: folders name splits and classes. In place of the model, "none"
+starts from scratch. What else is given goes to `python -m vatt.finetune`.
 """
 
 import argparse

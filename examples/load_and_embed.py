@@ -2,8 +2,8 @@
 
     python examples/load_and_embed.py runs/tiny/model clips/
 
-MODEL is a folder that training, conversion or `save_pretrained` wrote; CLIPS a folder with a .txt of captions beside each
-clip, or a manifest.
+The first is a folder that training, conversion or `save_pretrained` wrote; the second one of clips, with a .txt of
+captions beside each, or a manifest.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def main(argv: list[str] | None = None) -> dict[str, torch.Tensor]:
             print(f"{clip.name}: {batch.bad[0][1]}")
             continue
         with torch.inference_mode():
-            to_audio, to_text = model.embed_video(batch.video[0])  # [V, 512] and [V, 256]
+            to_audio, to_text = model.embed_video(batch.video[0])  # [V, 512] and [V, 256]: the widths of the official models
             embeddings[clip.name] = to_text[0]
             if batch.audio_mask[0]:  # clips without sound are silent rows
-                sound = model.embed_audio(batch.audio[0])  # [V, 512]
+                sound = model.embed_audio(batch.audio[0])
                 print(f"{clip.name}: its own sound {torch.cosine_similarity(to_audio, sound)[0]:.3f}")
             for caption in clip.captions:
                 words = torch.from_numpy(tokenizer.encode(caption, config.model.text.words))
-                text = model.embed_text(words[None, None])[0, 0]  # [256]
+                text = model.embed_text(words[None, None])[0, 0]
                 print(f"  {torch.cosine_similarity(to_text[0], text, dim=0):.3f}  {caption}")
     return embeddings
 

@@ -2,8 +2,8 @@
 
     python examples/search_your_clips.py runs/tiny/model clips/ "a red circle" "something beeps"
 
-`python -m vatt.embed` and `python -m vatt.search` do the same for archives: resumable, on several processes, and by sound
-or video too.
+`python -m vatt.embed` and `python -m vatt.search` do the same for archives: resumable, on several processes, and by
+sound or video too.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python examples/train_on_a_folder.py clips/ runs/mine --steps 2000
     python examples/train_on_a_folder.py clips/ runs/mine --resume
 
-clips/dog.mp4 has its captions in clips/dog.txt, a line each. What else is given goes to `python -m vatt.train`, which this
-calls; `--help` of that explains every flag.
+clips/dog.mp4 has its captions in clips/dog.txt, a line each. What else is given goes to `python -m vatt.train`, which
+this calls; `--help` of that explains every flag.
 """
 
 import argparse
