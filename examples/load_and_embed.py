@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> dict[str, torch.Tensor]:
             print(f"{clip.name}: {batch.bad[0][1]}")
             continue
         with torch.inference_mode():
-            to_audio, to_text = model.embed_video(batch.video[0])  # [V, 512] and [V, 256]: the widths of the official models
+            to_audio, to_text = model.embed_video(batch.video[0])  # in the official sizes [V, 512], [V, 256]
             embeddings[clip.name] = to_text[0]
             if batch.audio_mask[0]:  # clips without sound are silent rows
                 sound = model.embed_audio(batch.audio[0])
