@@ -12,9 +12,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from harness import report as harness
-
 import av
+import decode
+import fused_vs_reference
 import gpu_report
 import pytest
 import torch
@@ -152,7 +152,7 @@ def test_a_command_works(command, place, monkeypatch, request):
         pytest.importorskip(NEEDS[program])
     monkeypatch.chdir(official(place, request) if program == "vatt.official" else place)
     # What is a process of its own for each row takes longer than all the rest.
-    for module in (model_steps, harness):
+    for module in (model_steps, decode, fused_vs_reference):
         monkeypatch.setattr(module, "peak_memory", lambda *case: {"peak_bytes": 2, "step_bytes": 1})
     monkeypatch.setattr(youcook2, "run", lambda command, log: main_of(command[0])(command[1:]))
     units = gpu_report.correctness_units(True, "cpu")[:3]

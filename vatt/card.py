@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .checkpoints.model_folder import VOCABULARY, model_folder
+from .checkpoints.model_folder import SECTIONS, VOCABULARY, model_folder
 from .errors import ConfigError, RunError
 from .runtime.cli import exit_code
 from .runtime.files import write_atomically
@@ -64,8 +64,19 @@ class Records:
     @property
     def settings(self) -> dict[str, Any]:
         """Of the run; of a model alone, those that its folder holds."""
-        sources = (look_up(self.run, "finetune"), look_up(self.run, "config"), look_up(self.model, "config"))
+        sources = [look_up(record, section) for record in (self.run, self.model) for section in SECTIONS]
         return next((source for source in sources if isinstance(source, dict)), {})
+
+    @property
+    def trained(self) -> bool:
+        """Whether `settings` are those of the training that made the model.
+
+        Those of a converted or saved model are defaults where nobody recorded any. A fine-tuned model that commit
+        20a74a7 exported without its run has the loss and the optimizer of pre-training, which never ran.
+        """
+        if self.run:
+            return True
+        return "environment" in self.model and ("finetune" in self.model or "classifier" not in self.model)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -76,11 +87,19 @@ class Records:
 
 # What is taken from the records; anything else is shown as it is.
 ENVIRONMENT = {"argv?": ([str], None), "versions?": (dict, None), "operations?": (str, None)}
-CONFIG = {"environment?": ENVIRONMENT, "config?": {"data?": {"source?": str}, "steps?": int}, "finetune?": {
-    "data?": {"source?": str}, "steps?": int, "task?": str}, "classifier?": {"labels?": [str], "task?": str,
-    "modality?": str}}  # fmt: skip
-RESULT = {"environment?": ENVIRONMENT, "train_seconds?": (float, None), "retrieval?": {"*": dict},
-          "test?": {"scores?": (dict, None)}, "steps?": int}  # fmt: skip
+CONFIG = {
+    "environment?": ENVIRONMENT,
+    "config?": {"data?": {"source?": str}, "steps?": int},
+    "finetune?": {"data?": {"source?": str}, "steps?": int, "task?": str, "init?": str},
+    "classifier?": {"labels?": [str], "task?": str, "modality?": str},
+}
+RESULT = {
+    "environment?": ENVIRONMENT,
+    "train_seconds?": (float, None),
+    "retrieval?": {"*": dict},
+    "test?": {"scores?": (dict, None)},
+    "steps?": int,
+}
 STEP: dict[str, Any] = {"step": int, "updated?": bool, **{f"{name}?": (float, None) for name in CURVES}}
 
 
@@ -179,7 +198,7 @@ def describe(records: Records) -> str:
     """What it is and how far its training came, in a sentence or two."""
     what = f"A modality-{show(look_up(records.settings, 'model.kind'))} VATT"
     if task := task_of(records):
-        start = look_up(records.run, "finetune.init")
+        start = records.settings.get("init")
         origin = "trained from scratch" if start == "" else f"fine-tuned from {public(start) if start else UNKNOWN}"
         what += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
     else:
@@ -256,12 +275,16 @@ def data_rows(records: Records) -> list[tuple[Any, ...]]:
 
 def training_rows(records: Records) -> list[tuple[Any, ...]]:
     settings, where, result = records.settings, records.environment, records.result
-    if not records.run:  # settings of a model alone are not all what its training had
+    if not records.trained:
         return [("steps", look_up(records.model, "official.step")), ("all else", None)]
+    # A model is exported after the last step.
+    steps = f"{show(last_step(records))} of {show(settings.get('steps'))}" if records.run else settings.get("steps")
     skipped = sum(not step.get("updated", True) for step in records.metrics) if records.metrics else None
     seconds = result.get("train_seconds")
     return [
-        ("steps", f"{show(last_step(records))} of {show(settings.get('steps'))}"),
+        ("steps", steps),
+        ("loss", loss_of(settings)),
+        ("optimizer", optimizer_of(settings)),
         ("steps without update (not finite)", skipped),
         ("clips a step", look_up(settings, "data.batch_size")),
         ("learning rate", look_up(settings, "optim.rate")),
@@ -274,6 +297,25 @@ def training_rows(records: Records) -> list[tuple[Any, ...]]:
         ("processor", f"{show(where.get('cpu'))}, {show(where.get('cores'))} cores"),
         ("operations", str(where.get("operations") or "").removeprefix("operations: ")),
     ]
+
+
+def loss_of(settings: dict[str, Any]) -> str:
+    if "task" not in settings:
+        return f"contrastive, {show(look_up(settings, 'loss.form'))}"
+    loss, smoothing, mixup = (settings.get(name) for name in ("loss", "smoothing", "mixup"))
+    return ", ".join(
+        [
+            f"{show(loss)} cross-entropy",
+            *([f"labels smoothed by {show(smoothing)}"] if smoothing else []),
+            *([f"mixup {show(mixup)}"] if mixup else []),
+        ]
+    )
+
+
+def optimizer_of(settings: dict[str, Any]) -> str:
+    if "task" in settings:
+        return f"SGD with momentum {show(look_up(settings, 'optim.momentum'))}"
+    return f"Adam with betas {show(look_up(settings, 'optim.beta1'))} and {show(look_up(settings, 'optim.beta2'))}"
 
 
 def scores(records: Records) -> str:

@@ -23,7 +23,7 @@ from .checkpoints.fingerprints import fingerprint, weights_fingerprint
 from .checkpoints.loading import load_vatt
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
 from .config.data import DATA_VERSION
-from .config.pretraining import Config
+from .config.run import RunConfig
 from .config.serialization import to_dict
 from .data.class_list import SORTED, read_classes
 from .data.clip import Manifest, ManifestError
@@ -144,7 +144,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
-def settings_of(args: argparse.Namespace) -> Config:
+def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
     data, video = config.data, config.model.video
@@ -157,12 +157,12 @@ def settings_of(args: argparse.Namespace) -> Config:
                    dtype=args.dtype or config.dtype)  # fmt: skip
 
 
-def builtin_corpus(args: argparse.Namespace, config: Config) -> Path:
+def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
     """The manifest of the built-in corpus in the format that the model was trained on."""
     return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
 
 
-def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
+def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
     """The rows to test on; says which they are, and when files that were trained on are among them.
 
     Without --split they are those of the held-out split; without such rows those of the one split that is not for
@@ -199,7 +199,7 @@ def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
     return clips
 
 
-def trained_files(config: Config) -> set[Path]:
+def trained_files(config: RunConfig) -> set[Path]:
     """The files that the model of `config` was trained on, as far as a table of them is still there."""
     data = config.data
     try:
@@ -322,7 +322,7 @@ def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: Wor
 
 
 def describe(
-    args: argparse.Namespace, config: Config, device: torch.device, weights: str, clips: str
+    args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
     return {

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ..config.model import ModelConfig
 from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.tokenizer import Tokenizer
 from ..errors import MissingPackage
 from ..model.vatt import VATT as Model
@@ -45,7 +46,7 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
 
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE):
         super().__init__(config, ops)
-        self.settings = Config(preset="custom", model=config)
+        self.settings: RunConfig = Config(preset="custom", model=config)
         self.tokenizer: Tokenizer | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -85,7 +86,7 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
                     force_download=force_download,
                     local_files_only=local_files_only,
                     token=token,
-                    allow_patterns=["config.json", "model.safetensors", VOCABULARY],
+                    allow_patterns=["config.json", "model*.safetensors", "model.safetensors.index.json", VOCABULARY],
                 )
             )
         settings = load_config(folder)

@@ -1,7 +1,8 @@
 """A folder with a model becomes a model: `vatt.load(DIR)`.
 
 DIR is what training exports (runs/NAME or runs/NAME/model), what `python -m vatt.official convert` writes, or what
-`save_pretrained` wrote: `model.safetensors`, `config.json` and, for models that read text, `vocabulary.txt`.
+`save_pretrained` wrote: `model.safetensors` (or its parts and model.safetensors.index.json), `config.json` and, for
+models that read text, `vocabulary.txt`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.model import ModelConfig
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
@@ -52,7 +53,7 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
     return model.to(device).eval()
 
 
-def build_fitting(folder: str | Path, config: Config, build: Callable[[], V]) -> V:
+def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V]) -> V:
     """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
     folder = model_folder(folder)
     if is_classifier(folder):
@@ -116,14 +117,36 @@ def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
-    path = folder / "model.safetensors"
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder) or [folder / "model.safetensors"]:
+        try:
+            with safe_open(path, "numpy") as weights:
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise RunError(f"{path} is missing: {folder} holds no model") from error
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from error
+    return shapes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file of the weights in `folder`, or those that its index lists; none where there is no model.
+
+    Raises `RunError` for an index that cannot be read or names files elsewhere.
+    """
+    if (path := folder / "model.safetensors").is_file():
+        return [path]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
     try:
-        with safe_open(path, "numpy") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: {folder} holds no model") from error
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        names = sorted(set(read_json(index, {"weight_map": {"*": str}})["weight_map"].values()))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{index} is no index of weights: {error}") from error
+    for name in names:
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise RunError(f"{index} names {printable(name)}, which is no file of weights beside it")
+    return [folder / name for name in names]
 
 
 def _differences(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -154,9 +177,12 @@ def load_exactly(model: nn.Module, folder: Path) -> None:
 def read_folder(source: Path) -> dict[str, Tensor] | None:
     """Weights of an exported model or a finished run, None where there are none; raises `RunError` if damaged."""
     for folder in (source / "model", source):
-        if (path := folder / "model.safetensors").is_file():
-            try:
-                return load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise RunError(f"{path} cannot be read: {error}") from error
+        if files := weight_files(folder):
+            weights: dict[str, Tensor] = {}
+            for path in files:
+                try:
+                    weights |= load_file(path)
+                except (OSError, SafetensorError) as error:
+                    raise RunError(f"{path} cannot be read: {error}") from error
+            return weights
     return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 DATA_VERSION = 2  # see `DataConfig.version`
+Decoder = Literal["auto", "pyav", "dali"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class DataConfig:
     max_bad_share: float = 0.3
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
-    decoder: str = "auto"
+    decoder: Decoder = "auto"
     columns: str = ""  # of a table, as caption=title,path=filepath
     split_unspaced: bool = False  # of a list built from captions: characters of scripts without spaces are words
-    version: int = DATA_VERSION
-    vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
+    version: int = field(default=DATA_VERSION, metadata={"fixed": True})
+    # A word list, one word a line; "" builds one from the training captions. Ids of words belong to the weights.
+    vocabulary: str = field(default="", metadata={"fixed": True})
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -118,17 +118,18 @@ def faults(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
             yield f"{clip.name}: ends at {clip.end:g} s, the file at {look.seconds:.2f} s"
 
 
-def say(clips: Manifest, held_out: Manifest, data: DataConfig) -> None:
-    """Print before training what its data are; a few files are looked at, none decoded."""
+def corpus_notes(clips: Manifest, held_out: Manifest, data: DataConfig) -> Iterator[str]:
+    """Yield lines on what the data of a training are; a few files are looked at, none decoded."""
     both = Manifest((*clips.clips, *held_out.clips), clips.root, clips.labels)
     looks = look_at([*glance(clips, GLANCES), *glance(held_out, GLANCES)], min(data.workers, 1))
     for line in described(both, looks):
-        print(f"  {line}")
+        yield f"  {line}"
     for line in doubts(both, data.split_unspaced):
-        print(f"  note: {line}")
+        yield f"  note: {line}"
     bad = list(faults(both, looks))
     if bad:
-        print(f"  note: {len(bad)} problems with these files, the first: {bad[0]}; python -m vatt.data.check names all")
+        first = f"{len(bad)} problems with these files, the first: {bad[0]}"
+        yield f"  note: {first}; python -m vatt.data.check names all"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import VattError
 from .decoding.memory_limit import return_freed_memory
 
 ALIGNMENT = 64  # bytes; of each array in a block
@@ -301,7 +301,7 @@ def _work(end: connection.Connection, source: Source, number: int, join: Callabl
             except ConnectionError:
                 return
             except Exception as error:  # whatever it was: the one who waits must hear of it
-                kind = "DataError" if isinstance(error, DataError) else type(error).__name__
+                kind = "DataError" if isinstance(error, VattError) else type(error).__name__
                 send(end, Failure(kind, str(error), traceback.format_exc()))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.classification import ViewDataset
 from ..data.datasets.evaluation import CentreDataset
@@ -80,8 +80,17 @@ def _name(source: str | Path, number: int, sources: Sequence[str | Path]) -> str
     return stems[number] if len(set(stems)) == len(stems) else f"{number + 1}"
 
 
-def probe_folds(backbone: Backbone, modality: str, classifier: str, clips: Manifest, folds: list[Fold], config: Config,
-                autocast: Any, out: Path, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+def probe_folds(
+    backbone: Backbone,
+    modality: str,
+    classifier: str,
+    clips: Manifest,
+    folds: list[Fold],
+    config: RunConfig,
+    autocast: Any,
+    out: Path,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Scores of a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must

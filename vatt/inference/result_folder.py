@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..config.serialization import to_dict
 from ..errors import ConfigError, RunError
 from ..runtime.files import first_free, write_atomically
@@ -79,7 +79,7 @@ def open_out(
     return out, None
 
 
-def finish(out: Path, settings: dict[str, Any], config: Config, device: torch.device,
+def finish(out: Path, settings: dict[str, Any], config: RunConfig, device: torch.device,
            found: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """Writes and returns result.json."""
     result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **found}

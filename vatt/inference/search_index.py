@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..checkpoints.fingerprints import weights_fingerprint
 from ..checkpoints.loading import load_vatt
 from ..checkpoints.model_folder import load_config
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.evaluation import EvalDataset
 from ..data.decoding.audio import read_sound_windows
@@ -121,7 +121,7 @@ def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
 
 
 @torch.no_grad()
-def embed_query(model: VATT, config: Config, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
+def embed_query(model: VATT, config: RunConfig, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
     """float32 [256] for a text, [512] for a sound or video. Raises `BadClip` for a file that cannot be read."""
     device = next(model.parameters()).device
     limit = config.data.decode_seconds

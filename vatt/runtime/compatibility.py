@@ -23,9 +23,12 @@ OPEN_OPTIONS: dict[str, Any] = {} if _PYAV >= (19, 0) else {"metadata_errors": "
 ANIMATED_WEBP = "webp_anim"
 
 
-def frame_duration(frame: VideoFrame) -> int:
-    """Return how long a frame is shown, in its time base; 0 where that is not known, as before PyAV 15 always."""
-    return getattr(frame, "duration", None) or 0
+def frame_duration(frame: VideoFrame, of_packet: int) -> int:
+    """Return how long a frame is shown, in its time base; 0 where that is not known.
+
+    Before PyAV 15 a frame does not tell: then it is what the packet with its timestamp tells.
+    """
+    return getattr(frame, "duration", of_packet) or 0
 
 
 def converted(

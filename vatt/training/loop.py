@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
-from ..config.data import DataConfig
+from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
 from ..errors import ConfigError, DataError, Elsewhere, RunError
@@ -27,25 +27,6 @@ from .metrics_log import MetricsLog
 from .profiler import Traced, tracing
 from .session import Session
 from .signals import termination
-
-
-class Settings(Protocol):
-    """What the loop reads of a run's settings."""
-
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-    @property
-    def max_nonfinite(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def tensorboard(self) -> bool: ...
 
 
 class _Part(NamedTuple):
@@ -87,7 +68,7 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
 
 def run_steps(
     session: Session,
-    config: Settings,
+    config: RunConfig,
     dataset: BatchSource,
     start: int,
     log: MetricsLog | None,

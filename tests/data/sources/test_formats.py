@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vatt.data.manifest import read_manifest
-from vatt.data.sources.__main__ import main
+from vatt.data.sources.__main__ import formats_table, main
 from vatt.data.sources.other import OTHERS
 from vatt.data.sources.tables import TABLES
 
@@ -374,6 +374,11 @@ def imported(folder: Path, form: str, name: str, content: Any, there: str, *flag
 def test_formats(case: tuple[str, str, Any, str, list[tuple[Any, ...]]], tmp_path: Path) -> None:
     form, name, content, there, rows = case
     assert imported(tmp_path, form, name, content, there) == rows
+
+
+def test_the_document_lists_every_format() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert formats_table() in text
 
 
 def test_every_declared_format_has_a_case() -> None:

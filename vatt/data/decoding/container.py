@@ -63,6 +63,9 @@ FORMATS = (
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
+# A format whose duration is that up to the last timestamp in the file, which stands for several frames, plus one: its
+# end is looked up in the packets that lie this many seconds before it, or later.
+STAMPED_SELDOM, TAIL = "mpeg", 5.0
 
 
 class BadClip(VattError):
@@ -206,7 +209,16 @@ class Reader:
             return rest if rest > 0 else None
         return None
 
+    def measured_duration(self) -> float:
+        """The duration of the clock's stream by its packets: the last ones where the header tells where they are."""
+        declared = self.declared
+        if declared is not None and self.move(self.clock, max(0.0, declared - TAIL)):
+            return max(declared, self.scan_duration())
+        self.move(self.clock, None)
+        return self.scan_duration()
+
     def scan_duration(self) -> float:
+        """The duration of the clock's stream by its packets from here to the end of the file."""
         first, last = self.origin, 0.0
         for packet in self.packets(self.clock):
             at = seconds_of(packet.pts if packet.pts is not None else packet.dts, self.clock)
@@ -304,6 +316,8 @@ def probe(
     with opened(path, time_limit, read) as reader:
         reader.require(needs)
         duration = 0.0 if reader.still else reader.duration
+        if reader.container.format.name == STAMPED_SELDOM:
+            duration = reader.measured_duration()
         video = reader.video
         return ClipInfo(
             duration=reader.scan_duration() if duration is None else duration,

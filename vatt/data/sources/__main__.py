@@ -195,6 +195,12 @@ def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, covera
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
+def formats_table() -> str:
+    """All formats as a Markdown table, which docs/formats.md holds."""
+    rows = ["| format | set and its columns | files, for example |", "| --- | --- | --- |"]
+    return "\n".join(rows + [f"| `{name}` | {about} | `{files}` |" for name, (files, about) in EXAMPLES.items()])
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     lines = [f"  python -m vatt.data.sources {name} {files}{'' if name == 'folder' else ' --media clips/'} --out m.csv"
