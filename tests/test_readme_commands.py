@@ -29,7 +29,9 @@ from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Others go on with, look at or describe what the commands of pre-training made.
+FIRST = [ROOT / "README.md", ROOT / "docs" / "pretraining.md"]
+PAGES = [*FIRST, ROOT / "CONTRIBUTING.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page not in FIRST)]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python|torchrun|pytest|make|pip)\s[^`]+)`")
 NAMES = [f"clip{i:07d}" for i in range(8)]  # as long as those of YouTube
@@ -55,11 +57,12 @@ SHRINK = {
     "bench/model_sizes.py": REPORTS,
     "bench/youcook2.py": f"--quick --steps 1 --work youcook2-runs {REPORTS}",
 }
-STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "pictures", "OUT": "runs/mbs"}
+STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "pictures", "OUT": "runs/mbs", "PATH": "clips.csv"}
 NEEDS = {"vatt.official": "google_crc32c", "vatt_kernels.aot": "triton", "bench/videomae.py": "transformers"}
 NOT_RUN = {
     r"pip install .*": "needs a package index",
-    r"make (train|test)": "CI runs it",
+    r"make (train|test)( ARGS=.*)?": "CI runs it",
+    r"python -m vatt.data.sources FORMAT .*": "names no format; tests/data/sources runs each",
     r"make (compat( FULL=1)?|constraints|full)": "needs a package index and other Pythons; CI runs it",
     r"make (lint|docs)": "CI runs the first; the second needs what pip install -e '.[docs]' brings",
     r"make (bench|reports)": "its programs are executed one by one, here and in test_bench.py",
@@ -157,8 +160,8 @@ def test_a_command_works(command, place, monkeypatch, request):
     monkeypatch.setattr(youcook2, "run", lambda command, log: main_of(command[0])(command[1:]))
     units = gpu_report.correctness_units(True, "cpu")[:3]
     monkeypatch.setattr(gpu_report, "correctness_units", lambda dry, device: units)
-    if program in ("vatt.evaluate",) and not rest:
-        rest = ["--help"]  # README only names it here
+    if program == "vatt.evaluate" and not {"--run", "--model"} & set(rest):
+        rest = ["--help"]  # a page only names it here
     if not {"--resume", "--status"} & set(rest):
         rest += shlex.split(SHRINK.get(program, ""))
     if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.training.metrics_log"):
