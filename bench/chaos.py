@@ -21,10 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import cli
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.report import Report, ReportError
+
 from faults.damaged_files import variants
 from faults.run_faults import (
     DAMAGES,
     KILLS,
+    OF_RANKS,
+    OF_WORKERS,
     REACH,
     REFUSED,
     Broken,
@@ -35,10 +42,6 @@ from faults.run_faults import (
     mend,
     whole_checkpoints,
 )
-from harness import cli
-from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, table
-from harness.report import Report, ReportError
 
 from vatt.data.synthetic import build_corpus
 from vatt.runtime.progress import progress_bar
@@ -49,6 +52,9 @@ CLIPS = 48
 PRESETS = ("tiny", "tiny_ma")
 SETTINGS = ("--batch-size=6", "--device=cpu", "--set=data.cache_gb=0", "--set=save_every=7",
             "--set=keep_checkpoints=3", "--set=eval_windows=1", "--set=optim.warmup=10")  # fmt: skip
+RANKS = (1, 2)  # processes of a trial, in turn
+LAUNCHER = ("-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+            "--local-addr=127.0.0.1")  # fmt: skip
 MOST_FAULTS = 20  # of a trial; then it runs to its end
 DAMAGED_AFTER = 0.5  # share of the processes after which a file is damaged as well
 TIMES = re.compile(r".*_seconds|clips_per_second")  # of a record: these may differ
@@ -56,6 +62,7 @@ SMALL_DISK = (300_000, 9_000_000)  # bytes: the least and largest file a process
 EXAMPLES = """examples:
   python bench/chaos.py                   an hour of disturbed training
   python bench/chaos.py --minutes 600 --seed 2
+  python bench/chaos.py --ranks 2         on two processes under torchrun
   python bench/chaos.py --resume          go on after a crash: finished trials are kept
   python bench/chaos.py --quick           two trials, three minutes, to see it work
 
@@ -79,22 +86,26 @@ def damaged_corpus(corpus: Path, folder: Path, draw: random.Random) -> Path:
 class Trial:
     """Run `number` twice in `folder`; `row` is what the report keeps of it."""
 
-    def __init__(self, number: int, seed: int, steps: int, corpus: Path, folder: Path) -> None:
+    def __init__(self, number: int, seed: int, steps: int, corpus: Path, folder: Path, ranks: int) -> None:
         self.draw = random.Random(f"{seed}, {number}")
         self.folder, self.steps = folder, steps
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted benchmark left
         folder.mkdir(parents=True)
         self.data = damaged_corpus(corpus, folder / "data", self.draw)
         preset = PRESETS[number % len(PRESETS)]
+        self.ranks = ranks
         self.row: dict[str, Any] = {"trial": number, "preset": preset, "seed": seed + number, "steps": steps,
+                                    "ranks": ranks,
                                     "half_saves": 0, "processes": [], "broken": []}  # fmt: skip
         self.first = ["--fused", "--preset", preset, "--data", str(self.data), "--seed", str(seed + number),
                       "--steps", str(steps), *SETTINGS]  # fmt: skip
 
     def start(self, out: Path, arguments: Sequence[str], workers: int, file_bytes: int | None = None) -> Process:
         log = self.folder / f"{out.name}-{len(list(self.folder.glob('*.log')))}.log"
-        command = [sys.executable, "-m", "vatt.train", *arguments, "--out", str(out), f"--set=data.workers={workers}"]
-        return Process(command, out, log, file_bytes)
+        launcher = [] if self.ranks == 1 else [*LAUNCHER, f"--nproc-per-node={self.ranks}"]
+        command = [sys.executable, *launcher, "-m", "vatt.train", *arguments, "--out", str(out),
+                   f"--set=data.workers={workers}"]  # fmt: skip
+        return Process(command, out, log, file_bytes, self.ranks)
 
     def run(self) -> None:
         whole, disturbed = self.folder / "undisturbed", self.folder / "disturbed"
@@ -149,7 +160,8 @@ class Trial:
         """A damage that a run cannot go on with: it says so, and is mended as it says."""
         process = self.start(out, ["--resume"], 0)
         code = process.end()
-        if code != 1 or promised not in process.said or "Traceback" in process.said:
+        plain = self.ranks > 1 or "Traceback" not in process.said  # torchrun prints its own
+        if code != 1 or promised not in process.said or not plain:
             raise Broken(f"expected: exit 1 and {promised!r}; got exit {code}: {process.said[-2000:]}")
         mend(out, promised, words)
 
@@ -158,7 +170,7 @@ class Trial:
         left = self.steps - self.saved(out)
         if not left:
             return self.draw.choice(("", "kill -9 while starting", "kill -9 while finishing", "disk full"))
-        kinds = list(KILLS)
+        kinds = [kind for kind in KILLS if kind not in OF_RANKS or self.ranks > 1]
         if left < 2 * REACH:
             kinds.remove("clips gone")  # so late that no training clip might be missed
         if left > REACH:
@@ -168,9 +180,8 @@ class Trial:
     def prepare(self, out: Path, fault: str) -> Process:
         """The next process; one that died before it had settings is not resumed but started again."""
         arguments = ["--resume"] if (out / "config.json").exists() else self.first
-        if fault == "disk full":  # without workers: they hand over batches in files of shared memory
-            return self.start(out, arguments, 0, self.draw.randrange(*SMALL_DISK))
-        return self.start(out, arguments, self.draw.choice((1, 2) if fault == "data worker killed" else (0, 1, 2)))
+        workers = self.draw.choice((1, 2) if fault in OF_WORKERS else (0, 1, 2))
+        return self.start(out, arguments, workers, self.draw.randrange(*SMALL_DISK) if fault == "disk full" else None)
 
     def moment(self, out: Path) -> Moment:
         saved = self.saved(out)
@@ -246,7 +257,8 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
         while seconds < 60 * args.minutes or len(report.rows) < len(PRESETS):
             number = len(report.rows)
             folder = args.work / f"trial-{number}"
-            trial = Trial(number, args.seed, args.steps, corpus, folder)
+            ranks = args.ranks or RANKS[number // len(PRESETS) % len(RANKS)]
+            trial = Trial(number, args.seed, args.steps, corpus, folder, ranks)
             trial.run()
             report.rows.append(trial.row)
             report.gate["checks"] = [{"trial": row["trial"], "green": is_green(row)} for row in report.rows]
@@ -276,14 +288,14 @@ def page(report: Report) -> str:
     faults = [[kind, str(total[kind]), ", ".join(f"{code} ({n}x)" for code, n in sorted(codes[kind].items()))]
               for kind in KILLS]  # fmt: skip
     damages = [[kind, str(total[kind])] for kind in DAMAGES]
-    runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", str(len(row["processes"])),
-             str(sum(counts([row]).values())), str(redone(row)), str(row["bad_clips"]),
+    runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", str(row.get("ranks", 1)),
+             str(len(row["processes"])), str(sum(counts([row]).values())), str(redone(row)), str(row["bad_clips"]),
              f"{row['undisturbed_seconds']:.0f}", f"{row['seconds']:.0f}",
              "the same" if is_green(row) else "DIFFERENT"] for row in rows]  # fmt: skip
     parts = [intro, "## Faults of processes", table(["fault", "count", "exit codes"], faults, left=1),
              "A negative code is a signal. Clips gone: the folder of clips is away while the process runs. Disk full: "
              "no file may grow beyond a size.", "## Damage between processes", table(["damage", "count"], damages),
-             "## Runs", table(["trial", "processes", "faults", "steps redone", "bad clips", "undisturbed s",
+             "## Runs", table(["trial", "ranks", "processes", "faults", "steps redone", "bad clips", "undisturbed s",
                                "disturbed s", "end"], runs)]  # fmt: skip
     for row in rows:
         for what, kept in row["same"].items():
@@ -338,6 +350,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--minutes", type=float, metavar="M", help="of disturbed training (default 60; with --quick two short trials)")
     add("--steps", type=int, metavar="N", help="of a trial (default 60; with --quick 24)")
+    add("--ranks", type=int, metavar="N", help="processes of every trial, under torchrun (default 1 and 2 in turn)")
     add("--seed", type=int, default=1, metavar="N", help="seed of faults, damage and runs (default 1)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
         help="runs go to DIR/trial-N; those that end as they should are removed (default runs/chaos)")  # fmt: skip
@@ -348,6 +361,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args.work = args.work.absolute()
     if args.minutes <= 0 or args.steps < 1:
         parser.error("--minutes and --steps are above 0")
+    if args.ranks is not None and args.ranks not in (1, 2, 3, 6):
+        parser.error("--ranks divides a batch of 6 clips: 1, 2, 3 or 6")
     return args
 
 
@@ -355,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
         settings = {"minutes": args.minutes, "steps": args.steps, "seed": args.seed, "clips": CLIPS,
+                    "ranks": [args.ranks] if args.ranks else list(RANKS),
                     "arguments": SETTINGS}  # fmt: skip
         method = {
             "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "

@@ -1,5 +1,9 @@
 """Plain `pytest` runs each benchmark once, small and untimed, to see that it works; `--benchmark-only` measures."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
+
 import pytest
 
 

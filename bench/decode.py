@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
 from harness.report import Report, ReportError
+
+import numpy as np
+import torch
 from workloads.video_decoders import DECODERS, Decoder, Unavailable, made_clips
 
 from vatt.config.presets import PRESETS, preset

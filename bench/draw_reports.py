@@ -10,6 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import report as harness
+from harness.pages import Drawer, front_table, index, render, report_paths, write_front_table
+from harness.report import ReportError
+
 import aot_table
 import chaos
 import decode
@@ -25,9 +29,6 @@ import soak
 import tiny_training
 import videomae
 import youcook2
-from harness import report as harness
-from harness.pages import Drawer, front_table, index, render, report_paths, write_front_table
-from harness.report import ReportError
 from pages import droptoken as droptoken_page
 from pages import scaling as scaling_page
 

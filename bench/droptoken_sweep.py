@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accounting.flops import backbone_flops, vatt_flops
-from accounting.paper_flops import vatt_paper_flops
 from harness import cli
 from harness import report as harness
 from harness.report import Report, ReportError
+
+from accounting.flops import backbone_flops, vatt_flops
+from accounting.paper_flops import vatt_paper_flops
 from pages.droptoken import DRAWER, KINDS, NAME, PAPER_GFLOPS, TUNING_FOLD, page
 from workloads import esc10_from_scratch, model_steps
 from workloads.model_steps import Case

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from harness import cli
 from harness import report as harness
 from harness.commands import run
 from harness.pages import Drawer, number, table
 from harness.report import Report, ReportError
+
+import numpy as np
 
 from vatt.data.synthetic import build_corpus, plan
 from vatt.figures.tsne import neighbour_share, points_figure

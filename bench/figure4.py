@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from harness import cli
 from harness import report as harness
 from harness.commands import run
 from harness.pages import Drawer, number, table
 from harness.report import Report
+
+import numpy as np
 
 from vatt.data.synthetic import build_corpus
 from vatt.figures.activations import activations_figure

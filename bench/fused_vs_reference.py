@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accounting.flops import video_flops
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
 from harness.report import Report, ReportError
+
+import torch
+from accounting.flops import video_flops
 from torch import Tensor
 
 from vatt.config.model import DropConfig, ModelConfig, kept_tokens

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
-from accounting.parameters import PRETRAINING
 from harness import cli
 from harness import report as harness
 from harness.pages import BLUE, ORANGE, Drawer, table
 from harness.report import Report, ReportError
+
+import torch
+from accounting.parameters import PRETRAINING
 
 from vatt.config.model import EncoderConfig, ModelConfig, VideoConfig
 from vatt.config.presets import BASE, LARGE, MEDIUM, SMALL, preset

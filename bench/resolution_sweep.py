@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accounting.flops import backbone_flops
-from accounting.paper_flops import video_paper_flops
 from harness import cli
 from harness import report as harness
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
 from harness.report import Report, ReportError
+
+from accounting.flops import backbone_flops
+from accounting.paper_flops import video_paper_flops
 from workloads import model_steps
 from workloads.model_steps import Case
 

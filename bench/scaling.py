@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from harness import cli
+from harness import report as harness
+from harness.report import ReportError
+
 from accounting import activations
 from accounting.activations import Activations
 from accounting.communication import FLOAT, KINDS, Hardware, Sizes, collectives, sizes_of
 from accounting.flops import Flops, loss_flops, vatt_flops
 from accounting.parameters import PRETRAINING
-from harness import cli
-from harness import report as harness
-from harness.report import ReportError
 from pages import scaling as scaling_page
 from pages.scaling import DRAWER, NAME
 

@@ -18,12 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-from faults.damaged_files import LIMIT, SILENT, Child, fuzz, state, variants
 from harness import cli
 from harness import report as harness
 from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
 from harness.report import Report, ReportError
+
+import torch
+from faults.damaged_files import LIMIT, SILENT, Child, fuzz, state, variants
 
 from vatt.config.data import DataConfig
 from vatt.config.presets import preset

@@ -24,6 +24,7 @@ from harness import cli
 from harness import report as harness
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
 from harness.report import Report, ReportError
+
 from tqdm import tqdm
 
 from vatt.config.presets import preset

@@ -17,6 +17,7 @@ from harness import cli, timing
 from harness import report as harness
 from harness.pages import BLUE, ORANGE, Drawer, number, table
 from harness.report import Report, ReportError
+
 from workloads import model_steps
 from workloads.model_steps import Case
 from workloads.videomae_step import MODELS, MODES, fast_bfloat16, make, rival, video_model

@@ -205,6 +205,41 @@ def test_a_file_at_the_top_is_a_command(folder: str) -> None:
         assert ("main" in functions) != (path.stem in NOT_COMMANDS[folder]), short(path)
 
 
+def test_every_command_ends_with_the_one_main() -> None:
+    """`exit_code` alone turns errors into messages and codes, so that no command forgets one."""
+    for path in sources("vatt"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        (main,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"] or [None]
+        if main is None or short(path) in ("vatt/__main__.py", "vatt/records.py", "vatt/data/look.py"):
+            continue  # no command, or one that only hands over, prints, or is a process of data.check
+        called = {node.func.id for node in ast.walk(main) if isinstance(node, ast.Call) and hasattr(node.func, "id")}
+        assert {"exit_code", "run_command"} & called, f"{short(path)}: main() does not end with runtime/cli.exit_code"
+        assert not any(isinstance(node, ast.Try) for node in main.body), f"{short(path)}: main() catches errors itself"
+
+
+def test_private_names_stay_in_their_file() -> None:
+    wrong = [
+        f"{short(path)} takes {name}"
+        for path in sources("vatt", "kernels", "bench")
+        for name in imported(path)
+        if re.match(r"_[a-zA-Z]", name.rpartition(".")[2])
+    ]
+    assert wrong == []
+
+
+def test_benchmarks_import_the_harness_before_torch() -> None:
+    """It imports vatt, which sets OMP_WAIT_POLICY: OpenMP reads it when torch is imported, and never again."""
+    for path in [*(ROOT / "bench").glob("*.py"), ROOT / "bench" / "harness" / "report.py"]:
+        names = []
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        roots = [name.split(".")[0] for name in names]
+        first = next(root for root in roots if root not in sys.stdlib_module_names)
+        own = {"harness", "vatt", *(command.stem for command in (ROOT / "bench").glob("*.py"))}
+        assert first in own or path.stem in NOT_COMMANDS["bench"], f"{short(path)} imports {first} first"
+
+
 def test_optional_packages_are_imported_inside_functions_only() -> None:
     for path in sources("vatt", "kernels"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import av
+import decode
+import fused_vs_reference
 import gpu_report
 import pytest
 import torch
 import youcook2
-from harness import report as harness
 from helpers.media import steady, tone_burst, write_clip
 from helpers.processes import LOCAL, environment, finished
 from helpers.small_model import write_model
@@ -149,7 +150,7 @@ def test_a_command_works(command, place, monkeypatch, request):
         pytest.importorskip(NEEDS[program])
     monkeypatch.chdir(official(place, request) if program == "vatt.official" else place)
     # What is a process of its own for each row takes longer than all the rest.
-    for module in (model_steps, harness):
+    for module in (model_steps, decode, fused_vs_reference):
         monkeypatch.setattr(module, "peak_memory", lambda *case: {"peak_bytes": 2, "step_bytes": 1})
     monkeypatch.setattr(youcook2, "run", lambda command, log: main_of(command[0])(command[1:]))
     units = gpu_report.correctness_units(True, "cpu")[:3]

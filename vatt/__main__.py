@@ -16,6 +16,7 @@ COMMANDS = {
     "embed": ("vatt.embed", "write the features of many clips to a file"),
     "search": ("vatt.search", "find clips by words, a sound or a video"),
     "sources": ("vatt.data.sources", "turn published annotations into a manifest of the clips you have"),
+    "check": ("vatt.data.check", "say what a corpus is and name every problem of it, without training"),
     "transcode": ("vatt.data.transcode", "encode a corpus anew, small and fast to decode"),
     "figures": ("vatt.figures", "draw features (t-SNE) and activations, Figures 2 and 4 of the paper"),
     "card": ("vatt.card", "write a model card, ready for the Hugging Face hub"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
 import math
 import re
 import shlex
@@ -23,9 +22,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .checkpoints.model_folder import VOCABULARY, model_folder
+from .checkpoints.model_folder import SECTIONS, VOCABULARY, model_folder
 from .errors import ConfigError, RunError
+from .runtime.cli import exit_code
 from .runtime.files import write_atomically
+from .runtime.forms import FormError, parse_json, read_json
+from .runtime.lock import owned
 from .runtime.provenance import public
 
 UNKNOWN = "unknown"
@@ -62,14 +64,43 @@ class Records:
     @property
     def settings(self) -> dict[str, Any]:
         """Of the run; of a model alone, those that its folder holds."""
-        sources = (look_up(self.run, "finetune"), look_up(self.run, "config"), look_up(self.model, "config"))
+        sources = [look_up(record, section) for record in (self.run, self.model) for section in SECTIONS]
         return next((source for source in sources if isinstance(source, dict)), {})
+
+    @property
+    def trained(self) -> bool:
+        """Whether `settings` are those of the training that made the model.
+
+        Those of a converted or saved model are defaults where nobody recorded any. A fine-tuned model that commit
+        20a74a7 exported without its run has the loss and the optimizer of pre-training, which never ran.
+        """
+        if self.run:
+            return True
+        return "environment" in self.model and ("finetune" in self.model or "classifier" not in self.model)
 
     @property
     def environment(self) -> dict[str, Any]:
         """Where it was trained: of the process that finished the run, else of the one that last began."""
         sources = [look_up(record, "environment") for record in (self.result, self.model, self.run)]
         return next((source for source in sources if isinstance(source, dict)), {})
+
+
+# What is taken from the records; anything else is shown as it is.
+ENVIRONMENT = {"argv?": ([str], None), "versions?": (dict, None), "operations?": (str, None)}
+CONFIG = {
+    "environment?": ENVIRONMENT,
+    "config?": {"data?": {"source?": str}, "steps?": int},
+    "finetune?": {"data?": {"source?": str}, "steps?": int, "task?": str, "init?": str},
+    "classifier?": {"labels?": [str], "task?": str, "modality?": str},
+}
+RESULT = {
+    "environment?": ENVIRONMENT,
+    "train_seconds?": (float, None),
+    "retrieval?": {"*": dict},
+    "test?": {"scores?": (dict, None)},
+    "steps?": int,
+}
+STEP: dict[str, Any] = {"step": int, "updated?": bool, **{f"{name}?": (float, None) for name in CURVES}}
 
 
 def read_records(folder: Path) -> Records:
@@ -83,28 +114,27 @@ def read_records(folder: Path) -> Records:
     if not run and not exported:
         raise RunError(f"{folder} holds no run and no model: config.json is missing")
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return Records(folder, run, exported, _read_json(folder / "result.json"), _steps(path, lines))
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return Records(folder, run, exported, _read_json(folder / "result.json", RESULT), _steps(path, lines))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, form: Any = None) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        content: dict[str, Any] = read_json(path, form or CONFIG)
+    except FormError as error:
         raise RunError(f"{path} is damaged ({error}); restore it, or move it away to have its part unknown") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged (no JSON object); restore it, or move it away to have its part unknown")
     return content
 
 
 def _steps(path: Path, lines: list[str]) -> list[dict[str, Any]]:
     steps = []
+    lines = lines[:-1] if lines and not lines[-1] else lines
     for number, line in enumerate(lines, 1):
         try:
-            steps.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            steps.append(parse_json(line, STEP))
+        except FormError as error:
             if number < len(lines):  # the last one is cut when a run is killed
                 raise RunError(f"{path}:{number} is damaged ({error}); restore it, or move it away") from error
     return steps
@@ -168,7 +198,7 @@ def describe(records: Records) -> str:
     """What it is and how far its training came, in a sentence or two."""
     what = f"A modality-{show(look_up(records.settings, 'model.kind'))} VATT"
     if task := task_of(records):
-        start = look_up(records.run, "finetune.init")
+        start = records.settings.get("init")
         origin = "trained from scratch" if start == "" else f"fine-tuned from {public(start) if start else UNKNOWN}"
         what += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
     else:
@@ -245,12 +275,16 @@ def data_rows(records: Records) -> list[tuple[Any, ...]]:
 
 def training_rows(records: Records) -> list[tuple[Any, ...]]:
     settings, where, result = records.settings, records.environment, records.result
-    if not records.run:  # settings of a model alone are not all what its training had
+    if not records.trained:
         return [("steps", look_up(records.model, "official.step")), ("all else", None)]
+    # A model is exported after the last step.
+    steps = f"{show(last_step(records))} of {show(settings.get('steps'))}" if records.run else settings.get("steps")
     skipped = sum(not step.get("updated", True) for step in records.metrics) if records.metrics else None
     seconds = result.get("train_seconds")
     return [
-        ("steps", f"{show(last_step(records))} of {show(settings.get('steps'))}"),
+        ("steps", steps),
+        ("loss", loss_of(settings)),
+        ("optimizer", optimizer_of(settings)),
         ("steps without update (not finite)", skipped),
         ("clips a step", look_up(settings, "data.batch_size")),
         ("learning rate", look_up(settings, "optim.rate")),
@@ -263,6 +297,25 @@ def training_rows(records: Records) -> list[tuple[Any, ...]]:
         ("processor", f"{show(where.get('cpu'))}, {show(where.get('cores'))} cores"),
         ("operations", str(where.get("operations") or "").removeprefix("operations: ")),
     ]
+
+
+def loss_of(settings: dict[str, Any]) -> str:
+    if "task" not in settings:
+        return f"contrastive, {show(look_up(settings, 'loss.form'))}"
+    loss, smoothing, mixup = (settings.get(name) for name in ("loss", "smoothing", "mixup"))
+    return ", ".join(
+        [
+            f"{show(loss)} cross-entropy",
+            *([f"labels smoothed by {show(smoothing)}"] if smoothing else []),
+            *([f"mixup {show(mixup)}"] if mixup else []),
+        ]
+    )
+
+
+def optimizer_of(settings: dict[str, Any]) -> str:
+    if "task" in settings:
+        return f"SGD with momentum {show(look_up(settings, 'optim.momentum'))}"
+    return f"Adam with betas {show(look_up(settings, 'optim.beta1'))} and {show(look_up(settings, 'optim.beta2'))}"
 
 
 def scores(records: Records) -> str:
@@ -355,26 +408,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def put_card(folder: Path, name: str | None, license: str, force: bool) -> None:
+    """Write the card of `folder` into it, over somebody else's only with `force`."""
+    path = folder / "README.md"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    records = read_records(folder)
+    if path.exists() and not force and not is_ours(path.read_text(errors="replace")):
+        raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
+    with owned(path, force=force):
+        write_atomically(path, write_card(records, name or folder.absolute().name, license).encode())
+    print(f"done: {path}")
+    if folder.absolute().name == "model" and (folder.absolute().parent / "metrics.jsonl").exists():
+        print(f"note: the card of {folder.absolute().parent}, this model's run, says more")
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    path = args.folder / "README.md"
-    try:
-        if not args.folder.is_dir():
-            raise ConfigError(f"{args.folder} is no folder")
-        records = read_records(args.folder)
-        if path.exists() and not args.force and not is_ours(path.read_text(errors="replace")):
-            raise ConfigError(f"{path} was written or edited by somebody; --force replaces it")
-        write_atomically(path, write_card(records, args.name or args.folder.absolute().name, args.license).encode())
-        print(f"done: {path}")
-        if args.folder.absolute().name == "model" and (args.folder.absolute().parent / "metrics.jsonl").exists():
-            print(f"note: the card of {args.folder.absolute().parent}, this model's run, says more")
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: put_card(args.folder, args.name, args.license, args.force))
 
 
 if __name__ == "__main__":

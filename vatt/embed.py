@@ -16,6 +16,7 @@ import hashlib
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,14 @@ from .data.datasets.evaluation import EvalDataset
 from .data.manifest import choose_clips
 from .data.tokenizer import Tokenizer
 from .inference.embeddings import make_shards, open_parts
-from .inference.features_file import (
-    assemble,
-    check_format,
-)
+from .inference.features_file import assemble, check_format
+from .inference.result_folder import IDENTITY
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, joined
-from .runtime.provenance import environment
+from .runtime.lock import add_force_flag, owned
+from .runtime.provenance import code_identity, environment
 
 SHARD_CLIPS = 256  # at least; what a crash loses
 EXAMPLES = """examples:
@@ -63,10 +63,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--data", required=True, metavar="PATH",
         help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
     add("--resume", action="store_true", help="go on from the shards in FILE.parts/")
+    add_force_flag(parser)
     add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
     add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the model's)")
     add("--vocabulary", type=Path, metavar="FILE", help=f"word list (default: {VOCABULARY} in the model's folder)")
@@ -86,12 +93,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def embed(args: argparse.Namespace, world: World) -> None:
+def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     check_format(args.out)
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
     folder = model_folder(args.model)
-    clips = choose_clips(args.data, args.split)
+    clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
     fused = config.fused if args.fused is None else args.fused
     model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)
@@ -120,7 +127,15 @@ def embed(args: argparse.Namespace, world: World) -> None:
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
-    record = world.first(lambda: open_parts(args.out, parts, metadata, args.resume))
+
+    if world.size > 1:
+        world.require_equal(code_identity() | {name: metadata[name] for name in IDENTITY} | {"--resume": args.resume})
+
+    def start() -> dict[str, Any] | None:
+        held.enter_context(owned(args.out, force=args.force))
+        return open_parts(args.out, parts, metadata, args.resume)
+
+    record = world.first(start)
     if record is None:
         if world.is_first:
             shutil.rmtree(parts, ignore_errors=True)
@@ -145,8 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
-        with joined(args.device) as world:
-            embed(args, world)
+        with joined(args.device) as world, ExitStack() as held:
+            embed(args, world, held)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 

@@ -27,6 +27,10 @@ class RunError(VattError, RuntimeError):
     """The run cannot go on; the message says why and what to do."""
 
 
+class MissingPackage(VattError, ImportError):
+    """A package of an extra that is not installed; the message names the extra."""
+
+
 class Elsewhere(RunError):
     """An error that rank 0 reports; the other ranks stop with it and say nothing. `cause` is that error."""
 

@@ -22,11 +22,13 @@ import torch
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
 from .checkpoints.loading import load_vatt
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
-from .config.pretraining import Config
+from .config.data import DATA_VERSION
+from .config.run import RunConfig
 from .config.serialization import to_dict
-from .data.clip import Manifest
+from .data.class_list import SORTED, read_classes
+from .data.clip import Manifest, ManifestError
 from .data.datasets.evaluation import EvalDataset
-from .data.manifest import read_manifest
+from .data.manifest import read_manifest, tell_notes
 from .data.media_types import AUDIO
 from .data.synthetic import corpus_of
 from .errors import ConfigError, Finished
@@ -38,6 +40,8 @@ from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, joined
 from .runtime.files import write_atomically
+from .runtime.lock import add_force_flag
+from .runtime.provenance import code_identity
 
 TASKS = ("classify", "probe", "retrieve")
 EXAMPLES = """examples:
@@ -76,9 +80,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
     add("--data", nargs="+", metavar="PATH",
         help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of --data that have other names, e.g. caption=title,path=filepath",
+    )
     add("--split", metavar="NAME", help="rows to test on (default: the held-out split; all of --data without one)")
     add("--windows", type=int, metavar="N", help="temporal windows a test clip (default: the model's)")
     add("--crops", type=int, choices=(1, 3), help="classify: crops a window, centre or three (default: the model's)")
+    add(
+        "--classes",
+        metavar="FILE",
+        help="classify: names of the model's outputs in their order, a line each, for a model without names; "
+        "sorted: the labels in alphabetical order (default: labels are numbers of outputs)",
+    )
     add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
     add("--modality", nargs="+", choices=("video", "audio"),
         help="probe: whose features (default video, audio where all files are sound)")  # fmt: skip
@@ -90,12 +106,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
-    add("--max-bad-share", type=float, metavar="R",
-        help="classify, probe: stop when a larger share of clips cannot be read (default: the model's)")  # fmt: skip
+    add(
+        "--max-bad-share",
+        type=float,
+        metavar="R",
+        help="stop when a larger share of clips cannot be read (default: the model's)",
+    )
     add("--out", type=Path, metavar="DIR",
         help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
              "FILE.json for the scores alone")  # fmt: skip
     add("--resume", action="store_true", help="go on with what an interrupted command left in --out")
+    add_force_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -104,7 +125,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value >= least:  # so that NaN is refused
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least:g}, got {value:g}")
-    for flag, tasks in (("crops", ("classify",)), ("modality", ("probe",)), ("fps", ("probe", "retrieve"))):
+    for flag, tasks in (
+        ("crops", ("classify",)),
+        ("classes", ("classify",)),
+        ("modality", ("probe",)),
+        ("fps", ("probe", "retrieve")),
+    ):
         if getattr(args, flag) is not None and args.task not in tasks:
             raise ConfigError(f"--{flag} belongs to --task {' or '.join(tasks)}")
     if args.task != "probe" and len(args.data or []) > 1:
@@ -118,7 +144,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
-def settings_of(args: argparse.Namespace) -> Config:
+def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
     data, video = config.data, config.model.video
@@ -131,38 +157,84 @@ def settings_of(args: argparse.Namespace) -> Config:
                    dtype=args.dtype or config.dtype)  # fmt: skip
 
 
-def builtin_corpus(args: argparse.Namespace, config: Config) -> Path:
+def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
     """The manifest of the built-in corpus in the format that the model was trained on."""
     return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
 
 
-def choose_clips(args: argparse.Namespace, config: Config) -> Manifest:
-    """The rows to test on. Raises `ConfigError` when there are none."""
+def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
+    """The rows to test on; says which they are, and when files that were trained on are among them.
+
+    Without --split they are those of the held-out split; without such rows those of the one split that is not for
+    training, or of the only one there is. Raises `ConfigError` when there are none, or several such splits.
+    """
     (source,) = args.data or [config.data.source]
-    manifest = read_manifest(source or builtin_corpus(args, config))
+    columns = args.columns or ("" if args.data else config.data.columns)
+    version = DATA_VERSION if args.data else config.data.version
+    manifest = tell_notes(read_manifest(source or builtin_corpus(args, config), columns, version))
+    wanted: str | None = args.split or config.data.test_split
     clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
-        clips = manifest  # of a user's own: all there is
+        splits = [name for name in manifest.splits if name != config.data.train_split] or list(manifest.splits)
+        if len(splits) > 1:
+            raise ConfigError(
+                f"{source}: no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}"
+            )
+        wanted = splits[0] if splits else None
+        clips = manifest.split(splits[0]) if splits else manifest  # rows that are in no split, which is all there are
     if not len(clips):
-        wanted = args.split or config.data.test_split
         raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
+    part = "in no split" if wanted is None else f"split {wanted!r}"
+    print(f"testing on {len(clips)} of {len(manifest)} rows, {part}")
+    trained = trained_files(config)
+    if wanted != config.data.train_split:
+        trained |= {clip.path for clip in manifest.split(config.data.train_split)}
+    known = [clip for clip in clips if clip.path in trained]
+    if known:
+        print(
+            f"warning: {len(known)} of them are of files that are trained on, the first is {known[0].name}: "
+            "scores on them are no measure of new clips",
+            file=sys.stderr,
+        )
     return clips
 
 
-def classify_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def trained_files(config: RunConfig) -> set[Path]:
+    """The files that the model of `config` was trained on, as far as a table of them is still there."""
+    data = config.data
+    try:
+        if not data.source or not Path(data.source).exists():
+            return set()
+        return {clip.path for clip in read_manifest(data.source, data.columns).split(data.train_split)}
+    except ManifestError:
+        return set()
+
+
+def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
     model, views, labels = classification.read_classifier(args.run, device, fused=config.fused)
     views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
     if views.task == "audio" and views.crops != 1:
         raise ConfigError("--crops 3 is for pictures; a sound has one")
-    clips = classification.with_classes(choose_clips(args, config), labels, model.head.linear.out_features)
+    clips, outputs = choose_clips(args, config), model.head.linear.out_features
+    named = labels is not None
+    if args.classes == SORTED:
+        labels = clips.labels
+        if len(labels) != outputs:
+            raise ConfigError(f"--classes {SORTED}: {clips.root} has {len(labels)} labels, the model {outputs} outputs")
+    elif args.classes:
+        labels = read_classes(Path(args.classes), outputs)
+    clips = classification.with_classes(clips, labels, outputs)
     if labelled := tuple(clip for clip in clips if clip.labels):
         classification.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    if not named or args.classes:
+        settings["classes_sha256"] = fingerprint(clips.labels)
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
@@ -171,16 +243,17 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World)
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
 
-def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
     model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
-    clips = choose_clips(args, config)
+    clips = choose_clips(args, config).one_clip_a_span()
     size = max(1, 32 // config.eval_windows)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
@@ -188,7 +261,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
         elif world.size > 1:
             raise ConfigError("several processes share their work in a folder: name one with --out")
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
-        embedded = embed_clips(model, dataset, autocast, parts, world)
+        embedded = embed_clips(model, dataset, autocast, parts, world, config.data.max_bad_share)
         world.last_common()
         wanted = SCORES if args.score == "both" else (args.score,)
         scores = {name if score == wanted[0] else f"{name}_{score}": values
@@ -200,25 +273,29 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World)
             result = finish(out, settings, config, device, result)
             shutil.rmtree(out / "embeddings.parts")
     print(format_scores(result["retrieval"]))
+    if out is None and result["bad_clips"]:
+        print(f"{result['bad_clips']} of {len(clips)} clips could not be used and take no part")
     if out is not None:
         print(f"done: {out}/result.json, ranks.csv; {result['bad_clips']} bad clips")
     elif args.out:
         write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
 
 
-def probe_clips(args: argparse.Namespace, device: torch.device, world: World) -> None:
+def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
         linear_probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused)
     sources = args.data or [config.data.source or builtin_corpus(args, config)]
-    clips, folds = read_folds(sources, config.data.train_split, args.split or config.data.test_split)
+    split = args.split or config.data.test_split
+    clips, folds = read_folds(sources, config.data.train_split, split, args.columns)
     heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
-    out, result = world.first(lambda: open_out(args, settings))
+    require_equal(args, settings, world)
+    out, result = world.first(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
@@ -238,8 +315,14 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World) ->
     print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")
 
 
+def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: World) -> None:
+    """Raises `RunError` unless all ranks do the same."""
+    if world.size > 1:
+        world.require_equal(code_identity() | settings | {"--resume": args.resume})
+
+
 def describe(
-    args: argparse.Namespace, config: Config, device: torch.device, weights: str, clips: str
+    args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
     return {
@@ -259,10 +342,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         check_arguments(args)
-        with joined(args.device) as world:
+        with joined(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
-            task(args, device, world)
+            task(args, device, world, held)
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

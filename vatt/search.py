@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints.model_folder import load_config, load_tokenizer
-from .data.decoding.container import BadClip
 from .data.tokenizer import Tokenizer, VocabularyError
-from .errors import ConfigError, RunError
 from .inference.features_file import SUFFIXES, FeaturesError, read_features
 from .inference.search_index import SPACE, Query, build_index, check_words, embed_query, open_model, rank
+from .runtime.cli import exit_code
 from .runtime.device import pick_device
+from .runtime.forms import printable
 
 COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 EXAMPLES = """examples:
@@ -108,7 +108,8 @@ def format_results(answer: dict[str, Any]) -> str:
         windows = f"  ({found['windows']} windows)"
         captions, more = found["captions"], len(found["captions"]) - 1
         said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {found['path']}{span}{windows}{said}")
+        place = printable(f"{found['path']}{span}{windows}{said}")
+        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
     return "\n".join(lines)
 
 
@@ -128,18 +129,7 @@ def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> No
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        print_answers(args, search(args))
-    except (ConfigError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, FeaturesError, BadClip, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: print_answers(args, search(args)))
 
 
 if __name__ == "__main__":

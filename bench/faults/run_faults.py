@@ -15,7 +15,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from typing import NamedTuple
 from vatt.checkpoints import training_checkpoint
 
 LIMIT = 900.0  # seconds after which a process that should have ended hangs
+LINGER = 90.0  # seconds after the end of a process within which all that it started has to end
 STARTING = 6.0  # seconds within which a process is killed that is still starting
 REACH = 12  # steps after the checkpoint it began with, within which a process meets its fault
 
@@ -32,24 +35,38 @@ class Broken(RuntimeError):
 
 
 class Process:
-    """One process of training in folder `out`, in a session of its own so that whatever it starts can be seen.
+    """One process of training in folder `out`, or torchrun with `ranks` of them.
 
-    `file_bytes`: the largest file it may write, as if the disk were full then.
+    A variable of its environment marks it, so that whatever it starts can be seen. `file_bytes`: the largest file it
+    may write, as if the disk were full then.
     """
 
-    def __init__(self, command: Sequence[str], out: Path, log: Path, file_bytes: int | None = None) -> None:
-        self.command, self.out, self.log = list(command), out, log
+    def __init__(
+        self, command: Sequence[str], out: Path, log: Path, file_bytes: int | None = None, ranks: int = 1
+    ) -> None:
+        self.command, self.out, self.log, self.ranks = list(command), out, log, ranks
         self.before = _inode(out / "metrics.jsonl")
+        self._mark = f"VATT_CHAOS={uuid.uuid4().hex}"
         limit = None if file_bytes is None else functools.partial(_limit_files, file_bytes)
         with open(log, "wb") as file:
             self._process = subprocess.Popen(
                 self.command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it said last is not lost with it
+                # What it said last is not lost with it; machines without a network find each other by no name.
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "GLOO_SOCKET_IFNAME": "lo",
+                    **dict([self._mark.split("=")]),
+                },
                 start_new_session=True,
                 preexec_fn=limit,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def said(self) -> str:
@@ -87,16 +104,31 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, number)
 
+    def trainers(self) -> list[int]:
+        """The processes that train, in the order of their start."""
+        if self.ranks == 1:
+            return [self._process.pid]
+        return sorted(pid for pid, parent in _family(self._mark).items() if parent == self._process.pid)
+
+    def fork_servers(self) -> list[int]:
+        """The processes that data workers come from."""
+        parents, trainers = _family(self._mark), self.trainers()
+        return [pid for pid, parent in parents.items() if parent in trainers and b"forkserver" in _command_of(pid)]
+
     def workers(self) -> list[int]:
-        """Its data workers: children of the fork server, which is its child."""
-        parents = _session(self._process.pid)
-        return [pid for pid, parent in parents.items() if parents.get(parent) == self._process.pid]
+        """The data workers: children of fork servers."""
+        servers = self.fork_servers()
+        return [pid for pid, parent in _family(self._mark).items() if parent in servers]
+
+    def exit_codes(self, number: signal.Signals) -> tuple[int, ...]:
+        """What it may end with when `number` was sent to it, and answered; torchrun has codes of its own."""
+        return (128 + number,) if self.ranks == 1 else (1, 128 + number, -number)
 
     def end(self) -> int:
         """Its exit code. Raises `Broken` when it hangs, or leaves processes behind."""
         self.wait(lambda: self._process.poll() is not None)
-        deadline = time.monotonic() + 30
-        while left := _session(self._process.pid):
+        deadline = time.monotonic() + LINGER
+        while left := _family(self._mark):
             if time.monotonic() > deadline:
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
@@ -147,15 +179,23 @@ def _limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def _session(leader: int) -> dict[int, int]:
-    """The living processes of a session, each with its parent (Linux)."""
+def _family(mark: str) -> dict[int, int]:
+    """The living processes with `mark` in their environment, each with its parent (Linux)."""
     found = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            state, parent, _, session = entry.read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
-                found[int(entry.parent.name)] = int(parent)
+            if mark.encode() in entry.read_bytes().split(b"\0"):
+                state, parent = (entry.parent / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[int(entry.parent.name)] = int(parent)
     return found
+
+
+def _command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 # What happens to a process. Each function waits for its moment, strikes, and returns the exit code once the promise
@@ -194,10 +234,68 @@ def kill_while_finishing(process: Process, moment: Moment) -> int:
     return _kill(process)
 
 
-def _kill(process: Process) -> int:
-    process.send(signal.SIGKILL)
+def kill_a_rank(process: Process, moment: Moment) -> int:
+    """Of several; torchrun then ends the others."""
+    if process.wait_for_step(moment.step):
+        for pid in moment.draw.sample(process.trainers(), 1):
+            _signal(pid, signal.SIGKILL)
     code = process.end()
-    _expect(code in (-signal.SIGKILL, 0), code, "killed")
+    _expect(code != 0 or last_step(process.out) == moment.steps, code, "the end of all ranks")
+    return code
+
+
+def kill_a_fork_server(process: Process, moment: Moment) -> int:
+    """What it started goes on; then the run is asked to end."""
+    if process.wait_for_step(moment.step):
+        for pid in process.fork_servers():
+            _signal(pid, signal.SIGKILL)
+        process.wait(lambda: last_step(process.out) > moment.step)
+    return _stop(process, moment, signal.SIGTERM)
+
+
+def start_a_second(process: Process, moment: Moment) -> int:
+    """Another process resumes the running run, is refused, and changes nothing; then the first is asked to end."""
+    if process.wait_for_step(moment.step):
+        command = [sys.executable, "-m", "vatt.train", "--out", str(process.out), "--resume"]
+        second = Process(command, process.out, process.log.with_suffix(".second.log"))
+        code = second.end()
+        refused = code == 1 and "is being written by process" in second.said and "Traceback" not in second.said
+        over = last_step(process.out) == moment.steps  # the first may have ended meanwhile
+        _expect(refused or over, code, f"a refusal of the second process: {second.said[-500:]}")
+    return _stop(process, moment, signal.SIGTERM)
+
+
+def stop_while_waiting(process: Process, moment: Moment) -> int:
+    """The data workers stand still, so that the run waits for a batch when it is asked to end."""
+    if process.wait_for_step(moment.step):
+        for pid in process.workers():
+            _signal(pid, signal.SIGSTOP)
+        time.sleep(moment.draw.uniform(0.5, 2.0))
+    return _stop(process, moment, signal.SIGTERM)
+
+
+def kill_the_launcher(process: Process, moment: Moment) -> int:
+    """kill -9 for torchrun: its trainers save and end all the same."""
+    if process.wait_for_step(moment.step):
+        process.send(signal.SIGKILL)
+    code = process.end()  # which waits for all that it started
+    _expect(code != 0 or last_step(process.out) == moment.steps, code, "killed")
+    if code and last_step(process.out) < moment.steps:
+        _expect_saved(process, code)
+    return code
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _kill(process: Process) -> int:
+    """kill -9 for the process, or for the first of several: torchrun ends the others."""
+    for pid in process.trainers()[:1] or [process.pid]:
+        _signal(pid, signal.SIGKILL)
+    code = process.end()
+    _expect(code in (-signal.SIGKILL, 0) or process.ranks > 1, code, "killed")
     return code
 
 
@@ -216,7 +314,7 @@ def terminate_twice(process: Process, moment: Moment) -> int:
         process.send(signal.SIGTERM)
     code = process.end()
     # The second may meet a process that has saved and is on its way out; to a shell both are 143.
-    ended = code in (128 + signal.SIGTERM, -signal.SIGTERM)
+    ended = code in (*process.exit_codes(signal.SIGTERM), -signal.SIGTERM)
     _expect(ended or (code == 0 and last_step(process.out) == moment.steps), code, "exit 143")
     return code
 
@@ -225,9 +323,9 @@ def _stop(process: Process, moment: Moment, number: signal.Signals) -> int:
     if process.wait_for_step(moment.step):
         process.send(number)
     code = process.end()
-    if last_step(process.out) == moment.steps and code in (0, -number, 128 + number):
+    if last_step(process.out) == moment.steps and code in (0, -number, *process.exit_codes(number)):
         return code  # after the last step there is nothing to save
-    _expect(code == 128 + number and "--resume" in process.said, code, f"exit {128 + number}")
+    _expect(code in process.exit_codes(number) and "--resume" in process.said, code, f"exit {128 + number}")
     _expect_saved(process, code)
     return code
 
@@ -250,7 +348,7 @@ def fill_the_disk(process: Process, moment: Moment) -> int:
     code = process.end()
     if code == 0 and finished:
         return code  # all that was left to write, the model, is smaller than a checkpoint and had room
-    plain = "error: " in process.said and "Traceback" not in process.said
+    plain = "error" in process.said and ("Traceback" not in process.said or process.ranks > 1)  # torchrun's own
     _expect(code == 1 and plain, code, "exit 1 with a plain error")
     return code
 
@@ -292,7 +390,14 @@ KILLS: dict[str, Callable[[Process, Moment], int]] = {
     "data worker killed": kill_a_worker,
     "disk full": fill_the_disk,
     "clips gone": take_the_clips,
+    "fork server killed": kill_a_fork_server,
+    "second process": start_a_second,
+    "SIGTERM while waiting": stop_while_waiting,
+    "rank killed": kill_a_rank,
+    "torchrun killed": kill_the_launcher,
 }
+OF_RANKS = ("rank killed", "torchrun killed")  # faults that only several processes have
+OF_WORKERS = ("data worker killed", "fork server killed", "SIGTERM while waiting")  # and those of data workers
 
 
 # What happens to files between two processes. Each function returns what the next process that resumes has to say.

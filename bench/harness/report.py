@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# vatt comes before torch everywhere in bench: it sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported.
+# Comes before torch in every benchmark: it sets OMP_WAIT_POLICY, which OpenMP reads when torch is imported.
 from vatt.runtime.files import write_atomically
 from vatt.runtime.provenance import environment
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from harness import report as harness
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
 from harness.report import Report
+
 from workloads.model_steps import checks_table, write_csv
 
 PROBED = ("video", "audio")  # modalities whose features are probed

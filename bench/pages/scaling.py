@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from accounting.communication import KINDS
 from harness.pages import BLUE, GREEN, ORANGE, PINK, Drawer, table
 from harness.report import Report
+
+from accounting.communication import KINDS
 
 NAME = "scaling"
 LIMIT = 0.1  # of a step: from here on a kind of communication is said to limit it

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.report import ReportError
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness.report import ReportError
 from torch import Tensor
 
 from vatt.config.model import AudioConfig, DropConfig, EncoderConfig, ModelConfig

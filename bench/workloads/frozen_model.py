@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.report import ReportError
+
 import numpy as np
 import torch
-from harness.report import ReportError
 from torch import Tensor
 
 from vatt import embed, train

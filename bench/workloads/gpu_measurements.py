@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from harness import timing
+
 import torch
 from accounting.flops import backbone_flops, vatt_flops
-from harness import timing
 from torch import Tensor, nn
 from vatt_kernels.catalog import SPECS
 from vatt_kernels.spec.cases import Case

@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accounting.flops import backbone_flops, vatt_flops
 from harness import memory as harness_memory
 from harness import timing
 from harness.pages import number, table
 from harness.report import Report
+
+import torch
+from accounting.flops import backbone_flops, vatt_flops
 from torch import Tensor
 
 from vatt.config.model import DropConfig, EncoderConfig, ModelConfig, kept_tokens

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import torch
 from harness.report import ReportError
+
+import torch
 
 from vatt.config.model import DropConfig, ModelConfig, VideoConfig
 from vatt.config.presets import preset

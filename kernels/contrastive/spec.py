@@ -13,7 +13,7 @@ from ..spec.inputs import Draw, Inputs, laid_out
 from ..spec.kernel_spec import FLOOR, Cost
 
 
-def _literal_loss(inputs: Inputs) -> Tensor:
+def literal_loss(inputs: Inputs) -> Tensor:
     """Products in the inputs' dtype; masks in float32, as -1e9 is infinite in float16."""
     x, rest = inputs.leaves, inputs.rest
     prefix = "all_" if "all_video" in x else ""
@@ -26,7 +26,7 @@ def _literal_loss(inputs: Inputs) -> Tensor:
     ).float()  # fmt: skip
 
 
-def _loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
+def loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
     """A score is at most 1 / temperature, and a loss is a difference of such; its rounding is that of an exponential.
 
     A gradient is one of softmaxes that may be larger than itself: |incoming| / temperature / |x|, with |x| = sqrt(D).
@@ -38,14 +38,14 @@ def _loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: In
     return eps / (2 * temperature) * max(float(exact.norm()), cancelling)
 
 
-def _loss_flops(case: Case) -> Cost:
+def loss_flops(case: Case) -> Cost:
     """Two matrices of scores if others' batches are there, else one and its transpose."""
     s = case.sizes
     product = 2 * s["batch"] * (s["total"] or s["batch"]) * s["candidates"] * s["width"] * (2 if s["total"] else 1)
     return Cost(product, 4 * product)
 
 
-def _loss_bytes(case: Case, dtype: torch.dtype) -> Cost:
+def loss_bytes(case: Case, dtype: torch.dtype) -> Cost:
     s = case.sizes
     vectors = (s["batch"] + s["total"]) * (1 + s["candidates"]) * s["width"] * dtype.itemsize
     return Cost(vectors, 2 * vectors)

@@ -12,17 +12,17 @@ from ..spec.inputs import Draw, Inputs, laid_out
 from ..spec.kernel_spec import Cost
 
 
-def _sample_bytes(case: Case, dtype: torch.dtype) -> Cost:
+def sample_bytes(case: Case, dtype: torch.dtype) -> Cost:
     return Cost(4 * (case.sizes["batch"] or 1) * case.sizes["kept"], 0)
 
 
-def _gather_bytes(case: Case, dtype: torch.dtype) -> Cost:
+def gather_bytes(case: Case, dtype: torch.dtype) -> Cost:
     s = case.sizes
     row = s["batch"] * s["width"] * dtype.itemsize
     return Cost(2 * s["kept"] * row, (s["kept"] + s["tokens"]) * row)
 
 
-def _nothing(case: Case) -> Cost:
+def no_flops(case: Case) -> Cost:
     return Cost(0, 0)
 
 

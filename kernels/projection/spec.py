@@ -24,13 +24,13 @@ def _signal_gradient(case: Case) -> bool:
     return case.sizes["leaf"] and not case.sizes["integers"]
 
 
-def _projection_flops(case: Case) -> Cost:
+def projection_flops(case: Case) -> Cost:
     rows, values, _ = _projection_counts(case)
     product = 2 * rows * values * case.sizes["width"]
     return Cost(product, 2 * product if _signal_gradient(case) else product)
 
 
-def _projection_bytes(case: Case, dtype: torch.dtype) -> Cost:
+def projection_bytes(case: Case, dtype: torch.dtype) -> Cost:
     """Kept values of the signal, weight, output and, of each, the gradient; position where there is one."""
     rows, values, tokens = _projection_counts(case)
     s = case.sizes

@@ -12,12 +12,12 @@ from ..spec.inputs import Draw, Inputs, laid_out
 from ..spec.kernel_spec import FLOOR, Cost
 
 
-def _attention_flops(case: Case) -> Cost:
+def attention_flops(case: Case) -> Cost:
     pairs = sum(n * n for n in lengths(case)) * case.sizes["heads"] * case.sizes["width"]
     return Cost(4 * pairs, 10 * pairs)
 
 
-def _attention_bytes(case: Case, dtype: torch.dtype) -> Cost:
+def attention_bytes(case: Case, dtype: torch.dtype) -> Cost:
     """q, k, v, out; in the backward also the four gradients of them."""
     values = sum(lengths(case)) * case.sizes["heads"] * case.sizes["width"] * dtype.itemsize
     return Cost(4 * values, 8 * values)
@@ -109,7 +109,7 @@ def make_attention(case: Case, dtype: torch.dtype, device: torch.device | str, s
     return Inputs(leaves, rest)
 
 
-def _attention_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
+def attention_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
     """A token that sees itself alone has P = 1, so that dS = dP - delta is exactly 0; both are rounded by themselves.
 
     Each is the product grad v, at most |grad| |v| / (1 - dropout), and dS is multiplied by scale |k| or scale |q|.

@@ -7,8 +7,8 @@ Legend: B batch, N tokens, H heads, D width of a head, total = all tokens of pac
 Scores are kept times log2(e), so that exponentials are exp2 and the scale is part of a multiply-add; statistics are
 float32. Only the last tile of keys is checked against the length.
 FLOPs: 4 H D sum(N^2) forward. Bytes: q, k, v, out once, where tiles of keys come from the L2 cache.
-Limits: bfloat16, float16, float32; D <= 128; on a GPU `cu_seqlens` is trusted where `max_seqlen` is given, as reading
-it would make the host wait.
+Limits: bfloat16, float16, float32 (no bfloat16 in Triton's interpreter); D <= 128; on a GPU `cu_seqlens` is trusted
+where `max_seqlen` is given, as reading it would make the host wait.
 
 Source: Dao 2023, "FlashAttention-2", algorithm 1; relative bias: Raffel et al. 2020, section 2.1.
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import reference
 from ..aot_case import AotCase
+from ..device import check_product
 from ..registration import differentiable, operator, present, signed64
 from .triton_backward import attention_backward
 from .triton_forward import LENGTHS, attention_forward, forward_kernel, forward_launch
@@ -126,7 +127,11 @@ def attention(
     """The differentiable operation; arguments as in `vatt_kernels.attention`, checked there.
 
     Reads `cu_seqlens` on the host where `max_seqlen` is missing, and on a CPU, where that costs nothing.
+
+    Raises:
+        TypeError: bfloat16 in the interpreter.
     """
+    check_product("attention", q.dtype)
     if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
         bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
         max_seqlen = max(end - begin for begin, end in bounds)

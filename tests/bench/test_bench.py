@@ -7,15 +7,20 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import draw_reports
-import fused_vs_reference
-import pytest
-import tiny_training
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import FRONT_BEGIN, FRONT_END, front_table, index, pyplot, report_paths, write_page
 from harness.report import Report, ReportError
+
+import decode
+import draw_reports
+import fused_vs_reference
+import pytest
+import soak
+import tiny_training
+from helpers.media import steady, tone_burst, write_clip
+from workloads import video_decoders
 
 from vatt.runtime import provenance
 
@@ -285,3 +290,55 @@ def test_peak_memory_tells_what_setup_and_step_take():
     memory = peak_memory(hold, 40)
     assert memory["peak_bytes"] == pytest.approx(120 << 20, rel=0.1)
     assert memory["step_bytes"] == pytest.approx(80 << 20, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(2):
+        write_clip(folder / f"{i}.mp4", steady(5.0, 12), tone_burst(5.0, 1.0 + i, 16_000), 16_000, size=96)
+    (folder / "broken.mp4").write_text("no video " * 50)
+    return folder
+
+
+def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--data", str(clips), "--quick", "--rounds", "1", "--steps", "1", "--batch", "2", "--workers", "0",
+               "--out", str(tmp_path)]  # fmt: skip
+    assert decode.main(command) == 0
+    path = next(tmp_path.glob("*/decode.json"))
+    report = harness.load(path)
+    assert report.finished
+    assert report.settings["clips"] == ["0.mp4", "1.mp4"]  # the broken one is no part of it
+    timed = {(row["decoder"], row["job"], len(row["seconds"])) for row in report.rows if row["kind"] == "decoder"}
+    assert {("pyav", "window", 1), ("pyav", "sequence", 1), ("pyav, training", "window", 1)} <= timed
+    for check in report.gate["checks"]:  # each one takes part, or there is a reason why not
+        assert check["clips"] or check["refused"]
+    (loader,) = (row for row in report.rows if row["kind"] == "loader")
+    assert 0 < loader["wait_share"] < 1
+    assert path.with_suffix(".md").exists()
+    assert path.with_suffix(".png").exists()
+    before = json.loads(path.read_text())["rows"]
+    assert decode.main([*command, "--resume"]) == 0
+    assert json.loads(path.read_text())["rows"] == before
+    assert "Decoders" in capsys.readouterr().out
+
+
+def test_a_decoder_with_other_frames_is_not_timed(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = video_decoders.DECODERS["pyav"]()
+    monkeypatch.setitem(video_decoders.DECODERS, "wrong", lambda: lambda path, *job: 255 - honest(path, *job))
+    check = decode.check("wrong", [clips / "0.mp4"])
+    assert check["clips"] == []
+    assert "other frames than ours" in check["refused"][0]
+
+
+def test_soak(clips: Path, tmp_path: Path) -> None:
+    command = ["--data", str(clips), "--quick", "--variants", "6", "--clips", "32", "--clips-damaged", "1",
+               "--out", str(tmp_path)]  # fmt: skip
+    assert soak.main(command) == 0
+    report = harness.load(next(tmp_path.glob("*/soak.json")))
+    assert report.gate["green"]
+    assert [row["kind"] for row in report.rows] == ["fuzz", "soak"]
+    assert report.rows[1]["clips"] == 32
+    assert report.rows[1]["files_left_open"] == 0
+    assert not soak.is_green({**report.rows[1], "growth_bytes": soak.FLAT_BYTES + 1})
+    assert not soak.is_green({**report.rows[0], "failures": [{"variant": "cut at 3", "outcome": "died"}]})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from harness import clocks
 from harness import report as harness
 from harness.pages import Drawer, write_page
+
+import pytest
 
 GPU = "NVIDIA H200, 1980, 3201, 1980, 700.00, 41\nNVIDIA H200, [N/A], 3201, 1980, [N/A], 40\n"
 

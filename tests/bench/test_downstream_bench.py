@@ -5,6 +5,9 @@ import json
 import statistics
 from pathlib import Path
 
+from harness import report as harness
+from harness.report import ReportError
+
 import draw_reports
 import esc10_official
 import figure2
@@ -12,8 +15,6 @@ import figure4
 import numpy as np
 import pytest
 import real_clips
-from harness import report as harness
-from harness.report import ReportError
 
 from vatt.runtime import provenance
 

@@ -3,12 +3,13 @@
 import csv
 from dataclasses import replace
 
+from harness import report as harness
+from harness.pages import write_page
+
 import droptoken_sweep
 import numpy as np
 import pytest
 import torch
-from harness import report as harness
-from harness.pages import write_page
 from helpers.small_model import write_model
 from pages import droptoken as droptoken_page
 from workloads import esc10_from_scratch, frozen_model, model_steps

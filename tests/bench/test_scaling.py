@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.report import load
+
 import pytest
 import scaling
 import torch
 import torch.distributed as dist
 from accounting import activations
 from accounting.communication import Collective, Hardware, collectives, sizes_of
-from harness.report import load
 from helpers.small_model import ENCODER, small_config
 from pages import scaling as scaling_page
 from torch.utils._python_dispatch import TorchDispatchMode

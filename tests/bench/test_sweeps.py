@@ -4,12 +4,13 @@ import csv
 import json
 from dataclasses import replace
 
+from harness import report as harness
+from harness import timing
+
 import model_sizes
 import pytest
 import resolution_sweep
 import torch
-from harness import report as harness
-from harness import timing
 from workloads import model_steps
 from workloads.model_steps import Case
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from vatt.config.finetuning import video
 from vatt.config.presets import PRESETS, preset
 from vatt.config.pretraining import Config
-from vatt.config.serialization import apply_overrides, differences, from_dict, to_json
+from vatt.config.serialization import apply_overrides, differences, from_dict, require_resumable, to_json
+from vatt.config.validation import check
 from vatt.errors import ConfigError
 
 
@@ -61,7 +63,37 @@ def test_unknown_key_in_a_saved_config_is_an_error():
 
 def test_differences_lists_what_changed():
     old = preset("tiny")
-    assert differences(old, replace(old, steps=5)) == [f"steps: {old.steps} -> 5"]
+    assert differences(old, replace(old, steps=5)) == [("steps", old.steps, 5)]
+
+
+def test_what_a_resumed_run_may_change_is_marked_in_the_fields():
+    old = preset("tiny")
+    for override in ("steps=5", "model.drop.rate=0.1", "data.batch_size=4", "optim.rate=1", "loss.form=paper"):
+        require_resumable(old, apply_overrides(old, [override]))
+    tuned = video(old.model)
+    for config, override in (
+        (old, "model.video_encoder.width=8"),
+        (old, "data.vocabulary=words.txt"),
+        (old, "preset=mbs"),
+        (tuned, "loss=sigmoid"),
+        (tuned, "task=image"),
+        (tuned, "init=elsewhere"),
+    ):
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            require_resumable(config, apply_overrides(config, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss.form=other", "loss.form must be asymmetric, symmetric or paper, got 'other'"),
+        ("parallel=both", "parallel must be ddp or fsdp"),
+        ("model.kind=shared", "model.kind must be specific or agnostic"),
+    ],
+)
+def test_a_word_that_is_not_allowed_names_those_that_are(override, expected):
+    with pytest.raises(ConfigError, match=expected):
+        check(apply_overrides(preset("tiny"), [override]))
 
 
 def test_clip_spans_of_video_and_audio_agree():

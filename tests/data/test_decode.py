@@ -65,7 +65,8 @@ def test_containers(tmp_path: Path, name: str, codecs: tuple[str, str], ticks: i
     """Clocks that do not start at 0 (TS, FLV), headers without durations, decoding times only (AVI); seeking in all."""
     times = steady(6.0, 25)
     path = write_clip(tmp_path / name, times, tone_burst(6.0, 3.0, RATE), RATE, *codecs, ticks=ticks)
-    assert probe(path).duration == pytest.approx(6.0, abs=0.2)
+    # MPEG-PS: libav's own 5.62 or 5.82 s are those of the last timestamp in the file, which stands for several frames.
+    assert probe(path).duration == pytest.approx(6.0, abs=0.01 if name == "clip.mpg" else 0.2)
     for start in (0.0, 1.44, 2.5):
         span = decode(path, start)
         assert numbers(span.video) == shown_at(times, start, 20)

@@ -1,6 +1,8 @@
 """Worker processes: how many there are changes no batch; those that hang, die or lose their parent are dealt with."""
 
+import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -139,6 +141,134 @@ class Slow(Killed):
         os.rename(Path(self.folder) / "part", Path(self.folder) / "pid")
         time.sleep(600)
         raise AssertionError
+
+
+class Failing(Killed):
+    """`how`: what goes wrong in a worker; after 30 s without a word a test would say that it hangs."""
+
+    longest_seconds = 30.0
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __getitem__(self, index: int) -> Batch:
+        if self.how == "memory":
+            raise MemoryError
+        if self.how == "disk":
+            raise OSError(28, "No space left on device", "/somewhere/file")
+        if self.how == "unpicklable":
+            return lambda: None  # type: ignore[return-value]
+        if self.how == "exception":
+
+            class Unknown(Exception):
+                pass
+
+            raise Unknown("a fault of ours")
+        sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "said"),
+    [
+        ("memory", DataError, "not enough memory"),
+        ("disk", DataError, r"No space left on device: '/somewhere/file'"),
+        ("exit", DataError, r"a data worker stopped \(exit code 3\)"),
+        ("unpicklable", RuntimeError, "pickle"),
+        ("exception", RuntimeError, "Unknown: a fault of ours"),
+    ],
+)
+def test_whatever_goes_wrong_in_a_worker_is_heard_of(how: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        next(make_loader(Failing(how), 0, 2, 1))
+
+
+class Cramped(ClipDataset):
+    """No file, and so no shared memory, may be larger than a kilobyte."""
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = super().__getitem__(step)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        return batch
+
+
+def test_without_shared_memory_batches_come_all_the_same(
+    corpus: Manifest, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cramped = Cramped(good(corpus), DATA, MODEL, tokenizer, 7)
+    batches = list(make_loader(cramped, 0, 5, 2))
+    wanted = ClipDataset(good(corpus), DATA, MODEL, tokenizer, 7)
+    assert all(same(batch, wanted[step]) for step, batch in enumerate(batches))
+    assert capsys.readouterr().err.count("note: no shared memory for batches") == 1
+
+
+def test_a_batch_belongs_to_whoever_received_it(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    """It is not overwritten by later ones, may be changed, and goes back as soon as nobody holds it."""
+    dataset = ClipDataset(good(corpus), DATA, MODEL, tokenizer, 7)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    batches = list(make_loader(dataset, 0, 6, 2))
+    batches[0].video.zero_()
+    assert all(same(batch, dataset[step]) for step, batch in list(enumerate(batches))[1:])
+    mapped = Path("/proc/self/maps").read_text().count("memfd:vatt")
+    assert mapped >= 6
+    del batches
+    gc.collect()
+    assert Path("/proc/self/maps").read_text().count("memfd:vatt") <= mapped - 6
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 3  # those of the fork server
+
+
+class Unhurried(ClipDataset):
+    """A batch takes far longer than a worker may be silent, a clip does not."""
+
+    longest_seconds = 1.5  # type: ignore[assignment]
+
+    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        time.sleep(0.6)
+        return super()._read(clip, rng)
+
+
+def test_a_batch_may_take_as_long_as_its_clips_need(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    dataset = Unhurried(good(corpus), replace(DATA, batch_size=6), MODEL, tokenizer, 7)
+    (batch,) = make_loader(dataset, 0, 1, 1)
+    assert batch.seconds > 2 * dataset.longest_seconds
+
+
+def test_a_wait_can_be_interrupted(tmp_path: Path) -> None:
+    batches = make_loader(Slow(str(tmp_path)), 0, 1, 1, 4, lambda: (tmp_path / "pid").exists())
+    with pytest.raises(loader.Interrupted):
+        next(batches)
+    worker = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_too_few_descriptors_are_one_sentence(corpus: Manifest, tokenizer: Tokenizer) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"8 data workers cannot be started .*Too many open files.*ulimit"):
+            next(make_loader(training(corpus, tokenizer), 0, 1, 8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Orphaned(ClipDataset):
+    """Kills the process that started it, the fork server, once."""
+
+    def __getitem__(self, step: int) -> Batch:
+        mark = self.clips.root / "killed"
+        if step == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().__getitem__(step)
+
+
+def test_a_killed_fork_server_costs_nothing(corpus: Manifest, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    clips = replace(good(corpus), root=tmp_path)
+    batches = list(make_loader(Orphaned(clips, DATA, MODEL, tokenizer, 7), 0, 5, 2))
+    assert (tmp_path / "killed").exists()
+    assert all(same(batch, training(good(corpus), tokenizer)[step]) for step, batch in enumerate(batches))
 
 
 def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def test_shards_of_others(tmp_path: Path) -> None:
         entry("./x/1.json", json.dumps({"caption": "of | json", "labels": [3, "d"], "end": 2, "url": "-"}).encode()),
         entry("y/1.seg.mp4"), entry("2.flac"), entry("2.txt", b"bark"), entry("README"), entry(".hidden.mp4"),
     )  # fmt: skip
-    first, second = read_shards(tar)
+    first, dotted, second = read_shards(tar)
+    assert dotted.name == "a.tar/y/1.seg.mp4"
     assert (first.path, first.captions, first.label) == (tar / "x/1.mp4", ("of", "json"), "3 | d")
     assert (first.start, first.end, first.split) == (0.0, 2.0, "train")
     assert (second.path.name, second.captions, second.label) == ("2.flac", ("bark",), None)
@@ -236,3 +237,59 @@ def test_no_clips(tmp_path: Path) -> None:
         read_shards(tmp_path / "none.tar")
     with pytest.raises(ManifestError, match=r"no clips in 1 tars"):
         read_shards(pack(tmp_path / "a.tar", entry("README")))
+
+
+def test_every_entry_is_read_or_counted(tmp_path: Path, clips: list[Clip]) -> None:
+    """Dots in keys, KEY.info.json and KEY.cls as webdataset has them, sound beside its video, and what nobody reads."""
+    data = clips[0].path.read_bytes()
+    about = json.dumps({"caption": "told by info", "labels": ["x", None, float("nan")]}).encode()
+    tar = pack(
+        tmp_path / "a.tar",
+        entry("plain.mp4", data), entry("plain.txt", b"a caption"),
+        entry("sub/v1.2_walk.mp4", data), entry("sub/v1.2_walk.txt", b"of a key with a dot"),
+        entry("trip 2.0 (final).MP4", data), entry("trip 2.0 (final).info.json", about),
+        entry("0.mp4", data), entry("0.cls", b"7"), entry("0.m4a", data), entry("0.jpg", b""),
+        entry("cam.left.mp4", data), entry("cam.right.mp4", data), entry("cam.json", b'{"caption": null, "label": 0}'),
+        entry("sound.m4a", data), entry("lone.txt", b"no clip"), entry("plain.en.vtt", b"WEBVTT"),
+        entry("model.npy", b""), entry("README", b""), entry("._plain.mp4", b""),
+    )  # fmt: skip
+    found = read_manifest(tar)
+    assert [(clip.name, clip.captions, clip.label) for clip in found] == [
+        ("a.tar/plain.mp4", ("a caption",), None),
+        ("a.tar/sub/v1.2_walk.mp4", ("of a key with a dot",), None),
+        ("a.tar/trip 2.0 (final).MP4", ("told by info",), "x"),
+        ("a.tar/0.mp4", (), "7"),
+        ("a.tar/cam.left.mp4", (), "0"),
+        ("a.tar/cam.right.mp4", (), "0"),
+        ("a.tar/sound.m4a", (), None),
+    ]
+    counted = {note.removeprefix(f"{tar}: ") for note in found.notes}
+    assert counted == {
+        "2 entries are not read: beside a clip of the same name, .mp4",
+        "1 entries are not read: texts without a clip of their name",
+        "1 entries are not read: texts of another kind, .vtt",
+        "1 entries are not read: a suffix that is neither media nor text, .npy",
+        "1 entries are not read: a suffix that is neither media nor text, none",
+        "1 entries are not read: their names begin with a dot, as those of hidden files",
+    }
+    for clip in found:
+        member = open_clip(clip.path)
+        assert isinstance(member, io.BytesIO)
+        assert member.getvalue() == data
+
+
+def test_runs_of_before_read_the_shards_as_they_did(tmp_path: Path, clips: list[Clip]) -> None:
+    data = clips[0].path.read_bytes()
+    tar = pack(
+        tmp_path / "a.tar",
+        entry("a.mp4", data), entry("a.json", b'{"captions": ["x", null]}'), entry("b.c.mp4", data),
+        entry("0.mp4", data), entry("0.cls", b"7"), entry("1.mp4", data), entry("1.info.json", b'{"caption": "y"}'),
+    )  # fmt: skip
+    old = read_manifest(tar, version=1)
+    assert [(clip.name, clip.captions, clip.label) for clip in old] == [
+        ("a.tar/a.mp4", ("x", "None"), None),
+        ("a.tar/0.mp4", (), None),
+        ("a.tar/1.mp4", (), None),
+    ]
+    assert "1 entries are not read: no clips by the rules that this run began with" in old.notes[0]
+    assert [clip.captions for clip in read_manifest(tar)] == [("x",), (), (), ("y",)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vatt.data.tokenizer import PAD, Tokenizer, VocabularyError
+from vatt.data.tokenizer import PAD, Tokenizer, VocabularyError, is_unspaced, split_words
 
 
 def test_encode_strips_punctuation_lowers_cuts_and_pads() -> None:
@@ -83,3 +83,32 @@ def test_more_captions_than_rows() -> None:
     assert all(len(set(draw)) == 3 for draw in draws)
     assert set().union(*draws) == set(range(2, 10))
     assert draws[7] == tuple(tokenizer.encode_captions(captions, 3, 1, np.random.default_rng(7))[0].ravel().tolist())
+
+
+def test_scripts_without_spaces_can_be_divided(tmp_path: Path) -> None:
+    captions = ["红色的船，在湖上。", "A red 船 of 2020", "ผู้ชายเดิน", "赤いボート"]
+    assert [split_words(text) for text in captions[:1]] == [["红色的船，在湖上。"]]
+    divided = [split_words(text, unspaced=True) for text in captions]
+    assert divided[0] == ["红", "色", "的", "船", "在", "湖", "上"]
+    assert divided[1] == ["a", "red", "船", "of", "2020"]
+    assert "".join(divided[2]) == captions[2]
+    assert all(len(word) <= 3 for word in divided[2])  # a letter and its marks
+    assert divided[2][0] == "ผู้"
+    assert divided[3] == ["赤", "い", "ボ", "ー", "ト"]
+    assert [is_unspaced(text) for text in (*captions, "한국어 문장 입니다", "a red boat", "船 2")] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    for text in ("Hello, world's end!", "Ein Hündchen - schön", "кошка"):
+        assert split_words(text, unspaced=True) == split_words(text)
+    tokenizer = Tokenizer.build(captions, 40, unspaced=True)
+    tokenizer.save(tmp_path / "v.txt")
+    again = Tokenizer.from_file(tmp_path / "v.txt")
+    assert again.unspaced
+    assert again.decode(again.encode("湖上的红船")) == "湖 上 的 红 船"
+    assert not Tokenizer.build(captions, 40).unspaced

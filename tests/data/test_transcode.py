@@ -223,7 +223,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_clip_only(tmp_path: Path, mon
     clips = tuple(Clip(i, write_clip(tmp_path / f"{i}.mp4", steady(1.0, 10)), name) for i, name in enumerate(names))
     honest = _work
     monkeypatch.setattr(transcode_workers, "GRACE", 0.2)
-    monkeypatch.setattr(transcode, "read_manifest", lambda _: Manifest(clips, tmp_path, ()))
+    monkeypatch.setattr(transcode, "read_manifest", lambda *_: Manifest(clips, tmp_path, ()))
     monkeypatch.setattr(transcode_workers, "_work", hostile_work)
     # A clock that stands still until only the clip that hangs is left, which then has hung for an hour.
     clock = SimpleNamespace(monotonic=lambda: 3600.0 if (tmp_path / "hanging").exists() else 0.0)
@@ -240,15 +240,15 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_clip_only(tmp_path: Path, mon
 
 STOPS = """
 import os, sys, time
-from vatt.data import transcode
-work = transcode._work
+from vatt.data.transcode import __main__ as command, workers
+work = workers._work
 def stops(end, job, *rest):
     if job.clip.index == 2:
         os.replace = lambda *paths: time.sleep(3600)  # when all is written but the name
     work(end, job, *rest)
-transcode._work = stops
+workers._work = stops
 if __name__ == "__main__":
-    sys.exit(transcode.main(sys.argv[1:]))
+    sys.exit(command.main(sys.argv[1:]))
 """
 
 

@@ -10,6 +10,9 @@ from helpers.small_model import write_model
 
 import vatt
 from vatt import card, finetune, train
+from vatt.checkpoints.fingerprints import weights_fingerprint
+from vatt.config.finetuning import FinetuneConfig
+from vatt.config.serialization import from_dict
 from vatt.model.vatt import count_parameters
 from vatt.runtime import provenance
 
@@ -116,6 +119,40 @@ def test_a_finished_run_that_goes_on(run):
     config["config"]["steps"] = 9
     (run / "config.json").write_text(json.dumps(config))
     assert "not finished:** 3 of 9 steps; weights and scores are those after 3." in write(run)
+
+
+def test_a_model_folder_holds_the_settings_that_made_it(runs, tmp_path):
+    """Also without its run, and so does its card."""
+    run = json.loads((runs["finetuned"] / "config.json").read_text())["finetune"]
+    record = json.loads((runs["finetuned"] / "model/config.json").read_text())
+    assert "config" not in record  # settings of pre-training that never were
+    assert record["finetune"] == run
+    assert (run["optim"]["momentum"], run["loss"]) == (0.9, "softmax")
+    assert vatt.load_config(runs["finetuned"]) == from_dict(FinetuneConfig, run)
+    shutil.copytree(runs["finetuned"] / "model", tmp_path / "alone")
+    for folder in (runs["finetuned"], tmp_path / "alone"):
+        told = rows(write(folder))
+        assert told["optimizer"] == "SGD with momentum 0.9"
+        assert told["loss"] == "softmax cross-entropy, mixup 5"
+        assert told["learning rate"] == "0.005"
+    told = rows(write(runs["pretrained"]))
+    assert (told["optimizer"], told["loss"]) == ("Adam with betas 0.9 and 0.999", "contrastive, asymmetric")
+
+
+def test_a_fine_tuned_model_of_20a74a7(runs, tmp_path):
+    """Its folder holds sizes and data as settings of pre-training, and the rest of those is nothing to tell."""
+    shutil.copytree(runs["finetuned"] / "model", tmp_path / "old")
+    path = tmp_path / "old/config.json"
+    record = json.loads(path.read_text())
+    settings = record.pop("finetune")
+    shared = {name: settings[name] for name in ("model", "data", "fused", "seed", "steps", "eval_windows")}
+    path.write_text(json.dumps({"config": shared | {"preset": "audio"}, **record}))
+    assert vatt.load_config(tmp_path / "old").model == vatt.load_config(runs["finetuned"]).model
+    ours, theirs = vatt.load(runs["finetuned"]), vatt.load(tmp_path / "old")
+    assert weights_fingerprint(ours) == weights_fingerprint(theirs)
+    told = rows(write(tmp_path / "old"))
+    assert told["all else"] == "unknown"
+    assert not {"optimizer", "loss", "learning rate"} & told.keys()
 
 
 def test_of_a_model_alone_little_is_known(tmp_path, corpus):

@@ -9,11 +9,14 @@ import pytest
 import torch
 from helpers.small_model import small_config
 
+from vatt import evaluate
 from vatt.checkpoints.model_folder import write_model_folder
+from vatt.data.class_list import read_classes
+from vatt.data.clip import Manifest
 from vatt.data.datasets.batch import Batch
 from vatt.data.datasets.classification import ViewDataset
 from vatt.data.loader import make_loader
-from vatt.data.manifest import read_manifest
+from vatt.data.manifest import read_manifest, write_manifest
 from vatt.data.synthetic import build_corpus
 from vatt.errors import ConfigError, DataError, RunError
 from vatt.evaluation import classification
@@ -141,11 +144,87 @@ def test_a_finished_model_brings_its_classes(model, clips, tmp_path):
     with pytest.raises(RunError, match="1 labels for 5 classes"):
         read_classifier(tmp_path / "wrong", CPU)
     few = read_manifest(clips.root / "manifest.csv").split("test")
-    assert with_classes(few, None, 5).labels == clips.labels
-    with pytest.raises(ConfigError, match="5 labels and the model 7 classes"):
-        with_classes(few, None, 7)
+    with pytest.raises(ConfigError, match=r"5 outputs without names.*output 0: .*--classes FILE"):
+        with_classes(few, None, 5)
     with pytest.raises(ConfigError, match="no class "):
         with_classes(few, ("circle", "something else"), 2)
+
+
+def test_labels_that_are_numbers_are_those_of_outputs(tmp_path):
+    def labelled(*labels):
+        lines = [f"{i}.mp4,{label}" for i, label in enumerate(labels)]
+        (tmp_path / "m.csv").write_text("\n".join(["path,label", *lines]) + "\n")
+        return read_manifest(tmp_path / "m.csv")
+
+    clips = with_classes(labelled(*range(12)), None, 12)
+    assert clips.label_ids == {str(i): i for i in range(12)}
+    some = with_classes(labelled("07", "2 | 10"), None, 12)  # of a part of the classes, as a test set may be
+    assert (some.label_ids["07"], some.label_ids["2"], some.label_ids["10"], len(some.labels)) == (7, 2, 10, 12)
+    assert with_classes(labelled("", ""), None, 3).labels == ("0", "1", "2")
+    with pytest.raises(ConfigError, match=r"outputs 0 to 11, and the labels are 1 to 12 .*output 0: '1'.*--classes"):
+        with_classes(labelled(*range(1, 13)), None, 12)
+    for wrong in (("0", "1", "boat"), ("1", "01"), ("0", "-1"), ("0", "1.5")):
+        with pytest.raises(ConfigError):
+            with_classes(labelled(*wrong), None, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "boat\nred, car\n\nwalking dog\n"),
+        ("index.csv", 'index,mid,display_name\n1,/m/2,"red, car"\n0,/m/1,boat\n2,/m/3,walking dog\n'),
+        ("pairs.csv", '"red, car",1\nboat,0\nwalking dog,2\n'),
+        ("classInd.txt", "1 boat\n2 red, car\n3 walking dog\n"),
+        ("map.txt", "boat 0\nred, car 1\nwalking dog 2\n"),
+        ("map.tsv", "boat\t0\nred, car\t1\nwalking dog\t2\n"),
+        ("list.json", '["boat", "red, car", "walking dog"]'),
+        ("id2label.json", '{"0": "boat", "2": "walking dog", "1": "red, car"}'),
+        ("label2id.json", '{"walking dog": 2, "boat": 0, "red, car": "1"}'),
+    ],
+)
+def test_class_lists_people_have(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert read_classes(tmp_path / name, 3) == ("boat", "red, car", "walking dog")
+    with pytest.raises(ConfigError, match="3 classes for a model of 4 outputs"):
+        read_classes(tmp_path / name, 4)
+
+
+@pytest.mark.parametrize("text", ["a\nb\na\n", '{"0": "a", "2": "b", "3": "c"}', '{"a": "b"}', "3"])
+def test_class_lists_that_say_no_order_are_refused(text, tmp_path):
+    path = tmp_path / ("list.json" if text.startswith(("{", "3")) else "list.txt")
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"list\."):
+        read_classes(path, 3)
+
+
+def test_numbers_are_scored_by_number(clips, tmp_path):
+    """Of a classifier without names, ten classes and more: sorted as text, "10" would come before "2"."""
+    config, clips = small_config(), [*clips][:12]
+    wide = Classifier(config.model, "video", 12, head_dropout=0.0)
+    features: list[torch.Tensor] = []
+    wide.head.linear.register_forward_hook(lambda module, inputs, _: features.append(inputs[0].detach().mean(0)))
+    unlabelled = Manifest(tuple(replace(clip, label=None) for clip in clips), tmp_path, ())
+    views = ViewDataset(unlabelled, config.data, config.model, "video", 4, 3, 1)
+    with torch.no_grad():
+        for i in range(12):
+            wide.eval()(views[i].video.flatten(0, 1), views=12)
+        mean = torch.stack(features).mean(0)
+        apart = torch.stack(features) - mean
+        wide.head.linear.weight.copy_(1000 * apart)  # output k is the nearest to the feature of clip k
+        wide.head.linear.bias.copy_(-1000 * (apart @ mean + apart.square().sum(1) / 2))
+    saved = {"classifier": {"modality": "video", "classes": 12}}
+    write_model_folder(tmp_path / "model", wide.state_dict(), config, saved, None)
+    numbered = [replace(clip, label=str(i), split="test") for i, clip in enumerate(clips)]
+    write_manifest(tmp_path / "num.csv", numbered)
+    arguments = ["--task", "classify", "--run", str(tmp_path / "model"), "--data", str(tmp_path / "num.csv")]
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/result.json").read_text())["test"]["scores"]["top1"] == 1.0
+    (tmp_path / "names.txt").write_text("".join(f"class {i}\n" for i in range(12)))
+    write_manifest(tmp_path / "names.csv", [replace(clip, label=f"class {clip.label}") for clip in numbered])
+    arguments[-1] = str(tmp_path / "names.csv")
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "refused")]) == 2
+    assert evaluate.main([*arguments, "--classes", str(tmp_path / "names.txt"), "--out", str(tmp_path / "named")]) == 0
+    assert json.loads((tmp_path / "named/result.json").read_text())["test"]["scores"]["top1"] == 1.0
 
 
 def test_labels_must_fit_the_loss(tmp_path):
@@ -165,6 +244,13 @@ def test_tables_of_classes(tmp_path):
     labels = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]]).float()
     assert confusion_matrix(logits, labels).tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 0]]
     assert score(logits, labels, "softmax") == {"top1": 0.5, "top5": 1.0, "mean_class_accuracy": 0.5}
+    equal = torch.zeros(4, 3, dtype=torch.float64)
+    assert confusion_matrix(equal, labels).tolist() == [[pytest.approx(2 / 3)] * 3, [pytest.approx(2 / 3)] * 3, [0] * 3]
+    assert score(equal, labels, "softmax") == {
+        "top1": pytest.approx(1 / 3),
+        "top5": 1.0,
+        "mean_class_accuracy": pytest.approx(1 / 3),
+    }
     write_per_class(tmp_path / "one.csv", ("a", "b", "c"), logits, labels, "softmax")
     assert rows(tmp_path / "one.csv")[1] == {
         "class": "b", "clips": "2", "right": "1", "accuracy": "0.5", "precision": "1", "most_confused_with": "a",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from vatt.checkpoints.model_folder import load_tokenizer, write_model_folder
 from vatt.data.clip import Manifest
 from vatt.data.datasets.evaluation import CentreDataset, EvalDataset
 from vatt.data.loader import make_loader
-from vatt.data.manifest import read_manifest
+from vatt.data.manifest import read_manifest, write_manifest
 from vatt.data.synthetic import build_corpus
 from vatt.data.tokenizer import Tokenizer
 from vatt.errors import ConfigError, DataError
@@ -101,6 +102,20 @@ def test_only_clips_that_have_both_are_ranked(model, corpus, tmp_path):
     assert {int(row["first_row"]) for row in heard} <= {0, 1, 4}
 
 
+def test_a_row_for_each_caption_is_one_candidate(model, corpus, tmp_path):
+    clips = [*read_manifest(corpus).split("train")][:5]
+    several = [replace(clip, captions=(*clip.captions, f"thing {i}", f"{i} more")) for i, clip in enumerate(clips)]
+    single = [replace(clip, captions=(caption,)) for clip in several for caption in clip.captions]
+    half = replace(several[0], end=1.0, captions=("the first second",))  # another span of a file is another clip
+    write_manifest(tmp_path / "grouped.csv", [*several, half])
+    write_manifest(tmp_path / "rows.csv", [*single, half])
+    for name in ("grouped", "rows"):
+        assert run("--run", model, "--data", tmp_path / f"{name}.csv", "--windows", 1, "--out", tmp_path / name) == 0
+    assert result(tmp_path / "rows")["retrieval"] == result(tmp_path / "grouped")["retrieval"]
+    text = result(tmp_path / "rows")["retrieval"]["text_to_video"]
+    assert (text["candidates"], text["queries"]) == (6, len(single) + 1)
+
+
 def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, monkeypatch, capsys):
     arguments = ("--run", model, "--data", corpus, "--split", "train", "--windows", 3, "--score", "both")
     monkeypatch.setattr(over_clips, "SHARD_CLIPS", 10)
@@ -129,7 +144,7 @@ def test_retrieval_is_the_same_after_a_crash(model, corpus, embedded, tmp_path, 
     table = [row for row in rows(out / "ranks.csv") if row["direction"] == "text_to_video"]
     said = [(clip.index, caption) for clip in read_manifest(corpus).split("train") for caption in clip.captions]
     assert [(int(row["row"]), row["caption"]) for row in table] == said
-    assert np.mean([int(row["rank"]) <= 5 for row in table]) == text["text_to_video"]["R@5"]
+    assert np.mean([float(row["rank"]) <= 5 for row in table]) == text["text_to_video"]["R@5"]
     assert not list(out.glob("*.parts"))
     assert run(*arguments, "--out", out, "--resume") == 0
     assert len(asked) == 2  # nothing is left to do
@@ -280,3 +295,46 @@ def test_wrong_usage_exits_2(model, arguments, capsys):
 def test_a_pretrained_model_is_no_classifier(model, corpus, capsys):
     assert run("--task", "classify", "--run", model, "--data", corpus) == 1
     assert "not a classifier" in capsys.readouterr().err
+
+
+def test_the_held_out_rows_are_chosen_and_said(model, corpus, tmp_path, capsys):
+    clips = [*read_manifest(corpus)][:4]
+
+    def evaluated(*splits, flags=()):
+        write_manifest(tmp_path / "m.csv", [replace(c, split=s) for c, s in zip(clips, splits, strict=True)])
+        code = run("--run", model, "--data", tmp_path / "m.csv", "--windows", 1, *flags)
+        return code, *capsys.readouterr()
+
+    code, out, err = evaluated("train", "train", "val", "val")
+    assert (code, "testing on 2 of 4 rows, split 'val'" in out, "warning" in err) == (0, True, False)
+    code, out, _ = evaluated("val", "test", "val", "val")
+    assert (code, "testing on 1 of 4 rows, split 'test'" in out) == (0, True)
+    code, _, err = evaluated("train", "train", "val", "dev")
+    assert (code, "choose --split from: dev, train, val" in err) == (2, True)
+    clips[2] = replace(clips[2], path=clips[0].path, start=0.5)
+    code, _, err = evaluated("train", "train", "val", "val")
+    told = f"warning: 1 of them are of files that are trained on, the first is {clips[0].path}"
+    assert (code, told in err) == (0, True)
+
+
+def test_files_of_the_models_own_training_are_told(model, corpus, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["data"]["source"] = str(corpus)
+    (folder / "config.json").write_text(json.dumps(record))
+    trained = read_manifest(corpus).split("train")
+    (tmp_path / "m.csv").write_text(f"path,caption\n{trained[0].path},a\n{trained[1].path},b\n")
+    assert run("--run", folder, "--data", tmp_path / "m.csv", "--windows", 1) == 0
+    assert "warning: 2 of them are of files that are trained on" in capsys.readouterr().err
+
+
+def test_missing_clips_stop_a_retrieval(model, corpus, tmp_path, capsys):
+    clips = [clip.path for clip in read_manifest(corpus)][:4]
+    lines = [f"{path},thing {i}" for i, path in enumerate([*clips, "gone.mp4", "gone too.mp4"])]
+    (tmp_path / "m.csv").write_text("\n".join(["path,caption", *lines]) + "\n")
+    arguments = ("--run", model, "--data", tmp_path / "m.csv", "--windows", 1)
+    assert run(*arguments) == 1
+    assert "2 of 6 clips tried could not be used" in capsys.readouterr().err
+    assert run(*arguments, "--max-bad-share", 0.4) == 0
+    assert "2 of 6 clips could not be used and take no part" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Scores against their definitions."""
 
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from vatt.evaluation.metrics import (
     average_precision,
     classification_scores,
+    hits,
     multilabel_scores,
     ranks,
     retrieval_scores,
@@ -63,9 +65,27 @@ def test_classes_without_both_kinds_are_left_out():
         multilabel_scores(scores[:, 1:], labels[:, 1:])
 
 
-def test_constant_scores_are_not_a_success():
-    assert classification_scores(torch.zeros(4, 10), torch.arange(4)) == {"top1": 0.0, "top5": 0.0}
-    assert retrieval_scores(torch.zeros(20, 20), torch.arange(20))["R@10"] == 0.0
+def test_constant_scores_are_worth_what_guessing_is():
+    assert classification_scores(torch.zeros(4, 10), torch.arange(4)) == {"top1": 0.1, "top5": 0.5}
+    scores = retrieval_scores(torch.zeros(20, 20), torch.arange(20))
+    assert scores["R@10"] == scores["chance_R@10"] == 0.5
+    assert scores["median_rank"] == 10.5
+    assert roc_area(torch.zeros(4), torch.tensor([0, 1, 1, 0])) == 0.5
+
+
+def test_ties_are_worth_the_mean_over_all_their_orders():
+    """Of a table full of ties: every order of the candidates, equal ones in the order in which they stand."""
+    similarity = torch.randint(0, 3, (6, 5), generator=torch.Generator().manual_seed(0)).double()
+    target = torch.arange(6) % 5
+    orders = [torch.tensor(order) for order in itertools.permutations(range(5))]
+    sorted_by = [similarity[:, order].argsort(dim=1, descending=True, stable=True) for order in orders]
+    found = [
+        (by == order.argsort()[target][:, None]).int().argmax(1) for order, by in zip(orders, sorted_by, strict=True)
+    ]
+    places = torch.stack(found).double() + 1
+    torch.testing.assert_close(ranks(similarity, target), places.mean(0))
+    for k in (1, 2, 5):
+        torch.testing.assert_close(hits(similarity, target, k), (places <= k).double().mean(0))
 
 
 def test_ranks_start_at_one():

@@ -14,7 +14,7 @@ import pytest
 import torch
 import vatt_kernels
 from torch import Tensor
-from vatt_kernels.catalog import SPECS
+from vatt_kernels.catalog import SPECS, TRITON_FILES
 from vatt_kernels.spec.cases import Case
 from vatt_kernels.spec.error_budget import expect, poisoned_memory
 from vatt_kernels.spec.inputs import Inputs
@@ -51,6 +51,24 @@ def test_every_public_operation_has_a_spec() -> None:
     for spec in SPECS:
         for cases in (spec.cases(), spec.shapes()):
             assert len({case.name for case in cases}) == len(cases) > 0
+
+
+def test_no_case_is_lost() -> None:
+    """Small cases and shapes of VATT of each operation: who adds one raises its number in the same commit."""
+    assert {spec.name: (len(spec.cases()), len(spec.shapes())) for spec in SPECS} == {
+        "project_voxels": (16, 16),
+        "project_waveform": (11, 8),
+        "sample_keep": (6, 12),
+        "gather_tokens": (9, 4),
+        "attention": (22, 23),
+        "contrastive_loss": (16, 8),
+    }
+
+
+def test_every_file_with_ahead_of_time_cases_is_listed() -> None:
+    """A file that is moved or renamed must not drop out of the check without a word."""
+    files = [path for path in KERNELS.rglob("*.py") if "\ndef aot_cases(" in path.read_text(encoding="utf-8")]
+    assert sorted(TRITON_FILES) == sorted(".".join(path.relative_to(KERNELS).with_suffix("").parts) for path in files)
 
 
 def wrong(spec: KernelSpec, how: str, inputs: Inputs) -> Tensor:

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.small_model import small_config, write_model
+from safetensors.torch import load_file, save_file
 
 import vatt
 from vatt.checkpoints.fingerprints import weights_fingerprint
 from vatt.checkpoints.loading import load_vatt
+from vatt.checkpoints.model_folder import model_folder
 from vatt.config.presets import tiny_ma
 from vatt.data.tokenizer import VocabularyError
 from vatt.errors import RunError
@@ -94,6 +96,39 @@ def test_load_says_what_is_wrong(run, tmp_path):
         vatt.load(tmp_path / "m")
 
 
+def test_weights_in_parts_are_read_by_their_index(run, tmp_path):
+    folder = tmp_path / "parts"
+    shutil.copytree(model_folder(run), folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_file({name: weights[name] for name in names if files[name] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    whole, parts = vatt.load(run), vatt.load(folder)
+    assert weights_fingerprint(parts) == weights_fingerprint(whole)
+    for content in ("{", "{}", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../model.safetensors"}}'):
+        index.write_text(content)
+        with pytest.raises(RunError, match=r"index\.json"):
+            vatt.load(folder)
+    index.write_text(json.dumps({"weight_map": files | {"more": "model-3.safetensors"}}))
+    with pytest.raises(RunError, match=r"model-3\.safetensors is missing"):
+        vatt.load(folder)
+
+
+def test_a_file_in_place_of_a_folder(run, tmp_path):
+    folder = model_folder(run)
+    assert weights_fingerprint(vatt.load(folder / "model.safetensors")) == weights_fingerprint(vatt.load(run))
+    (tmp_path / "model.pt").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"model\.pt is a file; give the folder"):
+        vatt.load(tmp_path / "model.pt")
+    (tmp_path / "alone.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match=r"config\.json is missing"):
+        vatt.load(tmp_path / "alone.safetensors")
+
+
 def test_fingerprint_is_of_the_weights_alone(run):
     first, second = vatt.load(run), vatt.load(run, fused=False)
     assert weights_fingerprint(first) == weights_fingerprint(second)
@@ -157,7 +192,12 @@ def test_a_hub_id_is_downloaded_by_huggingface_hub(hub, run, monkeypatch):
     model = vatt.VATT.from_pretrained("someone/vatt-tiny", revision="v1", local_files_only=True)
     assert same(model, vatt.load(run))
     assert (asked["repo_id"], asked["revision"], asked["local_files_only"]) == ("someone/vatt-tiny", "v1", True)
-    assert set(asked["allow_patterns"]) == {"config.json", "model.safetensors", "vocabulary.txt"}
+    assert set(asked["allow_patterns"]) == {
+        "config.json",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "vocabulary.txt",
+    }
 
 
 def test_push_uploads_a_whole_model_folder(hub, run, monkeypatch):

@@ -29,7 +29,7 @@ HUGE = 1 << 62
 RESAVED = {
     "too many dimensions",
     "thousands of huge dimensions",
-    "data type of a resource",
+    "data type beyond all types",
     "partitioned",
     "unknown rank",
 }
@@ -48,7 +48,7 @@ FORGED_ENTRIES = {
     "more strings than bytes": entry(STRING, [1 << 40], 0, 0, 60, b"\0" * 4),
     "shard that does not exist": entry(1, [4], 1, 0, 16, b"\0" * 4),
     "negative shard": entry(1, [4], -1, 0, 16, b"\0" * 4),
-    "data type of a resource": entry(20, [4], 0, 0, 16, b"\0" * 4),
+    "data type beyond all types": entry(1 << 20, [4], 0, 0, 16, b"\0" * 4),
     "partitioned": entry(1, [4], 0, 0, 0, b"\0" * 4) + part(7, b""),
     "unknown rank": number(1, 1) + part(2, number(3, 1)) + number(5, 4),
     "part longer than the entry": varint(2 << 3 | 2) + varint(HUGE),
@@ -65,6 +65,21 @@ def test_forged_entries_are_refused_when_opening(tmp_path: Path, name: str) -> N
     with pytest.raises(CheckpointError, match=r"'w', byte \d+") as caught:
         TFCheckpoint(write_index(tmp_path / "ckpt", one(FORGED_ENTRIES[name])))
     assert ("tf.train.Checkpoint" in str(caught.value)) == (name in RESAVED)
+
+
+def test_an_entry_of_a_type_nobody_needs_costs_only_itself(tmp_path: Path) -> None:
+    """A resource, and 16-bit integers, beside what is wanted."""
+    wanted, data = entry(1, [1], 0, 0, 4, crc(b"\0" * 4)), bytes(40)
+    rows = [(b"", header()), (b"a", entry(20, [], 0, 4, 7, b"\0" * 4)), (b"b", entry(5, [2], 0, 4, 4, b"\0" * 4))]
+    prefix = write_index(tmp_path / "ckpt", table([block([*rows, (b"w", wanted)])]), data)
+    with TFCheckpoint(prefix) as checkpoint:
+        assert list(checkpoint) == ["a", "b", "w"]
+        assert checkpoint["w"].tolist() == [0.0]
+        assert checkpoint.shape("b") == (2,)
+        for key, number_of_type in (("a", 20), ("b", 5)):
+            with pytest.raises(CheckpointError, match=f"'{key}', byte 4: of data type {number_of_type}"):
+                checkpoint[key]
+            assert checkpoint.dtype(key) != checkpoint.dtype("w")
 
 
 def test_a_checksum_field_too_wide_is_only_a_wrong_checksum(tmp_path: Path) -> None:

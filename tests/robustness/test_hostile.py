@@ -115,10 +115,9 @@ def test_a_worker_that_is_killed_costs_a_clip_the_second_time_only(
 def test_workers_that_are_killed_whatever_they_read_are_an_error() -> None:
     watch = Watch(60.0)
     watch.share(1)
-    assert watch._table is not None
     told = []
     for clip in range(MAX_KILLED + 1):
-        watch._table[0] = torch.tensor([123.0, float(clip), 1.0])
+        watch._rows[0, :3] = 123, clip, 1
         told.append(watch.crashed({123: -signal.SIGKILL}))
     assert told == [True] * MAX_KILLED + [False]
     assert not watch.stuck

@@ -70,7 +70,7 @@ def test_an_error_of_the_program_is_no_clips(
     def broken(*_: object, **__: object) -> None:
         raise error("ours")
 
-    monkeypatch.setattr(span, "_read_video", broken)
+    monkeypatch.setattr(span, "read_video", broken)
     with pytest.raises(error, match="ours"):
         run("--data", clips, "--out", tmp_path / "run", "--steps", 2)
     assert "please report it" in capsys.readouterr().err

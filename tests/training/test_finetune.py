@@ -17,8 +17,9 @@ from helpers.small_model import write_model
 import vatt
 from vatt import finetune
 from vatt.checkpoints.training_checkpoint import load_latest
-from vatt.config.finetuning import PRESETS, FinetuneConfig, SGDConfig, check_finetuning
+from vatt.config.finetuning import PRESETS, FinetuneConfig, SGDConfig
 from vatt.config.presets import mbs
+from vatt.config.validation import check
 from vatt.data.datasets.batch import Batch
 from vatt.data.datasets.crops import inception_box, inception_video, three_crops
 from vatt.data.manifest import read_manifest
@@ -234,7 +235,7 @@ def test_wrong_usage_says_what_is_wrong(
 def test_presets_are_the_release(capsys):
     video, audio, image = (PRESETS[task](mbs().model) for task in ("video", "audio", "image"))
     for config in (video, audio, image):
-        check_finetuning(config)
+        check(config)
         assert config.optim == SGDConfig(rate=0.005, warmup=2_500, momentum=0.9, clip=0.75)
         assert (config.steps, config.save_every, config.keep_checkpoints) == (100_000, 5_000, 10)
     assert (video.model.video.fps, video.head_dropout, video.smoothing) == (12.5, 0.5, 0.1)

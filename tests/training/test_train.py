@@ -16,6 +16,7 @@ from vatt.evaluate import main as evaluate
 from vatt.evaluation.metrics import ranks, retrieval_scores
 from vatt.training import loop
 from vatt.training.metrics_log import read_metrics
+from vatt.training.status import format_status, status
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -206,11 +207,11 @@ def test_ranks_of_nan_are_the_worst():
     assert ranks(torch.full((2, 5), float("nan")), torch.tensor([0, 1])).tolist() == [5, 5]
 
 
-def test_ranks_count_ties_against_the_query():
+def test_ranks_share_the_places_of_a_tie():
     similarity = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.2, 0.2], [0.0, 0.3, 0.9]])
-    assert ranks(similarity, torch.tensor([0, 1, 1])).tolist() == [1, 3, 2]
+    assert ranks(similarity, torch.tensor([0, 1, 1])).tolist() == [1, 2, 2]
     scores = retrieval_scores(similarity, torch.tensor([0, 1, 1]))
-    assert (scores["R@1"], scores["R@5"], scores["median_rank"]) == (pytest.approx(1 / 3), 1.0, 2.0)
+    assert (scores["R@1"], scores["R@5"], scores["median_rank"]) == (pytest.approx(4 / 9), 1.0, 2.0)
 
 
 def test_data_that_ends_in_an_error_loses_no_step(tmp_path, cache, monkeypatch):
@@ -237,3 +238,25 @@ def test_tensorboard_writes_events_or_says_what_to_install(tmp_path, capsys):
     else:
         assert run("--out", tmp_path / "run", "--steps", 1, "--set", "tensorboard=true") == 0
         assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_held_out_clips_that_are_missing_are_told(tmp_path, cache, capsys):
+    clips = sorted(cache.rglob("*.mp4"))[:6]
+    held_out = [str(path) for path in clips[4:]] + [f"gone{i}.mp4" for i in range(2)]
+    lines = [f"{path},a,train" for path in clips[:4]] + [f"{path},b,test" for path in held_out]
+    (tmp_path / "m.csv").write_text("\n".join(["path,caption,split", *lines]) + "\n")
+    out = tmp_path / "run"
+    assert run("--data", tmp_path / "m.csv", "--out", out, "--steps", 1) == 1
+    said = capsys.readouterr()
+    assert "2 of 4 held-out clips could not be used" in said.out.splitlines()[-1]
+    assert "no retrieval scores: 2 of 4 held-out clips could not be used" in said.err
+    result = json.loads((out / "result.json").read_text())
+    assert (result["held_out_bad_clips"], "retrieval" in result) == (2, False)
+    assert "held out   2 of 4 held-out clips could not be used" in format_status(status(out))
+    assert run("--out", out, "--resume", "--set", "data.max_bad_share=0.6") == 0
+    assert "retrieval" in json.loads((out / "result.json").read_text())
+    assert "held out   2 of 4" in format_status(status(out))
+    for i in range(2):
+        (tmp_path / f"gone{i}.mp4").write_bytes(clips[0].read_bytes())
+    assert run("--out", out, "--resume") == 0
+    assert "held out" not in format_status(status(out))

@@ -18,17 +18,19 @@ from safetensors.torch import save_file
 
 from ..config.model import ModelConfig
 from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.tokenizer import Tokenizer
+from ..errors import MissingPackage
 from ..model.vatt import VATT as Model
 from ..ops import REFERENCE, Ops, choose
 from ..runtime.provenance import public
-from .loading import load_weights
+from .loading import build_fitting, load_weights
 from .model_folder import VOCABULARY, load_config, load_tokenizer, model_folder, write_config
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackage(
         "vatt.checkpoints.hub needs huggingface_hub: pip install -e '.[hub]' in the project's folder; "
         "vatt.load(DIR) works without"
     ) from error
@@ -44,7 +46,7 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
 
     def __init__(self, config: ModelConfig, ops: Ops = REFERENCE):
         super().__init__(config, ops)
-        self.settings = Config(preset="custom", model=config)
+        self.settings: RunConfig = Config(preset="custom", model=config)
         self.tokenizer: Tokenizer | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -84,11 +86,12 @@ class VATT(  # type: ignore[call-arg, unused-ignore]  # the keywords are the mix
                     force_download=force_download,
                     local_files_only=local_files_only,
                     token=token,
-                    allow_patterns=["config.json", "model.safetensors", VOCABULARY],
+                    allow_patterns=["config.json", "model*.safetensors", "model.safetensors.index.json", VOCABULARY],
                 )
             )
         settings = load_config(folder)
-        model = cls(settings.model, choose(settings.fused if fused is None else fused, "cpu"))
+        ops = choose(settings.fused if fused is None else fused, "cpu")
+        model = build_fitting(folder, settings, lambda: cls(settings.model, ops))
         load_weights(model, folder)
         model.settings = settings
         if (model_folder(folder) / VOCABULARY).is_file():

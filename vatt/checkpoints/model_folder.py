@@ -19,29 +19,59 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..config.finetuning import FinetuneConfig
 from ..config.pretraining import Config
-from ..config.serialization import from_dict, to_dict
+from ..config.run import RunConfig
+from ..config.serialization import from_record, to_dict
 from ..config.validation import check
 from ..data.tokenizer import Tokenizer, VocabularyError
 from ..errors import RunError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, writing
+from ..runtime.forms import printable, read_json, require_form
+
+# Under which key a record holds settings; the first one that is there counts. A fine-tuned model that commit 20a74a7
+# exported has "config" alone, with its sizes and data, and with a loss and an optimizer that it never had.
+SECTIONS: dict[str, type[RunConfig]] = {"finetune": FinetuneConfig, "config": Config}
 
 
-def write_config(out: Path, config: Config, record: dict[str, Any]) -> None:
-    text = json.dumps({"config": to_dict(config), **record}, indent=2) + "\n"
+def settings_record(config: RunConfig) -> dict[str, Any]:
+    """Return settings as config.json, result.json and checkpoints hold them."""
+    section = next(name for name, kind in SECTIONS.items() if isinstance(config, kind))
+    return {section: to_dict(config)}
+
+
+def recorded_settings(record: Mapping[str, Any]) -> RunConfig:
+    """Return the settings that a record holds.
+
+    Raises:
+        ValueError, TypeError, ArithmeticError: it holds none, or none that can be used.
+    """
+    section = next((name for name in SECTIONS if name in record), "config")
+    require_form(record, {section: dict})
+    config = from_record(SECTIONS[section], record[section])
+    check(config)
+    return config
+
+
+def write_config(out: Path, config: RunConfig, record: dict[str, Any]) -> None:
+    """Write OUT/config.json: the settings, and `record` beside them. Raises OSError."""
+    text = json.dumps({**settings_record(config), **record}, indent=2) + "\n"
     write_atomically(out / "config.json", text.encode())
 
 
-def read_config(out: Path) -> Config:
-    """Settings of the run or model in `out`. Raises `RunError` when there are none, or none that can be used."""
+def read_config(out: Path) -> RunConfig:
+    """Return the settings of the run or model in `out`: a `Config`, or a `FinetuneConfig` for a fine-tuned one.
+
+    Raises:
+        RunError: there are none, or none that can be used.
+    """
     path = out / "config.json"
     try:
-        config = from_dict(Config, json.loads(path.read_text())["config"])
-        check(config)
+        config = recorded_settings(read_json(path))
     except FileNotFoundError as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{path} is not a run's config: {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RunError(f"{path} is not a run's config: {printable(str(error))}") from error
     return config
 
 
@@ -59,50 +89,75 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: Config, record: dict[str, Any],
+def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, record: dict[str, Any],
                        words: Tokenizer | None) -> None:  # fmt: skip
-    """Writes weights, settings (with `record` beside them) and vocabulary; `folder` changes only when all is there.
+    """Write weights, settings (with `record` beside them) and vocabulary; `folder` changes only when all is there.
 
     Raises:
         OSError: something cannot be written; an earlier model in `folder` is still there.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    size, kept = sum(t.nbytes for t in tensors.values()), f"{folder} is as it was" if folder.exists() else ""
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-                  temporary / "model.safetensors")  # fmt: skip
-        write_config(temporary, config, record)
-        if words is not None:
-            words.save(temporary / "vocabulary.txt")
-        # Until the new one has its name the old one is kept under another.
-        old = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}") from error
+        with writing(folder, size, kept, also=(SafetensorError,)):
+            _write_model_folder(folder, temporary, tensors, config, record, words)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model_folder(
+    folder: Path,
+    temporary: Path,
+    tensors: Mapping[str, Tensor],
+    config: RunConfig,
+    record: dict[str, Any],
+    words: Tokenizer | None,
+) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_file(weights, temporary / "model.safetensors")
+    write_config(temporary, config, record)
+    if words is not None:
+        words.save(temporary / "vocabulary.txt")
+    # Until the new one has its name the old one is kept under another.
+    old = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 VOCABULARY = "vocabulary.txt"
 
 
 def model_folder(folder: str | Path) -> Path:
-    """DIR/model of a finished run, or DIR itself."""
+    """DIR/model of a finished run, or DIR itself; of a model's own file the folder that it lies in.
+
+    Raises `RunError` for any other file.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        if not folder.name.endswith((".safetensors", ".safetensors.index.json")):
+            raise RunError(f"{folder} is a file; give the folder with a model's config.json and model.safetensors")
+        return folder.parent
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def _is_classifier(folder: Path) -> bool:
-    return "classifier" in json.loads((folder / "config.json").read_text())
+def is_classifier(folder: Path) -> bool:
+    return "classifier" in read_json(folder / "config.json")
 
 
-def load_config(folder: str | Path) -> Config:
-    """All settings of the model in `folder`; `load_config(DIR).model` holds its sizes. Raises `RunError`."""
+def load_config(folder: str | Path) -> RunConfig:
+    """Return the settings that made the model in `folder`; `load_config(DIR).model` holds its sizes.
+
+    Returns:
+        A `Config`, or a `FinetuneConfig` for a fine-tuned model.
+
+    Raises:
+        RunError: there are none, or none that can be used.
+    """
     return read_config(model_folder(folder))
 
 

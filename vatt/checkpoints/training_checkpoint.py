@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +26,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import RunError, VattError
+from ..runtime.files import writing
+from ..runtime.forms import FormError, printable, read_json, require_form
 
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
+FORMAT = 2  # of a checkpoint; 1 had no number
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+class ForeignCheckpoint(RunError):
+    """A whole checkpoint that this version cannot go on with. The message says why."""
 
 
 class DamagedCheckpoint(VattError, ValueError):
@@ -45,7 +53,7 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any
     """Writes checkpoint `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
     temporary = begin(folder, step)
     if temporary is not None:
-        with clearing(temporary):
+        with clearing(temporary, _bytes_in(model) + _bytes_in(state)):
             save_file({name: t.detach().contiguous() for name, t in model.items()}, temporary / WEIGHTS)
             finish(temporary, step, state, keep=keep)
     return folder / _name(step)
@@ -67,7 +75,14 @@ def begin(folder: Path, step: int) -> Path | None:
 def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
     """Adds `state` and the checksums of all files, gives the folder its name and removes all but the newest `keep`."""
     folder, final = temporary.parent, temporary.parent / _name(step)
-    torch.save({"step": step, **state}, temporary / STATE)
+    with open(temporary / STATE, "wb") as stream:
+        told = _Told(stream)
+        try:
+            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], told))
+        except RuntimeError:
+            if told.error is None:
+                raise
+            raise told.error from None  # torch has lost it on its way
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
     (temporary / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
@@ -84,19 +99,43 @@ def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> N
 
 
 @contextlib.contextmanager
-def clearing(temporary: Path) -> Iterator[None]:
-    """Around what writes `temporary`. A full disk: gives the space back, keeps the older checkpoints; OSError."""
+def clearing(temporary: Path, size: int | None = None) -> Iterator[None]:
+    """Around what writes `temporary`, of `size` bytes. A full disk: gives the space back; raises `WriteError`."""
+    final = temporary.with_name(temporary.name.removeprefix(".writing-"))
+    older = [path.name for step, path in saved_steps(temporary.parent) if path.name < final.name]
+    kept = f"{older[-1]} is as it was, and --resume goes on with it" if older else ""
     try:
-        yield
-    except BaseException as error:
+        with writing(final, size, kept, also=(SafetensorError, CheckpointException)):
+            yield
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, RunError):  # another rank's, which reports it
-            raise
-        nameless = isinstance(error, OSError) and not error.filename
-        if nameless or isinstance(error, SafetensorError | RuntimeError | CheckpointException):
-            name = temporary.name.removeprefix(".writing-")
-            raise OSError(f"{temporary.parent / name} cannot be written: {error}") from error
         raise
+
+
+class _Told(io.RawIOBase):
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _bytes_in(value: Any) -> int:
+    """Of all tensors in a state."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes_in, inner))
 
 
 def _name(step: int) -> str:
@@ -118,11 +157,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> Checkpoint:
     """Reads one checkpoint folder. Raises `DamagedCheckpoint` naming the file when a checksum does not match."""
     try:
-        sums = dict(json.loads((path / "checksums.json").read_text()))
+        sums = read_json(path / "checksums.json")
+        require_form(list(sums.values()), [str])
         sharded = WEIGHTS not in sums
         if STATE not in sums or (sharded and not any(name.startswith(f"{SHARDS}/") for name in sums)):
             raise ValueError("incomplete")
-    except (OSError, ValueError, TypeError) as error:
+        if any(".." in Path(name).parts or Path(name).is_absolute() for name in sums):
+            raise ValueError("leads out of its folder")
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path / 'checksums.json'} is missing or unreadable") from error
     for name, wanted in sums.items():
         try:
@@ -131,8 +173,46 @@ def load(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(f"{path / name} is missing or unreadable") from error
         if found != wanted:
             raise DamagedCheckpoint(f"{path / name} does not match its checksum")
-    state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    return Checkpoint(state.pop("step"), path, None if sharded else load_file(path / WEIGHTS), state)
+    return _loaded(path, sharded)
+
+
+def _loaded(path: Path, sharded: bool) -> Checkpoint:
+    step, state = _read_state(path)
+    return Checkpoint(step, path, None if sharded else _read_weights(path / WEIGHTS), state)
+
+
+def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint, and what else is in its state. Its checksum was right: who wrote it meant it so."""
+    file = path / STATE
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader has many of them, and nothing of this project is in between
+        raise DamagedCheckpoint(f"{file} cannot be read: {printable(str(error)[:200])}") from error
+    written = state.pop("format", 1) if isinstance(state, dict) else None
+    if type(written) is int and written > FORMAT:
+        raise ForeignCheckpoint(f"{file} has format {written}, this version reads up to {FORMAT}; resume with the "
+                                "version of vatt that wrote it, or a newer one")  # fmt: skip
+    try:
+        require_form(state, {"step": int})
+    except FormError as error:
+        raise DamagedCheckpoint(f"{file} is no state of a run: {error}") from error
+    step: int = state.pop("step")
+    if path.name != _name(step):
+        raise DamagedCheckpoint(f"{path} holds step {step}; it was renamed or copied")
+    return step, state
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read: {error}") from error
+
+
+def saved_steps(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the checkpoints in `folder`, the oldest first; which are whole takes reading them."""
+    found = ((_NAME.fullmatch(path.name), path) for path in _checkpoints(folder))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint | None:

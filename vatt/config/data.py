@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+DATA_VERSION = 2  # see `DataConfig.version`
+Decoder = Literal["auto", "pyav", "dali"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class DataConfig:
     `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
     holds; 0 GB is no limit, and with `workers` 0 there is none.
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
+    `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
+    of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
+    and more entries of tar shards are read.
     """
 
     source: str = ""
@@ -45,6 +52,10 @@ class DataConfig:
     max_bad_share: float = 0.3
     decode_seconds: float = 30.0
     decode_gb: float = 8.0
-    decoder: str = "auto"
-    vocabulary: str = ""  # a word list, one word a line; "" builds one from the training captions
+    decoder: Decoder = "auto"
+    columns: str = ""  # of a table, as caption=title,path=filepath
+    split_unspaced: bool = False  # of a list built from captions: characters of scripts without spaces are words
+    version: int = field(default=DATA_VERSION, metadata={"fixed": True})
+    # A word list, one word a line; "" builds one from the training captions. Ids of words belong to the weights.
+    vocabulary: str = field(default="", metadata={"fixed": True})
     augment: AugmentConfig = field(default_factory=AugmentConfig)

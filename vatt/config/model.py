@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["specific", "agnostic"]
+Sampling = Literal["batch", "sample"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class DropConfig:
     """
 
     rate: float = 0.5
-    sampling: str = "batch"
+    sampling: Sampling = "batch"
     align: int = 1
 
 
@@ -121,7 +125,7 @@ class ModelConfig:
     `kind` "agnostic": one encoder `shared_encoder` for all modalities, followed by a projection to `post_width`.
     """
 
-    kind: str = "specific"
+    kind: Kind = "specific"
     video: VideoConfig = field(default_factory=VideoConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -131,4 +135,5 @@ class ModelConfig:
     shared_encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(1024, 12, 16, 64, 4096))
     post_width: int = 1024
     head: HeadConfig = field(default_factory=HeadConfig)
-    drop: DropConfig = field(default_factory=DropConfig)
+    # Dropping changes no weight's shape, so that a run may go on with another rate.
+    drop: DropConfig = field(default_factory=DropConfig, metadata={"fixed": False})

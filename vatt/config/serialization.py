@@ -7,7 +7,8 @@ import difflib
 import json
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import ConfigError
 
@@ -41,6 +42,16 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**given)
 
 
+def from_record(kind: type[T], values: dict[str, Any]) -> T:
+    """Return settings of a run or model that was written earlier: what it does not say was as it was before that.
+
+    Raises:
+        ConfigError: as `from_dict`.
+        TypeError, AttributeError: these are no settings.
+    """
+    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
+
+
 def apply_overrides(config: T, overrides: list[str]) -> T:
     """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)
@@ -60,13 +71,70 @@ def apply_overrides(config: T, overrides: list[str]) -> T:
     return from_dict(type(config), values)
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """Settings that differ, as `name: old -> new` lines."""
-    a, b = dict(_items(to_dict(old))), dict(_items(to_dict(new)))
-    return [f"{name}: {a.get(name)!r} -> {b[name]!r}" for name in b if a.get(name) != b[name]]
+class Difference(NamedTuple):
+    """A setting, by its dotted name, that two configurations have differently."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old!r} -> {self.new!r}"
 
 
-def _items(values: dict[str, Any], path: str = "") -> typing.Iterator[tuple[str, Any]]:
+def differences(old: Any, new: Any) -> list[Difference]:
+    """Return the settings of `new` that `old` has differently, or not at all (None)."""
+    before, after = settings_of(old), settings_of(new)
+    return [Difference(name, before.get(name), after[name]) for name in after if before.get(name) != after[name]]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return all settings by their dotted names."""
+    return dict(_items(to_dict(config)))
+
+
+def require_resumable(old: T, new: T) -> None:
+    """Check that a run which began with the settings `old` can go on with `new`.
+
+    Raises:
+        ConfigError: a field that its dataclass marks as fixed differs.
+    """
+    fixed = fixed_settings(type(new))
+    for difference in differences(old, new):
+        if difference.name in fixed:
+            raise ConfigError(
+                f"a resumed run keeps its model and what it learns; this would change {difference}; start a new one"
+            )
+
+
+def fixed_settings(kind: type, fixed: bool = False, path: str = "") -> set[str]:
+    """Return the dotted names of what a resumed run may not change, by the marks of `vatt.config.run`."""
+    names: set[str] = set()
+    for name, hint, metadata in _fields(kind):
+        marked = metadata.get("fixed", fixed)
+        if dataclasses.is_dataclass(hint):
+            names |= fixed_settings(typing.cast(type, hint), marked, f"{path}{name}.")
+        elif marked:
+            names.add(path + name)
+    return names
+
+
+def word_settings(kind: type, path: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield dotted names and allowed words of all settings that take one of a few words."""
+    for name, hint, _ in _fields(kind):
+        if dataclasses.is_dataclass(hint):
+            yield from word_settings(typing.cast(type, hint), f"{path}{name}.")
+        elif typing.get_origin(hint) is typing.Literal:
+            yield path + name, typing.get_args(hint)
+
+
+def _fields(kind: type) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield field.name, hints[field.name], field.metadata
+
+
+def _items(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _items(value, f"{path}{name}.")
@@ -74,7 +142,7 @@ def _items(values: dict[str, Any], path: str = "") -> typing.Iterator[tuple[str,
             yield path + name, value
 
 
-def _leaves(values: dict[str, Any]) -> typing.Iterator[str]:
+def _leaves(values: dict[str, Any]) -> Iterator[str]:
     return (name for name, _ in _items(values))
 
 
@@ -103,6 +171,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             if len(parts) != len(kinds):
                 raise ValueError(f"takes {len(kinds)} values")
             return tuple(_coerce(p, k, name) for p, k in zip(parts, kinds, strict=True))
+        if origin is typing.Literal:
+            return str(value)  # validation knows the words
         if hint is bool:
             if isinstance(value, bool):
                 return value
@@ -110,8 +180,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if hint is int:
             if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
                 raise ValueError("takes a whole number")
-            return int(value)
+            number = int(value)
+            if abs(number) >= 2**63:
+                raise ValueError("takes a number of at most 64 bits")
+            return number
         return hint(value)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         wanted = getattr(hint, "__name__", str(hint))
         raise ConfigError(f"{name} takes {wanted}, got {value!r}") from error

@@ -1,29 +1,31 @@
-"""Is every setting of a `Config` in its range? Asked once, before anything is written or trained."""
+"""Is every setting of a run in its range? Asked once, before anything is written or trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 
 from ..errors import ConfigError
+from .data import DATA_VERSION, DataConfig
+from .finetuning import FinetuneConfig
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
+from .run import RunConfig
+from .serialization import word_settings
 
 Finding = tuple[str, bool, str]  # setting, fine, what it must be
 
 
-def check(config: Config) -> None:
-    """Raises `ConfigError` naming the first setting out of range and what it must be."""
-    for name, fine, wanted in _findings(config):
+def check(config: RunConfig) -> None:
+    """Check every setting of a run, of pre-training or of fine-tuning.
+
+    Raises:
+        ConfigError: a setting is out of range; the message names the first one and says what it must be.
+    """
+    for name, fine, expected in _findings(config):
         if not fine:
-            raise ConfigError(f"{name} must be {wanted}, got {_value(config, name)!r}")
-
-
-def _value(config: Config, name: str) -> object:
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+            raise ConfigError(f"{name} must be {expected}, got {attrgetter(name)(config)!r}")
 
 
 def _at_least(low: float, **values: float) -> Iterator[Finding]:
@@ -36,36 +38,74 @@ def _share(name: str, value: float) -> Finding:
     return name, 0 <= value <= 1, "between 0 and 1"
 
 
-def _findings(c: Config) -> Iterator[Finding]:
+def _findings(c: RunConfig) -> Iterator[Finding]:
+    for name, words in word_settings(type(c)):
+        text = " or ".join([", ".join(words[:-1]), words[-1]])
+        yield name, attrgetter(name)(c) in words, text
+    if isinstance(c, FinetuneConfig):
+        yield from _finetuning(c)
     yield from _model(c.model)
-    yield "loss.form", c.loss.form in ("asymmetric", "symmetric", "paper"), "asymmetric, symmetric or paper"
+    if isinstance(c, Config):
+        yield from _pretraining(c)
+    yield from _data(c.data)
+    yield "seed", 0 <= c.seed < 2**32, "between 0 and 4294967295"
+    yield from _at_least(
+        1,
+        steps=c.steps,
+        save_every=c.save_every,
+        keep_checkpoints=c.keep_checkpoints,
+        max_nonfinite=c.max_nonfinite,
+        log_every=c.log_every,
+        eval_windows=c.eval_windows,
+    )
+
+
+def _pretraining(c: Config) -> Iterator[Finding]:
     yield "loss.temperature", 0 < c.loss.temperature < math.inf, "above 0"
     yield from _at_least(0, loss__video_text=c.loss.video_text, loss__video_audio=c.loss.video_audio)
     yield "loss.video_text", c.loss.video_text + c.loss.video_audio > 0, "above 0 where loss.video_audio is 0"
-    yield from _data(c)
+    yield "data.batch_size", c.data.batch_size >= 2, "at least 2: one clip has no negatives"
     o = c.optim
-    yield from _at_least(0, optim__rate=o.rate, optim__final_rate=o.final_rate, optim__warmup=o.warmup,
-                         optim__clip=o.clip)  # fmt: skip
+    yield from _at_least(
+        0, optim__rate=o.rate, optim__final_rate=o.final_rate, optim__warmup=o.warmup, optim__clip=o.clip
+    )
     for name, beta in (("optim.beta1", o.beta1), ("optim.beta2", o.beta2)):
         yield name, 0 <= beta < 1, "at least 0 and below 1"
     yield "optim.eps", 0 < o.eps < math.inf, "above 0"
-    yield "seed", 0 <= c.seed < 2**32, "between 0 and 4294967295"
-    yield "dtype", c.dtype in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"
-    yield from _at_least(1, steps=c.steps, save_every=c.save_every, keep_checkpoints=c.keep_checkpoints,
-                         max_nonfinite=c.max_nonfinite, log_every=c.log_every, eval_windows=c.eval_windows)  # fmt: skip
     yield from _at_least(0, eval_clips=c.eval_clips, micro_batch=c.micro_batch)
-    yield "parallel", c.parallel in ("ddp", "fsdp"), "ddp or fsdp"
 
 
-def _data(c: Config) -> Iterator[Finding]:
-    d, a = c.data, c.data.augment
-    yield "data.batch_size", d.batch_size >= 2, "at least 2: one clip has no negatives"
+def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
+    yield "smoothing", 0 <= c.smoothing < 1, "at least 0 and below 1"
+    yield "smoothing", c.smoothing == 0 or c.loss == "softmax", "0 with loss=sigmoid"
+    yield "mixup", 0 <= c.mixup < math.inf, "at least 0"
+    yield "mixup", c.mixup == 0 or c.task == "audio", "0: only sound is mixed"
+    yield "head_dropout", 0 <= c.head_dropout < 1, "at least 0 and below 1"
+    yield "optim.warmup", 0 <= c.optim.warmup <= c.steps, f"between 0 and the {c.steps} steps of the run"
+    yield "optim.momentum", 0 <= c.optim.momentum < 1, "at least 0 and below 1"
+    yield from _at_least(0, optim__rate=c.optim.rate, optim__clip=c.optim.clip)
+    low, high = c.crop.area
+    yield "crop.area", 0 < low <= high <= 1, "two shares above 0, the smaller one first"
+    low, high = c.crop.aspect
+    yield "crop.aspect", 0 < low <= high < math.inf, "two ratios above 0, the smaller one first"
+    yield "eval_crops", c.eval_crops in (1, 3), "1 (centre) or 3"
+    if c.task == "audio":
+        yield "eval_crops", c.eval_crops == 1, "1 for sound"
+    if c.task == "image":
+        row = c.model.video.patch[0]
+        yield "model.video.frames", c.model.video.frames == row, f"{row}, one row of voxels, for images"
+        yield "eval_windows", c.eval_windows == 1, "1 for images"
+
+
+def _data(d: DataConfig) -> Iterator[Finding]:
+    a = d.augment
+    yield "data.version", d.version in range(1, DATA_VERSION + 1), f"a whole number from 1 to {DATA_VERSION}"
+    yield from _at_least(1, data__batch_size=d.batch_size)
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)
     yield "data.builtin_clips", d.builtin_clips >= 2, "at least 2"
     yield _share("data.max_bad_share", d.max_bad_share)
     yield "data.decode_seconds", 0 < d.decode_seconds < math.inf, "above 0"
-    yield "data.decoder", d.decoder in ("auto", "pyav", "dali"), "auto, pyav or dali"
     yield _share("data.augment.scale_jitter", a.scale_jitter)
     yield _share("data.augment.colour_jitter", a.colour_jitter)
     low, high = a.scale_range
@@ -77,25 +117,33 @@ def _data(c: Config) -> Iterator[Finding]:
 
 
 def _model(m: ModelConfig) -> Iterator[Finding]:
-    yield "model.kind", m.kind in ("specific", "agnostic"), "specific or agnostic"
     for name in ("video_encoder", "audio_encoder", "text_encoder", "shared_encoder"):
         yield from _encoder(f"model.{name}", getattr(m, name))
     v, a, t = m.video, m.audio, m.text
     yield from _at_least(1, model__video__frames=v.frames, model__video__size=v.size)
+    yield "model.video.frames", v.frames <= 2**16, "at most 65536"
+    yield "model.video.size", v.size <= 2**13, "at most 8192 pixels"
     yield "model.video.fps", 0 < v.fps < math.inf, "above 0"
     yield "model.video.patch", min(v.patch) >= 1, "three sizes of at least 1"
     yield "model.video.patch", min(v.grid) >= 1, f"at most {v.frames} frames and {v.size} x {v.size} pixels"
     yield "model.video.tables", v.tables is None or min(v.tables) >= 1, "three lengths of at least 1"
     yield from _at_least(1, model__audio__rate=a.rate, model__audio__patch=a.patch)
     yield "model.audio.samples", a.samples >= a.patch, f"at least one patch, {a.patch} samples"
-    yield from _at_least(1, model__text__words=t.words, model__text__captions=t.captions,
-                         model__text__embedding=t.embedding)  # fmt: skip
+    yield "model.audio.samples", a.samples <= 2**31, "at most 2147483648"
+    yield "model.text.words", t.words <= 2**16, "at most 65536"
+    yield "model.text.captions", t.captions <= 2**16, "at most 65536"
+    yield from _at_least(
+        1, model__text__words=t.words, model__text__captions=t.captions, model__text__embedding=t.embedding
+    )
     yield "model.text.vocabulary", t.vocabulary >= 3, "at least 3: padding, unknown and a word"
     yield "model.text.buckets", t.buckets >= 4 and t.buckets % 2 == 0, "even and at least 4"
     yield "model.text.max_distance", t.max_distance > t.buckets // 4, f"above a quarter of {t.buckets} buckets"
-    yield from _at_least(1, model__post_width=m.post_width, model__head__video_audio=m.head.video_audio,
-                         model__head__video_text=m.head.video_text)  # fmt: skip
-    yield "model.drop.sampling", m.drop.sampling in ("batch", "sample"), "batch or sample"
+    yield from _at_least(
+        1,
+        model__post_width=m.post_width,
+        model__head__video_audio=m.head.video_audio,
+        model__head__video_text=m.head.video_text,
+    )
     yield "model.drop.rate", 0 <= m.drop.rate < 1, "at least 0 and below 1"
     for tokens, what in ((v.tokens, "video"), (a.tokens, "audio")):
         kept = kept_tokens(tokens, m.drop.rate)

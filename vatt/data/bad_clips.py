@@ -22,6 +22,31 @@ def bad_share(bad: int, tried: int, clips: int) -> float:
     return bad / max(tried, min(LEAST_TRIED, clips), 1)
 
 
+def check_share(bad: int, clips: int, max_share: float) -> None:
+    """Raise DataError when a larger share than `max_share` of `clips` held-out clips is bad."""
+    if bad_share(bad, clips, clips) > max_share:
+        raise DataError(
+            f"{bad} of {clips} held-out clips could not be used, more than data.max_bad_share = {max_share:g} allows"
+        )
+
+
+def read_counts(path: Path) -> list[int]:
+    """How often each clip of the CSV was met, also of one that a spreadsheet has saved.
+
+    Raises ValueError when it is no such table, FileNotFoundError when it is not there.
+    """
+    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
+    first = text.partition("\n")[0]
+    delimiter = next((one for one in ",;\t" if one in first), ",")
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return [int(float(row["count"])) for row in rows if any(row.values())]
+    except KeyError as error:
+        raise ValueError(f"it has no column {error}") from error
+    except (TypeError, ValueError, OverflowError, csv.Error) as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
+
+
 @dataclass
 class _Record:
     reason: str

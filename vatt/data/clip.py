@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -37,16 +37,20 @@ class Clip:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes that `label` names: none, one, or several separated as captions are."""
-        return _captions(self.label or "")
+        return split_captions(self.label or "")
 
 
 @dataclass(frozen=True)
 class Manifest(Sequence[Clip]):
-    """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split."""
+    """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split.
+
+    `notes`: what was read otherwise than its author may think, or not at all, a sentence each.
+    """
 
     clips: tuple[Clip, ...]
     root: Path
     labels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Clip: ...
@@ -72,8 +76,19 @@ class Manifest(Sequence[Clip]):
 
     def split(self, name: str) -> Manifest:
         """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
-        return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels)
+        return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels, self.notes)
+
+    def one_clip_a_span(self) -> Manifest:
+        """Rows of the same span of the same file as one clip, at the place of the first, with the captions of all."""
+        rows: dict[tuple[Path, float, float | None], list[Clip]] = {}
+        for clip in self.clips:
+            rows.setdefault((clip.path, clip.start, clip.end), []).append(clip)
+        merged = (
+            same[0] if len(same) == 1 else replace(same[0], captions=tuple(c for clip in same for c in clip.captions))
+            for same in rows.values()
+        )
+        return Manifest(tuple(merged), self.root, self.labels, self.notes)
 
 
-def _captions(cell: str) -> tuple[str, ...]:
+def split_captions(cell: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in cell.split(CAPTION_SEPARATOR) if part.strip())

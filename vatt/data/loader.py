@@ -3,30 +3,28 @@
 Order: each epoch is a permutation drawn from (seed, epoch), cut into whole batches; a corpus smaller than a batch wraps
 around. The window, the captions and every augmentation of a clip are drawn from (seed, step, slot, attempt). A clip
 that cannot be decoded is replaced by one that is not in the batch, drawn from the same numbers with the next attempt,
-never from what a process happens to know already; the batch tells which clips were bad and why. One thing is outside
-of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
+never from what a process happens to know already; the batch tells which clips were bad and why. A second row of a file
+in a batch is replaced in the same way, as far as there are other files: it would be a negative of the first. One thing
+is outside of this function: the time limit of a clip is wall clock, so set it far above what a clip takes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Generator, Iterator
-from multiprocessing import connection, resource_tracker
-from typing import Any, Protocol
+import sys
+import time
+from collections.abc import Callable, Generator
+from typing import Protocol, cast
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ..errors import DataError
+from ..runtime.faults import Fault
 from .datasets.batch import Batch
-from .decoding.memory_limit import return_freed_memory
 from .decoding.watchdog import Watch
+from .workers import LOST, Failure, Lost, Workers, describe_exit
 
-LOOK_SECONDS = 5.0  # how often a waiting main process looks whether its workers live
+LOOK_SECONDS = 0.5  # how often a waiting main process looks whether its workers get on
+MAX_LOSSES = 8  # of the fork server in a row, without a batch between them
 
 
 class BatchSource(Protocol):
@@ -39,147 +37,144 @@ class BatchSource(Protocol):
 
     @property
     def longest_seconds(self) -> float:
-        """A batch that takes longer is stuck."""
+        """A worker that neither begins nor ends a clip for longer is stuck."""
         ...
 
     def __getitem__(self, index: int) -> Batch: ...
 
 
+class Interrupted(Exception):
+    """A signal came while a batch was waited for."""
+
+
 def make_loader(
-    dataset: BatchSource, start: int, count: int, workers: int, prefetch: int = 4
+    dataset: BatchSource,
+    start: int,
+    count: int,
+    workers: int,
+    prefetch: int = 4,
+    interrupted: Callable[[], object] = bool,
 ) -> Generator[Batch, None, None]:
     """Batches `start` to `start + count - 1` of `dataset` in order, built by `workers` processes ahead of their use.
 
     Each worker keeps up to `prefetch` batches ready; 0 workers build them in this process. Workers come from a fork
-    server, not from a fork of this process: a fork would copy its locks, its signal handlers and the state of its
-    thread pools. As with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
+    server: as with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
 
     A decoder that hangs is ended with its worker, one that crashes ends it; workers begin anew with the batch that is
     next, in which the clip is bad. One that wants more than `data.decode_gb` of memory fails alone. Without workers a
     hung decoder cannot be ended, and a crash or too much memory ends this process.
 
+    Args:
+        interrupted: asked while a worker is waited for; `Interrupted` is raised as soon as it says so.
+
     Raises:
-        DataError: from the dataset, or because a worker died or is stuck with something else.
+        DataError: from the dataset, or because a worker died, failed or is stuck with something else.
+        Interrupted: `interrupted` said so.
     """
     stop = start + count
     if workers == 0:
         for index in range(start, stop):
             yield dataset[index]
         return
+    losses = 0
+    told: list[str] = []
     while start < stop:
         dataset.watch.share(workers)
-        batches = _received(dataset, range(start, stop), workers, prefetch)
+        first = start
+        batches = _received(dataset, range(start, stop), workers, prefetch, interrupted, told)
         try:
             for batch in batches:
                 start += 1
                 yield batch
+        except _ServerLost as error:
+            losses = losses + 1 if start == first else 1
+            if losses > MAX_LOSSES:
+                raise DataError(f"the process from which data workers are started was ended {losses} times in a row "
+                                f"({error}); see what kills it, or set data.workers=0") from error  # fmt: skip
         finally:
             batches.close()  # ends the workers now, also while somebody holds on to the traceback
 
 
-def _received(dataset: BatchSource, indices: range, workers: int, prefetch: int) -> Generator[Batch, None, None]:
-    """The batches of `indices`, fewer when a worker had to be ended or was."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vatt.data.loader"])
-    loader: DataLoader[Batch | DataError] = DataLoader(
-        _Carrier(dataset),
-        batch_size=None,
-        sampler=indices,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        collate_fn=_as_is,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=context,
-        timeout=min(LOOK_SECONDS, dataset.longest_seconds),
-    )
-    others = multiprocessing.active_children()
-    with _sigterm_blocked():
-        batches = iter(loader)
-    processes = [process for process in multiprocessing.active_children() if process not in others]
+class _ServerLost(Exception):
+    """The fork server was ended. Its workers are well, but can no longer be watched."""
+
+
+def _received(
+    dataset: BatchSource,
+    indices: range,
+    workers: int,
+    prefetch: int,
+    interrupted: Callable[[], object],
+    told: list[str],
+) -> Generator[Batch, None, None]:
+    """The batches of `indices`, fewer when a worker had to be ended or was. `told`: what was said once."""
     try:
-        yield from _checked(dataset, loader, batches, processes)
-    finally:
-        del batches  # ends the workers; those that are at a clip still are killed, as SIGTERM does not reach them
-        for process in processes:
-            process.kill()
-
-
-@contextlib.contextmanager
-def _sigterm_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGTERM. It is the main process's to answer, like Ctrl-C, but launchers
-    (torchrun, systemd) send it to all: decoders would seem to crash, and good clips would be replaced.
-    """
-    resource_tracker.ensure_running()  # whose start would let the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        pool = Workers(dataset, indices, workers, prefetch, _join)
+    except (ConnectionError, EOFError) as error:
+        raise _ServerLost(str(error) or type(error).__name__) from error
+    except OSError as error:
+        raise DataError(f"{workers} data workers cannot be started ({error}); lower data.workers, or raise the limits "
+                        "on processes and open files (ulimit -u, -n)") from error  # fmt: skip
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _checked(dataset: BatchSource, loader: DataLoader[Any], batches: Iterator[Any],
-             processes: list[Any]) -> Generator[Batch, None, None]:  # fmt: skip
-    """What `batches` of `loader` brings, until a worker of `processes` had to be ended or was."""
-    waited = 0.0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, OSError) as error:
-            if str(error).startswith("Caught "):  # raised by the dataset, and not foreseen: its traceback says more
-                raise
-            # After each time-out the loader has looked whether its workers live, and can be asked again.
-            waited += loader.timeout
-            if not isinstance(error, RuntimeError):
-                # A finished batch is fetched from the worker that built it: it has died since, or is about to.
-                connection.wait([process.sentinel for process in processes], LOOK_SECONDS)
-            if dataset.watch.crashed({process.pid or 0: process.exitcode for process in processes}):
+        for _ in indices:
+            batch = _next(dataset, pool, interrupted)
+            if batch is None:
                 return
-            if "timed out" in str(error):
-                if dataset.watch.end_stuck():
-                    return
-                if waited < dataset.longest_seconds:
-                    continue
-            raise DataError(
-                f"a data worker stopped ({error}); if memory ran out (or /dev/shm, in a container), lower "
-                "data.batch_size, data.prefetch or data.cache_gb; data.workers=0 builds batches in the main process"
-            ) from error
-        waited = 0.0
-        if isinstance(batch, DataError):
-            raise batch
-        dataset.watch.killed -= set(batch.tried)  # these were read since
-        yield batch
+            if pool.through_connections and not told:
+                told.append(pool.through_connections)
+                tqdm.write(f"note: no shared memory for batches ({told[0]}); they are sent through sockets, which "
+                           "costs this process time", file=sys.stderr)  # fmt: skip
+            dataset.watch.killed -= set(batch.tried)  # these were read since
+            yield batch
+    finally:
+        pool.close()
 
 
-class _Carrier(Dataset["Batch | DataError"]):
-    """Brings a worker's DataError home as it is, without the worker's traceback around its message."""
+def _next(dataset: BatchSource, pool: Workers, interrupted: Callable[[], object]) -> Batch | None:
+    """The next batch of `pool`; None when a worker had to be ended or was, and all have to begin anew."""
+    since = time.monotonic()
+    try:
+        while not pool.ready(LOOK_SECONDS):
+            if interrupted():
+                raise Interrupted
+            if dataset.watch.end_stuck():
+                return None
+            silent = min(time.monotonic() - since, dataset.watch.silence(pool.due))
+            if silent > dataset.longest_seconds:
+                raise DataError(f"a data worker stopped: it has done nothing for {silent:.0f} s, though it is not in a "
+                                "decoder; see whether the machine or its disk hangs; data.workers=0 builds batches in "
+                                "the main process")  # fmt: skip
+        batch = pool.take()
+    except Lost as error:
+        exits = pool.exits(LOOK_SECONDS)
+        if dataset.watch.crashed(exits):
+            return None
+        codes = {code for code in exits.values() if code is not None}
+        if codes == {LOST}:
+            raise _ServerLost(f"exit code {LOST}") from error
+        how = " and ".join(sorted(map(describe_exit, codes))) or "for no known reason"
+        raise DataError(
+            f"a data worker stopped ({how}); if memory ran out, lower data.batch_size, data.prefetch or "
+            "data.cache_gb; data.workers=0 builds batches in the main process"
+        ) from error
+    except OSError as error:
+        raise DataError(f"a batch cannot be received ({error}); lower data.prefetch or data.workers") from error
+    if isinstance(batch, Failure):
+        raise _raised(batch)
+    return cast(Batch, batch)
 
-    def __init__(self, dataset: BatchSource) -> None:
-        self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Batch | DataError:
-        try:
-            return self.dataset[index]
-        except DataError as error:
-            return error
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    return_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also if the fork server was started by somebody else
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _raised(failure: Failure) -> Exception:
+    """What the main process raises for an exception of a worker."""
+    if failure.kind == "DataError":
+        return DataError(failure.text)
+    if failure.kind in ("MemoryError", "OutOfMemoryError"):
+        return DataError(f"a data worker has not enough memory ({failure.text or failure.kind}); lower "
+                         "data.batch_size, data.workers or data.cache_gb")  # fmt: skip
+    if failure.kind.endswith("Error") and "Errno" in failure.text:
+        return DataError(f"a data worker failed: {failure.text}")
+    return Fault(f"in a data worker:\n{failure.where}")
 
 
-def _leave_with_parent() -> None:
-    # A worker's parent by process id is the fork server, which outlives a killed main process as long as workers do.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _join(dataset: BatchSource, worker: int) -> None:
+    dataset.watch.join(worker)

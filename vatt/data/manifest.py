@@ -1,8 +1,9 @@
 """The manifest: the one table every source of clips becomes. A CSV file, or a folder of clips, becomes a `Manifest`.
 
-Columns: `path` (or `file`), optional `start` and `end` in seconds, `caption` and `label` (several separated by ` | `),
-and `split`. Other columns are ignored. Paths are relative to the CSV. Whether the files exist or decode is not looked
-at here: a corpus of millions is listed in seconds, and what cannot be decoded is met, counted and named by the loader.
+Columns: `path` (or `file`), optional `start` and `end` (seconds or h:mm:ss), `caption` and `label` (several separated
+by ` | `, or a list in JSON and Parquet), and `split`. Other columns are ignored; those of a near name are told. Paths
+are relative to the CSV. Whether the files exist or decode is not looked at here: a corpus of millions is listed in
+seconds, and what cannot be decoded is met, counted and named by the loader.
 
 A relative path stays below the CSV's folder: one that leads out, by `..`, is an error. An absolute path leads where it
 says, and links are followed. VATT_ROOTS names the folders (divided by `:`) that clips may lie in besides that of the
@@ -16,39 +17,56 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..config.data import DATA_VERSION
 from ..errors import ConfigError
 from ..runtime.files import write_atomically
-from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, _captions
-from .media_types import MEDIA_SUFFIXES
-
-COLUMNS = ("path", "start", "end", "caption", "label", "split")
-
+from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
+from .columns import COLUMNS, keys_of, parse_columns, places, unread
+from .folders import labels_and_splits
+from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
+from .tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
 
 ROOTS = "VATT_ROOTS"
 
 
-def read_manifest(source: str | Path) -> Manifest:
-    """Reads a CSV, or lists a folder of clips (recursively, sorted; captions one a line in a .txt of the same name).
+def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VERSION) -> Manifest:
+    """Read a table of clips, or list a folder of them.
 
-    Tar shards (a tar, a folder, a pattern or an address of tars) are listed by vatt.data.shards.reading.
-    Without a `split` column every clip is in "train"; an empty `split` cell puts its clip in no split.
+    Args:
+        source: a CSV or another table (vatt.data.tables); a folder, listed recursively and sorted, of videos or, where
+            there are none, of sounds or pictures, with captions one a line in a .txt of the same name, and split and
+            class by the folders (vatt.data.folders); or tar shards (vatt.data.shards.reading). Without a `split` column
+            every clip is in "train"; an empty `split` cell puts its clip in no split.
+        columns: which columns of a table are meant, as `caption=title,path=filepath`.
+        version: of the rules, `DataConfig.version`.
 
     Raises:
         ManifestError: nothing there, no `path` column, a bad value, or no clips at all.
+        ConfigError: `columns` names none, or what is needed is not installed.
     """
     from .shards.reading import absolute_source, is_shards, read_shards  # which builds on this module
 
+    chosen = parse_columns(columns)
     if is_shards(source):
-        return _manifest(read_shards(source), Path(absolute_source(str(source))))
+        notes: list[str] = []
+        return _manifest(read_shards(source, version, notes), Path(absolute_source(str(source))), notes)
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, version)
     if not path.is_file():
         raise ManifestError(f"{path}: no such file or folder; give a manifest CSV or a folder of clips")
-    return _read_csv(path)
+    return _read_table(path, chosen)
+
+
+def tell_notes(manifest: Manifest) -> Manifest:
+    """Print the notes of `manifest` on standard error, and return it."""
+    for note in manifest.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return manifest
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
@@ -67,7 +85,11 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
 
 def _row(clip: Clip, path: Path) -> list[str]:
     captions = CAPTION_SEPARATOR.join(clip.captions)
-    if _captions(captions) != clip.captions:
+    if len(captions) > MAX_CELL:
+        raise ManifestError(
+            f"{path}: {clip.name}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}"
+        )
+    if split_captions(captions) != clip.captions:
         raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
     inside = clip.path.is_relative_to(path.parent)
     name = clip.path.relative_to(path.parent).as_posix() if inside else str(clip.path)
@@ -76,8 +98,8 @@ def _row(clip: Clip, path: Path) -> list[str]:
     return [name, start, end, captions, clip.label or "", clip.split or ""]
 
 
-def _manifest(clips: list[Clip], root: Path) -> Manifest:
-    return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})))
+def _manifest(clips: list[Clip], root: Path, notes: Sequence[str] = ()) -> Manifest:
+    return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})), tuple(notes))
 
 
 class _Fence:
@@ -105,98 +127,121 @@ class _Fence:
             )
 
 
-def _read_folder(folder: Path) -> Manifest:
+def _read_folder(folder: Path, version: int) -> Manifest:
     # macOS leaves ._name.mp4 beside name.mp4 on foreign disks; these and other hidden files are not clips.
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in MEDIA_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
-    if not files:
-        known = " ".join(sorted(MEDIA_SUFFIXES))
+    kinds = {"videos": MEDIA_SUFFIXES, "sounds": AUDIO, "pictures": IMAGE}
+    there: dict[str, list[Path]] = {kind: [] for kind in kinds}
+    for file in folder.rglob("*"):
+        kind = next((kind for kind, suffixes in kinds.items() if file.suffix.lower() in suffixes), None)
+        if kind is not None and not file.name.startswith(".") and file.is_file():
+            there[kind].append(file)
+    taken = next((kind for kind, files in there.items() if files), None)
+    if taken is None:
+        known = "; ".join(f"{kind}: {' '.join(sorted(suffixes))}" for kind, suffixes in kinds.items())
         raise ManifestError(f"{folder}: no clips in this folder; files with these suffixes are taken: {known}")
+    files = sorted(there[taken])
+    beside = [f"{len(found)} {kind}" for kind, found in there.items() if found and kind != taken]
+    notes = [
+        f"{folder}: its {len(files)} {taken} are the clips, {' and '.join(beside)} beside them are not read"
+    ] * bool(beside)
+    said: list[tuple[str | None, str | None]] = [(None, DEFAULT_SPLIT)] * len(files)
+    if version >= 2:
+        said = labels_and_splits([file.relative_to(folder) for file in files])
     clips: list[Clip] = []
     fence = _Fence(folder)
-    for file in files:
+    for file, (label, split) in zip(files, said, strict=True):
         fence.check(file.name, str(file), str(folder))
-        text = file.with_suffix(".txt")
-        captions: tuple[str, ...] = ()
-        if text.is_file():
-            if text.stat().st_size > MAX_TEXT:
-                raise ManifestError(f"{text}: more than {MAX_TEXT:,} bytes are no captions; cut it or take it away")
-            try:
-                lines = text.read_text(encoding="utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise ManifestError(f"{text}: captions are not UTF-8 text ({error}); convert the file") from error
-            captions = tuple(line.strip() for line in lines if line.strip())
-        clips.append(Clip(len(clips), file, file.relative_to(folder).as_posix(), captions=captions))
-    return _manifest(clips, folder)
+        name = file.relative_to(folder).as_posix()
+        captions = _captions_beside(file.with_suffix(".txt"))
+        clips.append(Clip(len(clips), file, name, captions=captions, label=label, split=split or DEFAULT_SPLIT))
+    return _manifest(clips, folder, notes)
 
 
-def _read_csv(path: Path) -> Manifest:
-    row = 1  # line on which the row being read begins
+def _captions_beside(text: Path) -> tuple[str, ...]:
+    if not text.is_file():
+        return ()
+    if text.stat().st_size > MAX_TEXT:
+        raise ManifestError(f"{text}: more than {MAX_TEXT:,} bytes are no captions; cut it or take it away")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            # Not strict, a quote that nothing closes would silently take all lines after it into one cell.
-            reader = csv.reader(file, strict=True)
-            header = next(reader, None)
-            if not header:
-                raise ManifestError(
-                    f"{path}: the manifest is empty; its first line names the columns, e.g. path,caption"
-                )
-            columns = [name.strip().lower() for name in header]
-            key = next((name for name in ("path", "file") if name in columns), None)
-            if key is None:
-                raise ManifestError(f"{path}:1: no column `path` (or `file`); found: {', '.join(columns)}")
-            double = sorted({name for name in columns if columns.count(name) > 1} & {*COLUMNS, key})
-            if double:
-                raise ManifestError(f"{path}:1: two columns `{double[0]}`; keep one, or rename the other")
-            row = reader.line_num + 1
-            clips: list[Clip] = []
-            fence = _Fence(path.parent)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    clips.append(_clip(len(clips), cells, columns, key, path, row, fence))
-                row = reader.line_num + 1
+        lines = text.read_text(encoding=encoding_of(text)).splitlines()
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 text ({error}); give a CSV, or a folder of clips") from error
-    except csv.Error as error:
-        raise ManifestError(
-            f"{path}:{row}: not a CSV ({error}, at line {reader.line_num}); close the quotes of this row, and write a "
-            'quote inside of them twice: "a ""red"" car"'
-        ) from error
+        raise ManifestError(f"{text}: captions are not UTF-8 text ({error}); convert the file") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
+    try:
+        table = read_rows(path, keys_of(chosen), MEDIA_SUFFIXES | AUDIO | IMAGE)
+        found = places(table.columns, chosen, f"{path}:1")
+        fence = _Fence(path.parent)
+        lists = 0
+        clips: list[Clip] = []
+        for line, cells in table.rows:
+            if any(cell.strip() if isinstance(cell, str) else cell for cell in cells):
+                clips.append(_clip(len(clips), cells, table.columns, found, path, line, fence))
+                lists += any(_is_list(caption) for caption in clips[-1].captions)
+    except TableError as error:
+        raise ManifestError(str(error)) from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise error if isinstance(error, ManifestError) else ManifestError(str(error)) from error
     if not clips:
         raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
-    return _manifest(clips, path.parent)
+    notes = [f"{path}: {note}" for note in unread(table.columns, chosen, found)]
+    if table.bare:
+        notes.append(f"{path}: its first line names no columns; read as {' and '.join(table.columns)}")
+    if lists:
+        notes.append(f"{path}: {lists} captions look like lists; several captions of a clip are separated by ' | '")
+    return _manifest(clips, path.parent, notes)
 
 
-def _clip(index: int, cells: list[str], columns: list[str], key: str, path: Path, line: int, fence: _Fence) -> Clip:
+def _is_list(caption: str) -> bool:
+    return caption.startswith(("['", '["')) and caption.endswith(("']", '"]'))
+
+
+def _clip(
+    index: int,
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    found: Mapping[str, int],
+    path: Path,
+    line: int,
+    fence: _Fence,
+) -> Clip:
     where = f"{path}:{line}"
-    if any(cell.strip() for cell in cells[len(columns) :]):
+    if any(cell.strip() if isinstance(cell, str) else cell for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
         raise ManifestError(f"{where}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
-    row = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
-    name = row.get(key, "")
+    row = {name: _texts(cells[place]) for name, place in found.items() if place < len(cells)}
+    name = CAPTION_SEPARATOR.join(row.get("path", ()))
     if not name:
-        raise ManifestError(f"{where}: no {key}; every line names a file")
-    start = _seconds(row.get("start", ""), "start", where)
-    end = _seconds(row.get("end", ""), "end", where)
+        raise ManifestError(f"{where}: no {columns[found['path']]}; every line names a file")
+    start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, where) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
             f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
-    captions = _captions(row.get("caption", ""))
-    split = (row.get("split") or None) if "split" in columns else DEFAULT_SPLIT
+    captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", ())))
+    label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
+    split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in found else DEFAULT_SPLIT
     file = os.path.abspath(path.parent / name)
     fence.check(name, file, where)
-    return Clip(index, Path(file), name, start or 0.0, end, captions, row.get("label") or None, split)
+    return Clip(index, Path(file), name, start or 0.0, end, captions, label, split)
+
+
+def _texts(cell: Cell) -> tuple[str, ...]:
+    """The texts of a cell; those of a list on a line each, without what would divide them anew."""
+    if isinstance(cell, str):
+        return (cell.strip(),)
+    return tuple(" ".join(word for word in text.split() if word != "|") for text in cell)
 
 
 def _seconds(text: str, column: str, where: str) -> float | None:
     if not text:
         return None
     try:
-        value = float(text)
+        value = parse_seconds(text)
     except ValueError as error:
         raise ManifestError(f"{where}: {column} is not a number of seconds: {text!r}") from error
     if not math.isfinite(value) or value < 0:
@@ -204,9 +249,9 @@ def _seconds(text: str, column: str, where: str) -> float | None:
     return value
 
 
-def choose_clips(source: str, split: str | None) -> Manifest:
+def choose_clips(source: str, split: str | None, columns: str = "") -> Manifest:
     """All rows of a manifest or folder, or those of one split."""
-    manifest = read_manifest(source)
+    manifest = tell_notes(read_manifest(source, columns))
     clips = manifest if split is None else manifest.split(split)
     if not len(clips):
         raise ConfigError(f"{source} has no rows of split {split!r}; it has: {', '.join(manifest.splits) or 'none'}")

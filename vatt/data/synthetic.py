@@ -38,6 +38,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import ConfigError, UsageError
+from ..runtime.cli import exit_code
 from .clip import Clip, ManifestError
 from .encoders import REPEATABLE
 from .manifest import write_manifest
@@ -128,7 +130,7 @@ def plan(clips: int, seed: int) -> list[Recipe]:
     Held-out combinations are spread evenly over values and pairs of values. Train clips cycle through the others.
     """
     if clips < 2:
-        raise ValueError(f"the built-in corpus needs at least 2 clips (one to train on, one to test), got {clips}")
+        raise ConfigError(f"the built-in corpus needs at least 2 clips (one to train on, one to test), got {clips}")
     rng = np.random.default_rng((DRAWS, seed))
     combinations = list(itertools.product(SHAPES, COLOURS, MOTIONS))
     rng.shuffle(combinations)
@@ -379,7 +381,7 @@ def _write_corpus(folder: Path, recipes: list[Recipe], stamp: dict[str, int], pr
     partial.rename(folder)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vatt.data.synthetic",
         description="Write the built-in corpus: 2 s mp4 clips (H.264 + AAC) of coloured shapes that move, with tones "
@@ -394,11 +396,15 @@ def main(argv: list[str] | None = None) -> None:
         help=f"of the files, an earlier one for a run that began with it (default: {FORMAT})",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-    try:
-        print(build_corpus(arguments.out, arguments.clips, arguments.seed, version=arguments.format))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+
+    def action() -> None:
+        try:
+            print(build_corpus(arguments.out, arguments.clips, arguments.seed, version=arguments.format))
+        except FileExistsError as error:
+            raise UsageError(str(error)) from error
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,14 @@
-"""Captions to word ids, as the official word tokenizer does it: no punctuation, lower case, split at white space."""
+"""Captions to word ids, as the official word tokenizer does it: no punctuation, lower case, split at white space.
+
+Scripts without spaces would so make one word of a sentence. A word list that holds `<unspaced>` says that each of their
+characters is a word, with the marks that belong to it; so it does wherever the list goes with a model.
+"""
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +20,15 @@ from ..errors import UsageError
 from ..runtime.files import write_atomically
 
 PAD = 0
-PAD_WORD, UNKNOWN_WORD = "<pad>", "<unk>"
+PAD_WORD, UNKNOWN_WORD, UNSPACED = "<pad>", "<unk>", "<unspaced>"
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Thai, Lao, Tibetan, Burmese, Khmer; kana; Han; half-width kana; rarer Han.
+_SCRIPTS = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
 _NUMBERED = re.compile(r"(\d+) (\S+)")
 
 
@@ -25,8 +36,26 @@ class VocabularyError(UsageError, ValueError):
     """A word list that cannot be used. The message names the file and the way out."""
 
 
-def split_words(text: str) -> list[str]:
+def split_words(text: str, unspaced: bool = False) -> list[str]:
+    """Return the words of `text`; with `unspaced` each character of scripts without spaces is one."""
+    if unspaced:
+        # A mark (category M) stays with the letter in front of it; punctuation of any script divides.
+        kinds = [unicodedata.category(letter)[0] for letter in text]
+        text = "".join(
+            (f" {letter}" if kind != "M" else letter)
+            if _UNSPACED.match(letter) and kind != "P"
+            else " "
+            if kind == "P" and not letter.isascii()
+            else letter
+            for letter, kind in zip(text, kinds, strict=True)
+        )
+        text = re.sub(f"(?<=[{_SCRIPTS}])(?=[^{_SCRIPTS}])", " ", text)
     return text.translate(_NO_PUNCTUATION).lower().split()
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether `text` has a word of several characters of a script that puts no spaces between words."""
+    return any(len(_UNSPACED.findall(word)) > 3 for word in text.split()) if not text.isascii() else False
 
 
 class Tokenizer:
@@ -38,6 +67,7 @@ class Tokenizer:
         if PAD_WORD not in words and UNKNOWN_WORD not in words:
             words = [PAD_WORD, UNKNOWN_WORD, *words]
         self.words = tuple(words)
+        self.unspaced = UNSPACED in self.words
         self.ids = {word: i for i, word in enumerate(self.words)}
         if len(self.ids) != len(self.words):
             double = next(word for word, count in Counter(self.words).items() if count > 1)
@@ -76,19 +106,23 @@ class Tokenizer:
             raise VocabularyError(f"{path}: {error}") from error
 
     @classmethod
-    def build(cls, captions: Iterable[str], size: int) -> Tokenizer:
-        """The `size - 2` most frequent words of `captions`; ties in alphabetical order."""
-        counts = Counter(word for caption in captions for word in split_words(caption))
+    def build(cls, captions: Iterable[str], size: int, unspaced: bool = False) -> Tokenizer:
+        """The `size - 2` most frequent words of `captions`, one less with `unspaced`; ties in alphabetical order."""
+        counts = Counter(word for caption in captions for word in split_words(caption, unspaced))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(ranked[: max(0, size - 2)])
+        return cls([*[UNSPACED] * unspaced, *ranked][: max(0, size - 2)])
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), "".join(word + "\n" for word in self.words).encode())
 
+    def split(self, text: str) -> list[str]:
+        """The words of `text`, as this list divides them."""
+        return split_words(text, self.unspaced)
+
     def encode(self, text: str, words: int = 16) -> NDArray[np.int64]:
         """int64 [words]: cut off or padded with 0."""
         ids = np.full(words, PAD, np.int64)
-        found = [self.ids.get(word, self.unknown) for word in split_words(text)[:words]]
+        found = [self.ids.get(word, self.unknown) for word in self.split(text)[:words]]
         ids[: len(found)] = found
         return ids
 

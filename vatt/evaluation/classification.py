@@ -26,6 +26,7 @@ from ..checkpoints.loading import load_classifier
 from ..checkpoints.model_folder import model_folder
 from ..config.data import DataConfig
 from ..config.serialization import to_dict
+from ..data.class_list import numbered_classes
 from ..data.clip import Manifest
 from ..data.datasets.classification import ViewDataset
 from ..errors import ConfigError, RunError
@@ -33,7 +34,7 @@ from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
-from .metrics import classification_scores, multilabel_scores
+from .metrics import classification_scores, hits, multilabel_scores
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
 
@@ -74,16 +75,12 @@ def read_classifier(folder: str | Path, device: torch.device, *,
 
 
 def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) -> Manifest:
-    """`clips` with the class ids of the model. `labels` None: those of the manifest, sorted.
+    """`clips` with the class ids of the model. `labels` None: the manifest's labels are the numbers of its outputs.
 
-    Raises `ConfigError` for a label that the model does not know, or a manifest of another number of classes.
+    Raises `ConfigError` for a label that the model does not know, or that is no number where only numbers can be known.
     """
     if labels is None:
-        if len(clips.labels) != classes:
-            raise ConfigError(f"{clips.root} has {len(clips.labels)} labels and the model {classes} classes without "
-                              'names; list the names, in the order of its outputs, as "labels" of "classifier" in the '
-                              "model's config.json")  # fmt: skip
-        return clips
+        return Manifest(clips.clips, clips.root, numbered_classes(clips, classes))
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
         raise ConfigError(f"{clips.root}: the model has no class {unknown[0]!r}"
@@ -96,8 +93,11 @@ def check_labels(clips: Manifest, loss: str) -> None:
     """Raises `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
     without = [clip for clip in clips if not clip.labels]
     if without:
-        raise ConfigError(f"{clips.root}: {len(without)} of {len(clips)} clips have no label, the first is "
-                          f"{without[0].name}; leave these rows out of the split, or label them")  # fmt: skip
+        raise ConfigError(
+            f"{clips.root}: {len(without)} of {len(clips)} clips have no label, the first is "
+            f"{without[0].name}; leave these rows out of the split, or label them"
+            f"{''.join(f' ({note})' for note in clips.notes if 'label' in note)}"
+        )
     several = [clip for clip in clips if len(clip.labels) > 1]
     if loss == "softmax" and several:
         raise ConfigError(f"{clips.root}: {several[0].name} has several labels ({several[0].label}); --loss sigmoid "
@@ -120,7 +120,7 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
     if loss == "sigmoid":
         return multilabel_scores(logits, labels)
     target = labels.argmax(1)
-    right = (logits.argmax(1) == target).double()
+    right = hits(logits, target, 1)
     present = target.unique()
     per_class = torch.stack([right[target == c].mean() for c in present])
     return classification_scores(logits, target) | {"mean_class_accuracy": per_class.mean().item()}

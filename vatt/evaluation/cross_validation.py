@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.classification import ViewDataset
 from ..data.datasets.evaluation import CentreDataset
-from ..data.manifest import read_manifest
+from ..data.manifest import read_manifest, tell_notes
 from ..errors import ConfigError, DataError
 from ..inference.pooled_features import Pooled, pooled_features
 from ..model.vatt import Backbone
@@ -38,7 +38,7 @@ class Fold(NamedTuple):
     test: list[int]
 
 
-def read_folds(sources: Sequence[str | Path], train: str, test: str) -> tuple[Manifest, list[Fold]]:
+def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: str = "") -> tuple[Manifest, list[Fold]]:
     """The clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
 
     A single manifest whose rows are in neither is a cross-validation: each of its splits is tested on in turn and the
@@ -48,7 +48,7 @@ def read_folds(sources: Sequence[str | Path], train: str, test: str) -> tuple[Ma
     clips: dict[tuple[Path, float, float | None], Clip] = {}
     folds: list[Fold] = []
     for number, source in enumerate(sources):
-        manifest = read_manifest(source)
+        manifest = tell_notes(read_manifest(source, columns))
         rows: dict[str, list[int]] = {}
         for clip in manifest:
             if clip.split is None:
@@ -80,8 +80,17 @@ def _name(source: str | Path, number: int, sources: Sequence[str | Path]) -> str
     return stems[number] if len(set(stems)) == len(stems) else f"{number + 1}"
 
 
-def probe_folds(backbone: Backbone, modality: str, classifier: str, clips: Manifest, folds: list[Fold], config: Config,
-                autocast: Any, out: Path, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+def probe_folds(
+    backbone: Backbone,
+    modality: str,
+    classifier: str,
+    clips: Manifest,
+    folds: list[Fold],
+    config: RunConfig,
+    autocast: Any,
+    out: Path,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Scores of a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must

@@ -1,5 +1,9 @@
 """Scores of retrieval, classification and tagging, as the release reports them (paper section 4).
 
+Equal scores have no order, so every order of them counts as equally likely: a rank is the mean of those that equals
+share, R@k and top-k are the chance to be among the first k, the area under the ROC curve takes a tie as one half.
+Scores that are all equal therefore give exactly what guessing gives. A score that is not a number comes last.
+
 Legend: Q queries, C candidates or classes, W temporal windows a clip, D width. Everything in float64.
 """
 
@@ -12,22 +16,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def _places(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [Q]: candidates ahead of `target[q]` in row q of similarity [Q,C]; and equal to it, itself included."""
+    own = similarity.gather(1, target[:, None])
+    ahead = (~(similarity <= own)).sum(1).clamp(max=similarity.shape[1] - 1)
+    return ahead, (similarity == own).sum(1).clamp(min=1)
+
+
 def ranks(similarity: Tensor, target: Tensor) -> Tensor:
-    """Rank from 1 of candidate `target[q]` in row q of similarity [Q,C]; equal candidates count as ahead of it."""
-    wanted = similarity.gather(1, target[:, None])
-    return (~(similarity < wanted)).sum(1)
+    """Rank from 1, float64 [Q], of candidate `target[q]` in row q of similarity [Q,C]; the mean rank of equals."""
+    ahead, equal = _places(similarity, target)
+    return ahead + (equal + 1).double() / 2
+
+
+def hits(similarity: Tensor, target: Tensor, k: int) -> Tensor:
+    """The chance, float64 [Q], that candidate `target[q]` is among the first `k` of row q: 0 or 1 without equals."""
+    ahead, equal = _places(similarity, target)
+    return ((k - ahead).clamp(min=0).double() / equal).clamp(max=1.0)
 
 
 def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:
     """R@1/5/10 (shares of queries) and median rank, with the chance level of R@10 beside them."""
     if not len(target):
         return {"queries": 0, "candidates": similarity.shape[1]}
-    rank = ranks(similarity, target)
-    recall = {f"R@{k}": (rank <= k).double().mean().item() for k in (1, 5, 10)}
+    recall = {f"R@{k}": hits(similarity, target, k).mean().item() for k in (1, 5, 10)}
     candidates = similarity.shape[1]
     return {
         **recall,
-        "median_rank": rank.double().quantile(0.5).item(),
+        "median_rank": ranks(similarity, target).quantile(0.5).item(),
         "queries": len(target),
         "candidates": candidates,
         "chance_R@10": min(10 / candidates, 1.0),
@@ -47,20 +63,19 @@ def window_similarity(query: Tensor, windows: Tensor, score: str = "embd") -> Te
 
 
 def classification_scores(scores: Tensor, target: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of scores [B,C] (logits or probabilities), target [B]; ties count as errors."""
-    rank = ranks(scores, target)
-    return {f"top{k}": (rank <= k).double().mean().item() for k in (1, 5)}
+    """Top-1 and top-5 accuracy of scores [B,C] (logits or probabilities), target [B]."""
+    return {f"top{k}": hits(scores, target, k).mean().item() for k in (1, 5)}
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
     """Area under precision over recall as a sum of steps; equal scores are one step. scores, labels (0/1) [B]."""
     order = scores.argsort(descending=True)
     scores, labels = scores[order], labels[order].double()
-    hits = labels.cumsum(0)
-    precision = hits / torch.arange(1, len(hits) + 1)
+    found = labels.cumsum(0)
+    precision = found / torch.arange(1, len(found) + 1)
     last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
-    gained = torch.diff(hits[last], prepend=torch.zeros(1, dtype=torch.float64))
-    return ((gained * precision[last]).sum() / hits[-1]).item()
+    gained = torch.diff(found[last], prepend=torch.zeros(1, dtype=torch.float64))
+    return ((gained * precision[last]).sum() / found[-1]).item()
 
 
 def roc_area(scores: Tensor, labels: Tensor) -> float:
@@ -68,8 +83,8 @@ def roc_area(scores: Tensor, labels: Tensor) -> float:
     _, place, counts = scores.unique(return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1) / 2).double()[place]  # from 1, the mean where scores are equal
     positive = labels.bool()
-    hits = int(positive.sum())
-    return ((rank[positive].sum() - hits * (hits + 1) / 2) / (hits * (len(labels) - hits))).item()
+    count = int(positive.sum())
+    return ((rank[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count))).item()
 
 
 def multilabel_scores(scores: Tensor, labels: Tensor) -> dict[str, float]:

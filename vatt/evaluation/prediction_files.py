@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.clip import Clip, Manifest
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, write_figure
 from .metrics import average_precision, roc_area
 
 BEST = 5
@@ -66,7 +67,7 @@ def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: 
         confusion = confusion_matrix(logits, labels)
         predicted, clips = confusion.sum(0).tolist(), confusion.sum(1).tolist()
         for c, name in enumerate(names):
-            right = int(confusion[c, c])
+            right = confusion[c, c].item()
             wrong = confusion[c].clone()
             wrong[c] = 0
             other = names[int(wrong.argmax())] if wrong.any() else ""
@@ -87,10 +88,10 @@ def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: 
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """int64 [K,K]: clips of class (row) that were taken for class (column)."""
-    classes = labels.shape[1]
-    pairs = labels.argmax(1) * classes + logits.argmax(1)
-    return pairs.bincount(minlength=classes * classes).reshape(classes, classes)
+    """float64 [K,K]: clips of class (row) that were taken for class (column); equal logits share their clip."""
+    best = F.one_hot(logits.argmax(1), logits.shape[1]).bool() | (logits == logits.amax(1, keepdim=True))
+    shares = best.double() / best.sum(1, keepdim=True)
+    return torch.zeros(labels.shape[1], labels.shape[1], dtype=torch.float64).index_add_(0, labels.argmax(1), shares)
 
 
 def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor) -> None:
@@ -100,18 +101,17 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    matrix = confusion_matrix(logits, labels).double()
+    matrix = confusion_matrix(logits, labels)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = min(max(4.5, 0.32 * len(names) + 2), 16)
     figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
     figure.colorbar(image, label="share of the class's clips", shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="class", title=f"Confusion of {int(matrix.sum())} clips")
+    axes.set(xlabel="predicted class", ylabel="class", title=f"Confusion of {len(labels)} clips")
     if len(names) <= MOST_NAMES:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
@@ -132,8 +132,7 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     panels[1].legend()
     for axes in panels:
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def _about(clip: Clip) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def _about(clip: Clip) -> dict[str, Any]:
             "label": clip.label}  # fmt: skip
 
 
-def _share(part: int, whole: int) -> float | None:
+def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 

@@ -1,7 +1,8 @@
 """Zero-shot retrieval: each text, and each clip's sound, ranks the clips that have both (paper, Table 4).
 
 Text-to-video is among the clips with video and a caption, audio-to-video among those with video and sound: a clip that
-no query asks for would make the task another one. Sound files take no part.
+no query asks for would make the task another one. Sound files take no part. Rows of one span of a file are one clip
+with several captions (`Manifest.one_clip_a_span`): many tables have a row for each caption.
 
 Clips are compared by cosines in the common spaces. Over a clip's temporal windows the release has two scores: "embd"
 averages embeddings and takes one cosine, "cosine" averages the windows' cosines. (Two sounds and videos of V windows
@@ -49,18 +50,30 @@ class ClipEmbeddings(NamedTuple):
     bad: Bad  # manifest index and reason of each clip left out
 
 
-def embed_clips(model: VATT, dataset: EvalDataset, autocast: Any, parts: Path | None = None,
-                world: World = ALONE) -> ClipEmbeddings:  # fmt: skip
+def embed_clips(
+    model: VATT,
+    dataset: EvalDataset,
+    autocast: Any,
+    parts: Path | None = None,
+    world: World = ALONE,
+    max_bad_share: float = 1.0,
+) -> ClipEmbeddings:
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
 
     Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
-    are not made again. Raises `DataError` when no clip can be read.
+    are not made again. Raises `DataError` when no clip can be read, or a larger share than `max_bad_share` cannot.
     """
     was_training = model.training
     model.eval()
     captions = {clip.index: [c for c in clip.captions if split_words(c)] for clip in dataset.clips}
-    arrays, bad = clip_arrays(dataset, lambda batch: _embed(model, dataset, captions, batch, autocast), "evaluating",
-                              parts, world=world)  # fmt: skip
+    arrays, bad = clip_arrays(
+        dataset,
+        lambda batch: _embed(model, dataset, captions, batch, autocast),
+        "evaluating",
+        parts,
+        max_bad_share,
+        world,
+    )
     model.train(was_training)
     if not len(arrays["row"]):
         raise DataError("none of the clips has video: there is nothing to retrieve")
@@ -158,7 +171,7 @@ def write_ranks(path: Path, embedded: ClipEmbeddings, clips: Manifest, score: st
         )
         for owner, caption, rank, best in found:
             clip, first = candidates[owner], candidates[best]
-            writer.writerow((direction, clip.path, clip.index, clip.start, clip.end, caption, rank, first.path,
+            writer.writerow((direction, clip.path, clip.index, clip.start, clip.end, caption, f"{rank:g}", first.path,
                              first.index))  # fmt: skip
     # A file name need not be UTF-8: its bytes come out as they are on the disk.
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))

@@ -13,10 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..data.clip import ManifestError
-from ..data.tokenizer import VocabularyError
-from ..errors import ConfigError, DataError, RunError
+from ..runtime.cli import exit_code
+from ..runtime.lock import add_force_flag, owned
 from .activations import activations
+from .output import check_output
 from .tsne import TSNE, panel_name, tsne
 
 EXAMPLES = """examples:
@@ -46,7 +46,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (tsne, activations):
         add = command.add_argument
         add("--data", required=True, metavar="PATH", help="manifest CSV or folder of clips")
+        add("--columns", metavar="NAME=COLUMN,...", default="", help="columns of --data that have other names")
         add("--out", type=Path, required=True, metavar="FILE", help="figure to write, .png; its arrays go beside it")
+        add_force_flag(command)
         add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
         add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
         add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
@@ -74,18 +76,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        (tsne if args.command == "tsne" else activations)(args)
-    except (ConfigError, ManifestError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RunError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    def action() -> None:
+        check_output(args.out, getattr(args, "method", ""), getattr(args, "resume", False))
+        with owned(args.out, force=args.force):
+            (tsne if args.command == "tsne" else activations)(args)
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from ..errors import DataError
 from ..inference.features_file import Arrays
 from ..model.vatt import VATT, Backbone, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
+from ..runtime.files import write_figure
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, _save, check_output, write_arrays
+from .output import COLOURS, MARKERS, check_output, write_arrays
 from .tsne import panel_name
 
 
@@ -77,7 +78,7 @@ def average_activations(model: VATT | Classifier, dataset: EvalDataset, clips: i
 
 def activations(args: argparse.Namespace) -> None:
     arrays_file, device = check_output(args.out, "", False), pick_device(args.device)
-    clips, config = choose_clips(args.data, args.split), load_config(args.model)
+    clips, config = choose_clips(args.data, args.split, args.columns), load_config(args.model)
     model = load(args.model, device=device, fused=args.fused)
     modalities = tuple(model.backbone.tokens)
     tokenizer = load_tokenizer(args.model) if "text" in modalities else Tokenizer([])
@@ -89,7 +90,7 @@ def activations(args: argparse.Namespace) -> None:
     write_arrays(arrays_file, means | {"row": np.array(rows)}, metadata, {})
     counted = f"{len(rows)} clip{'s' if rows[1:] else ''}"
     title = f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}"
-    _save(activations_figure(means, title), args.out)
+    write_figure(activations_figure(means, title), args.out)
     print(f"done: {args.out}, {arrays_file}: {', '.join(means)}, {counted}")
 
 

@@ -47,9 +47,3 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: di
     buffer = io.BytesIO()
     np.savez(buffer, **content)
     write_atomically(path, buffer.getvalue())
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(path, buffer.getvalue())

@@ -28,9 +28,11 @@ from ..errors import ConfigError, DataError, RunError
 from ..inference.features_file import Arrays
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
+from ..runtime.files import write_figure
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, VideoFeatures, _save, check_output, write_arrays
+from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
 
 VIEWS = 32  # windows of video at once
 LEGEND = 40  # more classes have no legend
@@ -70,7 +72,7 @@ def video_features(model: VATT | Classifier, dataset: EvalDataset, autocast: Any
     with progress_bar(len(dataset.clips), f"features of {name}", "clip") as bar:
         for batch in make_loader(dataset, 0, len(dataset), dataset.data.workers):
             for index, reason in batch.bad:
-                tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
             if batch.clips:
                 with autocast:
                     pooled = model.backbone.features("video", batch.video.flatten(0, 1).to(device))[:, 0]
@@ -118,7 +120,7 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
 def tsne(args: argparse.Namespace) -> None:
     arrays_file = check_output(args.out, args.method, args.resume)
     device = pick_device(args.device)
-    clips = choose_classes(choose_clips(args.data, args.split), args.classes, args.per_class, args.seed)
+    clips = choose_classes(choose_clips(args.data, args.split, args.columns), args.classes, args.per_class, args.seed)
     print(f"{len(clips)} clips of {len(clips.labels)} classes, {len(args.model)} models, {device}")
     configs = [load_config(folder) for folder in args.model]  # a wrong folder is told before hours of work
     known = read_earlier(arrays_file) if arrays_file.exists() else {}
@@ -161,7 +163,8 @@ def tsne(args: argparse.Namespace) -> None:
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})
-    _save(points_figure(arrays["points"], labels, titles, "t-SNE" if args.method == "tsne" else "component"), args.out)
+    axis = "t-SNE" if args.method == "tsne" else "component"
+    write_figure(points_figure(arrays["points"], labels, titles, axis), args.out)
     print(f"done: {args.out}, {arrays_file}: {len(shown)} clips of {len(np.unique(labels))} classes")
 
 

@@ -25,9 +25,10 @@ from ..errors import ConfigError, DataError, RunError
 from ..model.vatt import VATT
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .features_file import POSITIONS, Arrays, FeaturesError, read_features, read_shard, write_shard
-from .result_folder import IDENTITY, _read_settings
+from .result_folder import IDENTITY, read_settings
 
 
 @torch.no_grad()
@@ -167,7 +168,7 @@ def _make_shards(
                 kept = []
                 for batch in itertools.islice(batches, min(per_shard, stop - shard * per_shard)):
                     for index, reason in batch.bad:
-                        tqdm.write(f"bad clip, left out: {clips[index].name}: {reason}", file=sys.stderr)
+                        tqdm.write(printable(f"bad clip, left out: {clips[index].name}: {reason}"), file=sys.stderr)
                     kept.append(embed_clips(model, batch, clips, tokenizer, dataset.model.text.words, autocast))
                     bar.update(len(batch.tried))
                     remarks.add(batch.remarks)
@@ -192,7 +193,7 @@ def open_parts(out: Path, parts: Path, metadata: dict[str, Any], resume: bool) -
             if path.exists():
                 raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
     elif out.exists() or settings.exists():
-        begun = read_features(out, ()).metadata if out.exists() else _read_settings(settings)
+        begun = read_features(out, ()).metadata if out.exists() else read_settings(settings)
         differ = [f"{name}: {begun.get(name)!r}, now {metadata[name]!r}" for name in IDENTITY
                   if begun.get(name) != metadata[name]]  # fmt: skip
         if differ:

@@ -30,10 +30,8 @@ Texts are stored at the width of the longest in an .npz; for millions of caption
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +43,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, VattError
+from ..runtime.files import replacing
+from ..runtime.forms import FormError, parse_json, printable
 
 Arrays = dict[str, NDArray[Any]]
 CLIP = ("path", "row", "start", "end", "split", "label")
@@ -59,6 +59,23 @@ SUFFIXES = (".npz", ".parquet")
 DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, EOFError, TypeError, AttributeError, RuntimeError,
            MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)  # fmt: skip
 FORMAT = 2  # 1 had video features of every clip
+METADATA = {"format": int, "model": str, "weights_sha256": str, "windows": int}
+# Of each array: kind of its values, axes, and how many there are of what.
+_FORMS: dict[str, tuple[str, int, str]] = {
+    **dict.fromkeys(("path", "split", "label"), ("text", 1, "clips")),
+    "row": ("whole numbers", 1, "clips"),
+    **dict.fromkeys(("start", "end"), ("numbers", 1, "clips")),
+    "video_clip": ("whole numbers", 1, "clips with video"),
+    **dict.fromkeys(VIDEO, ("numbers", 2, "clips with video")),
+    "audio_clip": ("whole numbers", 1, "clips with sound"),
+    **dict.fromkeys(AUDIO, ("numbers", 2, "clips with sound")),
+    "text_clip": ("whole numbers", 1, "captions"),
+    "caption": ("text", 1, "captions"),
+    **dict.fromkeys(TEXT, ("numbers", 2, "captions")),
+    **dict.fromkeys(("bad_path", "bad_reason"), ("text", 1, "bad clips")),
+    "bad_row": ("whole numbers", 1, "bad clips"),
+}
+_KINDS = {"text": "U", "whole numbers": "i", "numbers": "f"}  # by NumPy's letters
 
 
 class FeaturesError(VattError, ValueError):
@@ -84,21 +101,54 @@ def check_format(path: Path) -> None:
 
 def write_shard(path: Path, arrays: Arrays) -> None:
     """A part of the clips, in the layout of the .npz; positions count from the shard's first clip."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         _write_npz(temporary, ((name, arrays[name]) for name in NAMES))
 
 
 def read_shard(path: Path, names: Iterable[str] = NAMES) -> Arrays:
     """Arrays of a shard or an .npz. Raises `FeaturesError` if the file is damaged or something else."""
+    names = tuple(names)
     try:
         with np.load(path, allow_pickle=False) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
                 raise ValueError("it is packed, so a small file may hold gigabytes")
-            return {name: archive[name] for name in names}
+            arrays = {name: archive[name] for name in names}
+        if "metadata" not in names:
+            _check(arrays)
+        return arrays
     except FileNotFoundError as error:
         raise FeaturesError(f"{path}: no such file; python -m vatt.embed writes it") from error
     except DAMAGED as error:
-        raise FeaturesError(f"{path} is damaged or no file of features ({error}); vatt.embed writes them") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> FeaturesError:
+    said = printable(str(error) or type(error).__name__)[:300]
+    return FeaturesError(f"{path} is damaged or no file of features ({said}); python -m vatt.embed writes them")
+
+
+def _check(arrays: Arrays) -> None:
+    """Raises ValueError unless `arrays` can be those of one file."""
+    counts: dict[str, tuple[str, int]] = {}
+    for name, array in arrays.items():
+        kind, axes, what = _FORMS[name]
+        if array.dtype.kind != _KINDS[kind] or array.ndim != axes:
+            raise ValueError(f"{name} holds {array.dtype} {list(array.shape)}, not {kind} along {axes} axes")
+        if counts.setdefault(what, (name, len(array)))[1] != len(array):
+            other, count = counts[what]
+            raise ValueError(f"{len(array)} rows of {name}, but {count} of {other}")
+        if axes == 2 and not array.shape[1]:
+            raise ValueError(f"{name} has no columns")
+        if kind == "numbers" and name != "end" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    for name in POSITIONS:
+        place = arrays.get(name)
+        if place is None or not len(place):
+            continue
+        if place.min() < 0 or ("clips" in counts and place.max() >= counts["clips"][1]):
+            raise ValueError(f"{name} names clips from {place.min()} to {place.max()}, which are not there")
+        if name != "text_clip" and len(np.unique(place)) < len(place):
+            raise ValueError(f"{name} names a clip twice")
 
 
 def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[str, int]:
@@ -110,7 +160,7 @@ def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[st
              "bad_clips": "bad_row"}  # fmt: skip
     counts = {key: sum(size[name] for size in sizes) for key, name in names.items()}
     text = json.dumps({"format": FORMAT, **metadata, **counts})
-    with _replacing(out) as temporary:
+    with replacing(out) as temporary:
         if out.suffix == ".parquet":
             _write_parquet(temporary, shards, text)
         else:
@@ -132,10 +182,14 @@ def read_features(path: str | Path, names: Iterable[str] = NAMES) -> Features:
 
 def _metadata(path: Path, text: str) -> dict[str, Any]:
     try:
-        metadata: dict[str, Any] = json.loads(text)
+        metadata: dict[str, Any] = parse_json(text, {"format": int})
         known = metadata["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise FeaturesError(f"{path} is no file of features ({error}); python -m vatt.embed writes them") from error
+        if known:
+            parse_json(text, METADATA)
+            if not 1 <= metadata["windows"] < 2**31:
+                raise FormError(f"windows is {metadata['windows']}")
+    except FormError as error:
+        raise _damaged(path, FormError(f"its metadata: {error}")) from error
     if not known:
         raise FeaturesError(
             f"{path} has format {metadata['format']}, this version reads {FORMAT}; embed the clips again"
@@ -156,20 +210,6 @@ def _write_npz(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and the file is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -231,13 +271,13 @@ def _read_parquet(path: Path, names: tuple[str, ...]) -> tuple[Arrays, str]:
         metadata = (table.schema.metadata or {})[b"vatt"].decode()
         bad = pa.compute.is_valid(table["reason"])
         good, failed = table.filter(pa.compute.invert(bad)), table.filter(bad)
-        return {
-            name: _column(name, failed if name in BAD else good, columns.get(name, name)) for name in names
-        }, metadata
+        arrays = {name: _column(name, failed if name in BAD else good, columns.get(name, name)) for name in names}
+        _check(arrays)
+        return arrays, metadata
     except FileNotFoundError as error:
         raise FeaturesError(f"{path}: no such file; python -m vatt.embed writes it") from error
-    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:  # pyarrow's own are ValueErrors or KeyErrors
-        raise FeaturesError(f"{path} is damaged or no file of features ({error}); vatt.embed writes them") from error
+    except (*DAMAGED, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
 
 
 def _column(name: str, table: Any, column: str) -> NDArray[Any]:

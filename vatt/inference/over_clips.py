@@ -25,6 +25,7 @@ from ..data.remarks import Remarks
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 
 Arrays = dict[str, NDArray[Any]]
@@ -79,7 +80,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             bad: Bad = []
             for batch in itertools.islice(batches, per_shard):
                 for index, reason in batch.bad:
-                    tqdm.write(f"bad clip, left out: {names[index]}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                 bad += batch.bad
                 remarks.add(batch.remarks)
                 tried += len(batch.tried)
@@ -89,7 +90,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             if bad_share(len(left_out), tried, len(dataset.clips)) > max_bad_share:
                 kept = f" and delete {parts}, which remembers them" if parts else ""
                 raise DataError(f"{len(left_out)} of {tried} clips tried could not be used, more than the share of "
-                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in fine-tuning) allows; "
+                                f"{max_bad_share:g} that --max-bad-share (data.max_bad_share in training) allows; "
                                 f"allow more, or mend those named above{kept}")  # fmt: skip
             done.append((_joined(made), bad))
             if parts is not None:

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from ..checkpoints.fingerprints import weights_fingerprint
 from ..checkpoints.loading import load_vatt
-from ..config.pretraining import Config
+from ..checkpoints.model_folder import load_config
+from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.evaluation import EvalDataset
 from ..data.decoding.audio import read_sound_windows
 from ..data.decoding.container import BadClip
-from ..data.tokenizer import Tokenizer, split_words
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, RunError
 from ..model.vatt import VATT
-from .features_file import Features
+from .features_file import Features, FeaturesError
 
 SPACE = {"text": "video_to_text", "audio": "video_to_audio", "video": "video_to_audio"}
 
@@ -97,12 +98,18 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
         made_by = files[0].metadata["model"]
         raise RunError(f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
                        "the right one with --model, or embed the clips again")  # fmt: skip
+    spaces = load_config(folder).model.head
+    for features in files:
+        for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
+            if name in features.arrays and features.arrays[name].shape[1] != wanted:
+                raise FeaturesError(f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
+                                    f"and {wanted} in the model in {folder}; embed the clips again")  # fmt: skip
     return model, folder
 
 
 def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
     """What to warn of; raises `ConfigError` for a text of which the model knows no word."""
-    words = split_words(text)
+    words = tokenizer.split(text)
     unknown = [word for word in dict.fromkeys(words[:limit]) if word not in tokenizer.ids]
     listed = ", ".join(repr(word) for word in unknown)
     if not words:
@@ -114,7 +121,7 @@ def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
 
 
 @torch.no_grad()
-def embed_query(model: VATT, config: Config, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
+def embed_query(model: VATT, config: RunConfig, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
     """float32 [256] for a text, [512] for a sound or video. Raises `BadClip` for a file that cannot be read."""
     device = next(model.parameters()).device
     limit = config.data.decode_seconds

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.pretraining import LossConfig
+from ..config.pretraining import LossConfig, LossForm
 from ..errors import ConfigError
 from ..ops import Ops
 from .heads import Embeddings
 
-FORMS = ("asymmetric", "symmetric", "paper")
+FORMS = get_args(LossForm)
 
 
 class Losses(NamedTuple):

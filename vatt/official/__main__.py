@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+from ..errors import UsageError
 from ..ops import choose
+from ..runtime.cli import exit_code
+from ..runtime.lock import add_force_flag, owned
 from .convert import (
     Mapped,
     build,
@@ -42,7 +44,7 @@ A fine-tuned checkpoint reads the section of its modality, the modality-agnostic
 """
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError, ValueError):
     """The file of --config cannot be used."""
 
 
@@ -85,7 +87,12 @@ def inspect(prefix: Path, settings: dict[str, Any]) -> int:
     return 0
 
 
-def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
+def convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool, force: bool) -> int:
+    with owned(out.absolute(), force=force):  # beside it: the folder must be empty
+        return _convert(prefix, out, settings, with_optimizer)
+
+
+def _convert(prefix: Path, out: Path, settings: dict[str, Any], with_optimizer: bool) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder; choose another --out")
     with TFCheckpoint(prefix) as checkpoint:
@@ -131,29 +138,23 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--config", type=Path, metavar="FILE", help="sizes that keys and shapes cannot tell")
         if name == "convert":
             command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+            add_force_flag(command)
             command.add_argument("--with-optimizer", action="store_true", help="also write the optimiser's moments")
     text = "compare our model with recorded arrays of the official one, one row an array"
     command = commands.add_parser("verify", help=text, description=text)
     command.add_argument("folder", type=Path, metavar="DIR", help="holds config.json, ckpt_*/ and *.npz")
     command.add_argument("--fused", action="store_true", help="run the fused operations")
     args = parser.parse_args(argv)
-    try:
+
+    def action() -> int:
         if args.command == "verify":
             return verify(args.folder, args.fused)
         settings = read_settings(args.config)
         if args.command == "inspect":
             return inspect(args.prefix, settings)
-        return convert(args.prefix, args.out, settings, args.with_optimizer)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # CheckpointError, SizeError, MapError and VerifyError are ValueErrors; ImportError names the missing extra.
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return convert(args.prefix, args.out, settings, args.with_optimizer, args.force)
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

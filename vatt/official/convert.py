@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -192,6 +193,7 @@ def write_folder(out: Path, description: Description, weights: dict[str, Tensor]
             save_file(moments, temporary / "optimizer.safetensors")
         write_config(temporary, config, record)
         os.replace(temporary, out)
-    except BaseException:
+    except SafetensorError as error:
+        raise OSError(f"{out} cannot be written: {error}") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise

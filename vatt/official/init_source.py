@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoints.loading import read_folder
+from ..checkpoints.loading import read_folder, require_fit
 from ..checkpoints.model_folder import load_config, model_folder
 from ..config.model import ModelConfig
 from ..errors import ConfigError, RunError
+from ..model.vatt import VATT
 from .convert import map_checkpoint, read_weights
 from .infer_config import SizeError
 from .tensorflow_checkpoint import TFCheckpoint
@@ -22,7 +24,9 @@ def source_sizes(init: str) -> ModelConfig:
     """
     folder = model_folder(init)
     if (folder / "config.json").is_file():
-        return load_config(folder).model
+        sizes = load_config(folder).model
+        require_fit(folder, sizes, partial(VATT, sizes), exactly=False)
+        return sizes
     if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
         raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
     try:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import VattError
+from ..errors import MissingPackage, VattError
 
 _MAGIC, _FOOTER = (0xDB4775248B80FB57).to_bytes(8, "little"), 48
 _INDEX_LIMIT, _EXPANSION_LIMIT = 16 << 20, 32  # bytes of an index; bytes of keys per byte of a block, cheap to forge
 _STRING, _BFLOAT16 = 7, 14
 _STORED = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", _STRING: "O", 9: "<i8", 10: "?", _BFLOAT16: "<u2", 19: "<f2"}
+_TYPES = 128  # numbers of data types are below
 _DAMAGED = "The file is damaged or incomplete: get the .index and all .data files again from one source."
 _RESAVE = "Save it again with tf.train.Checkpoint on a little-endian machine, unpartitioned and uncompressed."
 _Entry = tuple[int, tuple[int, ...], int, int, int, int]  # dtype number, shape, data file, offset, size, masked crc32c
@@ -40,7 +41,7 @@ def _masked_crc32c(*parts: bytes) -> bytes:
     try:
         from google_crc32c import extend
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "reading TensorFlow checkpoints needs crc32c: pip install -e '.[official]' in the project's folder"
         ) from error
     crc = reduce(extend, parts, 0)
@@ -119,10 +120,11 @@ def _entry(value: _Cursor, files: list[Path]) -> _Entry:
     shapes = [shape.message() for shape in parts[2]]
     shape = tuple(dim.message()[0][1] for _, dims in shapes for dim in dims[2])
     number, shard, offset, size, crc32c = (numbers[field] for field in (1, 3, 4, 5, 6))
-    whole = number in _STORED and not parts[7] and not any(flags[3] for flags, _ in shapes) and len(shape) <= 32
+    whole = 0 < number < _TYPES and not parts[7] and not any(flags[3] for flags, _ in shapes) and len(shape) <= 32
     value.require(whole, f"partitioned, of unknown rank, of rank above 32 or of data type {number}", _RESAVE)
-    count, width = math.prod(shape), np.dtype(_STORED[number]).itemsize
-    fits = size >= count + 4 if number == _STRING else size == count * width
+    # An entry of another type is no reason to refuse those that are wanted: it is refused when it is read.
+    count, width = math.prod(shape), np.dtype(_STORED.get(number, "u1")).itemsize
+    fits = size >= count + 4 if number == _STRING else size == count * width or number not in _STORED
     fits &= math.prod(dim or 1 for dim in shape) * width < 1 << 63
     value.require(fits, f"{size} bytes do not hold the shape {shape}")
     value.require(shard < len(files), f"data file {shard} of {len(files)} does not exist")
@@ -151,7 +153,8 @@ class TFCheckpoint(Mapping[str, np.ndarray], AbstractContextManager["TFCheckpoin
     """Tensors by key of PREFIX, PREFIX.index or a folder with one index or with a `checkpoint` file naming the latest.
 
     Opening checks the index, `self[key]` reads and checks one tensor: a new array, bfloat16 as float32, strings as
-    bytes objects, other dtypes as stored. Any fault of the files is a CheckpointError. Not for several threads at once.
+    bytes objects, other dtypes as stored; one of a type that numpy lacks is refused then. Any fault of the files is a
+    CheckpointError. Not for several threads at once.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -173,6 +176,8 @@ class TFCheckpoint(Mapping[str, np.ndarray], AbstractContextManager["TFCheckpoin
     def __getitem__(self, key: str) -> np.ndarray:
         number, shape, shard, offset, size, crc32c = self._entries[key]
         file = self._files[shard]
+        if number not in _STORED:
+            raise CheckpointError(Path(file.name), key, offset, f"of data type {number}, which cannot be read", _RESAVE)
         file.seek(offset)
         data = _Cursor(file.read(size), Path(file.name), offset, key)
         covered, lengths = [data.data], []
@@ -200,7 +205,7 @@ class TFCheckpoint(Mapping[str, np.ndarray], AbstractContextManager["TFCheckpoin
         return self._entries[key][1]
 
     def dtype(self, key: str) -> np.dtype:
-        return np.dtype((_STORED | {_BFLOAT16: "<f4"})[self._entries[key][0]])
+        return np.dtype((_STORED | {_BFLOAT16: "<f4"}).get(self._entries[key][0], "V"))
 
     def __exit__(self, *_: object) -> None:
         for file in self._files:

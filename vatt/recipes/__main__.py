@@ -17,6 +17,7 @@ from typing import Any
 from .. import evaluate, finetune
 from ..config.finetuning import FinetuneConfig
 from ..errors import ConfigError
+from ..runtime.cli import exit_code
 from .rows import CHECKPOINTS, DATASETS, PRETRAINING, RECIPES, Recipe
 
 EXAMPLES = """examples:
@@ -130,16 +131,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="print the commands of these (default: list them all)")
     parser.add_argument("--table", type=int, choices=range(1, 7), help="only recipes of this table")
     args = parser.parse_args(argv)
-    try:
-        chosen = [recipe(name) for name in args.names]
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if chosen:
-        print("\n\n".join(map(describe, chosen)))
-    else:
-        print(listing(one for one in RECIPES.values() if args.table in (None, one.table)))
-    return 0
+
+    def action() -> None:
+        if args.names:
+            print("\n\n".join([describe(recipe(name)) for name in args.names]))
+        else:
+            print(listing(one for one in RECIPES.values() if args.table in (None, one.table)))
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,12 @@ ANIMATED_WEBP = "webp_anim"
 SCALING = 2 | 0x2000  # bilinear, and "full chroma horizontal interpolation"
 
 
-def frame_duration(frame: VideoFrame) -> int:
-    """Return how long a frame is shown, in its time base; 0 where that is not known, as before PyAV 15 always."""
-    return getattr(frame, "duration", None) or 0
+def frame_duration(frame: VideoFrame, of_packet: int) -> int:
+    """Return how long a frame is shown, in its time base; 0 where that is not known.
+
+    Before PyAV 15 a frame does not tell: then it is what the packet with its timestamp tells.
+    """
+    return getattr(frame, "duration", of_packet) or 0
 
 
 # PyAV up to 18.1 fails on all side data of a frame when FFmpeg attached some of a type that PyAV has no name for, such

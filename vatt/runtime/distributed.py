@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +24,8 @@ from torch import Tensor
 from ..errors import ConfigError, Elsewhere, Finished, RunError
 
 T = TypeVar("T")
+LOOK_SECONDS = 1.0  # how often a process looks whether its launcher lives
+GRACE = 300.0  # seconds that it then has to end by itself: to finish a step and save
 # PyTorch 2.13 renamed both, and warns of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -99,6 +103,20 @@ class World:
                                "and its data must be the same files for all of them")  # fmt: skip
 
         values = self.exchange(value)
+        self.first(compare)
+
+    def require_equal(self, values: Mapping[str, object]) -> None:
+        """Raises `RunError` naming the first of `values` that the ranks do not have in common."""
+        everyone = self.exchange(dict(values))
+
+        def compare() -> None:
+            for name in dict.fromkeys(name for one in everyone for name in one):
+                first = everyone[0].get(name)
+                for rank, one in enumerate(everyone):
+                    if one.get(name) != first:
+                        raise RunError(f"the processes differ: {name} is {first!r} for process 0 and {one.get(name)!r} "
+                                       f"for process {rank}; start all with the same settings and code")  # fmt: skip
+
         self.first(compare)
 
     def last_common(self) -> None:
@@ -203,6 +221,24 @@ class _Total(torch.autograd.Function):
         return world._sum(gradients[0]), None
 
 
+def _end_with_launcher() -> None:
+    """Makes this process end when its launcher does: one that was killed cannot tell.
+
+    It is asked to first, as the launcher would have, so that a run saves.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if launcher > 1:  # not what was left alone from the start, or started by a container itself
+        threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one.
@@ -223,6 +259,7 @@ def joined(device: str) -> Iterator[World]:
                           "(--nproc-per-node), or add --device cpu")  # fmt: skip
     if gpus:
         torch.cuda.set_device(local)
+    _end_with_launcher()
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     world = World(dist.get_rank(), size, local)
     with contextlib.ExitStack() as stack:

@@ -3,44 +3,115 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from .lock import owned
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+class WriteError(OSError):
+    """A file that cannot be written. The message names it, why, and what is whole all the same."""
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that gets its name when it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def writing(
+    path: Path, size: int | None = None, kept: str = "", also: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Around what writes `path`: errors of the disk become a `WriteError`.
+
+    Args:
+        size: bytes that are needed, as far as known.
+        kept: what the message says of the older state.
+        also: errors of libraries that write, and name no file.
+    """
+    errors: tuple[type[BaseException], ...] = (OSError, *also)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except WriteError:
+        raise
+    except errors as error:
+        number = error.errno if isinstance(error, OSError) else None
+        silent = not number or isinstance(error, ConnectionError | TimeoutError)
+        elsewhere = isinstance(error, OSError) and path.name not in str(error.filename)
+        if elsewhere and (silent or (isinstance(error, OSError) and error.filename)):
+            raise  # of something that was read meanwhile
+        reason = os.strerror(number) if number else str(error).strip().split("\n")[0]
+        needed = "" if size is None else f"; {size:,} bytes are needed"
+        free = _free(path)
+        room = "" if free is None else f"{' and' if needed else ';'} {free:,} are free on its disk"
+        said = WriteError(f"{path} cannot be written: {reason}{needed}{room}{f'; {kept}' if kept else ''}")
+        said.errno = number
+        raise said from error
 
 
-def first_free(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, -3, ... if that exists."""
+def _free(path: Path) -> int | None:
+    """Bytes that this process may still write beside `path`."""
+    for folder in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes `path` so that a reader sees the old content or the new one, never a part. Raises `WriteError`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, len(data), f"the {path.name} of before is whole" if path.exists() else ""):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well and the file is on the disk.
+
+    Raises `WriteError`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, None, f"the {path.name} of before is whole" if path.exists() else ""):
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Saves a figure of matplotlib as PNG, whole or not at all, and closes it."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    write_atomically(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, open for writing, that gets its name when it is whole and on the disk."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def first_free(name: str, held: contextlib.ExitStack) -> Path:
+    """Makes runs/NAME, or runs/NAME-2, -3, ... if that exists; it is this command's own until `held` is closed."""
     folder, number = Path("runs") / name, 1
-    while folder.exists():
+    while True:
+        with contextlib.suppress(FileExistsError):
+            held.enter_context(owned(folder, folder=True, new=True))
+            return folder
         number += 1
         folder = Path("runs") / f"{name}-{number}"
-    return folder

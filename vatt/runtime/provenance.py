@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,18 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
     }
+
+
+def code_identity() -> dict[str, object]:
+    """What processes that work together must have in common of the code: versions, commit and the files themselves."""
+    digest = hashlib.sha256()
+    for package in ("vatt", "vatt_kernels"):
+        spec = find_spec(package)
+        for folder in [] if spec is None else spec.submodule_search_locations or []:
+            for file in sorted(Path(folder).rglob("*.py")):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    versions = {f"the version of {name}": _version(name) for name in ("vatt", "torch")}
+    return {**versions, "the commit": _commit()["commit"], "the code (SHA-256)": digest.hexdigest()[:16]}
 
 
 def _version(package: str) -> str | None:

@@ -6,45 +6,28 @@ and go on in the same way.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
-from ..config.data import DataConfig
+from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
-from ..data.loader import BatchSource, make_loader
+from ..data.loader import BatchSource, Interrupted, make_loader
 from ..data.remarks import Remarks
 from ..errors import ConfigError, DataError, Elsewhere, RunError
 from ..runtime.distributed import World
+from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .metrics_log import MetricsLog
 from .profiler import Traced, tracing
 from .session import Session
 from .signals import termination
-
-
-class Settings(Protocol):
-    """What the loop reads of a run's settings."""
-
-    @property
-    def data(self) -> DataConfig: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def save_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-    @property
-    def max_nonfinite(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def tensorboard(self) -> bool: ...
 
 
 class _Part(NamedTuple):
@@ -55,12 +38,13 @@ class _Part(NamedTuple):
     bad: list[tuple[int, str]]
     remarks: list[tuple[int, str]]
     error: str = ""
+    interrupted: bool = False
 
 
 def _together(batches: Iterator[Batch], world: World) -> Batch:
     """This rank's part of the next batch, with the clips of all ranks: which are used, tried and bad.
 
-    Raises `DataError` on all ranks when one of them has it.
+    Raises `DataError`, or `Interrupted`, on all ranks when one of them has it.
     """
     if world.size == 1:
         return next(batches)
@@ -70,10 +54,14 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
         part = _Part(batch.clips, batch.tried, batch.bad, batch.remarks)
     except DataError as error:
         part = _Part([], [], [], [], str(error))
+    except Interrupted:
+        part = _Part([], [], [], [], interrupted=True)
     parts = world.exchange(part)
     for part in parts:
         if part.error:
             raise DataError(part.error)
+    if any(part.interrupted for part in parts):
+        raise Interrupted
     assert batch is not None
     return replace(batch, clips=[row for part in parts for row in part.clips],
                    tried=[row for part in parts for row in part.tried],
@@ -81,9 +69,17 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
                    remarks=[entry for part in parts for entry in part.remarks])  # fmt: skip
 
 
-def run_steps(session: Session, config: Settings, dataset: BatchSource, start: int, log: MetricsLog | None,
-              update: Callable[[Batch, int], dict[str, Any]], advice: str,
-              load: Callable[..., Iterator[Batch]] | None = None, traced: Traced | None = None) -> float:  # fmt: skip
+def run_steps(
+    session: Session,
+    config: RunConfig,
+    dataset: BatchSource,
+    start: int,
+    log: MetricsLog | None,
+    update: Callable[[Batch, int], dict[str, Any]],
+    advice: str,
+    load: Callable[..., Generator[Batch, None, None]] | None = None,
+    traced: Traced | None = None,
+) -> float:
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
@@ -106,13 +102,31 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
     if config.tensorboard:
         world.first(lambda: boards.append(tensorboard(out)))
     session.model.train()
-    batches = (load or make_loader)(dataset, start, config.steps - start, config.data.workers, config.data.prefetch)
     bar = progress_bar(config.steps, "training", "step", start)
     with (
         termination(together=2.0 if world.size > 1 else 0.0) as signals,
+        contextlib.closing(
+            (load or make_loader)(
+                dataset, start, config.steps - start, config.data.workers, config.data.prefetch, lambda: signals
+            )
+        ) as batches,
         bar,
         tracing(traced, out / f"trace-{world.rank}.json", start) as step_done,
     ):
+
+        def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
+            if log is not None:
+                log.sync()
+            session.save(step, config.keep_checkpoints, bad_clips)
+
+        def sent() -> list[int]:
+            """The signals that any rank was sent."""
+            return [number for numbers in world.exchange(list(signals)) for number in numbers]
+
+        def leave(step: int, received: list[int]) -> NoReturn:
+            tqdm.write(f"saved after step {step}; continue with: --out {out} --resume", file=sys.stderr)
+            sys.exit(128 + received[0])
+
         for step in range(start, config.steps):
             tick, talked = time.perf_counter(), world.seconds
             before = bad.state_dict()
@@ -120,21 +134,25 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
                 batch = _together(batches, world)
                 remarks.add(batch.remarks if world.is_first else [])
                 for clip, reason in bad.add(step, batch):
-                    tqdm.write(f"bad clip, replaced: {clip.name}: {reason}", file=sys.stderr)
+                    tqdm.write(printable(f"bad clip, replaced: {clip.name}: {reason}"), file=sys.stderr)
                 bad.check()
             except DataError as error:
-                session.save(step, config.keep_checkpoints, before)  # --resume goes on once the data is mended
+                save(step, before)  # --resume goes on once the data is mended
                 if not world.is_first:
                     raise Elsewhere(error) from error
                 raise
+            except Interrupted:
+                save(step, before)
+                leave(step, sent())
             waited = time.perf_counter() - tick
             record = {"step": step + 1, **update(batch, step)}
             seconds = time.perf_counter() - tick
             skipped = 0 if record["updated"] else skipped + 1
             if skipped:
                 record["clips"] = [manifest[i].name for i in batch.clips]
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: "
-                           f"{', '.join(record['clips'])}", file=sys.stderr)  # fmt: skip
+                names = printable(", ".join(record["clips"]))
+                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: {names}",
+                           file=sys.stderr)  # fmt: skip
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
                        "communication_seconds": world.seconds - talked, "world_size": world.size,
@@ -150,18 +168,15 @@ def run_steps(session: Session, config: Settings, dataset: BatchSource, start: i
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
                                 wait=f"{waited / seconds:.0%}")  # fmt: skip
-            received = [number for numbers in world.exchange(list(signals)) for number in numbers]
+            received = sent()
             stop = bool(received) or skipped >= config.max_nonfinite
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                if log is not None:
-                    log.sync()
-                session.save(step + 1, config.keep_checkpoints)
+                save(step + 1)
             if skipped >= config.max_nonfinite:
                 raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
                                f"metrics.jsonl names their clips; {advice}")  # fmt: skip
             if received:
-                tqdm.write(f"saved after step {step + 1}; continue with: --out {out} --resume", file=sys.stderr)
-                sys.exit(128 + received[0])
+                leave(step + 1, received)
     remarks.tell()
     return time.perf_counter() - began
 

@@ -11,7 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.files import write_atomically
+from ..runtime.files import write_atomically, write_figure, writing
+from ..runtime.forms import FormError, parse_json
+
+KEPT = "--resume goes on with the newest checkpoint"
 
 
 class Metric(NamedTuple):
@@ -43,8 +46,14 @@ METRICS = (
     Metric("build_seconds", "s", "what the first process's part of the batch cost its worker, usually before the step"),
     Metric("decode_seconds", "s", "of it, in files"),
     Metric("replaced", "clips", "clips of the batch that could not be used and were replaced"),
+    Metric("same_file", "clips", "clips drawn in place of a second row of a file of the batch", "pre-training"),
     Metric("bad_clips", "clips", "different clips that could not be used, in the run so far"),
 )  # fmt: skip
+
+
+# What a reader may rely on in a line of metrics.jsonl, also of older runs.
+LINE = {"step": int, "loss": (float, None), "updated": bool, "step_seconds": float, "wait_seconds": float,
+        "clips_per_second": float, "communication_seconds?": float, "world_size?": int}  # fmt: skip
 
 
 class MetricsLog:
@@ -60,23 +69,37 @@ class MetricsLog:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= resume_step]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self._path = path
         self._file = open(path, "a" if resume_step is not None else "w", buffering=1)  # noqa: SIM115 (kept open)
 
     def write(self, record: dict[str, Any]) -> None:
         strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(strict) + "\n")
+        line = json.dumps(strict) + "\n"
+        with writing(self._path, len(line), KEPT):
+            self._file.write(line)
 
     def sync(self) -> None:
         """Brings all lines to the disk: a checkpoint that outlives a loss of power must not be ahead of them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path, None, KEPT):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path, None, KEPT):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of metrics.jsonl. Raises `FormError` naming the line that is none, OSError without a file."""
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
+        try:
+            records.append(parse_json(line, LINE))
+        except FormError as error:
+            raise FormError(f"{path}:{number} is damaged: {error}; --resume writes anew what follows the newest "
+                            "checkpoint") from error  # fmt: skip
+    return records
 
 
 def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
@@ -86,7 +109,7 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = [r for r in records if r["updated"]]
+    records = [r for r in records if r["updated"] and r["loss"] is not None]
     steps = [r["step"] for r in records]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, label, colour in (
@@ -94,12 +117,11 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
         ("video_text", "video-text", "#0072b2"),
         ("video_audio", "video-audio", "#d55e00"),
     ):
-        axes.plot(steps, [r[key] for r in records], label=label, color=colour, linewidth=1)
+        axes.plot(steps, [r.get(key, math.nan) for r in records], label=label, color=colour, linewidth=1)
     axes.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    write_figure(figure, path)
 
 
 def metrics_table() -> str:
@@ -110,6 +132,6 @@ def metrics_table() -> str:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return int(parse_json(line, {"step": int})["step"])
+    except FormError:
         return float("inf")

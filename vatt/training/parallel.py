@@ -22,7 +22,6 @@ from ..model.heads import BatchNorm
 from ..model.transformer import Encoder
 from ..runtime.distributed import World
 
-KINDS = ("ddp", "fsdp")
 # PyTorch 2.13 renamed it, and warns of the old name.
 _SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
                  else "broadcast_buffers")  # fmt: skip

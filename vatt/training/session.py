@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..checkpoints import training_checkpoint
 from ..checkpoints.sharded import is_sharded, load_shards, save_shards
+from ..checkpoints.training_checkpoint import DamagedCheckpoint
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, DataError, RunError
 from ..runtime.distributed import ALONE, World
+from ..runtime.forms import FormError, require_form
+
+# What a checkpoint's state holds.
+STATE = {"manifest": str, "words?": str, "record": str, "bad_clips": {"size": int, "records": [list]},
+         "optimizer": dict}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,19 +51,31 @@ class Session:
         self.world.agree("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
+        try:
+            require_form(found.state, STATE)
+        except FormError as error:
+            raise DamagedCheckpoint(f"{found.path} is of no run of this kind: {error}") from error
         for what, (fingerprint, place) in self.identity.items():
             if found.state[what] != fingerprint:
                 raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
         if found.step > steps:
             raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
-        if found.model is None:
-            load_shards(found.path / training_checkpoint.SHARDS, self.model, self.optimizer, found.state["optimizer"])
-        elif is_sharded(self.model):
+        if found.model is not None and is_sharded(self.model):
             raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
-        else:
-            self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.state["optimizer"])
-        self.bad.load_state_dict(found.state["bad_clips"])
+        try:
+            if found.model is None:
+                shards = found.path / training_checkpoint.SHARDS
+                load_shards(shards, self.model, self.optimizer, found.state["optimizer"])
+            else:
+                self.model.load_state_dict(found.model)
+                self.optimizer.load_state_dict(found.state["optimizer"])
+            self.bad.load_state_dict(found.state["bad_clips"])
+        except (RunError, DataError):
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
+            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DamagedCheckpoint(f"{found.path} does not fit this run ({said}); resume it with the version of vatt "
+                                    "that wrote it") from error  # fmt: skip
         return found.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:

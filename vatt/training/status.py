@@ -6,14 +6,16 @@ known from files: what is said is how long ago it last wrote a step, and whether
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.training_checkpoint import saved_steps
+from ..data.bad_clips import read_counts
 from ..errors import RunError
+from ..runtime.forms import FormError, parse_json, printable, read_json, require_form
+from .metrics_log import LINE
 
 LAST = 20  # steps that averages are taken over
 TAIL_BYTES = 4 * 2**20  # of metrics.jsonl: many more lines than LAST
@@ -47,6 +49,7 @@ class Status:
     replaced: int
     checkpoint_step: int | None
     checkpoint_age: float | None
+    held_out: str = ""  # what is to be said of held-out clips that could not be used
 
 
 def status(out: Path) -> Status:
@@ -63,7 +66,7 @@ def status(out: Path) -> Status:
     age = max(now - metrics.stat().st_mtime, 0.0) if records else None
     seconds = sum(r["step_seconds"] for r in records)
     a_step = seconds / len(records) if records else None
-    losses = [r["loss"] for r in records if r["updated"]]
+    losses = [r["loss"] for r in records if r["updated"] and r["loss"] is not None]
     saved = _last_checkpoint(out / "checkpoints")
     bad = _bad_clips(out / "bad_clips.csv")
     if _is_done(out / "result.json", steps):
@@ -88,6 +91,7 @@ def status(out: Path) -> Status:
         replaced=sum(bad),
         checkpoint_step=saved[0] if saved else None,
         checkpoint_age=max(now - saved[1], 0.0) if saved else None,
+        held_out=_held_out(out / "result.json") if state == "done" else "",
     )  # fmt: skip
 
 
@@ -115,25 +119,36 @@ def format_status(s: Status) -> str:
     if s.seconds_left and s.state in ("running", "silent"):
         lines["time left"] = f"{_duration(s.seconds_left)}, without saving and evaluation"
     lines["bad clips"] = f"{s.bad_clips:,}, replaced {s.replaced:,} times; see bad_clips.csv" if s.bad_clips else "none"
+    if s.held_out:
+        lines["held out"] = s.held_out
     lines["checkpoint"] = "none yet"
     if s.checkpoint_step is not None and s.checkpoint_age is not None:
         lines["checkpoint"] = f"step {s.checkpoint_step:,}, {_ago(s.checkpoint_age)}"
-    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+    return "\n".join(f"{name:<11}{printable(text)}" for name, text in lines.items())
+
+
+def held_out_line(result: dict[str, Any]) -> str:
+    """What result.json says of held-out clips that could not be used, in words; nothing when all could."""
+    test = result.get("test", {})
+    bad = result.get("held_out_bad_clips", 0) + test.get("bad_clips", 0)
+    clips = result.get("held_out_clips", test.get("clips", 0) + test.get("bad_clips", 0))
+    return f"{bad:,} of {clips:,} held-out clips could not be used" if bad and clips else ""
 
 
 def _settings(out: Path) -> tuple[dict[str, Any], str]:
     """Settings of the run and what it is, in words."""
     path = out / "config.json"
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         fine_tuning = "finetune" in record
-        settings = record["finetune" if fine_tuning else "config"]
-        settings["steps"] = int(settings["steps"])
+        section = "finetune" if fine_tuning else "config"
+        require_form(record, {section: {"steps": int, "task" if fine_tuning else "preset": str}})
+        settings = record[section]
         what = f"fine-tuning, {settings['task']}" if fine_tuning else f"pre-training, {settings['preset']}"
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not a run's config: {error!r}; --resume takes the settings from the newest "
+    except FormError as error:
+        raise RunError(f"{path} is not a run's config: {error}; --resume takes the settings from the newest "
                        "checkpoint and writes it anew") from error  # fmt: skip
     return settings, what
 
@@ -149,16 +164,16 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
         return []
     lines = tail.split(b"\n")[:-1]  # what follows the last line end is not whole
     try:
-        return [json.loads(line) for line in lines[1 if size > TAIL_BYTES else 0 :][-LAST:]]
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        return [parse_json(line, LINE) for line in lines[1 if size > TAIL_BYTES else 0 :][-LAST:]]
+    except FormError as error:
+        raise RunError(f"{path} is damaged: {error}; --resume makes what follows the newest checkpoint anew") from error
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
     """(step, time of writing) of the newest checkpoint. A damaged one is not told apart: that takes reading it."""
-    found = sorted(folder.glob("step-*"))
+    found = saved_steps(folder)
     try:
-        return (int(found[-1].name.removeprefix("step-")), found[-1].stat().st_mtime) if found else None
+        return (found[-1][0], found[-1][1].stat().st_mtime) if found else None
     except FileNotFoundError:  # an older one that has just made place for a newer
         return None
 
@@ -166,18 +181,23 @@ def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
 def _bad_clips(path: Path) -> list[int]:
     """How often each bad clip was met."""
     try:
-        with open(path, newline="", errors="surrogateescape") as file:
-            return [int(row["count"]) for row in csv.DictReader(file)]
+        return read_counts(path)
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); move it away: --resume writes it anew") from error
 
 
 def _is_done(path: Path, steps: int) -> bool:
     """Whether the result is that of all steps: a finished run may have been given more."""
     try:
-        return int(json.loads(path.read_text())["steps"]) >= steps
-    except (FileNotFoundError, ValueError, KeyError):  # a damaged one is written again by --resume
+        return bool(read_json(path, {"steps": int})["steps"] >= steps)
+    except (FileNotFoundError, FormError):  # a damaged one is written again by --resume
         return False
+
+
+def _held_out(path: Path) -> str:
+    return held_out_line(read_json(path, {}))
 
 
 def _ago(seconds: float) -> str:

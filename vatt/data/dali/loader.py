@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -83,11 +83,12 @@ def make_dali_loader(
     count: int,
     workers: int,
     prefetch: int,
+    interrupted: Callable[[], object] = bool,
     *,
     device: torch.device,
     pipelines: int = 3,
     threads: int = 8,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """`make_loader` for training with the video on `device`: uint8 [B, T, H, W, 3]; everything else is on the CPU.
 
     `pipelines` work on as many batches at a time, `threads` clips of each; more of both keep more decoding engines
@@ -98,7 +99,7 @@ def make_dali_loader(
     """
     encoded = EncodedClips(dataset, _kind(device))
     decoder = _Decoder(encoded, device, pipelines, threads)
-    for batch in make_loader(encoded, start, count, workers, prefetch):
+    for batch in make_loader(encoded, start, count, workers, prefetch, interrupted):
         assert isinstance(batch, EncodedBatch)
         if len(decoder.waiting) == pipelines:
             yield decoder.take()

@@ -24,6 +24,8 @@ Range = tuple[float, float]
 class LabelledDataset(ClipDataset):
     """Training batches. `ranges`: area and aspect of inception crops; None: crops of pre-training."""
 
+    keeps_files_apart = False
+
     def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, task: str, seed: int,
                  ranges: tuple[Range, Range] | None, slots: range | None = None) -> None:  # fmt: skip
         only = (modality(task),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,13 @@ from .batch import MODALITIES, Batch
 
 MAX_ATTEMPTS = 32
 _ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
+
+
+class _Plan(NamedTuple):
+    """Of one step: slot -> position of the clip in place of a second row of a file; the files of the whole batch."""
+
+    replaced: dict[int, int]
+    files: frozenset[int]
 
 
 class ClipDataset(Clips):
@@ -53,6 +61,14 @@ class ClipDataset(Clips):
         super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
         self.seed = seed
         self.slots = range(self.batch_size) if slots is None else slots
+        numbers = {path: i for i, path in enumerate(dict.fromkeys(clip.path for clip in clips))}
+        self.files = len(numbers)
+        self._file_of: np.ndarray | None = None  # number of the file of each clip, where rows of one are kept apart
+        if data.version >= 2 and self.keeps_files_apart and self.batch_size <= self.files < len(clips):
+            self._file_of = np.array([numbers[clip.path] for clip in clips], np.int32)
+        self._last_plan: tuple[int, _Plan] | None = None
+
+    keeps_files_apart = True  # a class of clips may hold two of one file, negatives may not
 
     @property
     def steps_per_epoch(self) -> int:
@@ -67,6 +83,31 @@ class ClipDataset(Clips):
             epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
         return int(_permutation(self.seed, epoch, n)[place])
 
+    def repeats(self, step: int) -> int:
+        """Slots of the whole batch whose row gave way, as an earlier slot has another one of its file."""
+        return len(self._plan(step).replaced)
+
+    def _plan(self, step: int) -> _Plan:
+        if self._file_of is None:
+            return _Plan({}, frozenset())
+        if self._last_plan is None or self._last_plan[0] != step:
+            held: set[int] = set()
+            second = []
+            for slot in range(self.batch_size):
+                file = int(self._file_of[self.planned(step, slot)])
+                if file in held:
+                    second.append(slot)
+                held.add(file)
+            replaced = {}
+            for slot in second:
+                replaced[slot] = self._replacement(step, self._draws(step, slot, 1), held)
+                held.add(int(self._file_of[replaced[slot]]))
+            self._last_plan = step, _Plan(replaced, frozenset(held))
+        return self._last_plan[1]
+
+    def _draws(self, step: int, slot: int, attempt: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
+
     def __getitem__(self, step: int) -> Batch:
         since = self.clocks()
         tried: list[int] = []
@@ -79,9 +120,12 @@ class ClipDataset(Clips):
         return train_video(frames, self.model.video.size, self.data.augment, rng)
 
     def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
-        for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
-            clip = self.clips[self.planned(step, slot) if attempt == 0 else self._replacement(step, rng)]
+        plan = self._plan(step)
+        first = int(slot in plan.replaced)
+        for attempt in range(first, MAX_ATTEMPTS):
+            rng = self._draws(step, slot, attempt)
+            position = self.planned(step, slot) if attempt == 0 else self._replacement(step, rng, plan.files)
+            clip = self.clips[plan.replaced[slot] if attempt == first == 1 else position]
             tried.append(clip.index)
             try:
                 return self._read(clip, rng)
@@ -92,13 +136,18 @@ class ClipDataset(Clips):
             f"see which clips under {self.clips.root} can be decoded"
         )
 
-    def _replacement(self, step: int, rng: np.random.Generator) -> int:
+    def _replacement(self, step: int, rng: np.random.Generator, held: Collection[int] = ()) -> int:
+        """Position of a clip that the batch does not hold: from a drawn one on, the first whose file is not `held`."""
         n, size = len(self.clips), self.batch_size
         if n <= size:
             return int(rng.integers(n))
         # Any clip that the batch does not hold: the same clip twice would be its own negative.
         epoch, place = divmod(step, self.steps_per_epoch)
-        return int(_permutation(self.seed, epoch, n)[(place * size + size + rng.integers(n - size)) % n])
+        order, first = _permutation(self.seed, epoch, n), place * size + size + int(rng.integers(n - size))
+        if self._file_of is not None:
+            others = (i for i in range(first, first + n) if self._file_of[order[i % n]] not in held)
+            first = next(others, first)
+        return int(order[first % n])
 
     def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
         self.require_text(clip)

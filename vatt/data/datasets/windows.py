@@ -183,5 +183,6 @@ class WindowReader:
             self._bad[clip.index] = bad.reason
 
     def _known(self, clip: Clip) -> None:
+        self.watch.alive()  # also where all that follows is in the cache
         if clip.index in self._bad:
             raise BadClip(clip.path, self._bad[clip.index])

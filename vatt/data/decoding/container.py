@@ -25,6 +25,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ...errors import VattError
 from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
@@ -66,9 +67,12 @@ OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 UNKNOWN_RATE = 25  # frames a second of a stream that tells neither times nor a rate
 ONE_PICTURE = 1.0  # seconds at most of a video that is looked at for being one picture beside a longer sound
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
+# A format whose duration is that up to the last timestamp in the file, which stands for several frames, plus one: its
+# end is looked up in the packets that lie this many seconds before it, or later.
+STAMPED_SELDOM, TAIL = "mpeg", 5.0
 
 
-class BadClip(Exception):
+class BadClip(VattError):
     """A clip that cannot be used. `reason` is short and plain; `whole`: every span of the file fails the same way."""
 
     def __init__(self, path: Path, reason: str, whole: bool = True) -> None:
@@ -269,8 +273,16 @@ class Reader:
         except (FFmpegError, OSError, IndexError):
             return False
 
+    def measured_duration(self) -> float:
+        """The duration of the clock's stream by its packets: the last ones where the header tells where they are."""
+        declared = self.declared
+        if declared is not None and self.move(self.clock, max(0.0, declared - TAIL)):
+            return max(declared, self.scan_duration())
+        self.move(self.clock, None)
+        return self.scan_duration()
+
     def scan_duration(self) -> float:
-        """Return the seconds to the end of the last packet; in a stream without timestamps frames are counted."""
+        """The duration of the clock's stream by its packets from here on; without timestamps, its frames are counted."""
         first, last, count = self.origin, 0.0, 0
         for packet in self.packets(self.clock):
             count += packet.size > 0
@@ -339,6 +351,7 @@ def _source(path: Path) -> str | io.BytesIO:
         if isinstance(found, io.BytesIO):
             size = len(found.getbuffer())
         else:
+            path = found
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever
@@ -385,6 +398,8 @@ def probe(
     with opened(path, time_limit, read) as reader:
         reader.require(needs)
         duration = 0.0 if reader.still else reader.duration
+        if reader.container.format.name == STAMPED_SELDOM:
+            duration = reader.measured_duration()
         video = reader.video
         return ClipInfo(
             duration=reader.scan_duration() if duration is None else duration,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .audio import read_audio, read_audio_alone
 from .container import BOTH, BadClip, opened
-from .video import _read_video, grid_frames
+from .video import grid_frames, read_video
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def decode_span(
         if reader.still:
             start, frames = 0.0, 1
         if reader.video is not None:
-            video = _read_video(reader, start, fps, frames, short_side)
+            video = read_video(reader, start, fps, frames, short_side)
             frames = len(video)
         if reader.audio is not None:
             hear = read_audio_alone if video is None else read_audio

@@ -75,7 +75,7 @@ def frames_until(
     return min(frames, grid_frames(ends - start, fps))
 
 
-def _read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
     # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
     # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
     near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
@@ -102,7 +102,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
     shown = ends = 0.0
     broken: str | None = None
     try:
-        for shown, frame in _timed_frames(reader):
+        for shown, length, frame in _timed_frames(reader):
             if current is None and not reader.from_start and shown > max(start, slack):
                 raise Late
             if current is not None:
@@ -112,7 +112,7 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
                 if len(images) == frames:
                     return np.stack(images)
             current = frame
-            ends = shown + (seconds_of(frame_duration(frame), stream) or 1.0 / float(stream.average_rate or fps))
+            ends = shown + (length or 1.0 / float(stream.average_rate or fps))
     except (FFmpegError, _Broken) as error:
         broken = plain(error)
     # The file has ended, or broken, before the span is complete.
@@ -143,8 +143,11 @@ def _decoder_delay(reader: Reader) -> float | None:
     return _delays.get(version)
 
 
-def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames in display order with their times on the clip's clock. Raises `_Broken` where the stream breaks."""
+def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
+    """Frames in display order with their times on the clip's clock and how long they are shown, 0 where nobody knows.
+
+    Raises `_Broken` where the stream breaks.
+    """
     stream = reader.video
     assert stream is not None
     origin = reader.origin
@@ -156,10 +159,11 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
     last = -math.inf
     times: list[float] = []
     held: deque[VideoFrame] = deque()
+    durations: dict[int | None, int] = {}  # of the packets, by their timestamps
     errors = 0
     broken: str | None = None  # not the error itself, which would keep these frames, and they it
 
-    def emit() -> tuple[float, VideoFrame]:
+    def emit() -> tuple[float, float, VideoFrame]:
         nonlocal last, delay
         if avi and last == -math.inf and first is not None and origin is not None:
             delay = times[0] + origin - first  # a reordering decoder is behind; the first packet is on time
@@ -171,11 +175,14 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, VideoFrame]]:
                     # What is shown before this key frame builds on what is not here, and is left out by the decoder.
                     heapq.heapreplace(times, max(times[0], heapq.nsmallest(2, times)[1] - step))
         last = max(last, heapq.heappop(times) - delay)
-        return last, held.popleft()
+        frame = held.popleft()
+        length = frame_duration(frame, durations.pop(frame.pts, 0))
+        return last, seconds_of(length, stream) or 0.0, frame
 
     for packet in reader.packets(stream):
         if first is None:
             first = seconds_of(packet.dts, stream)
+        durations[packet.pts] = packet.duration or 0
         try:
             decoded = stream.decode(packet)
         except FFmpegError as error:

@@ -8,19 +8,22 @@ main process. And one that asks for more memory than a clip is worth is refused 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
 
-import torch
-from torch.utils.data import get_worker_info
+import numpy as np
+from numpy.typing import NDArray
 
 from ..clip import Clip
+from ..workers import LOST, SharedTable, describe_exit
 from .container import BadClip
 from .memory_limit import memory_limit
 
-_PID, _CLIP, _SINCE = range(3)  # columns of the table; _SINCE is 0 while nothing is being decoded
+# Columns of the table. _SINCE is 0 while nothing is being decoded; _ALIVE: when something last began or ended.
+_PID, _CLIP, _SINCE, _ALIVE = range(4)
 MAX_KILLED = 8  # workers killed from outside, each at another clip not read since, before it is called a fault
 
 
@@ -37,23 +40,47 @@ class Watch:
         self.stuck: dict[int, str] = {}
         self.killed: set[int] = set()
         self.seconds = 0.0
-        self._table: torch.Tensor | None = None
+        self._table: SharedTable | None = None
+        self._worker: int | None = None
 
     def share(self, workers: int) -> None:
         """Makes the table of `workers` processes to be started; to be called before they are."""
-        self._table = torch.zeros((workers, 3), dtype=torch.float64).share_memory_()
+        self._table = SharedTable(workers, 4)
+
+    def join(self, worker: int) -> None:
+        """Makes this process the one of that number."""
+        self._worker = worker
+        self.alive()
+
+    @property
+    def _rows(self) -> NDArray[np.float64]:
+        return np.zeros((0, 4)) if self._table is None else self._table.values
+
+    @property
+    def _row(self) -> NDArray[np.float64] | None:
+        """This process's own, None where it is no worker."""
+        return None if self._worker is None or self._table is None else self._table.values[self._worker]
+
+    def alive(self) -> None:
+        """To be called wherever a worker gets on: one that does not for long is stuck."""
+        if (row := self._row) is not None:
+            row[_ALIVE] = time.monotonic()  # one clock for all processes of a machine
+
+    def silence(self, worker: int) -> float:
+        """Seconds since that worker last got on; infinity when it never did."""
+        last = self._rows[worker, _ALIVE] if worker < len(self._rows) else 0.0
+        return time.monotonic() - last if last else math.inf
 
     @contextlib.contextmanager
     def decoding(self, clip: Clip) -> Iterator[None]:
         """Around all that opens the file of `clip`. Raises `BadClip` when that has been given up before."""
         if clip.index in self.stuck:
             raise BadClip(clip.path, self.stuck[clip.index])
-        worker = get_worker_info()
-        row = None if worker is None or self._table is None else self._table[worker.id]
+        row = self._row
         since = time.perf_counter()
         if row is not None:
             row[_PID], row[_CLIP] = os.getpid(), clip.index
-            row[_SINCE] = time.monotonic()  # one clock for all processes of a machine
+            row[_SINCE] = row[_ALIVE] = time.monotonic()
         try:
             # Not in the main process, of whose memory others take theirs at the same time.
             with memory_limit(0.0 if row is None else self.memory):
@@ -61,16 +88,17 @@ class Watch:
         finally:
             if row is not None:
                 row[_SINCE] = 0.0
+                self.alive()
             self.seconds += time.perf_counter() - since
 
     def end_stuck(self) -> bool:
         """Kills the workers that have been at a clip for longer than `limit` and notes the clips in `stuck`."""
         found = False
-        for row in [] if self._table is None else self._table:
-            since = row[_SINCE].item()
-            pid, clip = int(row[_PID].item()), int(row[_CLIP].item())
+        for row in self._rows:
+            since = float(row[_SINCE])
+            pid, clip = int(row[_PID]), int(row[_CLIP])
             # The worker may have come back between these reads: what was read counts only if it is still the same.
-            if not since or time.monotonic() - since <= self.limit or row[_SINCE].item() != since:
+            if not since or time.monotonic() - since <= self.limit or row[_SINCE] != since:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -87,16 +115,15 @@ class Watch:
         False after `MAX_KILLED` of them, which no clip explains.
         """
         found = False
-        for row in [] if self._table is None else self._table:
-            clip, code = int(row[_CLIP].item()), exits.get(int(row[_PID].item()))
-            if code is None or not row[_SINCE].item():
+        for row in self._rows:
+            clip, code = int(row[_CLIP]), exits.get(int(row[_PID]))
+            if code is None or code == LOST or not row[_SINCE]:
                 continue
             row[_SINCE] = 0.0
             if code == -signal.SIGKILL and clip not in self.killed:
                 self.killed.add(clip)
                 found = found or len(self.killed) <= MAX_KILLED
                 continue
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            self.stuck[clip] = f"its decoder crashed ({how})"
+            self.stuck[clip] = f"its decoder crashed ({describe_exit(code)})"
             found = True
         return found

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ...runtime.files import _whole
+from ...runtime.files import new_file
 from ...runtime.progress import progress_bar
 from ..clip import ManifestError
-from .index import BLOCK, _entries
+from .index import BLOCK, tar_entries
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
@@ -48,20 +48,20 @@ def fetch(url: str) -> Path:
 
 def _download(url: str, tar: Path) -> None:
     try:
-        with _whole(tar) as file:
-            with _webdataset().gopen(url, "rb") as stream, progress_bar(0, f"downloading {tar.name}", "B") as bar:
+        with new_file(tar) as file:
+            with import_webdataset().gopen(url, "rb") as stream, progress_bar(0, f"downloading {tar.name}", "B") as bar:
                 bar.unit_scale = True
                 while block := stream.read(BLOCK):
                     file.write(block)
                     bar.update(len(block))
             file.flush()
-            for _ in _entries(Path(file.name)):
+            for _ in tar_entries(Path(file.name)):
                 pass
     except (OSError, ValueError) as error:
         raise ManifestError(f"{url}: cannot be downloaded ({error})") from error
 
 
-def _webdataset() -> Any:
+def import_webdataset() -> Any:
     try:
         import webdataset
     except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -35,13 +36,21 @@ def open_clip(path: Path) -> Path | Member:
     """
     tar = tar_of(path)
     if tar is None:
-        return path
+        return stored(path)
     name = path.relative_to(tar).as_posix()
     status = tar.stat()
-    place = _index(tar, status.st_size, status.st_mtime_ns).get(name)
+    place = index_of(tar, status.st_size, status.st_mtime_ns).get(name)
     if place is None:
         raise FileNotFoundError(f"no {name} in {tar}")
-    return Member(_read(tar, *place), path.name)
+    return Member(read_range(tar, *place), path.name)
+
+
+def stored(path: Path) -> Path:
+    """`path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in it."""
+    if str(path).isascii() or path.exists():
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((other for other in forms if other.exists()), path)
 
 
 def tar_of(path: Path) -> Path | None:
@@ -51,7 +60,7 @@ def tar_of(path: Path) -> Path | None:
     return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
 
 
-def _tars_in(folder: Path) -> list[Path]:
+def tars_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.tar") if file.is_file() and not file.name.startswith("."))
 
 
@@ -64,7 +73,7 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def _entries(tar: Path) -> Iterator[tuple[str, int, int]]:
+def tar_entries(tar: Path) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of every file in a tar. Raises `ManifestError`."""
     try:
         size = tar.stat().st_size
@@ -104,17 +113,17 @@ def _fault(entry: tarfile.TarInfo, name: str, size: int) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _index(tar: Path, size: int, modified: int) -> Index:
+def index_of(tar: Path, size: int, modified: int) -> Index:
     """Where everything is. `size` and `modified` make a tar that was replaced another one."""
     index: Index = {}
-    for name, offset, length in _entries(tar):
+    for name, offset, length in tar_entries(tar):
         if name in index:
             raise ManifestError(f"{tar}: two entries {name!r}; this shard is refused: pack it anew")
         index[name] = offset, length
     return index
 
 
-def _read(tar: Path, offset: int, size: int) -> bytes:
+def read_range(tar: Path, offset: int, size: int) -> bytes:
     with open(tar, "rb") as file:
         file.seek(offset)
         data = file.read(size)

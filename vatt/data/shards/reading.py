@@ -7,8 +7,9 @@ exactly as files are. Remote tars are downloaded whole, once, to a folder below 
 Nothing is ever unpacked. Tars with absolute names, `..`, links, devices, sparse files or sizes that cannot be true are
 refused, as are damaged and cut-off ones: half a corpus would train without a word.
 
-KEY.json: `captions` (list) or `caption`, `label` or `labels`, `split`, `start`, `end`; other entries are ignored.
-KEY.txt: a caption a line. Key and suffix are divided by the first dot of the name, as the library does.
+KEY.json or KEY.info.json: `captions` (list) or `caption`, `label` or `labels`, `split`, `start`, `end`. KEY.txt: a
+caption a line; KEY.cls: a label a line. KEY may have dots; where it has, a text of the key that ends at the first dot,
+as the library divides names, serves too. What else is in a tar is counted and told.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.data import DATA_VERSION
 from ...runtime.progress import progress_bar
 from ..clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
-from .download import REMOTE, _webdataset, fetch
-from .index import Index, _index, _read, _tars_in
+from .download import REMOTE, fetch, import_webdataset
+from .index import Index, index_of, read_range, tars_in
+
+READ = frozenset((".json", ".info.json", ".txt", ".cls"))
+TEXTS = READ | {".srt", ".vtt", ".csv", ".tsv", ".xml", ".md", ".caption", ".jsonl"}
 
 
 def is_shards(source: str | Path) -> bool:
@@ -34,7 +40,7 @@ def is_shards(source: str | Path) -> bool:
     if REMOTE.match(text) or text.endswith(".tar"):
         return True
     folder = Path(text).expanduser()
-    if not folder.is_dir() or not _tars_in(folder):
+    if not folder.is_dir() or not tars_in(folder):
         return False
     return not any(file.suffix.lower() in VIDEO for file in folder.iterdir())
 
@@ -44,8 +50,11 @@ def absolute_source(source: str) -> str:
     return source if REMOTE.match(source) else os.path.abspath(os.path.expanduser(source))
 
 
-def read_shards(source: str | Path) -> list[Clip]:
+def read_shards(source: str | Path, version: int = DATA_VERSION, notes: list[str] | None = None) -> list[Clip]:
     """All clips of a tar, of a folder of tars (sorted), or of a pattern such as `shards/{000..010}.tar`.
+
+    `notes` receives which entries are not read, and why. `version` is that of the rules, `DataConfig.version`; in 1
+    names with a dot in their key are no clips, and of texts only KEY.json and KEY.txt are read.
 
     Addresses (https://..., with braces too) are downloaded first; for pipe:COMMAND and other schemes see `fetch`.
     Patterns and addresses need the `webdataset` library.
@@ -55,14 +64,21 @@ def read_shards(source: str | Path) -> list[Clip]:
         ConfigError: the library is needed and not installed.
     """
     clips: list[Clip] = []
+    unread: Counter[str] = Counter()
     tars = _find(str(source))
     with progress_bar(len(tars), "listing", "shard") as bar:
         for tar in tars:
-            clips.extend(_clips(tar, len(clips)))
+            clips.extend(_clips(tar, len(clips), version, unread))
             bar.update()
+    left_out = [f"{source}: {count} entries are not read: {why}" for why, count in sorted(unread.items()) if count]
     if not clips:
         known = " ".join(sorted(VIDEO | AUDIO | IMAGE))
-        raise ManifestError(f"{source}: no clips in {len(tars)} tars; entries with these suffixes are taken: {known}")
+        raise ManifestError(
+            f"{source}: no clips in {len(tars)} tars; entries with these suffixes are taken: {known}"
+            + "".join(f" ({note})" for note in left_out)
+        )
+    if notes is not None:
+        notes.extend(left_out)
     return clips
 
 
@@ -71,12 +87,12 @@ def _find(source: str) -> list[Path]:
     if not REMOTE.match(source):
         path = Path(absolute_source(source))
         if path.is_dir():
-            return _tars_in(path)
+            return tars_in(path)
         if path.is_file():
             return [path]
         if "{" not in source:
             raise ManifestError(f"{path}: no such tar; a pattern of several is written with braces: {{000..010}}.tar")
-    urls = _webdataset().shardlists.expand_urls(source)
+    urls = import_webdataset().shardlists.expand_urls(source)
     if REMOTE.match(source):
         return [fetch(url) for url in urls]
     tars = [Path(absolute_source(url)) for url in urls]
@@ -86,10 +102,55 @@ def _find(source: str) -> list[Path]:
     return tars
 
 
-def _clips(tar: Path, first: int) -> Iterator[Clip]:
-    """The clips of one tar, in its order, numbered from `first` on."""
+def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterator[Clip]:
+    """The clips of one tar, in its order, numbered from `first` on; `unread` counts by reason what is part of none."""
     status = tar.stat()
-    index = _index(tar, status.st_size, status.st_mtime_ns)
+    index = index_of(tar, status.st_size, status.st_mtime_ns)
+    if version == 1:
+        yield from _first_clips(tar, first, index, unread)
+        return
+    samples: dict[str, dict[str, str]] = {}  # key -> suffix -> name, in the order of the tar
+    for name in index:
+        folder, _, last = name.rpartition("/")
+        suffix = _suffix(last)
+        if last.startswith("."):
+            unread["their names begin with a dot, as those of hidden files"] += 1
+        elif suffix not in VIDEO | AUDIO | IMAGE | TEXTS:
+            unread[f"a suffix that is neither media nor text, {suffix or 'none'}"] += 1
+        else:
+            samples.setdefault(f"{folder}/{last[: -len(suffix)]}", {})[suffix] = name
+    used: set[str] = set()
+    for key, files in samples.items():
+        kinds = [[suffix for suffix in files if suffix in kind] for kind in (VIDEO, AUDIO, IMAGE)]
+        media = [suffix for kind in kinds for suffix in kind]
+        if media:
+            folder, _, last = key.rpartition("/")
+            texts = {
+                suffix: name
+                for suffix, name in samples.get(f"{folder}/{last.partition('.')[0]}", {}).items()
+                if suffix in TEXTS
+            } | {suffix: files[suffix] for suffix in files if suffix in TEXTS}
+            used |= {name for suffix, name in texts.items() if suffix in READ}
+            unread[f"beside a clip of the same name, {media[0]}"] += len(media) - 1
+            yield Clip(
+                first, tar / files[media[0]], f"{tar.name}/{files[media[0]]}", **_said(tar, index, texts, version)
+            )
+            first += 1
+    for files in samples.values():
+        for suffix, name in files.items():
+            if suffix in TEXTS and name not in used:
+                known = suffix in READ
+                unread["texts without a clip of their name" if known else f"texts of another kind, {suffix}"] += 1
+
+
+def _suffix(name: str) -> str:
+    """The suffix of an entry, lower case: what is behind its last dot, but .info.json together."""
+    stem, dot, suffix = name.lower().rpartition(".")
+    return ".info.json" if suffix == "json" and stem.endswith(".info") else dot + suffix if dot else ""
+
+
+def _first_clips(tar: Path, first: int, index: Index, unread: Counter[str]) -> Iterator[Clip]:
+    """The clips as runs of version 1 have them."""
     samples: dict[str, dict[str, str]] = {}
     for name in index:
         folder, _, last = name.rpartition("/")
@@ -99,30 +160,36 @@ def _clips(tar: Path, first: int) -> Iterator[Clip]:
     for files in samples.values():
         media = next((files[suffix] for kind in (VIDEO, AUDIO, IMAGE) for suffix in files if suffix in kind), None)
         if media is not None:
-            said = _said(tar, index, files)
-            yield Clip(first, tar / media, f"{tar.name}/{media}", **said)
+            texts: dict[str, str] = {suffix: files[suffix] for suffix in (".json", ".txt") if suffix in files}
+            yield Clip(first, tar / media, f"{tar.name}/{media}", **_said(tar, index, texts, 1))
             first += 1
+        else:
+            unread["no clips by the rules that this run began with (data.version=1)"] += len(files)
 
 
-def _said(tar: Path, index: Index, files: dict[str, str]) -> dict[str, Any]:
-    """The fields of a clip that its .json and .txt hold."""
+def _said(tar: Path, index: Index, files: Mapping[str, str], version: int) -> dict[str, Any]:
+    """The fields of a clip that its texts hold, by their suffixes."""
+    about = next((suffix for suffix in (".json", ".info.json") if suffix in files), None)
     said: Any = {}
-    if ".json" in files:
+    if about is not None:
         try:
-            said = json.loads(_text(tar, files[".json"], index))
+            said = json.loads(_text(tar, files[about], index))
         except (ValueError, RecursionError) as error:
-            raise ManifestError(f"{tar}: {files['.json']} is not JSON ({str(error)[:200]}); pack it anew") from error
+            raise ManifestError(f"{tar}: {files[about]} is not JSON ({str(error)[:200]}); pack it anew") from error
         if not isinstance(said, dict):
-            raise ManifestError(f"{tar}: {files['.json']} is no JSON object; pack it anew")
-    captions = _texts(said.get("captions") or said.get("caption"))
+            raise ManifestError(f"{tar}: {files[about]} is no JSON object; pack it anew")
+    captions = _texts(said.get("captions") or said.get("caption"), version)
     if not captions and ".txt" in files:
-        captions = _texts(_text(tar, files[".txt"], index).splitlines())
+        captions = _texts(_text(tar, files[".txt"], index).splitlines(), version)
+    labels = said.get("labels") or said.get("label")
+    if labels is None and ".cls" in files:
+        labels = _text(tar, files[".cls"], index).splitlines()
     split = said.get("split", DEFAULT_SPLIT)
     return {
-        "start": _seconds(said.get("start"), f"{tar}: {files['.json']}: start") or 0.0 if said else 0.0,
-        "end": _seconds(said.get("end"), f"{tar}: {files['.json']}: end") if said else None,
+        "start": _seconds(said.get("start"), f"{tar}: {files[about]}: start") or 0.0 if about else 0.0,
+        "end": _seconds(said.get("end"), f"{tar}: {files[about]}: end") if about else None,
         "captions": captions,
-        "label": CAPTION_SEPARATOR.join(_texts(said.get("labels") or said.get("label"))) or None,
+        "label": CAPTION_SEPARATOR.join(_texts(labels, version)) or None,
         "split": None if split is None else str(split),
     }
 
@@ -132,14 +199,16 @@ def _text(tar: Path, name: str, index: Index) -> str:
     if size > MAX_TEXT:
         raise ManifestError(f"{tar}: {name} has {size:,} bytes, too many for a text; pack it anew")
     try:
-        return _read(tar, offset, size).decode("utf-8-sig")
+        return read_range(tar, offset, size).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{tar}: {name} is not UTF-8 text ({error}); pack it anew") from error
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """A text, a number or a list of them, as a cell of a manifest would hold it."""
+def _texts(value: Any, version: int) -> tuple[str, ...]:
+    """A text, a number or a list of them, as a cell of a manifest would hold it; null and NaN are nothing."""
     values = value if isinstance(value, list) else [] if value is None else [value]
+    if version >= 2:
+        values = [one for one in values if one is not None and one == one]
     parts = CAPTION_SEPARATOR.join(" ".join(str(one).split()) for one in values).split(CAPTION_SEPARATOR)
     return tuple(part.strip() for part in parts if part.strip())
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.files import _whole
+from ...runtime.files import new_file
 from ...runtime.progress import progress_bar
 from ..clip import Clip, ManifestError
-from .index import MAX_CLIP, _tars_in, open_clip
+from .index import MAX_CLIP, open_clip, tars_in
 
 
 def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Path]:
@@ -25,12 +25,15 @@ def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Pa
     with progress_bar(len(clips), "packing", "clip") as bar:
         for first in range(0, len(clips), per_shard):
             written.append(folder / f"{len(written):06d}.tar")
-            with _whole(written[-1]) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            with (
+                new_file(written[-1]) as file,
+                tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+            ):
                 for number, clip in enumerate(clips[first : first + per_shard], first):
                     _add(tar, f"{number:08d}{clip.path.suffix.lower()}", _bytes_of(clip))
                     _add(tar, f"{number:08d}.json", _text_of(clip))
                     bar.update()
-    for old in set(_tars_in(folder)) - set(written):
+    for old in set(tars_in(folder)) - set(written):
         old.unlink()
     return written
 

@@ -15,15 +15,20 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from ...errors import DataError
+from ...runtime.cli import exit_code
 from ...runtime.files import write_atomically
+from ...runtime.lock import add_force_flag, owned
 from ..clip import ManifestError
 from ..manifest import write_manifest
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
-from .captions import folder, howto100m, msrvtt, webvid, youcook2, youcook2_frames
+from .captions import folder, howto100m, msrvtt, youcook2, youcook2_frames
 from .classification import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
 from .matching import Coverage, MediaIndex, expected, match, write_lost
+from .other import OTHERS, OtherFormat, webvid
 from .records import Record, SourceError
+from .tables import TABLES, TableFormat, read_format
 
 NOTES = """FILES may be folders: of these the files that usually hold the annotations are taken.
 
@@ -36,6 +41,7 @@ written beside MANIFEST.csv: MANIFEST.missing.csv (each clip without a usable fi
 Several labels of a clip and several captions are separated by " | ".
 exit codes: 0 done (whatever is missing), 1 no clip found or files cannot be written, 2 wrong usage or annotation,
 130 interrupted"""
+FORMS: dict[str, TableFormat | OtherFormat] = {**TABLES, **OTHERS}
 EXAMPLES = {
     "kinetics": ("kinetics-400_val.csv", "Kinetics-400/600/700: label,youtube_id,time_start,time_end,split"),
     "moments-in-time": ("trainingSet.csv validationSet.csv", "Moments in Time: label/file.mp4,label,votes,votes"),
@@ -52,7 +58,8 @@ EXAMPLES = {
     "youcook2-frames": ("captions.csv --hold-out 0.1", "frames of YouCook2: file,youtube_id,...,caption"),
     "howto100m": ("captions/ --every 4", "HowTo100M: caption.json, or a CSV start,end,text for each video"),
     "webvid": ("results_2M_train.csv", "WebVid and the like: an id or file name and a caption in each row"),
-    "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them"),
+    **{name: (form.files, form.about) for name, form in sorted(FORMS.items())},
+    "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them; splits and classes by folders"),
 }  # fmt: skip
 
 
@@ -85,11 +92,23 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
             return howto100m(args.files, args.every)
         case "webvid":
             return webvid(args.files)
+        case name if name in OTHERS:
+            return OTHERS[name].read(args.files)
+        case name if name in TABLES:
+            return read_format(
+                TABLES[name],
+                args.files,
+                fold=getattr(args, "fold", 1),
+                labels=args.labels or "",
+                paragraph=args.paragraph,
+            )
     return folder(args.files[0], VIDEO | AUDIO, args.every)
 
 
 def suffixes_of(name: str) -> frozenset[str]:
     """Which files may be its clips: a picture beside a video that has vanished is not the video."""
+    if name in FORMS:
+        return FORMS[name].media
     if name in ("imagenet", "youcook2-frames"):
         return IMAGE
     if name in ("esc50", "esc10"):
@@ -97,8 +116,8 @@ def suffixes_of(name: str) -> frozenset[str]:
     return VIDEO | AUDIO if name in ("audioset", "vggsound", "folder") else VIDEO
 
 
-def import_source(args: argparse.Namespace) -> int:
-    """The whole command; returns the exit code. Raises `SourceError` for annotations that cannot be read."""
+def import_source(args: argparse.Namespace) -> None:
+    """The whole command. Raises `SourceError` for annotations that cannot be read, `DataError` if no clip is found."""
     records = records_of(args)
     first = next(records, None)
     if first is None:
@@ -107,7 +126,6 @@ def import_source(args: argparse.Namespace) -> int:
     absent = [str(place) for place in places if not place.is_dir()]
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
     listed: Iterable[Record] = chain([first], records)
     if args.split is not None:
@@ -115,7 +133,10 @@ def import_source(args: argparse.Namespace) -> int:
     coverage = match(listed, media, args.trimmed, args.workers if args.check else 0, args.hold_out)
     lost, report = (args.out.with_suffix(suffix) for suffix in (".missing.csv", ".report.json"))
     if coverage.clips:
-        write_manifest(args.out, coverage.clips)
+        try:
+            write_manifest(args.out, coverage.clips)
+        except (ManifestError, UnicodeEncodeError) as error:  # of the files' names; the annotation is not to blame
+            raise DataError(f"{args.out} cannot be written: {error}") from error
     write_lost(lost, coverage)
     write_report(report, args, media, coverage)
     print(coverage.table())
@@ -127,10 +148,8 @@ def import_source(args: argparse.Namespace) -> int:
     if coverage.lost:
         print(f"clips left out, and why: {lost}")
     if not coverage.clips:
-        print(f"error: {nothing_found(first, media, coverage, lost)}; no manifest written", file=sys.stderr)
-        return 1
+        raise DataError(f"{nothing_found(first, media, coverage, lost)}; no manifest written")
     print(f"done: {args.out}: {len(coverage.clips)} clips")
-    return 0
 
 
 def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
@@ -141,6 +160,12 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
     yield f"{files} of {media.count} media files used; {named} clips with a label, {told} with captions"
     if coverage.repeated:
         yield f"{coverage.repeated} rows repeat another and are left out"
+    if coverage.beyond:
+        taken = f"{coverage.cut} of these files are as long as the clip and are taken whole; " * bool(coverage.cut)
+        yield (
+            f"careful: {coverage.beyond} spans end after their file, of {coverage.looked} files looked at: are these "
+            f"cut already? {taken}--trimmed takes all of them whole"
+        )
     if coverage.leaks:
         yield f"careful: {coverage.leaks} files have clips in several splits"
 
@@ -170,6 +195,12 @@ def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, covera
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
 
 
+def formats_table() -> str:
+    """All formats as a Markdown table, which docs/formats.md holds."""
+    rows = ["| format | set and its columns | files, for example |", "| --- | --- | --- |"]
+    return "\n".join(rows + [f"| `{name}` | {about} | `{files}` |" for name, (files, about) in EXAMPLES.items()])
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     lines = [f"  python -m vatt.data.sources {name} {files}{'' if name == 'folder' else ' --media clips/'} --out m.csv"
@@ -187,6 +218,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add("files", type=Path, nargs=1 if name == "folder" else "+", metavar="FILES")
         add("--media", type=Path, nargs="+", metavar="DIR", help="folders with the clips (default: beside FILES)")
         add("--out", type=Path, required=True, metavar="MANIFEST.csv", help="manifest to write; replaces an older one")
+        add_force_flag(one)
         add("--split", metavar="NAME", help="put all clips in this split (default: what the annotation says)")
         add("--hold-out", type=float, default=0.0, metavar="R",
             help="move this share of the training videos to the test split, always the same ones")  # fmt: skip
@@ -197,6 +229,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             add("--fold", type=int, default=1, choices=(1, 2, 3), help="which of the three official splits (default 1)")
         elif name in ("esc50", "esc10"):
             add("--fold", type=int, default=1, choices=range(1, 6), help="the fold to test on (default 1)")
+        elif name in TABLES:
+            add("--labels", metavar="COLUMN", help="the column with the labels, in place of the set's own")
+            add(
+                "--paragraph",
+                action="store_true",
+                help="join the captions of a clip to one, as for paragraph retrieval",
+            )
+            if TABLES[name].fold:
+                add("--fold", type=int, default=1, choices=range(1, 11), help="the fold to test on (default 1)")
         elif name == "audioset":
             add("--classes", type=Path, metavar="FILE",
                 help="class_labels_indices.csv, for names (default: the one beside FILES, if any)")  # fmt: skip
@@ -216,17 +257,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return import_source(args)
-    except SourceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ManifestError, UnicodeEncodeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+
+    def action() -> None:
+        with owned(args.out, force=args.force):
+            import_source(args)
+
+    return exit_code(action, "interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
+from ..folders import labels_and_splits
 from .records import (
     CLIP_SECONDS,
     Record,
@@ -108,7 +109,8 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
     """MSR-VTT, from files that are told apart by what is in them.
 
     videodatainfo JSON (`videos`, `sentences`): captions and splits. The 1k-A test, `key,vid_key,video_id,sentence`: one
-    caption each. Lists of ids (MSRVTT_train.9k.csv, full_split_train_videos.txt): which videos, and the split their
+    caption each. A list of rows `{video_id, caption}`, as the hub has it: one clip a video, split by the file's name.
+    Lists of ids (MSRVTT_train.9k.csv, full_split_train_videos.txt): which videos, and the split their
     name says, with captions from the JSON. With any list or test only what those name is taken.
     """
     told: dict[str, list[str]] = {}
@@ -116,7 +118,11 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
     chosen: list[Record] = []
     for path in files_in(paths, "*.json"):
         if path.suffix == ".json":
-            _add_msrvtt(path, told, splits)
+            data = read_json(path)
+            if isinstance(data, list):
+                chosen += _msrvtt_rows(data, path)
+            else:
+                _add_msrvtt(data, path, told, splits)
         elif path.suffix == ".csv" and "sentence" in next(read_cells(path), []):
             for row in read_table(path, {"video": ("video_id",), "text": ("sentence",)}):
                 split = split_called(path.stem) or "test"
@@ -133,34 +139,25 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
         yield from (Record(name, captions=captions(*told.get(name, ())), split=splits[name]) for name in splits)
 
 
-def webvid(paths: Sequence[Path]) -> Iterator[Record]:
-    """WebVid, `videoid,name,page_dir,...`, and tables like it: an id or file name and a caption; perhaps a split."""
-    columns = {
-        "video": ("videoid", "video_id", "id", "file", "path", "filename"),
-        "text": ("name", "caption", "text", "sentence"),
-    }
-    for path in files_in(paths, "*.csv"):
-        for row in read_table(path, columns):
-            video, place = stem(row["video"]), row.get("page_dir", "")
-            split = split_of(row.get("split", ""), path)
-            yield Record(f"{place}/{video}" if place and video else video, captions=captions(row["text"]), split=split)
-
-
 def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Record]:
     """Files with `suffixes` in a plain folder, with text beside them, of the same name.
 
     Subtitles (.srt, .vtt, also NAME.en.vtt) give a clip around each of their cues, as narrations; a .txt gives one clip
     of the whole file with a caption a line; with neither, a clip without captions. A folder below that is called
-    train, val or test says the split.
+    train, val or test says the split, and one for each class the label (vatt.data.folders).
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
+    found: list[tuple[Path, list[str]]] = []
     for place, folders, names in os.walk(root):
         folders.sort()
         texts = _texts(names)
         for name in sorted(names):
             if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                yield from _in_folder(root, Path(place) / name, texts.get(Path(name).stem, []), every)
+                found.append((Path(place) / name, texts.get(Path(name).stem, [])))
+    inside = [file.relative_to(root) for file, _ in found]
+    for (file, texts_of), path, said in zip(found, inside, labels_and_splits(inside), strict=True):
+        yield from _in_folder(file, path, texts_of, every, *said)
 
 
 def read_subtitles(path: Path) -> list[Narration]:
@@ -175,7 +172,7 @@ def read_subtitles(path: Path) -> list[Narration]:
         times = _CUE.search(lines[at])
         if times is None:
             raise SourceError(f"{path}: {lines[at]!r} is no time of a cue; they are: 00:00:01.000 --> 00:00:02.500")
-        said = [caption(html.unescape(_MARKUP.sub("", line))) for line in lines[at + 1 :]]
+        said = [caption(_MARKUP.sub("", line)) for line in lines[at + 1 :]]
         said = [line for line in said if line]
         text = " ".join(line for line in said if line not in before)
         before = said
@@ -196,19 +193,23 @@ def _texts(names: Sequence[str]) -> dict[str, list[str]]:
     return texts
 
 
-def _in_folder(root: Path, file: Path, texts: Sequence[str], every: int) -> Iterator[Record]:
-    inside = file.relative_to(root)
+def _in_folder(
+    file: Path, inside: PurePath, texts: Sequence[str], every: int, label: str | None, split: str | None
+) -> Iterator[Record]:
     name = stem(inside.as_posix())
-    split = next((split_called(part) for part in inside.parts[:-1] if split_called(part) == part.lower()), "train")
+    labels = (label,) if label else ()
+    if split is None:
+        split = next((split_called(part) for part in inside.parts[:-1] if split_called(part) == part.lower()), "train")
     subtitles = [text for text in texts if not text.lower().endswith(".txt")]
     for text in subtitles[:1]:
         for record in narrated(name, read_subtitles(file.with_name(text)), split, every):
-            yield replace(record, file=file)
+            yield replace(record, file=file, labels=labels)
     for text in texts:
         if text not in subtitles:
-            yield Record(name, captions=captions(*read_lines(file.with_name(text))), split=split, file=file)
+            told = captions(*read_lines(file.with_name(text)))
+            yield Record(name, labels=labels, captions=told, split=split, file=file)
     if not texts:
-        yield Record(name, split=split, file=file)
+        yield Record(name, labels=labels, split=split, file=file)
 
 
 def _clock(text: str) -> float:
@@ -221,7 +222,7 @@ def _told_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
     try:
         for video, said in data.items():
             rows = zip(said["start"], said["end"], said["text"], strict=True)
-            yield video, [Narration(float(start), float(end), caption(text)) for start, end, text in rows]
+            yield video, [Narration(float(start), float(end), " ".join(captions(text))) for start, end, text in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f'{path}: expected {{video: {{"start": [], "end": [], "text": []}}}} ({error!r})') from error
 
@@ -256,8 +257,18 @@ def _steps_csv(path: Path) -> Iterator[Record]:
         yield Record(row["video_id"], start, end, (), captions(row["text"]), split_of("", path))
 
 
-def _add_msrvtt(path: Path, told: dict[str, list[str]], splits: dict[str, str]) -> None:
-    data = read_json(path)
+def _msrvtt_rows(rows: list[Any], path: Path) -> Iterator[Record]:
+    said: dict[str, list[object]] = {}
+    try:
+        for row in rows:
+            said.setdefault(row["video_id"], []).append(row["caption"])
+    except (KeyError, TypeError) as error:
+        raise SourceError(f'{path}: expected [{{"video_id", "caption"}}] ({error!r})') from error
+    for video, texts in said.items():
+        yield Record(video, captions=captions(*texts), split=split_called(path.stem) or "train")
+
+
+def _add_msrvtt(data: Any, path: Path, told: dict[str, list[str]], splits: dict[str, str]) -> None:
     try:
         for video in data["videos"]:
             splits[video["video_id"]] = split_called(video["split"]) or video["split"]

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from .records import Name, Record, last_part
 
 LABEL_SEPARATOR = CAPTION_SEPARATOR
 SECONDS = 30.0  # for a file to open
+GLANCES = 8  # files that are opened without being asked, to see whether spans lie inside of them
+SLACK = 1.0  # seconds that a span may end after its file: annotations are rounded, and end with the last sound
 SOUND_RATE = 8_000  # enough to see that it decodes
 STATES = ("found", "missing", "unreadable", "bad rows")
 _NUMBERS = re.compile(r"(?P<video>.+?)_(?P<first>\d+(?:\.\d+)?)(?:_(?P<second>\d+(?:\.\d+)?))?")
@@ -88,6 +91,9 @@ class Coverage:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     lost: list[tuple[Record, str, str]] = field(default_factory=list)
     repeated: int = 0
+    beyond: int = 0  # clips of those found whose span ends after their file
+    looked: int = 0  # files that were opened to know
+    cut: int = 0  # of these spans, those that are as long as their file, which is taken whole
 
     def add(self, record: Record, state: str, reason: str = "") -> None:
         self.counts.setdefault(record.split or "-", Counter())[state] += 1
@@ -142,13 +148,25 @@ def match(
             else:
                 coverage.add(record, "missing", "no file")
     sound_alone = bool(media.suffixes & AUDIO)
-    durations = check_files({file.path for _, file, _ in found}, check, sound_alone) if check else {}
+    spans = [file.path for record, file, is_cut in found if record.end is not None and not is_cut]
+    paths = {file.path for _, file, _ in found} if check else {*spans[:: max(1, len(spans) // GLANCES)][:GLANCES]}
+    durations = check_files(paths, check or GLANCES, sound_alone) if paths else {}
+    coverage.looked = len(durations)
     for record, file, is_cut in found:
         start, end = (0.0, None) if is_cut else (record.start, record.end)
         duration = durations.get(file.path, float("inf"))
         if isinstance(duration, str):
-            coverage.add(record, "unreadable", duration)
-        elif start and start >= duration:
+            if check:
+                coverage.add(record, "unreadable", duration)
+                continue
+            duration = float("inf")
+        late = end is not None and end > duration + SLACK
+        coverage.beyond += late
+        if check and late and end is not None and abs(duration - (end - start)) < SLACK:
+            # It lasts as long as the clip, which it cannot hold as a part: it was cut out already.
+            start, end = 0.0, None
+            coverage.cut += 1
+        if check and start and start >= duration:
             coverage.add(record, "unreadable", f"starts at {start:g} s, the file ends at {duration:.2f} s (--trimmed?)")
         else:
             coverage.add(record, "found")
@@ -215,6 +233,7 @@ def _check_sound_or_video(path: Path) -> float | str:
 
 
 def _names_of(stem: str) -> Iterable[Name]:
+    stem = _composed(stem)
     yield (stem,)
     match = _NUMBERS.fullmatch(stem)
     if match is None:
@@ -229,7 +248,12 @@ def _names_of(stem: str) -> Iterable[Name]:
 
 
 def _last(name: Name) -> Name:
-    return (last_part(str(name[0])), *name[1:])
+    return (_composed(last_part(str(name[0]))), *name[1:])
+
+
+def _composed(name: str) -> str:
+    """One form of the same letters: file systems and annotations write accents as part of a letter or behind it."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _distance(file: str, key: str) -> int:

@@ -7,6 +7,7 @@ looks for no media. Byte order marks, CRLF, empty lines, spaces behind commas an
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from ...errors import UsageError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
+from ..tables import DELIMITERS, encoding_of, parse_seconds
 
 CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second
 QUOTED_LINES = 20  # a cell over more lines than this is a quote that nobody closed
@@ -71,7 +73,7 @@ def _is_text(name: str) -> bool:
 def read_text(path: Path) -> str:
     """Raises `SourceError` unless the file is there and UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding=encoding_of(path))
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text ({error}); convert it, or name the annotation file") from error
     except OSError as error:
@@ -85,8 +87,12 @@ def read_lines(path: Path) -> list[str]:
 def read_cells(path: Path) -> Iterator[list[str]]:
     """Rows of a CSV without column names, empty ones and `#` comments left out; cells without spaces around."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
+        with open(path, encoding=encoding_of(path), newline="") as file:
+            # Tabs or semicolons divide a table whose first line has more of them than commas.
+            head = file.readline()
+            file.seek(0)
+            mark = max(DELIMITERS, key=head.count)
+            reader = csv.reader(file, skipinitialspace=True, delimiter=mark)
             line = 0
             for cells in reader:
                 if reader.line_num - line > QUOTED_LINES:
@@ -151,9 +157,9 @@ def files_in(paths: Sequence[Path], *patterns: str) -> list[Path]:
 
 
 def seconds(text: str) -> float:
-    """NaN for what is no number."""
+    """Seconds, or h:mm:ss in seconds; NaN for what is no time."""
     try:
-        return float(text)
+        return parse_seconds(text)
     except ValueError:
         return math.nan
 
@@ -170,14 +176,20 @@ def last_part(name: str) -> str:
 
 
 def caption(text: object) -> str:
-    """One line that survives the manifest: a lone `|` would read as the end of a caption, and says nothing."""
-    words = str(text).encode(errors="ignore").decode().split()  # JSON can hold halves of characters
+    """One line that survives the manifest: a lone `|` would read as the end of a caption, and says nothing.
+
+    Entities of HTML, which titles of web pages hold, become their characters.
+    """
+    if text is None or text != text:  # null and NaN of JSON
+        return ""
+    words = html.unescape(str(text)).encode(errors="ignore").decode().split()  # JSON can hold halves of characters
     return " ".join(word for word in words if word != "|")
 
 
 def captions(*texts: object) -> tuple[str, ...]:
-    """Without empty ones."""
-    return tuple(cleaned for text in texts if (cleaned := caption(text)))
+    """Without empty ones; a list among `texts` is several."""
+    single = (one for text in texts for one in (text if isinstance(text, (list, tuple)) else [text]))
+    return tuple(cleaned for text in single if (cleaned := caption(text)))
 
 
 def split_called(name: str) -> str | None:

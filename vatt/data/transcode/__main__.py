@@ -8,6 +8,7 @@ still there, whole, and made of the same source.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -15,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
-from ...runtime.faults import report
+from ...errors import ConfigError, DataError
+from ...runtime.cli import exit_code
 from ...runtime.files import write_atomically
-from ..clip import Manifest, ManifestError
-from ..manifest import read_manifest, write_manifest
+from ...runtime.lock import add_force_flag, owned
+from ..clip import Manifest
+from ..manifest import read_manifest, tell_notes, write_manifest
 from ..shards.writing import write_shards
 from .corpus import jobs_of, new_clips, open_corpus, report_of, take_finished, write_left_out
 from .encode import CODECS, Recipe
@@ -46,23 +48,26 @@ exit codes: 0 done (clips that could not be read are left out), 1 none is left o
 or manifest, 130 interrupted"""
 
 
-def transcode(args: argparse.Namespace) -> int:
-    """The whole command; returns the exit code."""
+def transcode(args: argparse.Namespace) -> None:
+    """The whole command. Raises `DataError` if no clip can be read."""
     began = time.monotonic()
-    manifest: Manifest = read_manifest(args.manifest)
+    manifest: Manifest = tell_notes(read_manifest(args.manifest, args.columns))
     out = args.out.expanduser().absolute()
     jobs = jobs_of(manifest)
     recipe = Recipe(args.codec, args.size, args.fps, args.gop)
-    corpus, log = open_corpus(out, recipe, args.resume)
-    with log:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is no folder; choose another --out")
+    with contextlib.ExitStack() as held:
+        held.enter_context(owned(out, folder=True, force=args.force))
+        corpus, log = open_corpus(out, recipe, args.resume)
+        held.enter_context(log)
         take_finished(corpus, jobs, log)
         resumed = len(corpus.done)
         encode_all(corpus, jobs, log, args.workers, args.time_limit, args.memory_limit)
         clips = new_clips(corpus, jobs)
         write_left_out(out / "left_out.csv", corpus, jobs)
         if not clips:
-            print(f"error: none of {len(jobs)} clips can be read; see {out / 'left_out.csv'}", file=sys.stderr)
-            return 1
+            raise DataError(f"none of {len(jobs)} clips can be read; see {out / 'left_out.csv'}")
         write_manifest(out / "manifest.csv", clips)
         report = report_of(corpus, jobs, resumed, time.monotonic() - began)
         if args.shards:
@@ -74,7 +79,6 @@ def transcode(args: argparse.Namespace) -> int:
     if corpus.failed:
         print(f"clips left out, and why: {out / 'left_out.csv'}")
     print(f"done: {out / 'manifest.csv'}: {len(clips)} clips")
-    return 0
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -93,8 +97,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add = parser.add_argument
     add("manifest", metavar="PATH", help="manifest CSV, folder of clips, or tar shards")
+    add(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        default="",
+        help="columns of the manifest that have other names, e.g. caption=title,path=filepath",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--resume", action="store_true", help="go on with what is in DIR; clips that failed are tried again")
+    add_force_flag(parser)
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
     add("--size", type=int, default=256, metavar="N", help="short side in pixels; never enlarged (default 256)")
     add("--fps", type=float, default=10.0, metavar="R", help="frames a second (default 10, the model's)")
@@ -120,20 +131,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return transcode(args)
-    except (ManifestError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished clips are kept: --resume goes on", file=sys.stderr)
-        return 130
-    except Exception:
-        report()
-        raise
+    return exit_code(lambda: transcode(args), "interrupted; finished clips are kept: --resume goes on")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 from ...errors import ConfigError
 from ...runtime.files import write_atomically
+from ...runtime.forms import FormError, read_json
 from ..clip import CAPTION_SEPARATOR, Clip
 from ..decoding.version import DECODING_CHANGES
 from ..shards.index import tar_of
@@ -68,18 +68,16 @@ def jobs_of(clips: Sequence[Clip]) -> list[Job]:
 
 
 def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str]]:
-    """The folder and its log, locked for this process. Raises `ConfigError` rather than overwrite or mix recipes."""
+    """The folder and its log; the folder is this process's own. Raises `ConfigError` rather than overwrite or mix."""
     settings = out / "settings.json"
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is no folder; choose another --out")
-    if out.exists() and any(out.iterdir()):
+    if any(not file.name.startswith(".") for file in out.iterdir()):
         if not resume:
             raise ConfigError(f"{out} exists; go on with --resume, delete it or choose another --out")
         try:
-            begun = json.loads(settings.read_text())
-        except (OSError, ValueError) as error:
+            begun = read_json(settings)
+        except (OSError, FormError) as error:
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
-        if isinstance(begun, dict) and begun.get("format") in range(1, FORMAT):
+        if begun.get("format") in range(1, FORMAT):
             recipe = replace(recipe, format=begun["format"])  # goes on as it began
             print(f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
                   f"not ({DECODING_CHANGES})")  # fmt: skip
@@ -88,11 +86,7 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
                               "--out")  # fmt: skip
     corpus = Corpus(out, recipe)
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open: it is the lock as well)
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"{out}: another process is writing there; wait for it") from error
+    log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open)
     write_atomically(settings, (json.dumps(asdict(recipe)) + "\n").encode())
     for torn in (out / "clips").glob("*/.*.tmp"):  # of processes that were killed
         torn.unlink(missing_ok=True)

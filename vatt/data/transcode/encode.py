@@ -318,7 +318,7 @@ def _image(path: Path, recipe: Recipe, shorter: int, time_limit: float) -> tuple
     )
     if shorter <= recipe.size:
         source = open_clip(path)
-        return path.read_bytes() if isinstance(source, Path) else source.getvalue(), path.suffix.lower()
+        return source.read_bytes() if isinstance(source, Path) else source.getvalue(), path.suffix.lower()
     assert span.video is not None
     image = av.VideoFrame.from_ndarray(span.video[0], format="rgb24")
     encoder = av.CodecContext.create("mjpeg", "w")

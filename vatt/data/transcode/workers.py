@@ -18,6 +18,8 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ...runtime.faults import Fault
+from ...runtime.files import WriteError, writing
+from ...runtime.forms import printable
 from ...runtime.progress import progress_bar
 from ..decoding.container import BadClip
 from ..decoding.memory_limit import memory_limit
@@ -66,11 +68,12 @@ def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, 
                             tqdm.write(f"note: {ended.job.clip.name}: {remark}", file=sys.stderr)
                         corpus.done[ended.job.key] = outcome
                         said = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
-                        log.write(json.dumps(said) + "\n")
-                        log.flush()
+                        with writing(corpus.log, None, "finished clips are kept: --resume goes on"):
+                            log.write(json.dumps(said) + "\n")
+                            log.flush()
                     else:
                         corpus.failed[ended.job.key] = outcome
-                        tqdm.write(f"left out: {ended.job.clip.name}: {outcome}", file=sys.stderr)
+                        tqdm.write(printable(f"left out: {ended.job.clip.name}: {outcome}"), file=sys.stderr)
         finally:
             for one in running.values():
                 _end(one.process)
@@ -120,7 +123,7 @@ def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time
     except (ValueError, MemoryError) as error:
         outcome = f"cannot be encoded ({type(error).__name__}: {error})"
     except OSError as error:
-        outcome = OSError(f"{stem.parent}: cannot be written ({error})")
+        outcome = error if isinstance(error, WriteError) else OSError(f"{stem.parent}: cannot be written ({error})")
     except Exception:
         outcome = Fault(f"at {job.clip.name}:\n{traceback.format_exc()}")
     end.send(outcome)

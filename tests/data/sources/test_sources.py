@@ -23,11 +23,11 @@ from vatt.data.sources.captions import (
     narrated,
     nearest,
     read_subtitles,
-    webvid,
     youcook2,
     youcook2_frames,
 )
 from vatt.data.sources.classification import audioset, esc50, hmdb51, kinetics, moments, ucf101, vggsound
+from vatt.data.sources.other import webvid
 from vatt.data.sources.records import Record, SourceError
 
 

@@ -1,0 +1,51 @@
+"""Settings that every training run has, and which of them a resumed run may not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .data import DataConfig
+from .model import ModelConfig
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Parallel = Literal["ddp", "fsdp"]
+
+# Metadata of a field, which hold for everything below it that is not marked itself.
+FIXED: dict[str, Any] = {"fixed": True}  # a resumed run cannot change it
+FREE: dict[str, Any] = {"fixed": False}  # it may, though what contains the field is fixed
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What pre-training (`Config`) and fine-tuning (`FinetuneConfig`) have in common.
+
+    Args:
+        preset: what the other settings began as.
+        fused: run the fast operations in place of the literal ones.
+        steps: number of updates.
+        device: as PyTorch names it; "auto" is a GPU where there is one.
+        dtype: compute type under autocast (parameters stay float32); "auto" is bfloat16 on GPUs and float32 on CPUs.
+        save_every, log_every: in steps.
+        max_nonfinite: steps without update, in a row, after which a run gives up.
+        eval_windows: temporal windows a test clip is read at.
+        parallel: on several processes, "ddp" keeps a whole model on each, "fsdp" a part.
+        recompute: activation checkpointing.
+    """
+
+    preset: str = field(default="", metadata=FIXED)
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=FIXED)
+    data: DataConfig = field(default_factory=DataConfig)
+    fused: bool = False
+    seed: int = 1
+    steps: int = 100_000
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    save_every: int = 1_000
+    max_nonfinite: int = 10
+    keep_checkpoints: int = 3
+    log_every: int = 10
+    eval_windows: int = 4
+    tensorboard: bool = False
+    parallel: Parallel = "ddp"
+    recompute: bool = False

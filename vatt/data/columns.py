@@ -1,0 +1,86 @@
+"""Columns of a manifest, and names that come near theirs: what is meant is said by `--columns`, and never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..errors import ConfigError
+
+COLUMNS = ("path", "start", "end", "caption", "label", "split")
+KEYS = ("path", "file")
+NEAR = {
+    "path": (
+        *("filepath", "file_path", "filename", "file_name", "video_path", "videopath", "audio_path", "image_path"),
+        *("video", "audio", "image", "clip", "media", "video_file", "audio_file", "name"),
+    ),
+    "start": ("start_time", "time_start", "start_seconds", "start_sec", "start_s", "t_start", "begin"),
+    "end": ("end_time", "time_end", "end_seconds", "end_sec", "end_s", "t_end", "stop"),
+    "caption": ("captions", "title", "text", "texts", "sentence", "sentences", "description", "transcript"),
+    "label": ("labels", "class", "classes", "class_name", "category", "categories", "target", "tag", "tags"),
+    "split": ("subset", "partition", "fold", "set"),
+}
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Return {column of a manifest: column of the file} of `caption=title,path=filepath`; "" says that none is meant.
+
+    Raises:
+        ConfigError: `text` is no such list.
+    """
+    chosen: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, mark, column = (piece.strip().lower() for piece in part.partition("="))
+        if not mark or name not in COLUMNS or (name == "path" and not column):
+            raise ConfigError(f"--columns takes NAME=COLUMN,... with a NAME of {', '.join(COLUMNS)}; got {part!r}")
+        chosen[name] = column
+    return chosen
+
+
+def keys_of(chosen: Mapping[str, str]) -> tuple[str, ...]:
+    """Names that the column with file names may have, near ones included: they tell how a table is divided."""
+    return (*filter(None, [chosen.get("path")]), *KEYS, *NEAR["path"])
+
+
+def places(names: Sequence[str], chosen: Mapping[str, str], where: str) -> dict[str, int]:
+    """Return the position of each column that there is.
+
+    Raises:
+        ConfigError: a column of `chosen` is not there.
+        ValueError: none or two of a name; the message says of which and what was found.
+    """
+    found = {}
+    for name in COLUMNS:
+        wanted = chosen.get(name)
+        if wanted == "":
+            continue
+        if wanted is not None and wanted not in names:
+            raise ConfigError(f"{where}: --columns {name}={wanted}, but the columns are {', '.join(names)}")
+        column = wanted or next((key for key in (KEYS if name == "path" else (name,)) if key in names), None)
+        if column is None:
+            continue
+        if names.count(column) > 1:
+            raise ValueError(f"{where}: two columns `{column}`; keep one, or rename the other")
+        found[name] = names.index(column)
+    if "path" not in found:
+        near = _near("path", names)
+        way_out = f"; --columns path={near[0]} takes that one" if near else ""
+        raise ValueError(f"{where}: no column `path` (or `file`); found: {', '.join(names)}{way_out}")
+    return found
+
+
+def unread(names: Sequence[str], chosen: Mapping[str, str], found: Mapping[str, int]) -> list[str]:
+    """Return a sentence about each column that is not there while one of a near name is."""
+    used = {names[place] for place in found.values()}
+    said = []
+    for name in COLUMNS:
+        near = [column for column in _near(name, names) if column not in used]
+        if name not in found and name not in chosen and near:
+            said.append(
+                f"no column `{name}`, and `{'`, `'.join(near)}` is not read: --columns {name}={near[0]} reads it, "
+                f"--columns {name}= says that none is meant"
+            )
+    return said
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    return [column for column in names if column.replace("-", "_").replace(" ", "_") in NEAR[name]]
