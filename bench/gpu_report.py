@@ -31,6 +31,7 @@ from tqdm import tqdm
 from vatt_kernels.spec.cases import Case, smaller
 from workloads import gpu_measurements
 from workloads.gpu_measurements import BY_NAME, Row
+from workloads.sanitized_case import WATCHED, sanitizer
 
 from vatt.runtime.progress import progress_bar
 
@@ -158,6 +159,7 @@ def plan(args: argparse.Namespace) -> list[Stage]:
     stages = [
         Stage("ceilings", "", [Unit("ceilings", {}, gpu_measurements.ceilings, (device,))]),
         Stage("correctness, bfloat16", "correctness", low, workers),
+        Stage("sanitizer", "correctness", sanitizer_units(device), workers),
         Stage("kernels", "kernels", [kernel(*case) for case in first]),
         Stage("training", "training", [step(*case) for case in first_steps]),
         Stage("more kernels", "kernels", [kernel(*case) for case in rest]),
@@ -179,6 +181,14 @@ def correctness_units(dry: bool, device: str) -> list[Unit]:
                 about = {"operation": name, "case": case.name, "dtype": dtype}
                 units.append(Unit("correctness", about, gpu_measurements.correctness, (name, case, dtype, device)))
     return units
+
+
+def sanitizer_units(device: str) -> list[Unit]:
+    return [
+        Unit("sanitizer", {"operation": operation, "case": case, "dtype": "bfloat16", "variant": variant}, sanitizer,
+             (operation, case, variant, device))
+        for operation, case, variant in WATCHED
+    ]  # fmt: skip
 
 
 # doing it

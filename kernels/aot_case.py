@@ -18,6 +18,8 @@ class AotCase(NamedTuple):
         stages: of the software pipeline.
         tiles_of_64: whether its products have 64 rows or more, so that wgmma and tcgen05 are expected.
         shape: the VATT shape that launches it, for people.
+        early: how writes to shared memory begin, in PTX, that may come before the barrier after wgmma, as wgmma reads
+            nothing from where they go.
         archs: compute capabilities (80, 90, 100) it is chosen for; empty means all.
     """
 
@@ -31,3 +33,4 @@ class AotCase(NamedTuple):
     tiles_of_64: bool
     shape: str
     archs: tuple[int, ...] = ()
+    early: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 INTERPRETED = 90  # whose tiles the interpreter runs
+INTERPRETED_PRODUCTS = frozenset({torch.float32, torch.float16})  # it multiplies the bits of bfloat16 as integers
 
 
 @functools.cache
@@ -63,3 +64,17 @@ def has_triton() -> bool:
 def interpreting() -> bool:
     """Whether Triton's interpreter was asked for. Triton reads the variable when a kernel's file is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "on", "true", "y", "yes")
+
+
+def check_product(op: str, dtype: torch.dtype) -> None:
+    """Refuse products that Triton's interpreter gets wrong without a word.
+
+    Raises:
+        TypeError: the interpreter was asked for and `dtype` is bfloat16.
+    """
+    if interpreting() and dtype not in INTERPRETED_PRODUCTS:
+        name = str(dtype).removeprefix("torch.")
+        raise TypeError(
+            f'{op}: impl="triton" cannot multiply in {name} in Triton\'s interpreter; convert the inputs, switch '
+            'autocast off, or use impl="portable"'
+        )

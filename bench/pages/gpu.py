@@ -206,6 +206,12 @@ def page(report: Report) -> str:
         "NaN before. Green: at most twice the error of the literal operation in the same dtype, plus a floor of a few "
         "roundings.\n\n" + correctness_table(report)
     )
+    watched = of_kind(report, "sanitizer")
+    if watched:
+        parts.append("compute-sanitizer's memcheck: " + "; ".join(
+            " ".join(filter(None, [row["operation"], row["case"], row["variant"]])) + ": "
+            + (f"skipped, {row['skipped']}" if "skipped" in row else trouble(row) or "nothing found")
+            for row in watched) + ".")  # fmt: skip
     for measured in of_kind(report, "ceilings"):
         rates = ", ".join(f"{name} {rate / 1e12:.1f} TFLOP/s" for name, rate in measured.get("matmul", {}).items())
         copied = number(measured.get("copy") and measured["copy"] / 1e12)

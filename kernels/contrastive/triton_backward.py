@@ -1,7 +1,7 @@
 # mypy: disallow-incomplete-defs=False
 """Gradients of the contrastive loss with respect to its vectors: the tiles of scores are computed once more.
 
-With the scores s_ij of contrastive_forward_triton.py, the gradient of the loss by s_ij is a softmax in each direction,
+With the scores s_ij of triton_forward.py, the gradient of the loss by s_ij is a softmax in each direction,
 
     dS_ij = exp(s_ij) * (g_i / a_i * r_j + q_i * h_j / b_j)
 
@@ -36,6 +36,7 @@ from .triton_forward import (
     SHAPES,
     SMALL,
     SMALLEST_SQUARE,
+    SPARE,
     aot_case,
     launch_for,
     parts_for,
@@ -202,4 +203,11 @@ def aot_cases() -> list[AotCase]:
                     tile = {"WIDTH": width, "BLOCK_M": launch.rows, "BLOCK_N": launch.columns}
                     switches = {"FIXED": fixed, "OF_ROWS": of_rows, "OF_COLUMNS": of_columns}
                     cases.append(aot_case(gradient_kernel, name, tile | switches, launch, archs))
+                spare = SPARE.get(("gradient", sm, dtype.itemsize == 2, width))
+                if spare is not None:
+                    tile = {"WIDTH": width, "BLOCK_M": spare.rows, "BLOCK_N": spare.columns}
+                    tile |= {"OF_ROWS": True, "OF_COLUMNS": True}
+                    for fixed in (True, False):
+                        case = aot_case(gradient_kernel, name, tile | {"FIXED": fixed}, spare, archs)
+                        cases.append(case._replace(name=f"{case.name} spare tile"))
     return cases

@@ -1,7 +1,7 @@
 """NCE and MIL-NCE on a GPU: forward and backward stream tiles of the score matrix, which is never stored.
 
-The formulas and masks are those of contrastive.py; the kernels and their sums are in contrastive_forward_triton.py and
-contrastive_backward_triton.py. Here they are put together: unit vectors are formed in float32 and rounded once, to the
+The formulas and masks are those of api.py; the kernels and their sums are in triton_forward.py and
+triton_backward.py. Here they are put together: unit vectors are formed in float32 and rounded once, to the
 dtype of the inputs, which is the dtype of the products; everything else (sums, logarithms, positives, losses and the
 few vectors of the backward) is float32. Positives are taken from the rounded unit vectors as well, so that the positive
 in the denominator is the one above it. Between forward and backward the inputs and [B] + [B] + [B, L] numbers are kept.
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..device import interpreting
+from ..device import check_product
 from ..registration import differentiable, operator, present
 from .triton_backward import Positives, Side, vector_gradient
 from .triton_forward import FIXED_TEMPERATURE, MAX_WIDTH, both_sums, padded, pair_scores, row_sums, unit_vectors
@@ -309,10 +309,9 @@ def contrastive_loss(
         problem = f"takes bfloat16, float16 or float32 vectors, got {video.dtype}"
     elif any(x.dtype != video.dtype for x in (other, all_video, all_other)):
         problem = "takes vectors of one dtype"
-    elif video.dtype == torch.bfloat16 and interpreting():
-        problem = "cannot multiply in bfloat16 in Triton's interpreter"
     if problem:
         raise TypeError(f'contrastive_loss: impl="triton" {problem}; convert them, or use impl="portable"')
+    check_product("contrastive_loss", video.dtype)
     if video.shape[1] > MAX_WIDTH:
         raise ValueError(
             f'contrastive_loss: impl="triton" takes vectors of up to {MAX_WIDTH} numbers, got {video.shape[1]}; '

@@ -53,16 +53,21 @@ def draw_kernel(OUT, tokens, offset_low, offset_high, seed_low, seed_high, BLOCK
     tl.store(OUT + row.to(tl.int64) * tokens + index, key, mask=index < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def gather_kernel(
-    X, KEEP, Y, rows, kept, width, keep_stride, stride_b, stride_n, stride_d, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """ROWS x BLOCK values of y; `rows` is B * K, `keep_stride` 0 where all samples share a draw."""
+    X, KEEP, Y, rows, kept, width, keep_stride, stride_b, stride_n, stride_d, tokens, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr
+):  # fmt: skip
+    """ROWS x BLOCK values of y; `rows` is B * K, `keep_stride` 0 where all samples share a draw.
+
+    Under TRITON_DEBUG=1 an index that no token has stops the kernel.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = row < rows
     sample = row // kept
     token = tl.load(KEEP + sample.to(tl.int64) * keep_stride + row % kept, mask=valid, other=0)
+    tl.device_assert((token >= 0) & (token < tokens), "keep holds an index that no token has", mask=valid)
     source = sample.to(tl.int64) * stride_b + token.to(tl.int64) * stride_n
     inside = valid[:, None] & (column < width)[None, :]
     value = tl.load(X + source[:, None] + (column.to(tl.int64) * stride_d)[None, :], mask=inside)
@@ -139,7 +144,7 @@ def gather_forward(x: Tensor, keep: Tensor) -> Tensor:
         with torch.cuda.device_of(y):
             gather_kernel[grid](
                 x.view(word), keep, y.view(word), batch * kept, kept, width, kept if keep.ndim == 2 else 0, *x.stride(),
-                ROWS=GATHERED_ROWS, BLOCK=COLUMNS, num_warps=4,
+                x.shape[1], ROWS=GATHERED_ROWS, BLOCK=COLUMNS, num_warps=4,
             )  # fmt: skip
     return y
 
@@ -229,7 +234,7 @@ def aot_cases() -> list[AotCase]:
         AotCase(
             "tokens gather 16-bit", gather_kernel,
             {"X": "*i16", "KEEP": "*i32", "Y": "*i16", **dict.fromkeys(integers, "i32"), "stride_d": "constexpr",
-             "ROWS": "constexpr", "BLOCK": "constexpr"},
+             "tokens": "i32", "ROWS": "constexpr", "BLOCK": "constexpr"},
             {"stride_d": 1, "ROWS": GATHERED_ROWS, "BLOCK": COLUMNS}, ("X", "KEEP", "Y", *integers), 4, 3, False,
             "[32, 1568, 1024] -> [32, 784, 1024]",
         ),

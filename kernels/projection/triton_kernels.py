@@ -1,5 +1,5 @@
 # mypy: disallow-incomplete-defs=False
-"""The kernels of `projection_triton`, whose docstring has their formulas, legend and limits.
+"""The kernels of `triton_launch`, whose docstring has their formulas, legend and limits.
 
 Both products have the patches as second operand (y.T = W.T x.T, dW.T = dy.T x): the conversion of bytes then goes from
 16-byte asynchronous copies through registers into shared memory, and no product has to wait for its fragments.
@@ -20,11 +20,12 @@ def as_operand(x, TYPE: tl.constexpr):
 
 
 @triton.jit
-def kept_token(row, KEEP, kept, keep_stride, HAS_KEEP: tl.constexpr):
-    """Place in the grid of row (sample, place in the keep list)."""
+def kept_token(row, KEEP, kept, keep_stride, tokens, HAS_KEEP: tl.constexpr):
+    """Place in the grid, of `tokens`, of row (sample, place in the keep list); TRITON_DEBUG=1 holds it to its range."""
     token = row % kept
     if HAS_KEEP:
         token = tl.load(KEEP + (row // kept).to(tl.int64) * keep_stride + token).to(tl.int32)
+        tl.device_assert((token >= 0) & (token < tokens), "keep holds an index that no token has")
     return token
 
 
@@ -62,11 +63,12 @@ def store_tokens(acc, Y, EXTRA, POSITION, row, token, column, rows, width, scale
     tl.store(Y + row.to(tl.int64)[:, None] * width + column[None, :], result.to(Y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def project_kernel(
-    X, W, EXTRA, POSITION, KEEP, Y, rows, kept, keep_stride, width, grid_h, grid_w, stride_b, stride_t, stride_h, scale,
-    T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, HAS_KEEP: tl.constexpr, HAS_EXTRA: tl.constexpr,
-    HAS_POSITION: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr,
+    X, W, EXTRA, POSITION, KEEP, Y, rows, kept, keep_stride, width, tokens, grid_h, grid_w, stride_b, stride_t,
+    stride_h, scale, T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, HAS_KEEP: tl.constexpr,
+    HAS_EXTRA: tl.constexpr, HAS_POSITION: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS columns of TOKENS rows of y. Programs of one group of rows are neighbours and share its bytes in L2."""
     VALUES: tl.constexpr = T * H * RUN
@@ -75,7 +77,7 @@ def project_kernel(
     first_row = tl.program_id(0) // tiles * TOKENS
     # rows beyond the last repeat it, so that no load of patches needs a mask
     row = tl.minimum(first_row + tl.arange(0, TOKENS), rows - 1)
-    token = kept_token(row, KEEP, kept, keep_stride, HAS_KEEP)
+    token = kept_token(row, KEEP, kept, keep_stride, tokens, HAS_KEEP)
     start = patch_start(row, token, kept, grid_h, grid_w, stride_b, stride_t, stride_h, T, H, RUN)
     acc = tl.zeros([COLUMNS, TOKENS], tl.float32)
     for first in range(0, VALUES, DEPTH):
@@ -95,7 +97,7 @@ def project_kernel(
         low, high = tl.split(tl.permute(tl.reshape(acc, (COLUMNS, 2, HALF)), (0, 2, 1)))
         for half in tl.static_range(2):
             row = first_row + half * HALF + tl.arange(0, HALF)
-            token = kept_token(tl.minimum(row, rows - 1), KEEP, kept, keep_stride, HAS_KEEP)
+            token = kept_token(tl.minimum(row, rows - 1), KEEP, kept, keep_stride, tokens, HAS_KEEP)
             part = low if half == 0 else high
             store_tokens(part, Y, EXTRA, POSITION, row, token, column, rows, width, scale, HAS_EXTRA, HAS_POSITION)
     else:
@@ -103,15 +105,15 @@ def project_kernel(
         store_tokens(acc, Y, EXTRA, POSITION, row, token, column, rows, width, scale, HAS_EXTRA, HAS_POSITION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def starts_kernel(
-    KEEP, STARTS, rows, kept, keep_stride, grid_h, grid_w, stride_b, stride_t, stride_h,
+    KEEP, STARTS, rows, kept, keep_stride, tokens, grid_h, grid_w, stride_b, stride_t, stride_h,
     T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, HAS_KEEP: tl.constexpr, UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The offset of each row's first value in units of UNIT values, once for all programs of `weight_kernel`."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    token = kept_token(tl.minimum(row, rows - 1), KEEP, kept, keep_stride, HAS_KEEP)
+    token = kept_token(tl.minimum(row, rows - 1), KEEP, kept, keep_stride, tokens, HAS_KEEP)
     start = patch_start(row, token, kept, grid_h, grid_w, stride_b, stride_t, stride_h, T, H, RUN)
     tl.store(STARTS + row, start // UNIT, mask=row < rows)
 

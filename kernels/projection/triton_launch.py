@@ -56,6 +56,11 @@ class Clip(NamedTuple):
     patch: tuple[int, int, int]  # frames, lines, values a line
 
     @property
+    def tokens(self) -> int:
+        """Patches of the grid."""
+        return self.values.shape[1] // self.patch[0] * self.grid[0] * self.grid[1]
+
+    @property
     def unit(self) -> int:
         """Number of values in 16 bytes if all patches begin at multiples of it, else 1."""
         unit = 16 // self.values.element_size()
@@ -116,10 +121,11 @@ def project_forward(
     grid = (triton.cdiv(width, launch.width) * triton.cdiv(rows, launch.other),)
     with torch.cuda.device_of(y):
         project_kernel[grid](
-            clip.values, weight, extra, position, clip.keep, y, rows, clip.kept, clip.keep_stride, width, *clip.grid,
-            *clip.strides, scale, T=t, H=h, RUN=run, HAS_KEEP=clip.keep is not None, HAS_EXTRA=extra is not None,
-            HAS_POSITION=position is not None, TYPE=TYPES[weight.dtype], COLUMNS=launch.width, TOKENS=launch.other,
-            DEPTH=launch.depth, num_warps=launch.warps, num_stages=launch.stages,
+            clip.values, weight, extra, position, clip.keep, y, rows, clip.kept, clip.keep_stride, width, clip.tokens,
+            *clip.grid, *clip.strides, scale, T=t, H=h, RUN=run, HAS_KEEP=clip.keep is not None,
+            HAS_EXTRA=extra is not None, HAS_POSITION=position is not None, TYPE=TYPES[weight.dtype],
+            COLUMNS=launch.width, TOKENS=launch.other, DEPTH=launch.depth, num_warps=launch.warps,
+            num_stages=launch.stages,
         )  # fmt: skip
     return y
 
@@ -149,7 +155,7 @@ def project_weight_gradient(
     partial = torch.empty(splits, values, width, dtype=dtype if splits == 1 else torch.float32, device=dy.device)
     with torch.cuda.device_of(dy):
         starts_kernel[(triton.cdiv(rows, 256),)](
-            clip.keep, starts, rows, clip.kept, clip.keep_stride, *clip.grid, *clip.strides,
+            clip.keep, starts, rows, clip.kept, clip.keep_stride, clip.tokens, *clip.grid, *clip.strides,
             T=t, H=h, RUN=run, HAS_KEEP=clip.keep is not None, UNIT=clip.unit, BLOCK=256, num_warps=4,
         )  # fmt: skip
         weight_kernel[(tiles, splits)](

@@ -10,9 +10,10 @@ computes y from the clip as it lies in memory; nothing of the size of a patch ma
 Legend: B batch, K kept tokens, M = B K rows, N patches of the grid, P values a patch, d width. A patch is t*h lines of
 `run` = w*C values that lie together.
 FLOPs: 2 M P d forward and for dW each. Bytes: M P values (from L2 once for each tile of d), P d weights, M d results.
-dW sums over M in `splits` parts of fixed order; bias and position gradients are sums over segments (`tokens_triton`).
-So two runs agree to the last bit. The gradient of a float clip is one product and one scatter of kept patches: it
-stores [B, K, P] and [B, N, P] and is there for completeness, as no VATT training asks for it.
+dW sums over M in `splits` parts of fixed order; bias and position gradients are sums over segments (as in
+`droptoken/triton_op.py`). So two runs agree to the last bit. The gradient of a float clip is one product and one
+scatter of kept patches: it stores [B, K, P] and [B, N, P] and is there for completeness, as no VATT training asks for
+it.
 
 Limits: bfloat16, float16, float32 products (float32 as IEEE, not TF32); no bfloat16 products in Triton's interpreter.
 A clip whose lines do not begin at multiples of 16 bytes (a crop of a larger one) is copied first if that helps.
@@ -30,7 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot_case import AotCase
-from ..device import interpreting
+from ..device import check_product
 from ..registration import differentiable, operator, present
 from .triton_kernels import project_kernel, weight_kernel
 from .triton_launch import (
@@ -170,22 +171,24 @@ def project(
     ways_out = 'use another dtype, or impl="portable"'
     if dtype not in TYPES:
         raise TypeError(f'project: impl="triton" multiplies in bfloat16, float16 or float32, got {dtype}; {ways_out}')
-    if dtype == torch.bfloat16 and interpreting():
-        raise TypeError(f"project: Triton's interpreter cannot multiply in bfloat16; {ways_out}")
+    check_product("project", dtype)
     y: Tensor = _project(frames, weight, bias, position, keep, patch, scale, shift, dtype)
     return y
 
 
 def aot_cases() -> list[AotCase]:
-    """The tiles at VATT's voxels (4 x 16 x 16 x 3 bytes) and waveforms (128 values of float32 or int16)."""
+    """The tiles at VATT's voxels (4 x 16 x 16 x 3 bytes) and waveforms (128 values of float32, int16 or bfloat16)."""
     inputs = (
         ("voxels", torch.uint8, "*u8", (4, 16, 48), "[32, 32, 224, 224, 3], d 512 to 1024"),
         ("waveform", torch.float32, "*fp32", (1, 1, 128), "[32, 153600], d 512 to 1024"),
         ("int16 waveform", torch.int16, "*i16", (1, 1, 128), "[32, 153600], d 512 to 1024"),
+        ("bfloat16 waveform", torch.bfloat16, "*bf16", (1, 1, 128), "[32, 153600], d 512 to 1024"),
     )
     cases = []
     for dtype, kind in ((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")):
         for clip, pixel, pointer, (t, h, run), shape in inputs:
+            # Values that are converted go from asynchronous copies into registers, which alone read what is copied.
+            early = () if pixel == dtype else ("cp.async",)
             constants = {"T": t, "H": h, "RUN": run, "HAS_EXTRA": True, "TYPE": TYPES[dtype]}
             types = {"X": pointer, "EXTRA": "*fp32", "scale": "fp32"}
             for direction, table in (("forward", FORWARD), ("gradient", WEIGHT)):
@@ -203,12 +206,18 @@ def aot_cases() -> list[AotCase]:
                         special = {"DY": kind, "STARTS": "*i64", "DW": "*fp32"}
                         tile |= {"VALUE_BLOCK": launch.other, "UNIT": 16 // pixel.itemsize}
                     name = f"projection {direction} {clip} {kind[1:]} {launch.width}x{launch.other}"
-                    cases.append(_aot_case(name, kernel, launch, types | special, constants | tile, shape))
+                    cases.append(_aot_case(name, kernel, launch, types | special, constants | tile, shape, early))
     return cases
 
 
 def _aot_case(
-    name: str, kernel: Any, launch: Launch, types: dict[str, str], constexprs: dict[str, object], shape: str
+    name: str,
+    kernel: Any,
+    launch: Launch,
+    types: dict[str, str],
+    constexprs: dict[str, object],
+    shape: str,
+    early: tuple[str, ...],
 ) -> AotCase:
     signature = {
         argument: "constexpr" if argument in constexprs else types.get(argument, "i32") for argument in kernel.arg_names
@@ -224,5 +233,5 @@ def _aot_case(
     return AotCase(
         name, kernel, signature, constexprs,
         tuple(argument for argument in divisible if argument in signature), launch.warps, launch.stages,
-        launch.width >= 64 and constexprs["TYPE"] != tl.float32, shape,
+        launch.width >= 64 and constexprs["TYPE"] != tl.float32, shape, early=early,
     )  # fmt: skip

@@ -1,5 +1,5 @@
 # mypy: disallow-incomplete-defs=False
-"""Kernels of the backward of flash attention; formulas and passes are in attention_backward_triton.py.
+"""Kernels of the backward of flash attention; formulas and passes are in triton_backward.py.
 
 `delta` is [H, total] float32, `lse` as the forward leaves it, scores are in units of log2. `grad`, `out` and what is
 stored are contiguous [total, H, D]; q, k, v come with strides. EXACT is float32, and takes what time it needs

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import reference
 from ..aot_case import AotCase
-from ..device import interpreting
+from ..device import check_product
 from ..registration import differentiable, operator, present, signed64
 from .triton_backward import attention_backward
 from .triton_forward import LENGTHS, attention_forward, forward_kernel, forward_launch
@@ -131,11 +131,7 @@ def attention(
     Raises:
         TypeError: bfloat16 in the interpreter, which would give other numbers without a word.
     """
-    if q.dtype == torch.bfloat16 and interpreting():
-        raise TypeError(
-            'attention: impl="triton" cannot multiply in bfloat16 in Triton\'s interpreter; convert q, k and v, or use '
-            'impl="portable"'
-        )
+    check_product("attention", q.dtype)
     if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
         bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
         max_seqlen = max(end - begin for begin, end in bounds)

@@ -159,11 +159,11 @@ def strides(x: Tensor) -> tuple[int, int, int]:
 
 @triton.jit
 def mix(x):
-    """`reference.mix` of uint32."""
+    """`reference.mix` of uint32; products wrap around, which TRITON_DEBUG=1 would take for a fault."""
     x ^= x >> 16
-    x *= 0x7FEB352D
+    x = tl.mul(x, 0x7FEB352D, sanitize_overflow=False)
     x ^= x >> 15
-    x *= 0x846CA68B
+    x = tl.mul(x, 0x846CA68B, sanitize_overflow=False)
     x ^= x >> 16
     return x
 
@@ -171,20 +171,22 @@ def mix(x):
 @triton.jit
 def row_words(first, query, head, heads, seed_low, seed_high):
     """`reference.dropout_keys` of queries, positions within the sequence that begins at batch row `first`."""
-    row = (first.to(tl.uint32) + query.to(tl.uint32)) * heads.to(tl.uint32) + head.to(tl.uint32)
+    row = tl.add(first.to(tl.uint32), query.to(tl.uint32), sanitize_overflow=False)
+    row = tl.mul(row, heads.to(tl.uint32), sanitize_overflow=False)
+    row = tl.add(row, head.to(tl.uint32), sanitize_overflow=False)
     return mix(mix(row ^ seed_low.to(tl.uint32, bitcast=True)) ^ seed_high.to(tl.uint32, bitcast=True))
 
 
 @triton.jit
 def kept(words, key, threshold):
     """`reference.dropout_keep`: words of rows and positions of keys, shaped to broadcast together."""
-    return mix(words + key.to(tl.uint32)).to(tl.int32, bitcast=True) >= threshold
+    return mix(tl.add(words, key.to(tl.uint32), sanitize_overflow=False)).to(tl.int32, bitcast=True) >= threshold
 
 
 @triton.jit
 def locate(edges, heads, longest, tiles):
     """Of this program, one of `tiles` for each head of each sequence: tile, head, where the sequence begins (by the
-    strides of inputs, and as batch row) and its length."""
+    strides of inputs, and as batch row) and its length, which TRITON_DEBUG=1 holds against `longest`."""
     program = tl.program_id(0)
     tile = program % tiles
     head = (program // tiles % heads).to(tl.int64)
@@ -197,6 +199,7 @@ def locate(edges, heads, longest, tiles):
         first = tl.load(edges + sequence).to(tl.int64)
         origin = first
         length = (tl.load(edges + sequence + 1) - first).to(tl.int32)
+        tl.device_assert((length >= 0) & (length <= longest), "a packed sequence is longer than max_seqlen")
     return tile, head, origin, first, length
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import front_table, write_page
+from harness.pages import results, write_page
 
 import gpu_report
 import pytest
@@ -25,6 +25,7 @@ from pages import gpu as gpu_page
 from workloads import gpu_measurements
 from workloads.gpu_measurements import BY_NAME
 from workloads.kernel_rivals import providers
+from workloads.sanitized_case import WATCHED, case_of, sanitizer
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,8 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
     code, report = run(tmp_path, "--resume")
     assert code == 0
     assert report.rows[: len(begun.rows)] == begun.rows
-    assert {row["kind"] for row in report.rows} == {"ceilings", "correctness", "kernel", "training"}
+    assert {row["kind"] for row in report.rows} == {"ceilings", "correctness", "sanitizer", "kernel", "training"}
+    assert all(row["skipped"] == "no GPU" for row in report.rows if row["kind"] == "sanitizer")
     assert len({(row["key"], row.get("provider"), row.get("implementation")) for row in report.rows}) == len(
         report.rows
     )
@@ -95,7 +97,7 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
     assert page == write_page(harness.load(path), DRAWER)
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "| attention forward | plain |" in capsys.readouterr().out
-    assert front_table(tmp_path, {"gpu_report": DRAWER}) == "Nothing yet."
+    assert results(tmp_path, {"gpu_report": DRAWER}) == []
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -238,3 +240,42 @@ def test_a_dry_run_is_not_published(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         gpu_report.main(["--dry-run", "--out", str(harness.REPORTS)])
     assert "never published" in capsys.readouterr().err
+
+
+SANITIZED = """#!/bin/sh
+echo "========= COMPUTE-SANITIZER"
+{said}
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "found"),
+    [
+        ("echo '========= ERROR SUMMARY: 0 errors'", 0, {"green": True}),
+        ("echo '========= Invalid __shared__ read of size 16 bytes'; echo '========= ERROR SUMMARY: 2 errors'", 99,
+         {"green": False, "red": "2 errors: Invalid __shared__ read of size 16 bytes"}),
+        ("echo 'Traceback (most recent call last)'; echo 'RuntimeError: no'", 1, {"green": False}),
+        ("echo '========= Error: Target application terminated before first instrumented API call'", 1,
+         {"skipped": "compute-sanitizer refused (exit code 1): Error: Target application terminated before first "
+                     "instrumented API call"}),
+    ],
+)  # fmt: skip
+def test_the_sanitizer_is_understood(
+    said: str, code: int, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZED.format(said=said, code=code))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for operation, case, variant in WATCHED:
+        assert case_of(operation, case).name == case
+        [row] = sanitizer(operation, case, variant, "cuda")
+        assert found.items() <= row.items()
+        assert ("green" in row) != ("skipped" in row)
+
+
+def test_without_the_sanitizer_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [row] = sanitizer(*WATCHED[0], "cuda")
+    assert "not on PATH" in row["skipped"]

@@ -107,3 +107,69 @@ def test_transposed_results_that_are_operands_are_noticed(line: str, operands: i
     (tmp_path / "kernel.py").write_text(KERNEL.format(line=line))
     done = run("-c", TRANSPOSED, str(tmp_path))
     assert done.stdout == f"{operands}\n", done.stderr
+
+
+LOOP = """
+$L__BB0_1:
+{ahead}
+wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{%r1}}, %rd1, %rd2;
+wgmma.commit_group.sync.aligned;
+wgmma.wait_group.sync.aligned 0;
+{behind}
+@%p1 bra $L__BB0_1;
+bar.sync 0;
+st.shared.v4.b32 [%r9], {{%r1}};
+ret;
+"""
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "early"),
+    [
+        ("", "bar.sync 0;\ncp.async.cg.shared.global [%r2], [%rd3], 0x10;", 0),
+        ("", "cp.async.cg.shared.global [%r2], [%rd3], 0x10;\nbar.sync 0;", 1),
+        ("@%p2 st.shared.b32 [%r2], %r3;\nbar.sync 0;", "", 1),  # of the next turn
+        ("", "@%p3 bra $L__BB0_1;\nst.shared.b32 [%r2], %r3;", 1),
+        ("bar.sync 0;\nst.shared.b32 [%r2], %r3;", "ld.shared.b32 %r4, [%r2];\nst.global.b32 [%rd4], %r4;", 0),
+        ("", "cp.async.commit_group;\ncp.async.wait_group 0;", 0),
+    ],
+)
+def test_writes_before_the_barrier_after_wgmma_are_noticed(ahead: str, behind: str, early: int) -> None:
+    from vatt_kernels.aot import early_writes
+
+    assert len(early_writes(LOOP.format(ahead=ahead, behind=behind))) == early
+
+
+EARLY = """
+from vatt_kernels import aot
+cases = [case for case in aot.gather_cases() if case.name == "projection forward voxels bf16 128x128"]
+for early in (cases[0].early, ()):
+    print(*aot.check(cases[0]._replace(early=early), "sm_90").failures)
+"""
+
+
+def test_only_writes_that_are_known_to_be_harmless_may_come_early() -> None:
+    stated, unstated = run("-c", EARLY).stdout.splitlines()
+    assert stated == ""
+    assert "before a barrier after wgmma (cp.async" in unstated
+
+
+ASSERTING = """
+import triton
+from vatt_kernels import aot
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+named = {case.name: case for case in aot.gather_cases()}
+for name in ("tokens gather 16-bit", "projection forward voxels bf16 64x64", "attention dk dv packed bf16 D=64"):
+    case = named[name]
+    source = ASTSource(case.kernel, case.signature, case.constexprs)
+    for debug in (True, False):
+        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"debug": debug})
+        print("__assertfail" in kernel.asm["ptx"])
+"""
+
+
+def test_indices_and_lengths_are_held_to_their_range_when_debugging() -> None:
+    """What a GPU reads is not looked at on the host; TRITON_DEBUG=1 lets kernels stop there."""
+    done = run("-c", ASSERTING)
+    assert done.stdout.split() == ["True", "False"] * 3, done.stderr

@@ -16,14 +16,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("kernels_pretended_gpu.py")
+SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "pretended_gpu.py"
 BREAK = """
 import sys
 sys.path.insert(0, {folder!r})
-import kernels_pretended_gpu as gpu
-from vatt_kernels import projection_triton
+import pretended_gpu as gpu
+from vatt_kernels.projection import triton_launch
 def shared_memory(device): raise AttributeError("max_shared_mem")
-projection_triton.shared_memory = shared_memory
+triton_launch.shared_memory = shared_memory
 sys.argv = ["pretended"]
 sys.exit(gpu.main())
 """

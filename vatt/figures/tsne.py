@@ -19,11 +19,12 @@ from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import choose_clips
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, RunError
-from ..inference.npz import Arrays, read_npz
+from ..inference.npz import DAMAGED, Arrays, read_npz
 from ..inference.pooled_features import pooled_features
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.files import write_figure
+from ..runtime.forms import parse_json, printable
 from ..runtime.provenance import environment
 from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
 
@@ -90,10 +91,12 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
     """Features that an earlier call left in `path`. Raises `RunError` for a file that is not ours."""
     try:
         arrays = read_npz(path)
-        identities = json.loads(str(arrays["metadata"]))["identities"]
+        identities = parse_json(str(arrays["metadata"]), {"identities": [str]})["identities"]
         return {name: (arrays[f"features_{i}"], arrays[f"rows_{i}"]) for i, name in enumerate(identities)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} holds no features ({error}); delete it, or choose another --out") from error
+    except DAMAGED as error:
+        raise RunError(
+            f"{path} holds no features ({printable(str(error))}); delete it, or choose another --out"
+        ) from error
 
 
 def tsne(args: argparse.Namespace) -> None:

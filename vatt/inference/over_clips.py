@@ -23,6 +23,7 @@ from ..data.bad_clips import bad_share
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
+from ..data.remarks import Remarks
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
 from ..runtime.forms import printable
@@ -140,6 +141,7 @@ def _make(
     bad = sum(len(_read(_shard(parts, n), BAD)["bad_row"]) for n in own if parts and n not in absent)
     names = {clip.index: clip.name for clip in dataset.clips}
     made: list[Arrays] = []
+    remarks = Remarks(dataset.clips)
     with progress_bar(len(dataset.clips), label, "clip", tried) as bar:
         for run in runs:
             start, stop = run.start * per_shard, min(run.stop * per_shard, len(dataset))
@@ -149,6 +151,7 @@ def _make(
                 for batch in itertools.islice(batches, per_shard):
                     for index, reason in batch.bad:
                         tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
+                    remarks.add(batch.remarks)
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                     shard.append(function(batch) | _bad_arrays(batch.bad))
                     bar.update(len(batch.tried))
@@ -162,6 +165,7 @@ def _make(
                         "that --max-bad-share (data.max_bad_share in training) allows; they are named above. Allow "
                         f"more{' and --resume' if parts else ''}, or mend them{mended}"
                     )
+    remarks.tell()
     return made
 
 
