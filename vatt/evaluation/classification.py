@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict, dataclass
+import unicodedata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..checkpoints.model_folder import model_folder
 from ..config.data import DataConfig
 from ..config.serialization import to_dict
 from ..data.class_list import numbered_classes
-from ..data.clip import Manifest
+from ..data.clip import CAPTION_SEPARATOR, Manifest
 from ..data.datasets.classification import ViewDataset
 from ..errors import ConfigError, RunError
 from ..inference.logits import predict
@@ -81,6 +82,13 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) 
     """
     if labels is None:
         return Manifest(clips.clips, clips.root, numbered_classes(clips, classes))
+    # The same letters may be written in either form of Unicode: of a file system, and of a list.
+    names = {unicodedata.normalize("NFC", name): name for name in labels}
+    renamed = {label: names.get(unicodedata.normalize("NFC", label), label) for label in clips.labels}
+    if any(label != name for label, name in renamed.items()):
+        several = (CAPTION_SEPARATOR.join(renamed[label] for label in clip.labels) or None for clip in clips)
+        relabelled = (replace(clip, label=label) for clip, label in zip(clips, several, strict=True))
+        clips = Manifest(tuple(relabelled), clips.root, labels, clips.notes)
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
         raise ConfigError(f"{clips.root}: the model has no class {unknown[0]!r}"

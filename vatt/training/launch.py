@@ -95,6 +95,12 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     )
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="torch.compile of each layer: the first steps take minutes; meant for GPUs",
+    )
+    add(
         "--profile",
         metavar="START:COUNT",
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json",
@@ -146,6 +152,7 @@ def settings_from_flags(config: C, args: argparse.Namespace, flags: dict[str, An
         "device": args.device,
         "dtype": args.dtype,
         "fused": args.fused,
+        "compile": args.compile,
         "parallel": args.parallel,
     }
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
