@@ -192,13 +192,13 @@ class Cramped(ClipDataset):
 
 
 def test_without_shared_memory_batches_come_all_the_same(
-    corpus: Manifest, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+    corpus: Manifest, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     cramped = Cramped(good(corpus), DATA, MODEL, tokenizer, 7)
     batches = list(make_loader(cramped, 0, 5, 2))
     wanted = ClipDataset(good(corpus), DATA, MODEL, tokenizer, 7)
     assert all(same(batch, wanted[step]) for step, batch in enumerate(batches))
-    assert capsys.readouterr().err.count("note: no shared memory for batches") == 1
+    assert caplog.text.count("note: no shared memory for batches") == 1
 
 
 def test_a_batch_belongs_to_whoever_received_it(corpus: Manifest, tokenizer: Tokenizer) -> None:
