@@ -1,4 +1,4 @@
-"""Containers times codecs: however a file is read, no frame is another one, and sound is within 1 ms of the pictures."""
+"""Containers times codecs: however a file is read, no frame is another one, and sound is within 1 ms of pictures."""
 
 from __future__ import annotations
 
