@@ -44,17 +44,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x.shape, dtype=x.dtype, device=x.device))
 
 
-@pytest.mark.skipif(CUDA, reason="on a GPU bfloat16 is multiplied")
-def test_bfloat16_in_the_interpreter_is_an_error_with_a_way_out() -> None:
-    """It would be numbers around 1e8, without a word."""
-    q, k, v = (randn(1, 9, 2, 16, seed=i).bfloat16() for i in range(3))
-    with pytest.raises(TypeError, match=r"interpreter.*portable"):
-        vk.attention(q, k, v)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"interpreter.*portable"):
-        vk.attention(q.float(), k.float(), v.float())
-    assert vk.attention(q, k, v, impl="portable").dtype == torch.bfloat16
-
-
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     x = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
     return x.to(DEVICE)

@@ -29,6 +29,7 @@ from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
 from ..runtime.distributed import ALONE, World, joined
 from ..runtime.files import first_free, write_atomically
+from ..runtime.forms import parse_json
 from ..runtime.lock import add_force_flag, owned
 from ..runtime.provenance import code_identity
 from .metrics_log import read_metrics
@@ -179,7 +180,7 @@ def saved_settings(out: Path, kind: type[C]) -> C:
         if checkpoint is None:
             raise
         log.info("%s; using the settings in %s", error, checkpoint.path)
-        config = recorded_settings(json.loads(checkpoint.state["record"]))
+        config = recorded_settings(parse_json(str(checkpoint.state.get("record"))))
     if not isinstance(config, kind):
         command = "vatt.finetune" if isinstance(config, FinetuneConfig) else "vatt.train"
         raise RunError(f"{out} holds a run of {command}; resume it with that command")
