@@ -19,12 +19,12 @@ from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
 from ..data.remarks import Remarks
-from ..errors import ConfigError, DataError, Elsewhere, RunError
+from ..errors import ConfigError, DataError, RemoteError, RunError
 from ..runtime.distributed import World
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .metrics_log import MetricsLog
-from .profiler import Traced, tracing
+from .profiler import ProfiledSteps, profiling
 from .session import Session
 from .signals import termination
 
@@ -57,7 +57,7 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
         part = _Part([], [], [], [], str(error))
     except Interrupted:
         part = _Part([], [], [], [], interrupted=True)
-    parts = world.exchange(part)
+    parts = world.all_gather_object(part)
     for part in parts:
         if part.error:
             raise DataError(part.error)
@@ -79,18 +79,18 @@ def run_steps(
     update: Callable[[Batch, int], dict[str, Any]],
     advice: str,
     load: Callable[..., Generator[Batch, None, None]] | None = None,
-    traced: Traced | None = None,
+    profiled: ProfiledSteps | None = None,
 ) -> float:
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
     All ranks of `session.world` call this together; `log` is the first one's, None on the others.
     `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
-    `make_loader`. `traced`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
+    `make_loader`. `profiled`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
     128 + signal.
 
     Raises:
-        ConfigError: some of the `traced` steps are done already.
+        ConfigError: some of the `profiled` steps are done already.
         DataError: the data cannot be gone on with; what was learned is saved.
         RunError: `max_nonfinite` steps in a row without a finite loss.
     """
@@ -98,10 +98,10 @@ def run_steps(
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
     remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
-        world.agree(what, value)
+        world.require_same(what, value)
     boards: list[Any] = []
     if config.tensorboard:
-        world.first(lambda: boards.append(tensorboard(out)))
+        world.on_main(lambda: boards.append(tensorboard(out)))
     session.model.train()
     bar = progress_bar(config.steps, "training", "step", start)
     with (
@@ -112,7 +112,7 @@ def run_steps(
             )
         ) as batches,
         bar,
-        tracing(traced, out / f"trace-{world.rank}.json", start) as step_done,
+        profiling(profiled, out / f"trace-{world.rank}.json", start) as step_done,
     ):
 
         def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -122,7 +122,7 @@ def run_steps(
 
         def sent() -> list[int]:
             """The signals that any rank was sent."""
-            return [number for numbers in world.exchange(list(signals)) for number in numbers]
+            return [number for numbers in world.all_gather_object(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:
             logger.warning("saved after step %d; continue with: --out %s --resume", step, out)
@@ -140,7 +140,7 @@ def run_steps(
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
                 if not world.is_first:
-                    raise Elsewhere(error) from error
+                    raise RemoteError(error) from error
                 raise
             except Interrupted:
                 save(step, before)

@@ -16,7 +16,7 @@ from ..checkpoints.training_checkpoint import DamagedCheckpoint
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
 from ..errors import ConfigError, DataError, RunError
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.forms import FormError, require_form
 
 # What a checkpoint's state holds.
@@ -39,7 +39,7 @@ class Session:
     bad: BadClips
     identity: dict[str, tuple[str, Path]]
     record: str
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
     def restore(self, steps: int) -> int:
         """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
@@ -47,7 +47,7 @@ class Session:
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
         found = training_checkpoint.load_latest(self.out / "checkpoints")
-        self.world.agree("newest checkpoints, steps", found.step if found else 0)
+        self.world.require_same("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
         try:
@@ -82,16 +82,18 @@ class Session:
 
         All ranks call it. Each writes its part of a sharded model, the first one everything else.
         """
-        self.world.first(self.bad.write)  # refreshes the counts
+        self.world.on_main(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"
         state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
                  **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
         if not is_sharded(self.model):
             whole = state | {"optimizer": self.optimizer.state_dict()}
-            self.world.first(lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
+            self.world.on_main(
+                lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep)
+            )
             return
         writer = training_checkpoint.CheckpointWriter(folder, step, keep)
-        if self.world.first(writer.create):
+        if self.world.on_main(writer.create):
             with writer:
                 rest = save_shards(writer.temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
-                self.world.first(lambda: writer.commit(state | {"optimizer": rest}))
+                self.world.on_main(lambda: writer.commit(state | {"optimizer": rest}))
