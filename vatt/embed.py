@@ -34,7 +34,7 @@ from .inference.result_folder import IDENTITY
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
-from .runtime.distributed import World, joined
+from .runtime.distributed import World, init_world
 from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity, environment
 
@@ -135,7 +135,7 @@ def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         held.enter_context(owned(args.out, force=args.force))
         return open_parts(args.out, parts, metadata, args.resume)
 
-    record = world.first(start)
+    record = world.on_main(start)
     if record is None:
         if world.is_first:
             shutil.rmtree(parts, ignore_errors=True)
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
-        with joined(args.device) as world, ExitStack() as held:
+        with init_world(args.device) as world, ExitStack() as held:
             embed(args, world, held)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")

@@ -70,7 +70,7 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
         elif said := compare_contents(out, manifest):
             log.info("%s", said)
 
-    world.first(note)
+    world.on_main(note)
 
 
 def compare_contents(out: Path, manifest: Manifest) -> str:

@@ -30,7 +30,7 @@ from ..data.tokenizer import split_words
 from ..errors import DataError
 from ..inference.over_clips import Arrays, Bad, clip_arrays
 from ..model.vatt import VATT
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from .metrics import ranks, retrieval_scores, window_similarity
 
@@ -55,7 +55,7 @@ def embed_clips(
     dataset: EvalDataset,
     autocast: Any,
     parts: Path | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     max_bad_share: float = 1.0,
 ) -> ClipEmbeddings:
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).

@@ -22,7 +22,7 @@ from ..data.loader import make_loader
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, RunError
 from ..model.vatt import VATT
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
@@ -123,7 +123,7 @@ def _shard(parts: Path, number: int) -> Path:
 
 def make_shards(
     model: VATT, dataset: EvalDataset, tokenizer: Tokenizer | None, parts: Path, per_shard: int, max_bad: float,
-    autocast: Any, world: World = ALONE,
+    autocast: Any, world: World = SINGLE_PROCESS,
 ) -> list[Path]:  # fmt: skip
     """Embeds what is missing in `parts`, `per_shard` batches a file; returns the paths of all shards.
 
@@ -139,7 +139,7 @@ def make_shards(
         if world.size == 1:
             raise
         error = str(caught)
-    told = world.exchange((bad, tried, error))
+    told = world.all_gather_object((bad, tried, error))
     if errors := [text for _, _, text in told if text]:
         raise DataError(errors[0])
     if sum(bad for bad, _, _ in told) == (tried := sum(tried for _, tried, _ in told)):

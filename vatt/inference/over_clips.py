@@ -22,7 +22,7 @@ from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
 from ..errors import DataError
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
@@ -33,7 +33,7 @@ SHARD_CLIPS = 64  # at least; what a crash loses
 
 
 def clip_arrays(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, parts: Path | None = None,
-                max_bad_share: float = 1.0, world: World = ALONE) -> tuple[Arrays, Bad]:  # fmt: skip
+                max_bad_share: float = 1.0, world: World = SINGLE_PROCESS) -> tuple[Arrays, Bad]:  # fmt: skip
     """What `make` returns for each batch of `dataset`, joined along the first axes; and the clips left out.
 
     `make` is asked for a batch without clips too, so that its arrays have their widths. `parts`: the folder of shards,
@@ -50,7 +50,7 @@ def clip_arrays(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str
         if world.size == 1:
             raise
         error = str(caught)
-    if errors := [text for text in world.exchange(error) if text]:
+    if errors := [text for text in world.all_gather_object(error) if text]:
         raise DataError(errors[0])
     if world.size > 1:
         assert parts is not None
