@@ -43,8 +43,8 @@ def train_step(
 ) -> dict[str, Any]:
     """One update from this rank's part of the batch; the record it returns is the same on all ranks.
 
-    `parts`: what to call for `model.backbone` and `model.head`, see `parallelize`. A loss or gradient that is not finite,
-    on whichever rank, changes nothing anywhere: weights, moments and moving statistics stay.
+    `parts`: what to call for `model.backbone` and `model.head`, see `parallelize`. A loss or gradient that is not
+    finite, on whichever rank, changes nothing anywhere: weights, moments and moving statistics stay.
     """
     seed = mix_seed(config.seed, step)
     statistics = {name: value.clone() for name, value in model.named_buffers()}
