@@ -12,6 +12,7 @@ import vatt
 from vatt import train
 from vatt.checkpoints import training_checkpoint
 from vatt.checkpoints.fingerprints import weights_fingerprint
+from vatt.data import synthetic
 from vatt.inference.features_file import read_features
 
 FOLDER = Path(__file__).resolve().parents[1] / "data_20a74a7"
@@ -36,6 +37,7 @@ def test_a_run_goes_on(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(FOLDER / "run", run)
     shutil.rmtree(run / "model")
+    assert synthetic.main(["--clips", "24", "--seed", "0", "--format", "1"]) == 0
     assert train.main(["--out", str(run), "--resume"]) == 0
     assert len(losses(run)) == 6
     assert losses(run) == pytest.approx(losses(FOLDER / "run"), rel=1e-4)

@@ -15,7 +15,7 @@ from helpers import small_run
 from vatt import finetune, train
 from vatt.data.synthetic import build_corpus
 from vatt.errors import ConfigError, RunError
-from vatt.training.metrics_log import METRICS, metrics_table, read_metrics
+from vatt.training.metrics_log import METRICS, read_metrics
 from vatt.training.profiler import ProfiledSteps, parse_profile, profiling
 from vatt.training.status import format_status, status
 
@@ -59,7 +59,12 @@ def test_every_metric_is_documented_and_written(kind: str, request: pytest.Fixtu
     documented = {metric.key for metric in METRICS if metric.lines in ("all", kind)}
     for record in read_metrics(out / "metrics.jsonl"):
         assert set(record) == documented
-    assert all(f"| `{metric.key}` |" in metrics_table() for metric in METRICS)
+
+
+def test_the_page_of_metrics_is_the_table_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{key}` | {unit} | {meaning} | {lines} |" for key, unit, meaning, lines in METRICS]
 
 
 def test_finished_runs_say_so(trained: Path, tuned: Path) -> None:

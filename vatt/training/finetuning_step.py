@@ -15,7 +15,7 @@ from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softma
 from ..model.randomness import BatchRows, mix_seed
 from ..model.vatt import Classifier
 from ..runtime.distributed import SINGLE_PROCESS, World
-from .optimizers import SGD
+from .optimizers import SGD, clip_gradients
 from .parallel import full_tensor
 from .schedules import multilevel_rate
 
@@ -78,7 +78,7 @@ def finetune_step(
         logits.float(), labels, config.loss, config.smoothing, counts=world.all_reduce_sum(labels.sum(dim=0))
     )
     loss.backward()
-    norm = full_tensor(nn.utils.clip_grad_norm_(model.backbone.parameters(), config.optim.clip or math.inf)).item()
+    norm = whole(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
     head = full_tensor(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()
     total = world.mean(loss).item()
     finite = all(map(math.isfinite, (total, norm, head)))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
+from ..data.remarks import Remarks
 from ..errors import ConfigError, DataError, RemoteError, RunError
 from ..runtime.distributed import World
 from ..runtime.forms import printable
@@ -36,6 +37,7 @@ class _Part(NamedTuple):
     clips: list[int]
     tried: list[int]
     bad: list[tuple[int, str]]
+    remarks: list[tuple[int, str]]
     error: str = ""
     interrupted: bool = False
 
@@ -50,11 +52,11 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     batch: Batch | None = None
     try:
         batch = next(batches)
-        part = _Part(batch.clips, batch.tried, batch.bad)
+        part = _Part(batch.clips, batch.tried, batch.bad, batch.remarks)
     except DataError as error:
-        part = _Part([], [], [], str(error))
+        part = _Part([], [], [], [], str(error))
     except Interrupted:
-        part = _Part([], [], [], interrupted=True)
+        part = _Part([], [], [], [], interrupted=True)
     parts = world.all_gather_object(part)
     for part in parts:
         if part.error:
@@ -67,6 +69,7 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
         clips=[row for part in parts for row in part.clips],
         tried=[row for part in parts for row in part.tried],
         bad=[entry for part in parts for entry in part.bad],
+        remarks=[entry for part in parts for entry in part.remarks],
     )
 
 
@@ -96,6 +99,7 @@ def run_steps(
     """
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
+    remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
         world.require_same(what, value)
     boards: list[Any] = []
@@ -132,6 +136,7 @@ def run_steps(
             before = bad.state_dict()
             try:
                 batch = _together(batches, world)
+                remarks.add(batch.remarks if world.is_first else [])
                 for clip, reason in bad.add(step, batch):
                     logger.warning("%s", printable(f"bad clip, replaced: {clip.name}: {reason}"))
                 bad.check()
@@ -187,6 +192,7 @@ def run_steps(
                 )
             if received:
                 leave(step + 1, received)
+    remarks.tell()
     return time.perf_counter() - began
 
 

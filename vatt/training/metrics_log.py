@@ -1,6 +1,6 @@
 """What a run writes down: where and with what it ran, a line of metrics a step, the loss curve.
 
-`METRICS` documents every key of metrics.jsonl; `python -m vatt.records` prints it as a table.
+`METRICS` documents every key of metrics.jsonl; docs/metrics.md shows it as a table.
 """
 
 from __future__ import annotations
@@ -131,12 +131,6 @@ def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     write_figure(figure, path)
-
-
-def metrics_table() -> str:
-    """`METRICS` as a Markdown table."""
-    rows = ["| key | unit | meaning | lines |", "| --- | --- | --- | --- |"]
-    return "\n".join(rows + [f"| `{key}` | {unit} | {meaning} | {lines} |" for key, unit, meaning, lines in METRICS])
 
 
 def _step_of(line: str) -> float:
