@@ -78,7 +78,7 @@ def finetune_step(
         logits.float(), labels, config.loss, config.smoothing, counts=world.all_reduce_sum(labels.sum(dim=0))
     )
     loss.backward()
-    norm = whole(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
+    norm = full_tensor(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
     head = full_tensor(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()
     total = world.mean(loss).item()
     finite = all(map(math.isfinite, (total, norm, head)))

@@ -26,7 +26,7 @@ from ..model.vatt import VATT
 from ..ops import Ops
 from ..runtime.distributed import SINGLE_PROCESS, World
 from .optimizers import Adam, clip_gradients
-from .parallel import no_gradient_sync
+from .parallel import full_tensor, no_gradient_sync
 from .schedules import learning_rate
 
 
@@ -54,7 +54,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     backbone, head = parts or (model.backbone, model.head)
     losses = backward(backbone, head, batch, config, seed, autocast, ops, world)
-    norm = whole(clip_gradients(model.parameters(), config.optim.clip))
+    norm = full_tensor(clip_gradients(model.parameters(), config.optim.clip))
     total, text, audio = world.mean(torch.stack(losses)).tolist()
     gradient = norm.item()
     finite = math.isfinite(total) and math.isfinite(gradient)

@@ -32,6 +32,7 @@ from ..runtime.provenance import environment
 from .launch import OpenedRun, summarise, write_result
 from .loop import run_steps
 from .metrics_log import MetricsLog
+from .parallel import parallelize
 from .session import Session
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     origin = task.initialize(model) if task.initialize is not None and not restored else ()
     model = model.to(device)
     parameters = count_parameters(model)
-    wrapped = prepare(
+    wrapped = parallelize(
         model, task.modules(model), world, config.parallel, recompute=config.recompute, compiled=config.compile
     )
     optimizer = task.optimizer(model)
