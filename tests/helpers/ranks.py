@@ -36,13 +36,27 @@ def settings(kind: str, micro_batch: int, parallel: str) -> Config:
     config = preset("tiny" if kind == "specific" else "tiny_ma")
     small = replace(config.model.video_encoder, width=32, layers=2, heads=2, head_width=16, mlp=48)
     model = replace(
-        config.model, video_encoder=small, audio_encoder=small, text_encoder=replace(small, layers=1),
-        shared_encoder=small, post_width=24, drop=DropConfig(0.5, "sample"),
-        video=replace(config.model.video, frames=8, size=32), audio=replace(config.model.audio, samples=1280),
-    )  # fmt: skip
+        config.model,
+        video_encoder=small,
+        audio_encoder=small,
+        text_encoder=replace(small, layers=1),
+        shared_encoder=small,
+        post_width=24,
+        drop=DropConfig(0.5, "sample"),
+        video=replace(config.model.video, frames=8, size=32),
+        audio=replace(config.model.audio, samples=1280),
+    )
     data = replace(config.data, batch_size=BATCH, workers=0, cache_gb=0.1, max_bad_share=1.0)
-    return replace(config, model=model, data=data, steps=STEPS, fused=True, micro_batch=micro_batch, parallel=parallel,
-                   optim=replace(config.optim, warmup=2))  # fmt: skip
+    return replace(
+        config,
+        model=model,
+        data=data,
+        steps=STEPS,
+        fused=True,
+        micro_batch=micro_batch,
+        parallel=parallel,
+        optim=replace(config.optim, warmup=2),
+    )
 
 
 def run(folder: Path, config: Config, world: World, *, recompute: bool) -> None:
@@ -58,8 +72,7 @@ def run(folder: Path, config: Config, world: World, *, recompute: bool) -> None:
     for step in range(STEPS):
         batch = dataset[step]
         masks = batch.video_mask.double(), batch.audio_mask.double(), batch.text_mask.double()
-        batch = replace(batch, audio=batch.audio.double(), video_mask=masks[0], audio_mask=masks[1],
-                        text_mask=masks[2])  # fmt: skip
+        batch = replace(batch, audio=batch.audio.double(), video_mask=masks[0], audio_mask=masks[1], text_mask=masks[2])
         records.append(train_step(model, optimizer, batch, config, step, nullcontext(), ops, world, parts))
         everyone = world.all_gather_object(
             (batch.clips, batch.bad, batch.audio_mask.tolist(), batch.text_mask.tolist())

@@ -32,8 +32,24 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
     data = build_corpus(clips=24, progress=False)
     settings = ["--set=data.workers=0", "--set=model.audio.samples=3200", "--set=optim.warmup=1"]
-    assert finetune.main(["--task=audio", "--data", str(data), "--init=none", "--model=tiny", "--batch-size=4",
-                          "--steps=2", "--fused", "--out", str(out), *settings]) == 0  # fmt: skip
+    assert (
+        finetune.main(
+            [
+                "--task=audio",
+                "--data",
+                str(data),
+                "--init=none",
+                "--model=tiny",
+                "--batch-size=4",
+                "--steps=2",
+                "--fused",
+                "--out",
+                str(out),
+                *settings,
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -66,8 +82,15 @@ def folder(out: Path, steps: int = 1000, lines: int = 50, **changes: Any) -> Pat
     """A run at step `lines`, a step of 8 clips in 2 s, every fifth of it waiting; its loss falls from 100 by 1."""
     out.mkdir(exist_ok=True)
     (out / "config.json").write_text(json.dumps({"config": {"steps": steps, "preset": "mbs"}}))
-    line = {"step_seconds": 2.0, "wait_seconds": 0.4, "communication_seconds": 0.2, "world_size": 2,
-            "clips_per_second": 4.0, "updated": True, **changes}  # fmt: skip
+    line = {
+        "step_seconds": 2.0,
+        "wait_seconds": 0.4,
+        "communication_seconds": 0.2,
+        "world_size": 2,
+        "clips_per_second": 4.0,
+        "updated": True,
+        **changes,
+    }
     text = "".join(json.dumps({"step": i, "loss": 100.0 - i, **line}) + "\n" for i in range(1, lines + 1))
     (out / "metrics.jsonl").write_text(text + '{"step": 51, "lo')  # half a line
     return out
@@ -95,9 +118,15 @@ def test_a_run_at_work(tmp_path: Path) -> None:
     assert found.communication_share == pytest.approx(0.1)
     assert (found.bad_clips, found.replaced, found.checkpoint_step) == (2, 3, 40)
     text = format_status(found)
-    for part in ("50 of 1,000 (5.0%), last one 3 s ago, 2 s a step", "59.5000", "4.0 clips/s, 20% of the time waiting",
-                 "10% for the other processes (2 in all)", "31 min 40 s", "replaced 3 times",
-                 "step 40, 10 min 0 s ago"):  # fmt: skip
+    for part in (
+        "50 of 1,000 (5.0%), last one 3 s ago, 2 s a step",
+        "59.5000",
+        "4.0 clips/s, 20% of the time waiting",
+        "10% for the other processes (2 in all)",
+        "31 min 40 s",
+        "replaced 3 times",
+        "step 40, 10 min 0 s ago",
+    ):
         assert part in text
     silent_for(out / "metrics.jsonl", 121)
     assert "stopped or stuck" in format_status(status(out))

@@ -85,12 +85,15 @@ class Backbone(nn.Module):
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
         words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
         # A view would keep the features of all tokens.
-        return Pooled(self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
-                      self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
-                      words.unflatten(0, text.shape[:2]).clone())  # fmt: skip
+        return Pooled(
+            self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
+            self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
+            words.unflatten(0, text.shape[:2]).clone(),
+        )
 
-    def features(self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None,
-                 rows: BatchRows | None = None) -> Tensor:  # fmt: skip
+    def features(
+        self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None, rows: BatchRows | None = None
+    ) -> Tensor:
         """Raw input -> features [B,N,D]; index 0 is the pooled feature, the rest are the tokens' own.
 
         Video [B,T,H,W,3] uint8 or float in [-1,1], audio [B,S] float or int16, text [B,L] word ids. In training,
@@ -285,8 +288,9 @@ class Classifier(nn.Module):
         record: what its folder says of classes and of how it is tested.
     """
 
-    def __init__(self, config: ModelConfig, modality: str, classes: int, *, head_dropout: float = 0.0,
-                 ops: Ops = REFERENCE):  # fmt: skip
+    def __init__(
+        self, config: ModelConfig, modality: str, classes: int, *, head_dropout: float = 0.0, ops: Ops = REFERENCE
+    ):
         super().__init__()
         self.modality = modality
         self.backbone = Backbone(config, ops, (modality,))

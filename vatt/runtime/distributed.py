@@ -127,8 +127,8 @@ class World:
     def leave(self) -> None:
         """`only_main_continues` for good: nobody waits for the others any more, as ends of NCCL's groups would.
 
-        Nothing that `parallelize` returned may be left. The last reference to a process group ends it, and if that is DDP's
-        it does so with the interpreter's lock, for which the group's threads may be waiting.
+        Nothing that `parallelize` returned may be left. The last reference to a process group ends it, and if that is
+        DDP's it does so with the interpreter's lock, for which the group's threads may be waiting.
         """
         if self.size > 1:
             gc.collect()

@@ -22,8 +22,9 @@ from .schedules import multilevel_rate
 _MIXUP = 20  # keeps these draws apart from those of the model
 
 
-def class_loss(logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0,
-               counts: Tensor | None = None) -> Tensor:  # fmt: skip
+def class_loss(
+    logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0, counts: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes].
 
     `counts` [classes]: how often each class occurs in a batch of which these clips are a part.
@@ -47,8 +48,16 @@ def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = S
     return sounds[here], classes[here]
 
 
-def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: FinetuneConfig, step: int, autocast: Any,
-                  world: World = SINGLE_PROCESS, part: nn.Module | None = None) -> dict[str, Any]:  # fmt: skip
+def finetune_step(
+    model: Classifier,
+    optimizer: SGD,
+    batch: Batch,
+    config: FinetuneConfig,
+    step: int,
+    autocast: Any,
+    world: World = SINGLE_PROCESS,
+    part: nn.Module | None = None,
+) -> dict[str, Any]:
     """One update from this rank's part of the batch. A loss or gradient that is not finite changes nothing.
 
     `part`: what to call for `model`, see `parallel.parallelize`. The record is the same on all ranks.

@@ -64,10 +64,13 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     if any(part.interrupted for part in parts):
         raise Interrupted
     assert batch is not None
-    return replace(batch, clips=[row for part in parts for row in part.clips],
-                   tried=[row for part in parts for row in part.tried],
-                   bad=[entry for part in parts for entry in part.bad],
-                   remarks=[entry for part in parts for entry in part.remarks])  # fmt: skip
+    return replace(
+        batch,
+        clips=[row for part in parts for row in part.clips],
+        tried=[row for part in parts for row in part.tried],
+        bad=[entry for part in parts for entry in part.bad],
+        remarks=[entry for part in parts for entry in part.remarks],
+    )
 
 
 def run_steps(
@@ -153,10 +156,17 @@ def run_steps(
                 record["clips"] = [manifest[i].name for i in batch.clips]
                 names = printable(", ".join(record["clips"]))
                 logger.warning("step %d: loss or gradient not finite, no update; clips: %s", step + 1, names)
-            record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
-                       "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
-                       "communication_seconds": world.seconds - talked, "world_size": world.size,
-                       "replaced": len(batch.bad), "bad_clips": len(bad)}  # fmt: skip
+            record |= {
+                "clips_per_second": len(batch.clips) / seconds,
+                "step_seconds": seconds,
+                "wait_seconds": waited,
+                "build_seconds": batch.seconds,
+                "decode_seconds": batch.decode_seconds,
+                "communication_seconds": world.seconds - talked,
+                "world_size": world.size,
+                "replaced": len(batch.bad),
+                "bad_clips": len(bad),
+            }
             if log:
                 log.write(record)
             for board in boards:
@@ -166,15 +176,20 @@ def run_steps(
             bar.update()
             step_done()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
-                                wait=f"{waited / seconds:.0%}")  # fmt: skip
+                bar.set_postfix(
+                    loss=f"{record['loss']:.3f}",
+                    clips=f"{record['clips_per_second']:.0f}/s",
+                    wait=f"{waited / seconds:.0%}",
+                )
             received = sent()
             stop = bool(received) or skipped >= config.max_nonfinite
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if skipped >= config.max_nonfinite:
-                raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
-                               f"metrics.jsonl names their clips; {advice}")  # fmt: skip
+                raise RunError(
+                    f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
+                    f"metrics.jsonl names their clips; {advice}"
+                )
             if received:
                 leave(step + 1, received)
     remarks.tell()

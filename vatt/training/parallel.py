@@ -25,12 +25,16 @@ from ..ops import has_triton
 from ..runtime.distributed import World
 
 # PyTorch 2.13 renamed it, and warns of the old name.
-_SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-                 else "broadcast_buffers")  # fmt: skip
+_SEND_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
-def parallelize(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
-            recompute: bool, compiled: bool = False) -> list[nn.Module]:  # fmt: skip
+def parallelize(
+    model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *, recompute: bool, compiled: bool = False
+) -> list[nn.Module]:
     """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
 
     Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes

@@ -30,11 +30,20 @@ from .parallel import full_tensor, no_gradient_sync
 from .schedules import learning_rate
 
 
-def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step: int, autocast: Any, ops: Ops,
-               world: World = SINGLE_PROCESS, parts: Sequence[nn.Module] | None = None) -> dict[str, Any]:  # fmt: skip
+def train_step(
+    model: VATT,
+    optimizer: Adam,
+    batch: Batch,
+    config: Config,
+    step: int,
+    autocast: Any,
+    ops: Ops,
+    world: World = SINGLE_PROCESS,
+    parts: Sequence[nn.Module] | None = None,
+) -> dict[str, Any]:
     """One update from this rank's part of the batch; the record it returns is the same on all ranks.
 
-    `parts`: what to call for `model.backbone` and `model.head`, see `parallel.parallelize`. A loss or gradient that is not
+    `parts`: what to call for `model.backbone` and `model.head`, see `parallelize`. A loss or gradient that is not
     finite, on whichever rank, changes nothing anywhere: weights, moments and moving statistics stay.
     """
     seed = mix_seed(config.seed, step)
@@ -54,18 +63,26 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     else:
         for name, value in model.named_buffers():
             value.copy_(statistics[name])
-    return {"loss": total, "video_text": text, "video_audio": audio, "gradient_norm": gradient, "rate": rate,
-            "updated": finite}  # fmt: skip
+    return {
+        "loss": total,
+        "video_text": text,
+        "video_audio": audio,
+        "gradient_norm": gradient,
+        "rate": rate,
+        "updated": finite,
+    }
 
 
-def backward(backbone: nn.Module, head: nn.Module, batch: Batch, config: Config, seed: int, autocast: Any, ops: Ops,
-             world: World) -> Losses:  # fmt: skip
+def backward(
+    backbone: nn.Module, head: nn.Module, batch: Batch, config: Config, seed: int, autocast: Any, ops: Ops, world: World
+) -> Losses:
     """Adds the gradients of the batch to the parameters. Returns this rank's losses; their mean is the batch's."""
     size = len(batch.video)
     pieces = list(torch.arange(size).split(config.micro_batch or size))
     if len(pieces) == 1:
-        losses = _losses(head, _pool(backbone, batch, pieces[0], seed, autocast, world), batch, config, autocast, ops,
-                         world)  # fmt: skip
+        losses = _losses(
+            head, _pool(backbone, batch, pieces[0], seed, autocast, world), batch, config, autocast, ops, world
+        )
         losses.total.backward()
         return losses
     with torch.no_grad():
@@ -88,13 +105,15 @@ def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast:
     rows = BatchRows(world.rank * share + begin, world.size * share)
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
     with autocast:
-        pooled: Pooled = backbone(batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed,
-                                  rows=rows)  # fmt: skip
+        pooled: Pooled = backbone(
+            batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed, rows=rows
+        )
     return pooled
 
 
-def _losses(head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops,
-            world: World) -> Losses:  # fmt: skip
+def _losses(
+    head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
+) -> Losses:
     with autocast:
         embeddings: Embeddings = head(pooled)
     gathered = None
@@ -102,7 +121,9 @@ def _losses(head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autoc
         masks = torch.stack([batch.video_mask, batch.audio_mask, batch.text_mask], dim=1)
         *everyone, masks = world.gather_many([*embeddings, masks])
         video_mask, audio_mask, text_mask = masks.unbind(1)
-        gathered = Gathered(Embeddings(*everyone), audio_mask, text_mask, world.rank * len(batch.video), video_mask,
-                            average="all")  # fmt: skip
-    return pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
-                            video_mask=batch.video_mask, gathered=gathered)  # fmt: skip
+        gathered = Gathered(
+            Embeddings(*everyone), audio_mask, text_mask, world.rank * len(batch.video), video_mask, average="all"
+        )
+    return pretraining_loss(
+        embeddings, batch.audio_mask, batch.text_mask, config.loss, ops, video_mask=batch.video_mask, gathered=gathered
+    )

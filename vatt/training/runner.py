@@ -90,7 +90,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     All ranks call it. It ends with OUT/model and OUT/result.json, which the first rank writes after the others left.
 
     Raises:
-        RunFinished: on every rank but the first.
+        RankFinished: on every rank but the first.
         VattError: see `run_steps` and `Session.restore`.
     """
     config, out, device, world = run.config, run.out, run.device, run.world

@@ -20,8 +20,13 @@ from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.forms import FormError, require_form
 
 # What a checkpoint's state holds.
-STATE = {"manifest": str, "words?": str, "record": str, "bad_clips": {"size": int, "records": [list]},
-         "optimizer": dict}  # fmt: skip
+STATE = {
+    "manifest": str,
+    "words?": str,
+    "record": str,
+    "bad_clips": {"size": int, "records": [list]},
+    "optimizer": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ class Session:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
             said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DamagedCheckpoint(f"{found.path} does not fit this run ({said}); resume it with the version of vatt "
-                                    "that wrote it") from error  # fmt: skip
+            raise DamagedCheckpoint(
+                f"{found.path} does not fit this run ({said}); resume it with the version of vatt that wrote it"
+            ) from error
         return found.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -84,8 +90,11 @@ class Session:
         """
         self.world.on_main(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"
-        state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
-                 **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
+        state = {
+            "bad_clips": bad_clips or self.bad.state_dict(),
+            "record": self.record,
+            **{what: value for what, (value, _) in self.identity.items()},
+        }
         if not is_sharded(self.model):
             whole = state | {"optimizer": self.optimizer.state_dict()}
             self.world.on_main(
