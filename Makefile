@@ -1,4 +1,4 @@
-# make train | test | bench | lint | reports. The first call creates $(VENV); later ones reuse it.
+# make train | test | bench | lint | reports | docs. The first call creates $(VENV); later ones reuse it.
 # make compat [FULL=1]: the tests on every Python of this machine. make constraints: newest releases for all of them.
 # make full: what takes longer than CI may. Reports of data that is not here: make bench ESC10=DIR YOUCOOK2=DIR CLIPS=DIR.
 VENV ?= .venv
@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in $(PYTHONS); do \
 RUN = OMP_WAIT_POLICY=passive $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
-.PHONY: train test bench lint reports compat constraints full clean
+.PHONY: train test bench lint reports docs compat constraints full clean
 
 train: $(INSTALLED)
 	$(RUN) -m vatt.train --fused $(ARGS)
@@ -49,6 +49,13 @@ lint: $(INSTALLED)
 reports: $(INSTALLED)
 	$(RUN) bench/draw_reports.py
 
+# A site of the pages, which lie in it as they do here, so that the same links lead the same way: build/site/index.html.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	rm -rf build/pages build/site && mkdir -p build/pages
+	cp -r *.md CITATION.cff LICENSE docs examples findings reports build/pages/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 compat: $(INSTALLED)
 	$(RUN) .ci/compat.py $(if $(FULL),--full --report) $(ARGS)
 
@@ -56,7 +63,7 @@ constraints: $(INSTALLED)
 	$(RUN) .ci/constraints.py
 
 # What CI has no time for. Its table says with which commit it ran last: reports/compat.md.
-full: test lint
+full: test lint docs
 	$(RUN) .ci/compat.py --full --report
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 VATT_GPU_DTYPES=float16,float32 $(RUN) -m pytest \
 		tests/kernels/test_triton_as_gpu.py

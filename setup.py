@@ -29,6 +29,7 @@ EXTRAS = {
         "setuptools>=70.1",  # the first that makes wheels alone; the tests build one
     ],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
+    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16"],  # make docs
 }
 # The tests cover what these extras bring.
 EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]

@@ -1,4 +1,4 @@
-"""Redraws every page and figure under reports/ from its JSON, the index and the table in the project's README.
+"""Redraws every page and figure under reports/ from its JSON, the index, docs/results.md and the table in README.
 
 Nothing is measured: what a page says is what its JSON holds.
 """
@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import report as harness
-from harness.pages import Drawer, front_table, index, render, report_paths, write_front_table
+from harness.pages import (
+    Drawer,
+    chosen_results,
+    index,
+    render,
+    report_paths,
+    results,
+    results_table,
+    write_front_table,
+)
 from harness.report import ReportError
 
 import aot_table
@@ -54,6 +63,28 @@ BENCHMARKS = (
     youcook2,
 )
 DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
+# The ten lines that README shows: report, and how what was measured begins.
+README_RESULTS = (
+    ("tiny_training", "`tiny` on the built-in corpus, text to video"),
+    ("tiny_training", "`tiny` on the built-in corpus, audio to video"),
+    ("esc10_official", "ESC-10 top-1 over five folds"),
+    ("model_sizes", "parameters as Table 7 counts them"),
+    ("resolution_sweep", "GFLOPs of ViT-Medium at 32x320x320"),
+    ("droptoken_sweep", "DropToken, inference of `sss`, 50% dropped"),
+    ("fused_vs_reference", "video step of `bbs` on a CPU, 50% dropped"),
+    ("videomae", "Base video model beside VideoMAE-Base on a CPU, forward + backward"),
+    ("aot_table", "kernels compiled ahead of time"),
+    ("chaos", "`tiny` and `tiny_ma` disturbed"),
+)
+
+
+def tables() -> dict[Path, str]:
+    """Return the text between the markers of README and of the page with all results, by file."""
+    lines = results(harness.REPORTS, DRAWERS)
+    return {
+        harness.ROOT / "README.md": results_table(chosen_results(lines, README_RESULTS), "reports"),
+        harness.ROOT / "docs" / "results.md": results_table(lines, "../reports"),
+    }
 
 
 def drawer(path: Path) -> Drawer:
@@ -79,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(path.with_suffix(".md"))
         (args.reports / "README.md").write_text(index(args.reports), encoding="utf-8")
         if args.reports == harness.REPORTS:
-            write_front_table(harness.ROOT / "README.md", front_table(args.reports, DRAWERS))
+            for page, text in tables().items():
+                write_front_table(page, text)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "finetune", "evaluate", "embed", "search", "card", "figures", "recipes", "records")
+COMMANDS = ("train", "finetune", "evaluate", "predict", "embed", "search", "card", "figures", "recipes")
 # A layer imports the layers before it; those of one line do not import each other.
 LAYERS = (
     ("errors",),
@@ -210,7 +210,7 @@ def test_every_command_ends_with_the_one_main() -> None:
     for path in sources("vatt"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         (main,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"] or [None]
-        if main is None or short(path) in ("vatt/__main__.py", "vatt/records.py", "vatt/data/look.py"):
+        if main is None or short(path) in ("vatt/__main__.py", "vatt/data/look.py"):
             continue  # no command, or one that only hands over, prints, or is a process of data.check
         called = {node.func.id for node in ast.walk(main) if isinstance(node, ast.Call) and hasattr(node.func, "id")}
         assert {"exit_code", "run_command"} & called, f"{short(path)}: main() does not end with runtime/cli.exit_code"

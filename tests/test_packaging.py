@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SETUP = runpy.run_path(str(ROOT / ".ci" / "pythons.py"))
 SUPPORTED = SETUP["SUPPORTED"]
 SOURCES = ("vatt", "kernels", "bench", "tests", ".ci", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md",
-           "LICENSE", "SECURITY.md", "Makefile", "constraints.txt")  # fmt: skip
+           "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "constraints.txt",
+           "mkdocs.yml", "docs", "examples")  # fmt: skip
 OFFLINE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PIP_NO_INDEX": "1"}
 
 
@@ -85,8 +86,10 @@ def test_the_wheel_holds_every_module_and_no_other(built):
 def test_the_sdist_holds_what_builds_tests_and_runs(built):
     with tarfile.open(built[0]) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {path.relative_to(ROOT).as_posix() for folder in ("vatt", "kernels", "bench", "tests", ".ci")
-              for path in (ROOT / folder).rglob("*.py")}  # fmt: skip
+    folders = ("vatt", "kernels", "bench", "tests", ".ci", "docs", "examples")
+    wanted = {path.relative_to(ROOT).as_posix() for folder in folders
+              for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".ipynb")
+              and not path.is_relative_to(ROOT / "tests" / "data_20a74a7")}  # fmt: skip
     assert wanted | {name for name in SOURCES if (ROOT / name).is_file()} | {".ci/run"} <= held
     assert not [name for name in held if name.endswith(".pyc") or name.startswith("reports")]
 
@@ -130,7 +133,7 @@ def test_each_command_hands_over_to_its_module(name, monkeypatch, capsys):
 
 def test_every_command_module_is_a_command():
     """Modules that are run with `python -m` and have flags; the rest of them serve the tests or a machine."""
-    others = {"vatt.training.metrics_log", "vatt.data.synthetic", "vatt.data.look", "vatt"}
+    others = {"vatt.records", "vatt.data.synthetic", "vatt.data.look", "vatt"}
     runnable = set()
     for path in (ROOT / "vatt").rglob("*.py"):
         if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8").splitlines():

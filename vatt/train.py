@@ -7,7 +7,6 @@ repeats the uninterrupted one to the bit.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from .model.vatt import VATT
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
+from .runtime.forms import parse_json
 from .runtime.provenance import environment
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
@@ -126,8 +126,8 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     config, device, world = run.config, run.device, run.world
     ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
-    tokenizer = world.first(lambda: make_tokenizer(config, manifest, run.out, run.resume))
-    slots = world.slots(config.data.batch_size)
+    tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
+    slots = world.batch_slice(config.data.batch_size)
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
     from .data.dali.loader import choose_decoder, make_dali_loader
 
@@ -224,7 +224,7 @@ def saved_format(out: Path) -> int:
     """Return the format of the built-in corpus of the run in `out`: from config.json, or its newest checkpoint."""
     record = read_record(out)
     if not record and (checkpoint := training_checkpoint.load_latest(out / "checkpoints")):
-        record = json.loads(checkpoint.state["record"])
+        record = parse_json(str(checkpoint.state.get("record")))
     return corpus_format(record)
 
 
@@ -236,7 +236,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     from .data.dali.loader import choose_decoder
 
     choose_decoder(config.data.decoder, opened.device)
-    corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
+    corpus = world.on_main(lambda: saved_format(out) if args.resume else FORMAT)
     manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         if manifest is None:
             corpus_of(corpus, config.data.builtin_clips)
 
-    world.first(write)
+    world.on_main(write)
     if manifest is None:
         manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
     train(opened, manifest, corpus)

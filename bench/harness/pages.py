@@ -29,12 +29,23 @@ BLUE, ORANGE, GREEN, PINK, BLACK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "
 FRONT_BEGIN, FRONT_END = "<!-- measured: drawn by make reports -->", "<!-- end of measured -->"
 
 
+class Result(NamedTuple):
+    """A line of what was measured: the report it is from, what it is, and the result as text."""
+
+    report: str
+    what: str
+    result: str
+    page: str  # of the report, below the folder of reports
+    machine: str
+    source: str
+
+
 class Drawer(NamedTuple):
     """What a benchmark brings along to have its report drawn."""
 
     page: Callable[[Report], str]  # Markdown below the heading
     figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
-    front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of the project's README
+    front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of docs/results.md
     csv: Callable[[Path], object] | None = None  # writes the rows beside the JSON in this path, as a table
 
 
@@ -122,22 +133,36 @@ def index(root: Path) -> str:
     return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
 
 
-def front_table(root: Path, drawers: Mapping[str, Drawer]) -> str:
-    """What README says was measured, made from the JSONs under `root`; quick and unfinished runs are left out."""
-    rows = []
+def results(root: Path, drawers: Mapping[str, Drawer]) -> list[Result]:
+    """Return all lines of the finished reports under `root`; quick runs are left out."""
+    lines = []
     for path in report_paths(root):
         report = load(path)
         if report.quick or not report.finished:
             continue
-        place = f"[{report.machine}](reports/{path.relative_to(root).with_suffix('.md').as_posix()})"
-        rows += [[what, result, place, report.source] for what, result in drawers[report.name].front(report)]
+        page = path.relative_to(root).with_suffix(".md").as_posix()
+        lines += [
+            Result(report.name, what, result, page, report.machine, report.source)
+            for what, result in drawers[report.name].front(report)
+        ]
+    return lines
+
+
+def results_table(lines: Sequence[Result], reports: str) -> str:
+    """Return `lines` as a Markdown table for a page from which the folder of reports is `reports`."""
+    rows = [[line.what, line.result, f"[{line.machine}]({reports}/{line.page})", line.source] for line in lines]
     return table(["what", "measured", "where", "commit"], rows, left=4) if rows else "Nothing yet."
 
 
-def write_front_table(readme: Path, text: str) -> None:
-    """Replaces what stands between the two markers in `readme`. Raises `ReportError` without them."""
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(FRONT_BEGIN)
+def chosen_results(lines: Sequence[Result], chosen: Sequence[tuple[str, str]]) -> list[Result]:
+    """Return the lines that `chosen` names by report and beginning, in its order; what was not measured is left out."""
+    return [line for name, start in chosen for line in lines if line.report == name and line.what.startswith(start)]
+
+
+def write_front_table(page: Path, text: str) -> None:
+    """Replace what stands between the two markers in `page`. Raises `ReportError` without them."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(FRONT_BEGIN)
     _, end, after = rest.partition(FRONT_END)
     if not begin or not end:
-        raise ReportError(f"{readme}: the lines {FRONT_BEGIN} and {FRONT_END} are missing")
-    readme.write_text(f"{before}{FRONT_BEGIN}\n{text}\n{FRONT_END}{after}", encoding="utf-8")
+        raise ReportError(f"{page}: the lines {FRONT_BEGIN} and {FRONT_END} are missing")
+    page.write_text(f"{before}{FRONT_BEGIN}\n{text}\n{FRONT_END}{after}", encoding="utf-8")

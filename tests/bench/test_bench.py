@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
-from harness.pages import FRONT_BEGIN, FRONT_END, front_table, index, pyplot, report_paths, write_page
+from harness.pages import FRONT_BEGIN, FRONT_END, chosen_results, index, pyplot, report_paths, results, write_page
 from harness.report import Report, ReportError
 
 import decode
@@ -250,8 +250,17 @@ def test_committed_pages_and_readme_say_what_the_json_says():
         assert path.with_suffix(".png").exists()
     if report_paths(harness.REPORTS):
         assert (harness.REPORTS / "README.md").read_text() == index(harness.REPORTS)
-    table = front_table(harness.REPORTS, draw_reports.DRAWERS)
-    assert f"{FRONT_BEGIN}\n{table}\n{FRONT_END}" in (harness.ROOT / "README.md").read_text()
+        for page, table in draw_reports.tables().items():
+            assert f"{FRONT_BEGIN}\n{table}\n{FRONT_END}" in page.read_text(), f"{page}: `make reports` has not run"
+
+
+def test_readme_shows_ten_results_of_all():
+    lines = results(harness.REPORTS, draw_reports.DRAWERS)
+    for chosen in draw_reports.README_RESULTS:
+        machines = [line.machine for line in chosen_results(lines, [chosen])]
+        assert not lines or machines, f"no result begins as {chosen} says"
+        assert len(machines) == len(set(machines)), f"{chosen} means several lines"
+    assert len(draw_reports.README_RESULTS) == 10
 
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import front_table, write_page
+from harness.pages import results, write_page
 
 import gpu_report
 import pytest
@@ -97,7 +97,7 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
     assert page == write_page(harness.load(path), DRAWER)
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "| attention forward | plain |" in capsys.readouterr().out
-    assert front_table(tmp_path, {"gpu_report": DRAWER}) == "Nothing yet."
+    assert results(tmp_path, {"gpu_report": DRAWER}) == []
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -15,8 +15,8 @@ from helpers import small_run
 from vatt import finetune, train
 from vatt.data.synthetic import build_corpus
 from vatt.errors import ConfigError, RunError
-from vatt.training.metrics_log import METRICS, metrics_table, read_metrics
-from vatt.training.profiler import Traced, parse_traced, tracing
+from vatt.training.metrics_log import METRICS, read_metrics
+from vatt.training.profiler import ProfiledSteps, parse_profile, profiling
 from vatt.training.status import format_status, status
 
 
@@ -43,7 +43,12 @@ def test_every_metric_is_documented_and_written(kind: str, request: pytest.Fixtu
     documented = {metric.key for metric in METRICS if metric.lines in ("all", kind)}
     for record in read_metrics(out / "metrics.jsonl"):
         assert set(record) == documented
-    assert all(f"| `{metric.key}` |" in metrics_table() for metric in METRICS)
+
+
+def test_the_page_of_metrics_is_the_table_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{key}` | {unit} | {meaning} | {lines} |" for key, unit, meaning, lines in METRICS]
 
 
 def test_finished_runs_say_so(trained: Path, tuned: Path) -> None:
@@ -125,12 +130,12 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         status(tmp_path)
 
 
-def steps(path: Path, traced: Traced | None, start: int = 0) -> list[float]:
+def steps(path: Path, profiled: ProfiledSteps | None, start: int = 0) -> list[float]:
     """A little training with dropout, steps `start` + 1 to 8; its losses."""
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
     optimizer, losses = torch.optim.Adam(model.parameters()), []
-    with tracing(traced, path, start) as step_done:
+    with profiling(profiled, path, start) as step_done:
         for _ in range(start, 8):
             optimizer.zero_grad()
             loss = model(torch.ones(2, 4)).square().sum()
@@ -141,14 +146,16 @@ def steps(path: Path, traced: Traced | None, start: int = 0) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("traced", "start"), [(Traced(3, 2), 0), (Traced(1, 1), 0), (Traced(8, 1), 5)])
-def test_a_trace_holds_the_steps_and_changes_nothing(tmp_path: Path, traced: Traced, start: int) -> None:
+@pytest.mark.parametrize(
+    ("profiled", "start"), [(ProfiledSteps(3, 2), 0), (ProfiledSteps(1, 1), 0), (ProfiledSteps(8, 1), 5)]
+)
+def test_a_trace_holds_the_steps_and_changes_nothing(tmp_path: Path, profiled: ProfiledSteps, start: int) -> None:
     path = tmp_path / "trace-0.json"
-    assert steps(path, traced, start) == steps(path, None, start)
+    assert steps(path, profiled, start) == steps(path, None, start)
     events = json.loads(path.read_text())["traceEvents"]
-    assert len({event["name"] for event in events if event["name"].startswith("ProfilerStep#")}) == traced.length
+    assert len({event["name"] for event in events if event["name"].startswith("ProfilerStep#")}) == profiled.length
     updates = [event for event in events if event["name"].startswith("Optimizer.step") and event["ph"] == "X"]
-    assert len({event["ts"] for event in updates}) == traced.length
+    assert len({event["ts"] for event in updates}) == profiled.length
     assert [p.name for p in tmp_path.iterdir()] == ["trace-0.json"]
 
 
@@ -172,11 +179,11 @@ def test_the_command_shows_the_state(trained: Path, tuned: Path, capsys: pytest.
 
 
 def test_traces_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    assert parse_traced("20:5", 24) == Traced(20, 5)
+    assert parse_profile("20:5", 24) == ProfiledSteps(20, 5)
     for text in ("20", "0:5", "5:0", "a:b", "-1:2", "1:2:3"):
         with pytest.raises(ConfigError, match="START:COUNT"):
-            parse_traced(text, 100)
+            parse_profile(text, 100)
     with pytest.raises(ConfigError, match="step 24 of 23"):
-        parse_traced("20:5", 23)
+        parse_profile("20:5", 23)
     with pytest.raises(ConfigError, match="3 steps are done already"):
-        steps(tmp_path / "trace-0.json", Traced(3, 1), 3)
+        steps(tmp_path / "trace-0.json", ProfiledSteps(3, 1), 3)

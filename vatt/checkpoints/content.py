@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,9 @@ from ..data.decoding.version import DECODING, DECODING_CHANGES
 from ..data.shards.index import tar_of
 from ..runtime.distributed import World
 from ..runtime.files import write_atomically
+from ..runtime.forms import read_json
 
+log = logging.getLogger(__name__)
 MOST_FILES = 1000
 WHOLE = 2**20  # bytes of a file that is read whole
 PIECE = 2**16  # bytes at the beginning, in the middle and at the end of larger ones
@@ -59,7 +62,7 @@ def contents(manifest: Manifest) -> dict[str, str]:
 
 
 def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> None:
-    """Write OUT/content.json for a run that begins; print how it compares for one that goes on after `done` steps.
+    """Write OUT/content.json for a run that begins; tell how it compares for one that goes on after `done` steps.
 
     OUT/decoding.json holds the version of decoding; a run that began with an earlier one says so once.
 
@@ -70,12 +73,12 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
         if not done:
             write_atomically(out / NAME, (json.dumps(contents(manifest)) + "\n").encode())
         elif said := compare_contents(out, manifest):
-            print(said)
+            log.info("%s", said)
         if done and (said := older_decoding(out)):
-            print(said)
+            log.info("%s", said)
         write_atomically(out / DECODING_NAME, (json.dumps({"version": DECODING}) + "\n").encode())
 
-    world.first(note)
+    world.on_main(note)
 
 
 def older_decoding(out: Path) -> str:
@@ -95,9 +98,9 @@ def older_decoding(out: Path) -> str:
 def compare_contents(out: Path, manifest: Manifest) -> str:
     """Return what a run in `out` that goes on should say of its clips; nothing where they are as they were."""
     try:
-        before = json.loads((out / NAME).read_text(encoding="utf-8"))
+        before = read_json(out / NAME)
         changed = [name for name, content in contents(manifest).items() if before.get(name, content) != content]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return "content not recorded: whether clips changed since the run began cannot be told"
     if not changed:
         return ""

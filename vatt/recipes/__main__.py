@@ -26,10 +26,10 @@ EXAMPLES = """examples:
   python -m vatt.recipes k400-medium         the commands of one, from annotation file to score
   python -m vatt.recipes k400-medium > k400.sh
 
-The checkpoints are expected in downloads/, see "Where the official files are" in README; media folders are named as
-their data sets are usually unpacked: change --media to yours. `python bench/paper_tables.py k400-medium=FILE` prints a
-result.json beside the paper's numbers. A fine-tuned checkpoint of the release needs no training: convert it, and score
-it with python -m vatt.evaluate --task classify.
+The checkpoints are expected in downloads/, see "Where the official files are" in docs/checkpoints.md; media folders are
+named as their data sets are usually unpacked: change --media to yours. `python bench/paper_tables.py k400-medium=FILE`
+prints a result.json beside the paper's numbers. A fine-tuned checkpoint of the release needs no training: convert it,
+and score it with python -m vatt.evaluate --task classify.
 exit codes: 0 done, 2 no such recipe."""
 WORDS = "downloads/misc/howto100m_en.txt"
 

@@ -7,6 +7,7 @@ and go on in the same way.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,20 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from tqdm import tqdm
-
 from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
 from ..data.remarks import Remarks
-from ..errors import ConfigError, DataError, Elsewhere, RunError
+from ..errors import ConfigError, DataError, RemoteError, RunError
 from ..runtime.distributed import World
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .metrics_log import MetricsLog
-from .profiler import Traced, tracing
+from .profiler import ProfiledSteps, profiling
 from .session import Session
 from .signals import termination
+
+logger = logging.getLogger(__name__)
 
 
 class _Part(NamedTuple):
@@ -56,7 +57,7 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
         part = _Part([], [], [], [], str(error))
     except Interrupted:
         part = _Part([], [], [], [], interrupted=True)
-    parts = world.exchange(part)
+    parts = world.all_gather_object(part)
     for part in parts:
         if part.error:
             raise DataError(part.error)
@@ -78,18 +79,18 @@ def run_steps(
     update: Callable[[Batch, int], dict[str, Any]],
     advice: str,
     load: Callable[..., Generator[Batch, None, None]] | None = None,
-    traced: Traced | None = None,
+    profiled: ProfiledSteps | None = None,
 ) -> float:
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
     All ranks of `session.world` call this together; `log` is the first one's, None on the others.
     `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
-    `make_loader`. `traced`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
+    `make_loader`. `profiled`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
     128 + signal.
 
     Raises:
-        ConfigError: some of the `traced` steps are done already.
+        ConfigError: some of the `profiled` steps are done already.
         DataError: the data cannot be gone on with; what was learned is saved.
         RunError: `max_nonfinite` steps in a row without a finite loss.
     """
@@ -97,10 +98,10 @@ def run_steps(
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
     remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
-        world.agree(what, value)
+        world.require_same(what, value)
     boards: list[Any] = []
     if config.tensorboard:
-        world.first(lambda: boards.append(tensorboard(out)))
+        world.on_main(lambda: boards.append(tensorboard(out)))
     session.model.train()
     bar = progress_bar(config.steps, "training", "step", start)
     with (
@@ -111,7 +112,7 @@ def run_steps(
             )
         ) as batches,
         bar,
-        tracing(traced, out / f"trace-{world.rank}.json", start) as step_done,
+        profiling(profiled, out / f"trace-{world.rank}.json", start) as step_done,
     ):
 
         def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -121,10 +122,10 @@ def run_steps(
 
         def sent() -> list[int]:
             """The signals that any rank was sent."""
-            return [number for numbers in world.exchange(list(signals)) for number in numbers]
+            return [number for numbers in world.all_gather_object(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:
-            tqdm.write(f"saved after step {step}; continue with: --out {out} --resume", file=sys.stderr)
+            logger.warning("saved after step %d; continue with: --out %s --resume", step, out)
             sys.exit(128 + received[0])
 
         for step in range(start, config.steps):
@@ -134,12 +135,12 @@ def run_steps(
                 batch = _together(batches, world)
                 remarks.add(batch.remarks if world.is_first else [])
                 for clip, reason in bad.add(step, batch):
-                    tqdm.write(printable(f"bad clip, replaced: {clip.name}: {reason}"), file=sys.stderr)
+                    logger.warning("%s", printable(f"bad clip, replaced: {clip.name}: {reason}"))
                 bad.check()
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
                 if not world.is_first:
-                    raise Elsewhere(error) from error
+                    raise RemoteError(error) from error
                 raise
             except Interrupted:
                 save(step, before)
@@ -151,8 +152,7 @@ def run_steps(
             if skipped:
                 record["clips"] = [manifest[i].name for i in batch.clips]
                 names = printable(", ".join(record["clips"]))
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: {names}",
-                           file=sys.stderr)  # fmt: skip
+                logger.warning("step %d: loss or gradient not finite, no update; clips: %s", step + 1, names)
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
                        "communication_seconds": world.seconds - talked, "world_size": world.size,

@@ -18,8 +18,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ConfigError
 from ..model.heads import BatchNorm
 from ..model.transformer import Encoder
+from ..ops import has_triton
 from ..runtime.distributed import World
 
 # PyTorch 2.13 renamed it, and warns of the old name.
@@ -27,19 +29,24 @@ _SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(D
                  else "broadcast_buffers")  # fmt: skip
 
 
-def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
-            recompute: bool) -> list[nn.Module]:  # fmt: skip
+def parallelize(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
+            recompute: bool, compiled: bool = False) -> list[nn.Module]:  # fmt: skip
     """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
 
     Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
     before the optimizer. Batch norm sees the batches of all ranks. `recompute`: activation checkpointing, a layer at a
-    time.
+    time. `compiled`: torch.compile of each layer; equal layers share their graphs, and seeds of steps are symbols.
     """
+    if compiled:
+        check_compiler(next(model.parameters()).device)
     for module in model.modules():
         if isinstance(module, BatchNorm) and world.size > 1:
-            module.total, module.ranks = world.total, world.size
+            module.total, module.ranks = world.all_reduce_sum, world.size
         if isinstance(module, Encoder):
             module.recompute = recompute
+            if compiled:
+                for layer in module.layers:
+                    layer.compile()
     if world.size == 1:
         return list(parts)
     device = next(model.parameters()).device
@@ -54,10 +61,31 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
         return list(parts)
     # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
-    return [DistributedDataParallel(_InPlace(part), **options) for part in parts]
+    return [DistributedDataParallel(_FixedBucketOrder(part), **options) for part in parts]
 
 
-class _InPlace(nn.Module):
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where what TorchInductor needs is missing; it would say so in the first step.
+
+    Raises:
+        ConfigError: there is no Triton for a GPU, or no C++ compiler for a CPU.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if device.type == "cuda" and not has_triton():
+        raise ConfigError("--compile: on CUDA it needs the package triton; install it, or run without --compile")
+    if device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, RuntimeError) as error:
+            raise ConfigError(
+                "--compile: on a CPU it needs a C++ compiler such as g++; install one (CXX names it), or run without "
+                "--compile"
+            ) from error
+
+
+class _FixedBucketOrder(nn.Module):
     """Keeps DDP from arranging gradients anew after its first step.
 
     From three ranks on the order of a sum depends on an element's place, so that a resumed run, which begins with the
@@ -75,7 +103,7 @@ class _InPlace(nn.Module):
 
 
 @contextlib.contextmanager
-def unsynchronised(part: nn.Module) -> Iterator[None]:
+def no_gradient_sync(part: nn.Module) -> Iterator[None]:
     """Backward passes inside add up gradients on each rank alone."""
     if isinstance(part, DistributedDataParallel):
         with part.no_sync():
@@ -90,6 +118,6 @@ def unsynchronised(part: nn.Module) -> Iterator[None]:
         yield
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A number that may be spread over ranks, as an ordinary tensor."""
     return x.full_tensor() if isinstance(x, DTensor) else x

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from ..checkpoints import training_checkpoint
 from ..checkpoints.sharded import is_sharded, load_shards, save_shards
@@ -17,7 +16,7 @@ from ..checkpoints.training_checkpoint import DamagedCheckpoint
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
 from ..errors import ConfigError, DataError, RunError
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.forms import FormError, require_form
 
 # What a checkpoint's state holds.
@@ -40,15 +39,15 @@ class Session:
     bad: BadClips
     identity: dict[str, tuple[str, Path]]
     record: str
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
     def restore(self, steps: int) -> int:
         """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
 
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
-        found = training_checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
-        self.world.agree("newest checkpoints, steps", found.step if found else 0)
+        found = training_checkpoint.load_latest(self.out / "checkpoints")
+        self.world.require_same("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
         try:
@@ -83,18 +82,18 @@ class Session:
 
         All ranks call it. Each writes its part of a sharded model, the first one everything else.
         """
-        self.world.first(self.bad.write)  # refreshes the counts
+        self.world.on_main(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"
         state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
                  **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
         if not is_sharded(self.model):
             whole = state | {"optimizer": self.optimizer.state_dict()}
-            self.world.first(lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
+            self.world.on_main(
+                lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep)
+            )
             return
-        temporary = self.world.first(lambda: training_checkpoint.begin(folder, step))
-        if temporary is not None:
-            with training_checkpoint.clearing(temporary):
-                rest = save_shards(temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
-                self.world.first(
-                    lambda: training_checkpoint.finish(temporary, step, state | {"optimizer": rest}, keep=keep)
-                )
+        writer = training_checkpoint.CheckpointWriter(folder, step, keep)
+        if self.world.on_main(writer.create):
+            with writer:
+                rest = save_shards(writer.temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
+                self.world.on_main(lambda: writer.commit(state | {"optimizer": rest}))

@@ -2,7 +2,7 @@
 
 Batch `step` is planned, drawn and replaced as by `ClipDataset`, from the same numbers: the same clips, windows, crops,
 flips, colours, captions and sound, whatever the number of workers, pipelines, ranks and restarts. Only the pixels come
-from another decoder and another resize (`vatt.data.dali_graph` says how far apart they may be).
+from another decoder and another resize (`vatt.data.dali.graph` says how far apart they may be).
 
 The workers are those of the PyAV path. They read packets and decode the sound (`packets.py`), so a missing or
 broken file is met there and replaced by the rule of the loader. What DALI does not decode (other codecs, more than 8

@@ -282,7 +282,10 @@ class Reader:
         return self.scan_duration()
 
     def scan_duration(self) -> float:
-        """The duration of the clock's stream by its packets from here on; without stamps, frames are counted."""
+        """The duration of the clock's stream by its packets from here to the end of the file.
+
+        In a stream without timestamps frames are counted.
+        """
         first, last, count = self.origin, 0.0, 0
         for packet in self.packets(self.clock):
             count += packet.size > 0

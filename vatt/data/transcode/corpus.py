@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ConfigError
-from ...runtime.files import write_atomically
+from ...runtime.files import write_atomically, write_csv
 from ...runtime.forms import FormError, read_json
 from ..clip import CAPTION_SEPARATOR, Clip
 from ..decoding.version import DECODING_CHANGES
@@ -130,15 +128,9 @@ def _cells(captions: Sequence[str]) -> tuple[str, ...]:
 
 
 def write_left_out(path: Path, corpus: Corpus, jobs: Sequence[Job]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "row", "start", "end", "reason"))
-    for job in jobs:
-        if job.key in corpus.failed:
-            clip = job.clip
-            end = "" if clip.end is None else clip.end
-            writer.writerow((clip.path, clip.index, clip.start, end, corpus.failed[job.key]))
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    failed = [(job.clip, corpus.failed[job.key]) for job in jobs if job.key in corpus.failed]
+    rows = [(clip.path, clip.index, clip.start, "" if clip.end is None else clip.end, why) for clip, why in failed]
+    write_csv(path, ("path", "row", "start", "end", "reason"), rows)
 
 
 def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float) -> dict[str, Any]:

@@ -229,7 +229,9 @@ def _encode(source: _Source, recipe: Recipe) -> bytes:
     pieces = iter(source)
     piece = next(pieces)
     codec = CODECS[recipe.codec]
-    with av.open(file, "w", format="mp4" if piece.video is None else codec.container) as container:
+    kind = "mp4" if piece.video is None else codec.container
+    # Tracks of WebM have random numbers unless told not to.
+    with av.open(file, "w", format=kind, options={"fflags": "bitexact"} if kind == "webm" else {}) as container:
         put_frame = None if piece.video is None else _video_track(container, piece.video.shape, recipe)
         put_sound = None
         if piece.audio is not None:
