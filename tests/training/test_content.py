@@ -40,9 +40,15 @@ def test_a_resumed_run_says_that_clips_changed(clips: Path, tmp_path: Path, caps
     assert run("--out", out, "--resume", "--steps", 5) == 0
     said = capsys.readouterr().out
     assert "the content of 1 of 4 files looked at changed since the run began, the first is 1.mp4" in said
+    assert "decoded by an earlier version" not in said
+    (tmp_path / "old" / content.DECODING_NAME).unlink()
     (tmp_path / "old" / content.NAME).unlink()
     assert run("--out", tmp_path / "old", "--resume", "--steps", 5) == 0
-    assert "content not recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "content not recorded" in said
+    assert said.count("decoded by an earlier version") == 1
+    assert run("--out", tmp_path / "old", "--resume", "--steps", 6) == 0
+    assert "decoded by an earlier version" not in capsys.readouterr().out
 
 
 def test_large_files_and_many_are_looked_at_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
