@@ -31,19 +31,32 @@ from .data.datasets.evaluation import EvalDataset
 from .data.manifest import read_manifest, tell_notes
 from .data.media_types import AUDIO
 from .data.synthetic import corpus_of
-from .errors import ConfigError, Finished
+from .errors import ConfigError, RankFinished
 from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
-from .inference.result_folder import finish, open_out, open_parts, scores_only
+from .inference.result_folder import open_parts, open_result, write_result
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
-from .runtime.distributed import World, joined
-from .runtime.files import write_atomically
-from .runtime.lock import add_force_flag
+from .runtime.distributed import World, init_world
+from .runtime.files import first_free, write_atomically
+from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity
 
 TASKS = ("classify", "probe", "retrieve")
+# What is printed of a result.json that an earlier command wrote.
+RESULT: dict[str, Any] = {
+    "classify": {
+        "test": {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
+    },
+    "probe": {"probe": {"*": {"scores": {"*": complex}, "folds": (list, dict), "classes": int, "bad_clips": int}}},
+    "retrieve": {
+        "retrieval": {
+            "*": dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10"), complex)
+        },
+        "bad_clips": int,
+    },
+}
 EXAMPLES = """examples:
   python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
   python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
@@ -144,6 +157,28 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
+def scores_only(args: argparse.Namespace) -> bool:
+    """Whether --out names a file for the scores of retrieval, not a folder."""
+    return args.out is not None and args.out.suffix == ".json"
+
+
+def open_out(
+    args: argparse.Namespace, settings: dict[str, Any], held: contextlib.ExitStack
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """Return the folder to write, None for none, and the result in it when an earlier command has finished.
+
+    What is written is this command's own until `held` is closed.
+    """
+    if args.out is None and args.task == "retrieve":
+        return None, None
+    out = args.out or first_free(f"evaluate-{args.task}", held)
+    if args.out:
+        held.enter_context(owned(out, folder=not scores_only(args), force=args.force))
+    if scores_only(args):
+        return None, None
+    return out, open_result(out, settings, args.resume, RESULT[args.task])
+
+
 def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
@@ -234,11 +269,11 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     if not named or args.classes:
         settings["classes_sha256"] = fingerprint(clips.labels)
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
-        result = finish(out, settings, config, device, {"test": test})
+        result = write_result(out, settings, config, device, {"test": test})
     print(classification.format_scores(result["test"]))
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
@@ -253,16 +288,16 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
-            world.first(lambda: open_parts(parts, settings))
+            world.on_main(lambda: open_parts(parts, settings))
         elif world.size > 1:
             raise ConfigError("several processes share their work in a folder: name one with --out")
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         embedded = embed_clips(model, dataset, autocast, parts, world, config.data.max_bad_share)
-        world.last_common()
+        world.only_main_continues()
         wanted = SCORES if args.score == "both" else (args.score,)
         scores = {name if score == wanted[0] else f"{name}_{score}": values
                   for score in wanted for name, values in retrieval(embedded, score).items()}  # fmt: skip
@@ -270,7 +305,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
         result = {"retrieval": scores, **counts}
         if out is not None:
             write_ranks(out / "ranks.csv", embedded, clips, wanted[0])
-            result = finish(out, settings, config, device, result)
+            result = write_result(out, settings, config, device, result)
             shutil.rmtree(out / "embeddings.parts")
     print(format_scores(result["retrieval"]))
     if out is None and result["bad_clips"]:
@@ -295,18 +330,18 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         for modality in modalities:
-            world.first(partial(open_parts, parts / modality, settings))
-            with contextlib.suppress(Finished):
+            world.on_main(partial(open_parts, parts / modality, settings))
+            with contextlib.suppress(RankFinished):
                 found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
                                               world)  # fmt: skip
-        world.last_common()
-        result = finish(out, settings, config, device, {"probe": found})
+        world.only_main_continues()
+        result = write_result(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())
@@ -342,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         check_arguments(args)
-        with joined(args.device) as world, contextlib.ExitStack() as held:
+        with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
             task(args, device, world, held)

@@ -13,8 +13,9 @@ from torch import Tensor
 from ..data.datasets.batch import Batch
 from ..data.datasets.classification import ViewDataset
 from ..model.vatt import Classifier
-from ..runtime.distributed import ALONE, World
-from .over_clips import Arrays, clip_arrays
+from ..runtime.distributed import SINGLE_PROCESS, World
+from .npz import Arrays
+from .over_clips import map_clips
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
-            world: World = ALONE) -> Predictions:  # fmt: skip
+            world: World = SINGLE_PROCESS) -> Predictions:  # fmt: skip
     """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
 
     Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.
@@ -45,6 +46,7 @@ def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
                 logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
         return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
 
-    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
+    mapped = map_clips(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
     model.train(was_training)
-    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
+    arrays = mapped.arrays()
+    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), mapped.bad)
