@@ -1,7 +1,7 @@
-"""What every benchmark shares: interleaved timing, peak memory, provenance, the JSON of a report and its drawings.
+"""The JSON of a report: rows, and all that is needed to trace and resume them.
 
-`reports/<machine>/<name>.json` is the truth: rows, and all that is needed to trace them (command, commit, versions,
-machine, method). The page (.md) and the figure (.png) beside it are drawn from the JSON alone.
+`reports/<machine>/<name>.json` is the truth: what was measured, with command, commit, versions, machine and method.
+pages.py draws the page (.md) and the figure (.png) beside it from the JSON alone.
 """
 
 from __future__ import annotations

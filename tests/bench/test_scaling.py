@@ -123,9 +123,13 @@ def test_two_processes_send_what_the_formulas_say(tmp_path: Path) -> None:
     ranks = [context.Process(target=send, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
+    try:
+        for process in ranks:
+            process.join()
+            assert process.exitcode == 0
+    finally:
+        for process in ranks:  # one waits for another that has failed
+            process.kill()
     counts = json.loads((tmp_path / "counts.json").read_text())
     sizes = sizes_of(small_config().model)
     for kind, passes in STEPS:

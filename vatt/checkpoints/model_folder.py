@@ -1,6 +1,6 @@
 """The folder of a run: settings, vocabulary, exported model; and what every command needs to use one.
 
-OUT/config.json        resolved settings and where they ran   OUT/checkpoints/   see checkpoint.py
+OUT/config.json        resolved settings and where they ran   OUT/checkpoints/   see training_checkpoint.py
 OUT/vocabulary.txt     one word a line                        OUT/metrics.jsonl  one line a step
 OUT/bad_clips.csv      clips that could not be read           OUT/result.json    losses, times, retrieval
 OUT/content.json       digests of the clips' files

@@ -1,8 +1,8 @@
-"""Settings of pre-training: loss, optimizer, steps. Presets live in `vatt.config.presets`.
+"""Settings of pre-training: loss, optimizer, steps.
 
-Every run is described by one `Config`. It is written into each checkpoint and report, so that any number can be
-traced back to the settings that made it. Sizes follow Table 7 of the paper; defaults are those of the official
-release (VATT-MBS pre-training). Fields hold plain values only (int, float, str, bool, None, tuples of them).
+A pre-training run is described by one `Config`, which is written into its checkpoints and its config.json. Defaults are
+those of the official release (VATT-MBS); presets.py holds others, model.py the sizes. Fields hold plain values only
+(int, float, str, bool, None, tuples of them).
 """
 
 from __future__ import annotations

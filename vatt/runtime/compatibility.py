@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import av
+from av.codec import Codec
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -53,6 +54,15 @@ def display_matrix(frame: VideoFrame) -> bytes | None:
     found: Any = frame.side_data
     data = found.get(SideDataType.DISPLAYMATRIX)
     return None if data is None else bytes(data)
+
+
+# Decoders that are not named for what they decode.
+_DECODERS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}
+
+
+def codec_name(codec: Codec) -> str:
+    """Return what a decoder decodes, h264 or av1, whatever its own name is. PyAV 14.1 tells that name only."""
+    return getattr(codec, "canonical_name", None) or _DECODERS.get(codec.name, codec.name)
 
 
 def converted(

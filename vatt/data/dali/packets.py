@@ -20,6 +20,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from ...runtime.compatibility import codec_name
 from ..clip import Clip
 from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
@@ -101,7 +102,7 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
         raise Unsuitable("no video to decode" if reader.video is None else "an image")
     if reader.joined is not None:
         raise Unsuitable("a file whose clock begins anew; python -m vatt.data.transcode changes it")
-    codec = reader.video.codec_context.codec.canonical_name
+    codec = codec_name(reader.video.codec_context.codec)
     if codec not in DECODED[kind]:
         raise Unsuitable(f"DALI does not decode {codec} on a {kind.upper()}; python -m vatt.data.transcode changes it")
     if reader.video.codec_context.has_b_frames and reader.container.format.name == "avi":

@@ -25,7 +25,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from ...runtime.compatibility import converted, frame_duration
+from ...runtime.compatibility import codec_name, converted, frame_duration
 from .audio import END_TOLERANCE
 from .clock import Version, remember
 from .container import UNKNOWN_RATE, BadClip, Late, Reader, plain, seconds_of
@@ -171,7 +171,7 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
                 remember(_delays, reader.version, delay)
             elif reader.reordered:
                 delay = _delays.get(reader.version, delay)
-                if len(held) > 1 and stream.codec_context.codec.canonical_name in ("h264", "hevc"):
+                if len(held) > 1 and codec_name(stream.codec_context.codec) in ("h264", "hevc"):
                     # What is shown before this key frame builds on what is not here, and is left out by the decoder.
                     heapq.heapreplace(times, max(times[0], heapq.nsmallest(2, times)[1] - step))
         last = max(last, heapq.heappop(times) - delay)
