@@ -286,16 +286,18 @@ def page(report: Report) -> str:
     codes = {kind: Counter(str(p["exit"]) for row in rows for p in row["processes"] if p["fault"] == kind)
              for kind in KILLS}  # fmt: skip
     faults = [[kind, str(total[kind]), ", ".join(f"{code} ({n}x)" for code, n in sorted(codes[kind].items()))]
-              for kind in KILLS]  # fmt: skip
-    damages = [[kind, str(total[kind])] for kind in DAMAGES]
-    runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", str(row.get("ranks", 1)),
+              for kind in KILLS if total[kind]]  # fmt: skip
+    damages = [[kind, str(total[kind])] for kind in DAMAGES if total[kind]]
+    ranked = any("ranks" in row for row in rows)
+    runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", *([str(row["ranks"])] if ranked else []),
              str(len(row["processes"])), str(sum(counts([row]).values())), str(redone(row)), str(row["bad_clips"]),
              f"{row['undisturbed_seconds']:.0f}", f"{row['seconds']:.0f}",
              "the same" if is_green(row) else "DIFFERENT"] for row in rows]  # fmt: skip
     parts = [intro, "## Faults of processes", table(["fault", "count", "exit codes"], faults, left=1),
              "A negative code is a signal. Clips gone: the folder of clips is away while the process runs. Disk full: "
              "no file may grow beyond a size.", "## Damage between processes", table(["damage", "count"], damages),
-             "## Runs", table(["trial", "ranks", "processes", "faults", "steps redone", "bad clips", "undisturbed s",
+             "## Runs", table(["trial", *(["ranks"] if ranked else []), "processes", "faults", "steps redone",
+                               "bad clips", "undisturbed s",
                                "disturbed s", "end"], runs)]  # fmt: skip
     for row in rows:
         for what, kept in row["same"].items():
@@ -322,6 +324,7 @@ def figure(report: Report, plt: Any) -> Any:
     total = counts(report.rows)
     for kinds, label, colour, hatch in ((list(DAMAGES), "between processes", ORANGE, "//"),
                                         (list(KILLS), "in a process", BLUE, "")):  # fmt: skip
+        kinds = [kind for kind in kinds if total[kind]]  # one that came later was not among those of this report
         drawn = bars.barh(kinds[::-1], [total[kind] for kind in kinds[::-1]], label=label, color=colour, hatch=hatch,
                           edgecolor="white")  # fmt: skip
         bars.bar_label(drawn, padding=2, fontsize=8)

@@ -31,7 +31,11 @@ from vatt.data.synthetic import build_corpus
 ROOT = Path(__file__).resolve().parents[1]
 # Others go on with, look at or describe what the commands of pre-training made.
 FIRST = [ROOT / "README.md", ROOT / "docs" / "pretraining.md"]
-PAGES = [*FIRST, ROOT / "CONTRIBUTING.md", *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
+PAGES = [
+    *FIRST,
+    ROOT / "CONTRIBUTING.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page not in FIRST),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python|torchrun|pytest|make|pip)\s[^`]+)`")
 NAMES = [f"clip{i:07d}" for i in range(8)]  # as long as those of YouTube

@@ -22,7 +22,15 @@ from vatt_kernels.reference import attention_probabilities, relative_bias, relat
 
 from .errors import ConfigError
 
-__all__ = ["REFERENCE", "Ops", "attention_probabilities", "choose", "relative_bias", "relative_buckets"]
+__all__ = [
+    "REFERENCE",
+    "Ops",
+    "attention_probabilities",
+    "choose",
+    "has_triton",
+    "relative_bias",
+    "relative_buckets",
+]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ repeats the uninterrupted one to the bit.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from .model.vatt import VATT
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
+from .runtime.forms import parse_json
 from .runtime.provenance import environment
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
@@ -224,7 +224,7 @@ def saved_format(out: Path) -> int:
     """Return the format of the built-in corpus of the run in `out`: from config.json, or its newest checkpoint."""
     record = read_record(out)
     if not record and (checkpoint := training_checkpoint.load_latest(out / "checkpoints")):
-        record = json.loads(checkpoint.state["record"])
+        record = parse_json(str(checkpoint.state.get("record")))
     return corpus_format(record)
 
 

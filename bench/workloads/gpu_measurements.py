@@ -28,7 +28,7 @@ from vatt.config.pretraining import Config
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import REFERENCE, Ops, choose
-from vatt.training.optimizers import Adam
+from vatt.training.optimizers import Adam, clip_gradients
 
 from .kernel_rivals import EagerOps, Unable, expect_fitting, first_words, providers
 
@@ -272,7 +272,7 @@ class Trainer:
             return result
         loss = pretraining_loss(out, self.valid, self.valid, self.config.loss, self.ops).total
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip or math.inf)
+        clip_gradients(self.model.parameters(), self.config.optim.clip)
         self.optimizer.step()
         return loss.detach()
 

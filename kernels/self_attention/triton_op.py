@@ -129,7 +129,7 @@ def attention(
     Reads `cu_seqlens` on the host where `max_seqlen` is missing, and on a CPU, where that costs nothing.
 
     Raises:
-        TypeError: bfloat16 in the interpreter.
+        TypeError: bfloat16 in the interpreter, which would give other numbers without a word.
     """
     check_product("attention", q.dtype)
     if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):

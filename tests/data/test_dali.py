@@ -6,6 +6,8 @@ What needs DALI is skipped without it (pip install -e '.[dali]'). Nothing here n
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vatt.config.data import AugmentConfig, DataConfig
 from vatt.config.model import AudioConfig, ModelConfig, TextConfig, VideoConfig
 from vatt.data.clip import Clip, Manifest
 from vatt.data.dali import loader as dali
+from vatt.data.dali.colours import colour_matrix
 from vatt.data.dali.graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
 from vatt.data.dali.loader import EncodedBatch, EncodedClips, choose_decoder, make_dali_loader
 from vatt.data.dali.packets import Cut, Unsuitable, cut_packets
@@ -27,8 +30,10 @@ from vatt.data.datasets.augment import VideoDraw, draw_video, train_video
 from vatt.data.datasets.batch import Batch
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, opened
+from vatt.data.decoding.orientation import Orientation
 from vatt.data.decoding.span import decode_span
 from vatt.data.tokenizer import Tokenizer
+from vatt.data.transcode.encode import Recipe, encode_clip
 from vatt.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -39,6 +44,7 @@ MODEL = ModelConfig(
     text=TextConfig(words=4, captions=2, vocabulary=40),
 )
 DATA = DataConfig(batch_size=4, workers=1)
+ORIENTATIONS = [Orientation(*flags) for flags in product((False, True), repeat=3)]
 PLAIN = AugmentConfig(scale_jitter=0.0, flip=False, colour_jitter=0.0, audio_noise=0.0)
 
 
@@ -107,7 +113,7 @@ def decoded(cut: Cut) -> np.ndarray:
     with av.open(io.BytesIO(cut.data)) as container:
         frames = {frame.pts: frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
     at = sorted(frames)
-    return np.stack([np.rot90(frames[at[place]], cut.quarters) for place in cut.frames])
+    return np.stack([cut.orientation.upright(frames[at[place]]) for place in cut.frames])
 
 
 CONTAINERS = (
@@ -227,7 +233,8 @@ def test_trial_tells_other_pictures_and_other_codecs(
 def run(size: int, inputs: dict[str, Sequence[np.ndarray]], recolour: bool = True) -> np.ndarray:
     pipeline = build_graph("cpu", rows=8, size=size, recolour=recolour)
     pipeline.build()
-    start_graph(pipeline, inputs)
+    rows = len(inputs["encoded"])
+    start_graph(pipeline, {"rgb": [colour_matrix(2)] * rows} | inputs)
     return finish_graph(pipeline).numpy()
 
 
@@ -242,7 +249,7 @@ def test_graph_augments_as_the_pyav_path_does(codec: str, stored: int, needs_dal
         "frames": [places] * rows,
         "shrunk": [np.array([full, full], np.float32)] * rows,
     }
-    whole = warp_matrix(VideoDraw(full, full, 0, 0, False, None), full, full, full, 0)
+    whole = warp_matrix(VideoDraw(full, full, 0, 0, False, None), full, full, full)
     frames = run(full, same | {"matrix": [whole] * rows}, recolour=False)[0]
     assert (frames[3] == frames[4]).all()
     assert not (frames[0] == frames[1]).all()
@@ -250,9 +257,10 @@ def test_graph_augments_as_the_pyav_path_does(codec: str, stored: int, needs_dal
     augment = AugmentConfig(colour_jitter=0.7)
     draws, matrices, expected = [], [], []
     for seed in range(rows):
-        upright = np.rot90(frames, seed % 4, (1, 2))
+        turn = ORIENTATIONS[seed % 8]
+        upright = np.stack([turn.upright(frame) for frame in frames])
         draws.append(draw_video(full, full, size, augment, np.random.default_rng(seed)))
-        matrices.append(warp_matrix(draws[-1], size, full, full, seed % 4))
+        matrices.append(warp_matrix(draws[-1], size, full, full, turn))
         expected.append(train_video(upright, size, augment, np.random.default_rng(seed)))
     assert {draw.mirror for draw in draws} == {True, False}
     assert {draw.colour is None for draw in draws} == {True, False}
@@ -359,13 +367,93 @@ def test_the_gpu_graph_constructs_and_serialises(needs_dali: None) -> None:
 
 
 def test_frames_are_shown_upright(tmp_path: Path) -> None:
-    """The corners of the output, followed back into the stored frame, for each display rotation."""
-    draw = VideoDraw(40, 60, 3, 5, False, None)  # upright 40 x 60, crop of 32 at (3, 5)
-    for quarters in range(4):
-        stored = (60, 40) if quarters % 2 == 0 else (40, 60)  # width, height
-        marks = np.rot90(np.arange(40 * 60).reshape(40, 60), -quarters)
-        assert marks.shape == stored[::-1]
-        matrix = warp_matrix(draw, 32, *stored, quarters)
+    """The corners of the output, followed back into the stored frame, for each display rotation and mirror."""
+    draw = VideoDraw(40, 60, 3, 5, False, None)  # upright 40 x 60, crop of 32 at row 3, column 5
+    for turn in ORIENTATIONS:
+        height, width = (40, 60) if not turn.transposed else (60, 40)  # stored
+        stored = np.arange(40 * 60).reshape(height, width)
+        marks = turn.upright(stored)
+        assert marks.shape == (40, 60)
+        assert turn.shown(width, height) == (60, 40)
+        matrix = warp_matrix(draw, 32, width, height, turn)
         for x, y in ((0, 0), (31, 0), (7, 20)):
             column, row = np.floor(matrix @ [x + 0.5, y + 0.5, 1]).astype(int)
-            assert marks[row, column] == (y + 3) * 60 + x + 5
+            assert stored[row, column] == marks[y + 3, x + 5]
+
+
+FLAT = {  # colours that neither matrix clips, and saturated ones
+    "kept": [(200, 150, 120), (90, 120, 160), (128, 128, 128), (60, 100, 70)],
+    "clipped": [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)],
+}
+
+
+def write_flat(path: Path, colours: list[tuple[int, int, int]], colourspace: int) -> Path:
+    """Four stripes of 64 pixels, VP9 in `colourspace` as libav numbers them, limited range, and tagged so."""
+    pixels = np.repeat(np.array(colours, np.uint8)[None], 128, 0).repeat(64, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libvpx-vp9", rate=10, options={"crf": "4", "b": "0", "cpu-used": "8"})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 256, 128, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = colourspace, 1
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=colourspace, dst_color_range=1)
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_the_matrix_of_colours_undoes_a_wrong_one() -> None:
+    """From the definitions: luma of BT.601 and BT.709, and differences of colours from it."""
+    for space, (red, blue) in ((1, (0.2126, 0.0722)), (5, (0.299, 0.114)), (9, (0.2627, 0.0593))):
+        rgb = np.array([0.7, 0.5, 0.4])
+        y = red * rgb[0] + (1 - red - blue) * rgb[1] + blue * rgb[2]
+        u, v = (rgb[2] - y) / (2 * (1 - blue)), (rgb[0] - y) / (2 * (1 - red))
+        green = (y + 2 * 0.701 * v, y + 2 * 0.886 * u)  # red and blue as BT.601 has them
+        wrong = np.array([green[0], (y - 0.299 * green[0] - 0.114 * green[1]) / 0.587, green[1]])
+        assert colour_matrix(space) @ wrong == pytest.approx(rgb, abs=1e-6)
+    assert (colour_matrix(2) == np.eye(3, dtype=np.float32)).all()
+
+
+@pytest.mark.parametrize("colourspace", [1, 5])
+def test_both_decoders_read_the_colours_that_a_file_is_tagged_with(
+    colourspace: int, needs_dali: None, tmp_path: Path
+) -> None:
+    path = write_flat(tmp_path / "clip.webm", FLAT["kept"], colourspace)
+    with opened(path, 30.0, ("video",)) as reader:
+        packets = cut_packets(reader, 0.0, 10.0, 8, "cpu")
+    whole = warp_matrix(VideoDraw(128, 256, 0, 0, False, None), 128, 256, 128)
+    ours = decode_span(path, start=0.0, fps=10.0, frames=8, rate=RATE).video
+    assert ours is not None
+    got = run(128, {"encoded": [np.frombuffer(packets.data, np.uint8)], "frames": [packets.frames],
+                    "shrunk": [np.array([128, 256], np.float32)], "matrix": [whole],
+                    "rgb": [colour_matrix(packets.colourspace)]}, recolour=False)[0]  # fmt: skip
+    assert np.abs(got[:, 40:90, [32, 96]].astype(int) - ours[:, 40:90, [32, 96]]).max() <= 3
+
+
+def test_what_transcoding_writes_is_marked_and_read_alike(needs_dali: None, tmp_path: Path) -> None:
+    """Saturated BT.709, which no matrix restores once it is clipped, is BT.601 after transcoding, for both decoders."""
+    path = write_flat(tmp_path / "clip.webm", FLAT["clipped"], 1)
+    made = encode_clip(Clip(0, path, path.name), tmp_path / "new", Recipe(codec="vp9", size=128), 60.0)
+    new = tmp_path / made.name
+    ours = decode_span(new, start=0.0, fps=10.0, frames=8, rate=RATE).video
+    with opened(new, 30.0, ("video",)) as reader:
+        packets = cut_packets(reader, 0.0, 10.0, 8, "cpu")
+    assert packets.colourspace in (5, 6)
+    assert ours is not None
+    whole = warp_matrix(VideoDraw(128, 256, 0, 0, False, None), 128, 256, 128)
+    got = run(128, {"encoded": [np.frombuffer(packets.data, np.uint8)], "frames": [packets.frames],
+                    "shrunk": [np.array([128, 256], np.float32)], "matrix": [whole]}, recolour=False)[0]  # fmt: skip
+    assert np.abs(got[:, 40:90, [32, 96]].astype(int) - ours[:, 40:90, [32, 96]]).max() <= 3
+    assert np.abs(ours[:, 64, 32::64].astype(int) - np.array(FLAT["clipped"])).max() <= 4
+
+
+@pytest.mark.parametrize("width", [640, 455, 398, 394])
+def test_white_stays_white_at_every_width(width: int, tmp_path: Path) -> None:
+    for level in (255, 128):
+        path = write_video(tmp_path / f"{level}.mp4", "libx264", 640, 360, lambda _, at=level:
+                           np.full((360, 640, 3), at, np.uint8), 3, crf="1")  # fmt: skip
+        video = decode_span(path, start=0.0, fps=10.0, frames=1, rate=RATE, short_side=round(width * 360 / 640)).video
+        assert video is not None
+        assert abs(video.mean() - level) < 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_a_finished_model_brings_its_classes(model, clips, tmp_path):
         with_classes(few, None, 5)
     with pytest.raises(ConfigError, match="no class "):
         with_classes(few, ("circle", "something else"), 2)
+
+
+def test_labels_meet_whatever_their_accents_are(tmp_path):
+    model, listed = (tuple(unicodedata.normalize(form, name) for name in ("café", "thé")) for form in ("NFC", "NFD"))
+    assert model != listed
+    (tmp_path / "m.csv").write_text(f"path,label\na.mp4,{listed[1]} | {listed[0]}\nb.mp4,\n", encoding="utf-8")
+    clips = with_classes(read_manifest(tmp_path / "m.csv"), model, 2)
+    assert clips.labels == model
+    assert clips[0].labels == (model[1], model[0])
+    assert clips[1].label is None
 
 
 def test_labels_that_are_numbers_are_those_of_outputs(tmp_path):

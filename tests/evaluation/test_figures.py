@@ -93,7 +93,7 @@ def test_activations_of_triplets(tmp_path, models, corpus, monkeypatch, capsys):
         each = [mlp_activations(model.backbone, name, x) for x in given]
         assert np.array_equal(arrays[name], torch.cat(each).mean(0).numpy())
     capsys.readouterr()
-    monkeypatch.setattr(figures_activations, "save_figure", lambda *_: None)
+    monkeypatch.setattr(figures_activations, "write_figure", lambda *_: None)
     assert activations(models["agnostic"], tmp_path / "m.csv", tmp_path / "all.png", "--clips=9") == 0
     assert "only 3 of 4 clips" in capsys.readouterr().out
 
@@ -142,7 +142,7 @@ def test_resume_takes_what_is_there(tmp_path, models, corpus, monkeypatch, capsy
         return compute(model, dataset, autocast, name)
 
     monkeypatch.setattr(figures_tsne, "video_features", counted)
-    monkeypatch.setattr(figures_activations, "save_figure", lambda figure, path: path.write_bytes(PNG))
+    monkeypatch.setattr(figures_activations, "write_figure", lambda figure, path: path.write_bytes(PNG))
     with pytest.raises(RuntimeError, match="power"):
         tsne(models, corpus, out, "--method=pca")
     assert tsne(models, corpus, out, "--method=pca") == 2
@@ -168,7 +168,7 @@ def test_tsne_keeps_groups_together(tmp_path, models, corpus, monkeypatch):
     labels = np.array([clip.label for clip in read_manifest(corpus)])
     features = (np.random.default_rng(1).normal(size=(24, 32)) + 50 * (labels == "ring")[:, None]).astype(np.float32)
     monkeypatch.setattr(figures_tsne, "video_features", lambda *_: (features, np.arange(24)))
-    monkeypatch.setattr(figures_activations, "save_figure", lambda *_: None)
+    monkeypatch.setattr(figures_activations, "write_figure", lambda *_: None)
     assert tsne(models, corpus, tmp_path / "a.png") == 0
     points, again = np.load(tmp_path / "a.npz")["points"]  # of both models
     assert np.array_equal(points, again)

@@ -65,6 +65,8 @@ def write_clip(
         video.time_base = video.codec_context.time_base = Fraction(1, ticks)
         video.options = {"g": str(gop), "crf": "18"} if video_codec == "libx264" else {"g": str(gop)}
         audio = container.add_stream(audio_codec, rate=rate) if sound is not None else None
+        if audio_codec == "wmav2" and isinstance(audio, AudioStream):
+            audio.bit_rate = 128_000  # its encoder has no default
         for number, at in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered_frame(number % (1 << BITS), size))
             frame.pts, frame.time_base = round(at * ticks), Fraction(1, ticks)

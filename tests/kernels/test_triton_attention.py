@@ -210,13 +210,3 @@ def test_elements_past_2_31(strides: tuple[int, ...]) -> None:
     far.copy_(randn(*shape))
     near = far.contiguous()
     assert torch.equal(vk.attention(far, far, far, impl="triton"), vk.attention(near, near, near, impl="triton"))
-
-
-@pytest.mark.skipif(CUDA, reason="a GPU multiplies in bfloat16")
-@pytest.mark.parametrize("autocast", [False, True])
-def test_bfloat16_is_refused_in_the_interpreter(autocast: bool) -> None:
-    q = torch.randn(1, 9, 2, 16, dtype=torch.float32 if autocast else torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        with pytest.raises(TypeError, match=r"attention.*multiply in bfloat16 in Triton's interpreter.*portable"):
-            vk.attention(q, q, q)
-        assert vk.attention(q, q, q, impl="portable").dtype == torch.bfloat16

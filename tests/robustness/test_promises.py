@@ -262,8 +262,11 @@ def test_7_fused_is_reference(tmp_path):
     assert process.returncode == 0, said
     assert "operations: fused, Triton kernels in Triton's interpreter on cpu" in said
     literal = read_metrics(tmp_path / "reference" / "metrics.jsonl")
-    # It moved far from where all began: a thousand times what is allowed below.
-    assert literal[-1]["loss"] < literal[0]["loss"] * (1 - 1000 * 3e-5)
+    # Beside the losses of the same batches without any update: it moved far from where all began, by two thousand times
+    # what is allowed below. (How a loss compares with that of another batch says little about the model.)
+    assert run("--out", tmp_path / "still", *MICRO, "--set=optim.rate=1e-12", "--set=optim.final_rate=1e-12") == 0
+    still = read_metrics(tmp_path / "still" / "metrics.jsonl")
+    assert max(abs(one["loss"] - two["loss"]) for one, two in zip(literal, still, strict=True)) > 0.2
     for name in ("portable", "triton"):
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         assert [record["operations"] for record in records] == [name] * 20

@@ -13,7 +13,6 @@ from helpers.small_run import run, same_run
 from vatt.checkpoints import content
 from vatt.data.decoding import span
 from vatt.data.manifest import read_manifest
-from vatt.data.transcode import __main__ as transcode
 from vatt.data.transcode import encode
 from vatt.data.transcode import workers as transcode_workers
 from vatt.data.transcode.corpus import jobs_of
@@ -88,7 +87,7 @@ def test_an_error_of_the_program_ends_transcoding(clips: Path, tmp_path: Path, m
         raise TypeError("ours")
 
     monkeypatch.setattr(transcode_workers, "encode_clip", broken)
-    monkeypatch.setattr(transcode.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(transcode_workers.signal, "signal", lambda *_: None)
     job = jobs_of(read_manifest(clips))[0]
     _work(End(), job, tmp_path / "a", encode.Recipe(), 10.0, 0.0)  # type: ignore[arg-type]
     (fault,) = sent

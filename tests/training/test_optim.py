@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from vatt.config.pretraining import OptimConfig
-from vatt.training.optimizers import Adam
+from vatt.training import optimizers
+from vatt.training.optimizers import Adam, clip_gradients
 from vatt.training.schedules import learning_rate
 
 
@@ -82,3 +83,58 @@ def test_adam_equals_the_recorded_one(shared):
         optimizer.param_groups[0]["lr"] = float(rate)
         optimizer.step()
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def update(parameters, optimizer, grads):
+    for step in grads:
+        for parameter, grad in zip(parameters, step, strict=True):
+            parameter.grad = grad.clone()
+        optimizer.step()
+
+
+@pytest.fixture
+def whole_on_gpu(monkeypatch):
+    """The one kernel of a GPU, which PyTorch has for CPUs too."""
+    monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter: True)
+
+
+@pytest.mark.usefixtures("whole_on_gpu")
+def test_one_kernel_for_all_is_keras_adam_too():
+    rng = np.random.default_rng(1)
+    w, grads = rng.normal(size=(7,)), rng.normal(size=(5, 7)) * 10.0 ** rng.integers(-9, 1, size=(5, 7))
+    p = nn.Parameter(torch.tensor(w, dtype=torch.float32))
+    optimizer = Adam([p], OptimConfig(rate=1e-3))
+    assert optimizer.param_groups[0]["fused"] is True
+    update([p], optimizer, torch.tensor(grads, dtype=torch.float32)[:, None])
+    expected = literal_adam(w, grads.astype(np.float32).astype(np.float64), [1e-3] * 5)
+    np.testing.assert_allclose(p.detach().double().numpy(), expected, rtol=3e-6, atol=1e-8)
+
+
+def test_a_run_goes_on_with_the_form_of_adam_it_began_with(monkeypatch):
+    grads = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0))
+    for began_fused in (False, True):
+        monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter, fused=began_fused: fused)
+        whole, first = ([nn.Parameter(torch.ones(5)) for _ in range(2)] for _ in range(2))
+        update(whole, Adam(whole, OptimConfig()), grads)
+        before = Adam(first, OptimConfig())
+        update(first, before, grads[:3])
+        monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter, fused=began_fused: not fused)
+        second = [nn.Parameter(p.detach().clone()) for p in first]
+        after = Adam(second, OptimConfig())
+        after.load_state_dict(before.state_dict())
+        assert bool(after.param_groups[0]["fused"]) is began_fused
+        update(second, after, grads[3:])
+        assert all(map(torch.equal, whole, second))
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(0.0, 1.0), (100.0, 1.0), (0.5, 0.1)])
+def test_gradients_are_scaled_only_to_clip_them(largest, scale):
+    grads = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in grads] + [nn.Parameter(torch.zeros(1))]
+    for parameter, g in zip(parameters[:2], grads, strict=True):
+        parameter.grad = g.clone()
+    versions = [p.grad._version for p in parameters[:2]]
+    assert float(clip_gradients(parameters, largest)) == 5.0
+    for parameter, g in zip(parameters[:2], grads, strict=True):
+        torch.testing.assert_close(parameter.grad, g * scale, rtol=1e-6, atol=0)
+    assert largest or versions == [p.grad._version for p in parameters[:2]]  # not even multiplied by 1

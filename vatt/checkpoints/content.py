@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..data.clip import Manifest
+from ..data.decoding.version import DECODING, DECODING_CHANGES
 from ..data.shards.index import tar_of
 from ..runtime.distributed import World
 from ..runtime.files import write_atomically
+from ..runtime.forms import read_json
 
+log = logging.getLogger(__name__)
 MOST_FILES = 1000
 WHOLE = 2**20  # bytes of a file that is read whole
 PIECE = 2**16  # bytes at the beginning, in the middle and at the end of larger ones
 NAME = "content.json"
+DECODING_NAME = "decoding.json"
 
 
 def content_of(path: Path) -> str:
@@ -57,7 +62,9 @@ def contents(manifest: Manifest) -> dict[str, str]:
 
 
 def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> None:
-    """Write OUT/content.json for a run that begins; print how it compares for one that goes on after `done` steps.
+    """Write OUT/content.json for a run that begins; tell how it compares for one that goes on after `done` steps.
+
+    OUT/decoding.json holds the version of decoding; a run that began with an earlier one says so once.
 
     All ranks of `world` call it; the first one does it. Raises OSError.
     """
@@ -66,17 +73,34 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
         if not done:
             write_atomically(out / NAME, (json.dumps(contents(manifest)) + "\n").encode())
         elif said := compare_contents(out, manifest):
-            print(said)
+            log.info("%s", said)
+        if done and (said := older_decoding(out)):
+            log.info("%s", said)
+        write_atomically(out / DECODING_NAME, (json.dumps({"version": DECODING}) + "\n").encode())
 
     world.first(note)
+
+
+def older_decoding(out: Path) -> str:
+    """Return what a run in `out` that goes on should say of how its clips were decoded when it began, if not as now."""
+    try:
+        before = int(json.loads((out / DECODING_NAME).read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        before = 1  # runs of then wrote no record
+    if before >= DECODING:
+        return ""
+    return (
+        f"note: {out} was trained so far with clips decoded by an earlier version, {before}; it goes on with version "
+        f"{DECODING}, which decodes some of them rightly where {before} did not ({DECODING_CHANGES})"
+    )
 
 
 def compare_contents(out: Path, manifest: Manifest) -> str:
     """Return what a run in `out` that goes on should say of its clips; nothing where they are as they were."""
     try:
-        before = json.loads((out / NAME).read_text(encoding="utf-8"))
+        before = read_json(out / NAME)
         changed = [name for name, content in contents(manifest).items() if before.get(name, content) != content]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return "content not recorded: whether clips changed since the run began cannot be told"
     if not changed:
         return ""

@@ -27,7 +27,7 @@ from ..config.validation import check
 from ..data.tokenizer import Tokenizer, VocabularyError
 from ..errors import RunError
 from ..runtime.files import write_atomically, writing
-from ..runtime.forms import printable, read_json, require_form
+from ..runtime.forms import FormError, printable, read_json, require_form
 
 # Under which key a record holds settings; the first one that is there counts. A fine-tuned model that commit 20a74a7
 # exported has "config" alone, with its sizes and data, and with a loss and an optimizer that it never had.
@@ -77,16 +77,19 @@ def read_config(out: Path) -> RunConfig:
 
 def corpus_format(record: Mapping[str, Any]) -> int:
     """Return the format of the built-in corpus that the `record` of a run or model names; 1 where it names none."""
-    return int(record.get("corpus_format", 1))
+    found = record.get("corpus_format", 1)
+    if type(found) is not int:
+        raise RunError(f"config.json: corpus_format is {printable(repr(found))[:60]}, and not a whole number")
+    return found
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return all that config.json in `folder` says; nothing where there is none, or none that can be read."""
     try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        found: dict[str, Any] = read_json(folder / "config.json")
+    except (OSError, FormError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found
 
 
 def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, record: dict[str, Any],

@@ -12,10 +12,10 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -29,6 +29,7 @@ from ..errors import RunError, VattError
 from ..runtime.files import writing
 from ..runtime.forms import FormError, printable, read_json, require_form
 
+log = logging.getLogger(__name__)
 WEIGHTS, STATE, SHARDS = "model.safetensors", "state.pt", "shards"
 FORMAT = 2  # of a checkpoint; 1 had no number
 _NAME = re.compile(r"step-(\d{8,})")
@@ -50,69 +51,83 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, step: int, model: dict[str, Tensor], state: dict[str, Any], *, keep: int) -> Path:
-    """Writes checkpoint `step` into `folder`, then removes all but the newest `keep`. Returns its path."""
-    temporary = begin(folder, step)
-    if temporary is not None:
-        with clearing(temporary, _bytes_in(model) + _bytes_in(state)):
-            save_file({name: t.detach().contiguous() for name, t in model.items()}, temporary / WEIGHTS)
-            finish(temporary, step, state, keep=keep)
-    return folder / _name(step)
+    """Write checkpoint `step` into `folder`, then remove all but the newest `keep`. Return its path."""
+    writer = CheckpointWriter(folder, step, keep, size=_bytes_in(model) + _bytes_in(state))
+    if writer.create():
+        with writer:
+            save_file({name: t.detach().contiguous() for name, t in model.items()}, writer.temporary / WEIGHTS)
+            writer.commit(state)
+    return writer.final
 
 
-def begin(folder: Path, step: int) -> Path | None:
-    """An empty folder for what belongs to checkpoint `step`; None when that is there and whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / _name(step)
-    if _is_whole(final):  # resumed here: the same step of the same run
-        return None
-    for leftover in folder.glob(".writing-*"):  # of a run that was killed while saving
-        shutil.rmtree(leftover)
-    temporary = folder / f".writing-{final.name}"
-    temporary.mkdir()
-    return temporary
+class CheckpointWriter(contextlib.AbstractContextManager["CheckpointWriter"]):
+    """A checkpoint that is being written, by one process or by several that share the folder.
 
+    One process calls `create`; then each writes its files into `temporary`, inside `with`; then one calls `commit`. If
+    anything fails inside, the space is given back, and older checkpoints are as they were.
 
-def finish(temporary: Path, step: int, state: dict[str, Any], *, keep: int) -> None:
-    """Adds `state` and the checksums of all files, gives the folder its name and removes all but the newest `keep`."""
-    folder, final = temporary.parent, temporary.parent / _name(step)
-    with open(temporary / STATE, "wb") as stream:
-        told = _Told(stream)
+    Args:
+        folder: of the run's checkpoints.
+        step: of this one.
+        keep: how many of the newest remain.
+        size: bytes that it takes, where that is known.
+    """
+
+    def __init__(self, folder: Path, step: int, keep: int, size: int | None = None) -> None:
+        self.folder, self.step, self.keep, self.size = folder, step, keep, size
+        self.final = folder / _name(step)
+        self.temporary = folder / f".writing-{self.final.name}"
+        self._guard = contextlib.ExitStack()
+
+    def create(self) -> bool:
+        """Make the empty folder `temporary`; False when this checkpoint is there already, and whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if _is_whole(self.final):  # resumed here: the same step of the same run
+            return False
+        for leftover in self.folder.glob(".writing-*"):  # of a run that was killed while saving
+            shutil.rmtree(leftover)
+        self.temporary.mkdir()
+        return True
+
+    def __enter__(self) -> CheckpointWriter:
+        older = [path.name for _, path in saved_steps(self.folder) if path.name < self.final.name]
+        kept = f"{older[-1]} is as it was, and --resume goes on with it" if older else ""
+        self._guard.enter_context(writing(self.final, self.size, kept, also=(SafetensorError, CheckpointException)))
+        return self
+
+    def __exit__(self, *error: Any) -> bool:
         try:
-            torch.save({"format": FORMAT, "step": step, **state}, cast(IO[bytes], told))
-        except RuntimeError:
-            if told.error is None:
-                raise
-            raise told.error from None  # torch has lost it on its way
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    sums = {str(file.relative_to(temporary)): _sha256(file) for file in files}
-    (temporary / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
-    for file in [*files, temporary / "checksums.json", *{file.parent for file in files}]:
-        _sync(file)
-    # Newer ones exist only when a run resumed from an older checkpoint because they are damaged.
-    kept = [p for p in _checkpoints(folder) if p.name < final.name]
-    for newer in _checkpoints(folder)[len(kept) :]:
-        shutil.rmtree(newer)
-    os.replace(temporary, final)
-    _sync(folder)
-    for old in kept[: max(len(kept) + 1 - keep, 0)]:
-        shutil.rmtree(old)
+            return bool(self._guard.__exit__(*error))
+        finally:
+            if error[0] is not None:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def commit(self, state: dict[str, Any]) -> None:
+        """Add `state` and the checksums of all files, give the folder its name, and remove what is too old."""
+        with open(self.temporary / STATE, "wb") as stream:
+            file = _RememberingFile(stream)
+            try:
+                torch.save({"format": FORMAT, "step": self.step, **state}, cast(IO[bytes], file))
+            except RuntimeError:
+                if file.error is None:
+                    raise
+                raise file.error from None  # torch has lost it on its way
+        files = sorted(path for path in self.temporary.rglob("*") if path.is_file())
+        sums = {str(file.relative_to(self.temporary)): _sha256(file) for file in files}
+        (self.temporary / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+        for path in [*files, self.temporary / "checksums.json", *{file.parent for file in files}]:
+            _sync(path)
+        # Newer ones exist only when a run resumed from an older checkpoint because they are damaged.
+        kept = [path for path in _checkpoints(self.folder) if path.name < self.final.name]
+        for newer in _checkpoints(self.folder)[len(kept) :]:
+            shutil.rmtree(newer)
+        os.replace(self.temporary, self.final)
+        _sync(self.folder)
+        for old in kept[: max(len(kept) + 1 - self.keep, 0)]:
+            shutil.rmtree(old)
 
 
-@contextlib.contextmanager
-def clearing(temporary: Path, size: int | None = None) -> Iterator[None]:
-    """Around what writes `temporary`, of `size` bytes. A full disk: gives the space back; raises `WriteError`."""
-    final = temporary.with_name(temporary.name.removeprefix(".writing-"))
-    older = [path.name for step, path in saved_steps(temporary.parent) if path.name < final.name]
-    kept = f"{older[-1]} is as it was, and --resume goes on with it" if older else ""
-    try:
-        with writing(final, size, kept, also=(SafetensorError, CheckpointException)):
-            yield
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-class _Told(io.RawIOBase):
+class _RememberingFile(io.RawIOBase):
     """A file that remembers why it could not be written."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -155,7 +170,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads one checkpoint folder. Raises `DamagedCheckpoint` naming the file when a checksum does not match."""
+    """Read one checkpoint folder. Raises `DamagedCheckpoint` naming the file when a checksum does not match."""
     try:
         sums = read_json(path / "checksums.json")
         require_form(list(sums.values()), [str])
@@ -215,18 +230,22 @@ def saved_steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None; damaged ones are named through `warn` and passed over."""
+def load_latest(folder: Path) -> Checkpoint | None:
+    """Return the newest whole checkpoint in `folder`, or None without any; warn of damaged ones, and pass them over.
+
+    Raises:
+        DamagedCheckpoint: none of them is whole.
+    """
     damaged: list[str] = []
     for path in reversed(_checkpoints(folder)):
         try:
-            found = load(path)
+            checkpoint = load(path)
         except DamagedCheckpoint as error:
             damaged.append(str(error))
             continue
         for message in damaged:
-            warn(f"damaged checkpoint: {message}; using {path.name} instead")
-        return found
+            log.warning("damaged checkpoint: %s; using %s instead", message, path.name)
+        return checkpoint
     if damaged:
         raise DamagedCheckpoint(f"no whole checkpoint in {folder}: {'; '.join(damaged)}; restore one, or delete the "
                                 "folder to begin anew")  # fmt: skip

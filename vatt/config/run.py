@@ -31,6 +31,7 @@ class RunConfig:
         eval_windows: temporal windows a test clip is read at.
         parallel: on several processes, "ddp" keeps a whole model on each, "fsdp" a part.
         recompute: activation checkpointing.
+        compile: torch.compile of each layer; it rounds otherwise, and draws other element-wise dropout.
     """
 
     preset: str = field(default="", metadata=FIXED)
@@ -49,3 +50,4 @@ class RunConfig:
     tensorboard: bool = False
     parallel: Parallel = "ddp"
     recompute: bool = False
+    compile: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_csv
 from .clip import Clip, Manifest
 from .datasets.batch import Batch
 
@@ -112,19 +112,17 @@ class BadClips:
             )
 
     def write(self) -> None:
-        """Writes the CSV atomically, in the order of the manifest, and removes one that nothing belongs in any more."""
+        """Write the CSV atomically, in the order of the manifest, and removes one that nothing belongs in any more."""
         if not self.writes:
             return
         if not self._records:
             self.path.unlink(missing_ok=True)
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for index, record in sorted(self._records.items()):
-            writer.writerow([self._clips[index].path, index, record.reason, record.first_step, record.count])
-        # A file name need not be UTF-8: its bytes come out as they are on the disk.
-        write_atomically(self.path, text.getvalue().encode(errors="surrogateescape"))
+        rows = [
+            (self._clips[index].path, index, record.reason, record.first_step, record.count)
+            for index, record in sorted(self._records.items())
+        ]
+        write_csv(self.path, COLUMNS, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, so that `torch.load(weights_only=True)` takes it back."""

@@ -60,7 +60,7 @@ def described(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
         lengths = [length for clip in clips if (length := _length(clip, looks)) is not None]
         if lengths:
             middle = statistics.median(lengths)
-            line += f"; clips last {min(lengths):.3g} to {max(lengths):.3g} s, half of them less than {middle:.3g} s"
+            line += f"; clips last {min(lengths):.3g} to {max(lengths):.3g} s, {middle:.3g} s in the median"
         yield line
 
 

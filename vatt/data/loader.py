@@ -10,18 +10,18 @@ is outside of this function: the time limit of a clip is wall clock, so set it f
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Generator
 from typing import Protocol, cast
-
-from tqdm import tqdm
 
 from ..errors import DataError
 from ..runtime.faults import Fault
 from .datasets.batch import Batch
 from .decoding.watchdog import Watch
 from .workers import LOST, Failure, Lost, Workers, describe_exit
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # how often a waiting main process looks whether its workers get on
 MAX_LOSSES = 8  # of the fork server in a row, without a batch between them
@@ -122,8 +122,11 @@ def _received(
                 return
             if pool.through_connections and not told:
                 told.append(pool.through_connections)
-                tqdm.write(f"note: no shared memory for batches ({told[0]}); they are sent through sockets, which "
-                           "costs this process time", file=sys.stderr)  # fmt: skip
+                log.warning(
+                    "note: no shared memory for batches (%s); they are sent through sockets, which costs this process "
+                    "time",
+                    told[0],
+                )
             dataset.watch.killed -= set(batch.tried)  # these were read since
             yield batch
     finally:

@@ -13,23 +13,22 @@ or for a manifest that somebody else wrote; VATT_ROOTS= allows nothing outside; 
 
 from __future__ import annotations
 
-import csv
-import io
+import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..config.data import DATA_VERSION
 from ..errors import ConfigError
-from ..runtime.files import write_atomically
+from ..runtime.files import write_csv
 from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
 from .columns import COLUMNS, keys_of, parse_columns, places, unread
 from .folders import labels_and_splits
 from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from .tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
 
+log = logging.getLogger(__name__)
 ROOTS = "VATT_ROOTS"
 
 
@@ -63,9 +62,9 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
 
 
 def tell_notes(manifest: Manifest) -> Manifest:
-    """Print the notes of `manifest` on standard error, and return it."""
+    """Warn of what `manifest` notes, and return it."""
     for note in manifest.notes:
-        print(f"note: {note}", file=sys.stderr)
+        log.warning("note: %s", note)
     return manifest
 
 
@@ -75,12 +74,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     Clips below the CSV's folder are written relative to it, so that the folder can move; others by absolute path.
     """
     path = Path(os.path.abspath(path))
-    rows = [_row(clip, path) for clip in clips]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, COLUMNS, [_row(clip, path) for clip in clips], errors="strict")
 
 
 def _row(clip: Clip, path: Path) -> list[str]:

@@ -11,10 +11,10 @@ Legend: C clips that could be read, K classes, V views of a clip.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+import unicodedata
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from ..checkpoints.model_folder import model_folder
 from ..config.data import DataConfig
 from ..config.serialization import to_dict
 from ..data.class_list import numbered_classes
-from ..data.clip import Manifest
+from ..data.clip import CAPTION_SEPARATOR, Manifest
 from ..data.datasets.classification import ViewDataset
 from ..errors import ConfigError, RunError
 from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
+from ..runtime.forms import read_json
 from .metrics import classification_scores, hits, multilabel_scores
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
@@ -60,7 +61,7 @@ def read_classifier(folder: str | Path, device: torch.device, *,
     """
     folder = model_folder(folder)
     model = load_classifier(folder, device, fused=fused)
-    saved = json.loads((folder / "config.json").read_text())["classifier"]
+    saved = read_json(folder / "config.json", {"classifier": dict})["classifier"]
     video = model.modality == "video"
     official = {"task": model.modality, "loss": "softmax" if video else "sigmoid", "windows": 4,
                 "crops": 3 if video else 1}  # fmt: skip
@@ -81,6 +82,13 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) 
     """
     if labels is None:
         return Manifest(clips.clips, clips.root, numbered_classes(clips, classes))
+    # The same letters may be written in either form of Unicode: of a file system, and of a list.
+    names = {unicodedata.normalize("NFC", name): name for name in labels}
+    renamed = {label: names.get(unicodedata.normalize("NFC", label), label) for label in clips.labels}
+    if any(label != name for label, name in renamed.items()):
+        several = (CAPTION_SEPARATOR.join(renamed[label] for label in clip.labels) or None for clip in clips)
+        relabelled = (replace(clip, label=label) for clip, label in zip(clips, several, strict=True))
+        clips = Manifest(tuple(relabelled), clips.root, labels, clips.notes)
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
         raise ConfigError(f"{clips.root}: the model has no class {unknown[0]!r}"

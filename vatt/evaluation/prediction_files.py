@@ -11,7 +11,6 @@ per_class.csv        single label: class, clips, right, accuracy, precision, mos
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.clip import Clip, Manifest
-from ..runtime.files import write_atomically, write_figure
+from ..runtime.files import pyplot, write_atomically, write_csv, write_figure
 from .metrics import average_precision, roc_area
 
 BEST = 5
@@ -96,11 +95,7 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor) -> None:
     """The confusion matrix, each row as shares of its class. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     matrix = confusion_matrix(logits, labels)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = min(max(4.5, 0.32 * len(names) + 2), 16)
@@ -116,11 +111,7 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     """Loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     records = [r for r in records if r["updated"]]
     steps = [r["step"] for r in records]
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
@@ -145,9 +136,4 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    # A file name need not be UTF-8: its bytes come out as they are on the disk.
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    write_csv(path, columns, ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from ..data.loader import make_loader
 from ..data.manifest import choose_clips
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, RunError
-from ..inference.features_file import Arrays
+from ..inference.features_file import DAMAGED, Arrays
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.files import write_figure
-from ..runtime.forms import printable
+from ..runtime.forms import parse_json, printable
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
 from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
@@ -111,10 +110,11 @@ def read_earlier(path: Path) -> dict[str, VideoFeatures]:
     """Features that an earlier call left in `path`. Raises `RunError` for a file that is not ours."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            identities = json.loads(str(archive["metadata"]))["identities"]
+            identities = parse_json(str(archive["metadata"]), {"identities": [str]})["identities"]
             return {name: (archive[f"features_{i}"], archive[f"rows_{i}"]) for i, name in enumerate(identities)}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} holds no features ({error}); delete it, or choose another --out") from error
+    except DAMAGED as error:
+        said = printable(str(error))
+        raise RunError(f"{path} holds no features ({said}); delete it, or choose another --out") from error
 
 
 def tsne(args: argparse.Namespace) -> None:

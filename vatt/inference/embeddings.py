@@ -19,6 +19,7 @@ from ..data.clip import Clip
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
+from ..data.remarks import Remarks
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, RunError
 from ..model.vatt import VATT
@@ -158,6 +159,7 @@ def _make_shards(
     done = [read_shard(_shard(parts, i), ("row", "bad_row")) for i in own if i not in absent]
     bad = sum(len(arrays["bad_row"]) for arrays in done)
     tried = bad + sum(len(arrays["row"]) for arrays in done)
+    remarks = Remarks(dataset.clips)
     with progress_bar(len(dataset.clips), "embedding", "clip", tried) as bar:
         for run in runs:
             start, stop = run.start * per_shard, min(run.stop * per_shard, len(dataset))
@@ -169,12 +171,14 @@ def _make_shards(
                         tqdm.write(printable(f"bad clip, left out: {clips[index].name}: {reason}"), file=sys.stderr)
                     kept.append(embed_clips(model, batch, clips, tokenizer, dataset.model.text.words, autocast))
                     bar.update(len(batch.tried))
+                    remarks.add(batch.remarks)
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                 write_shard(_shard(parts, shard), _concatenate(kept))
                 if bad_share(bad, tried, len(dataset.clips)) > max_bad:
                     raise DataError(f"{bad} of {tried} clips tried could not be used, more than the share of "
                                     f"{max_bad:g} that --max-bad-share allows; they are named above. Allow more and "
                                     f"--resume, or mend them, delete {parts} and start over")  # fmt: skip
+    remarks.tell()
     return bad, tried
 
 

@@ -21,6 +21,7 @@ from ..data.bad_clips import bad_share
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
+from ..data.remarks import Remarks
 from ..errors import DataError
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
@@ -71,6 +72,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
     names = {clip.index: clip.name for clip in dataset.clips}
     left_out = [entry for _, bad in done for entry in bad]
     tried = min(len(done) * per_shard * dataset.batch_size, len(dataset.clips))
+    remarks = Remarks(dataset.clips)
     batches = make_loader(dataset, begin, max(0, end - begin), dataset.data.workers)
     with progress_bar(len(dataset.clips), what, "clip", tried) as bar:
         for number in own[len(done) :]:
@@ -80,6 +82,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
                 for index, reason in batch.bad:
                     tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
                 bad += batch.bad
+                remarks.add(batch.remarks)
                 tried += len(batch.tried)
                 made.append(make(batch))
                 bar.update(len(batch.tried))
@@ -92,6 +95,7 @@ def _make(dataset: EvalDataset, make: Callable[[Batch], Arrays], what: str, part
             done.append((_joined(made), bad))
             if parts is not None:
                 _write(_shard(parts, number), *done[-1])
+    remarks.tell()
     return done
 
 

@@ -25,9 +25,16 @@ IDENTITY = ("weights_sha256", "config_sha256", "vocabulary_sha256", "clips_sha25
 
 # What is printed of a result.json that an earlier command wrote.
 RESULT: dict[str, Any] = {
-    "classify": {"test": dict},
-    "probe": {"probe": dict},
-    "retrieve": {"retrieval": dict, "bad_clips": int},
+    "classify": {
+        "test": {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
+    },
+    "probe": {"probe": {"*": {"scores": {"*": complex}, "folds": (list, dict), "classes": int, "bad_clips": int}}},
+    "retrieve": {
+        "retrieval": {
+            "*": dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10"), complex)
+        },
+        "bad_clips": int,
+    },
 }
 
 

@@ -8,7 +8,6 @@ python -m vatt.official verify DIR [--fused]           our model against recorde
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from ..errors import UsageError
 from ..ops import choose
 from ..runtime.cli import exit_code
+from ..runtime.forms import FormError, read_json
 from ..runtime.lock import add_force_flag, owned
 from .convert import (
     Mapped,
@@ -52,11 +52,9 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise SettingsError(f"--config {path} must hold a JSON object of sections, see --help")
+        settings: dict[str, Any] = read_json(path)
+    except (OSError, FormError) as error:
+        raise SettingsError(f"--config {path} must hold a JSON object of sections, see --help: {error}") from error
     return settings
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import av
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -22,6 +23,11 @@ OPEN_OPTIONS: dict[str, Any] = {} if _PYAV >= (19, 0) else {"metadata_errors": "
 # does not know is no error in a list of allowed formats.
 ANIMATED_WEBP = "webp_anim"
 
+# libswscale shrinks 4:2:0 frames to an even width with half the colours across, and by another route that takes two
+# levels of 255 off white and grey; to an odd width it interpolates all colours, and white stays white. Flags that ask
+# for the second at every width. As a number: PyAV combines its own names from release 18 on only.
+SCALING = 2 | 0x2000  # bilinear, and "full chroma horizontal interpolation"
+
 
 def frame_duration(frame: VideoFrame, of_packet: int) -> int:
     """Return how long a frame is shown, in its time base; 0 where that is not known.
@@ -31,6 +37,24 @@ def frame_duration(frame: VideoFrame, of_packet: int) -> int:
     return getattr(frame, "duration", of_packet) or 0
 
 
+# PyAV up to 18.1 fails on all side data of a frame when FFmpeg attached some of a type that PyAV has no name for, such
+# as the EXIF data of FFmpeg 8 and the view of MV-HEVC. Such a type gets a name; those that PyAV knows are untouched.
+def _unnamed(cls: type[SideDataType], value: object) -> Any:
+    member: Any = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, method-assign]
+
+
+def display_matrix(frame: VideoFrame) -> bytes | None:
+    """Return the nine int32 of a frame's display matrix, in the machine's byte order; None where it has none."""
+    found: Any = frame.side_data
+    data = found.get(SideDataType.DISPLAYMATRIX)
+    return None if data is None else bytes(data)
+
+
 def converted(
     reformatter: VideoReformatter, frame: VideoFrame, width: int, height: int, pixel_format: str
 ) -> VideoFrame:
@@ -38,5 +62,7 @@ def converted(
 
     From PyAV 17 on the conversion starts threads unless told not to; before, it had none and no such argument.
     """
-    single: dict[str, Any] = {"threads": 1} if _PYAV >= (17, 0) else {}
-    return reformatter.reformat(frame, width, height, pixel_format, **single)
+    options: dict[str, Any] = {"threads": 1} if _PYAV >= (17, 0) else {}
+    if (width, height) != (frame.width, frame.height):
+        options["interpolation"] = SCALING
+    return reformatter.reformat(frame, width, height, pixel_format, **options)

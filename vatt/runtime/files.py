@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,13 +90,40 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_figure(figure: Any, path: Path) -> None:
-    """Saves a figure of matplotlib as PNG, whole or not at all, and closes it."""
-    import matplotlib.pyplot as plt
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], errors: str = "surrogateescape"
+) -> None:
+    """Write a CSV file, whole or not at all.
 
+    Args:
+        errors: what becomes of text that is no UTF-8. A file name need not be; by default its bytes come out as they
+            are on the disk.
+
+    Raises:
+        WriteError: see `write_atomically`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode(errors=errors))
+
+
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, drawing into files alone. Raises ImportError without matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as PNG, whole or not at all, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
+    pyplot().close(figure)
     write_atomically(path, buffer.getvalue())
 
 

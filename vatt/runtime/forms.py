@@ -1,8 +1,8 @@
 """JSON from files that somebody may have changed: of a size that can be, and of the form that its reader expects.
 
-A form is a type (`int`, `float` for any finite number, `str`, `bool`, `dict`, `list`, None), a tuple of forms of which
-one fits, a list with the form of its items, or a dictionary with the form of each key: those that end in "?" may be
-missing, others that are not listed may be there; "*" is the form of all.
+A form is a type (`int`, `float` for any finite number, `complex` for any at all, `str`, `bool`, `dict`, `list`, None),
+a tuple of forms of which one fits, a list with the form of its items, or a dictionary with the form of each key: those
+that end in "?" may be missing, others that are not listed may be there; "*" is the form of all.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def require_form(value: Any, form: Any, place: str = "") -> None:
 def _fits(value: Any, form: Any) -> bool:
     if form is None:
         return value is None
+    if form is complex:  # NaN and infinity too
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     if form in (int, float):
         if isinstance(value, bool) or not isinstance(value, int if form is int else (int, float)):
             return False
@@ -92,8 +94,10 @@ def _fits(value: Any, form: Any) -> bool:
 
 
 def _name(form: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object of names "
-             "and values", list: "a list", None: "null"}  # fmt: skip
+    if form in (float, complex):
+        return "a number"
+    names = {int: "a whole number", str: "a text", bool: "true or false", dict: "an object of names and values",
+             list: "a list", None: "null"}  # fmt: skip
     return names[form]
 
 

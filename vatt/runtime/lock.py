@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import VattError
+
+log = logging.getLogger(__name__)
 
 LOCAL = {"apfs", "aufs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "ntfs3",
          "overlay", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs"}  # fmt: skip
@@ -109,7 +112,7 @@ def _acquire(lock: Path, path: Path, force: bool) -> int:
                 os.close(descriptor)
                 continue
             if force and (locked is False or owner is not None):
-                print(f"note: {path} is taken from {owner or 'another process'}, as --force says", file=sys.stderr)
+                log.warning("note: %s is taken from %s, as --force says", path, owner or "another process")
             if locked is False:
                 if not force:
                     raise OwnedError(f"{path} is being written by {owner or 'another process'}; wait for it, or choose "

@@ -15,7 +15,7 @@ from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softma
 from ..model.randomness import Rows, mix_seed
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
-from .optimizers import SGD
+from .optimizers import SGD, clip_gradients
 from .parallel import whole
 from .schedules import multilevel_rate
 
@@ -67,7 +67,7 @@ def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: Finet
         logits = (part or model)(x, seed=seed, rows=rows)
     loss = class_loss(logits.float(), labels, config.loss, config.smoothing, counts=world.total(labels.sum(dim=0)))
     loss.backward()
-    norm = whole(nn.utils.clip_grad_norm_(model.backbone.parameters(), config.optim.clip or math.inf)).item()
+    norm = whole(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
     head = whole(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()
     total = world.mean(loss).item()
     finite = all(map(math.isfinite, (total, norm, head)))

@@ -29,6 +29,7 @@ from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
 from ..runtime.distributed import ALONE, World, joined
 from ..runtime.files import first_free, write_atomically
+from ..runtime.forms import parse_json
 from ..runtime.lock import add_force_flag, owned
 from ..runtime.provenance import code_identity
 from .metrics_log import read_metrics
@@ -94,6 +95,12 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
     )
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="torch.compile of each layer: the first steps take minutes; meant for GPUs",
+    )
+    add(
         "--profile",
         metavar="START:COUNT",
         help="trace COUNT steps from step START with PyTorch's profiler into OUT/trace-RANK.json",
@@ -145,6 +152,7 @@ def settings_from_flags(config: C, args: argparse.Namespace, flags: dict[str, An
         "device": args.device,
         "dtype": args.dtype,
         "fused": args.fused,
+        "compile": args.compile,
         "parallel": args.parallel,
     }
     given = [f"{name}={value}" for name, value in flags.items() if value is not None]
@@ -172,7 +180,7 @@ def saved_settings(out: Path, kind: type[C]) -> C:
         if checkpoint is None:
             raise
         log.info("%s; using the settings in %s", error, checkpoint.path)
-        config = recorded_settings(json.loads(checkpoint.state["record"]))
+        config = recorded_settings(parse_json(str(checkpoint.state.get("record"))))
     if not isinstance(config, kind):
         command = "vatt.finetune" if isinstance(config, FinetuneConfig) else "vatt.train"
         raise RunError(f"{out} holds a run of {command}; resume it with that command")

@@ -7,6 +7,7 @@ and go on in the same way.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -14,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from tqdm import tqdm
-
 from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
+from ..data.remarks import Remarks
 from ..errors import ConfigError, DataError, Elsewhere, RunError
 from ..runtime.distributed import World
 from ..runtime.forms import printable
@@ -28,6 +28,8 @@ from .profiler import Traced, tracing
 from .session import Session
 from .signals import termination
 
+logger = logging.getLogger(__name__)
+
 
 class _Part(NamedTuple):
     """What the other ranks hear of one's part of a batch."""
@@ -35,6 +37,7 @@ class _Part(NamedTuple):
     clips: list[int]
     tried: list[int]
     bad: list[tuple[int, str]]
+    remarks: list[tuple[int, str]]
     error: str = ""
     interrupted: bool = False
 
@@ -49,11 +52,11 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     batch: Batch | None = None
     try:
         batch = next(batches)
-        part = _Part(batch.clips, batch.tried, batch.bad)
+        part = _Part(batch.clips, batch.tried, batch.bad, batch.remarks)
     except DataError as error:
-        part = _Part([], [], [], str(error))
+        part = _Part([], [], [], [], str(error))
     except Interrupted:
-        part = _Part([], [], [], interrupted=True)
+        part = _Part([], [], [], [], interrupted=True)
     parts = world.exchange(part)
     for part in parts:
         if part.error:
@@ -63,7 +66,8 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
     assert batch is not None
     return replace(batch, clips=[row for part in parts for row in part.clips],
                    tried=[row for part in parts for row in part.tried],
-                   bad=[entry for part in parts for entry in part.bad])  # fmt: skip
+                   bad=[entry for part in parts for entry in part.bad],
+                   remarks=[entry for part in parts for entry in part.remarks])  # fmt: skip
 
 
 def run_steps(
@@ -92,6 +96,7 @@ def run_steps(
     """
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
+    remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
         world.agree(what, value)
     boards: list[Any] = []
@@ -120,7 +125,7 @@ def run_steps(
             return [number for numbers in world.exchange(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:
-            tqdm.write(f"saved after step {step}; continue with: --out {out} --resume", file=sys.stderr)
+            logger.warning("saved after step %d; continue with: --out %s --resume", step, out)
             sys.exit(128 + received[0])
 
         for step in range(start, config.steps):
@@ -128,8 +133,9 @@ def run_steps(
             before = bad.state_dict()
             try:
                 batch = _together(batches, world)
+                remarks.add(batch.remarks if world.is_first else [])
                 for clip, reason in bad.add(step, batch):
-                    tqdm.write(printable(f"bad clip, replaced: {clip.name}: {reason}"), file=sys.stderr)
+                    logger.warning("%s", printable(f"bad clip, replaced: {clip.name}: {reason}"))
                 bad.check()
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
@@ -146,8 +152,7 @@ def run_steps(
             if skipped:
                 record["clips"] = [manifest[i].name for i in batch.clips]
                 names = printable(", ".join(record["clips"]))
-                tqdm.write(f"step {step + 1}: loss or gradient not finite, no update; clips: {names}",
-                           file=sys.stderr)  # fmt: skip
+                logger.warning("step %d: loss or gradient not finite, no update; clips: %s", step + 1, names)
             record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
                        "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
                        "communication_seconds": world.seconds - talked, "world_size": world.size,
@@ -172,6 +177,7 @@ def run_steps(
                                f"metrics.jsonl names their clips; {advice}")  # fmt: skip
             if received:
                 leave(step + 1, received)
+    remarks.tell()
     return time.perf_counter() - began
 
 

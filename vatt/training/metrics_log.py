@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime.files import write_atomically, write_figure, writing
+from ..runtime.files import pyplot, write_atomically, write_figure, writing
 from ..runtime.forms import FormError, parse_json
 
 KEPT = "--resume goes on with the newest checkpoint"
@@ -104,11 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
     """Loss curves over steps as a PNG. Raises ImportError without matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     records = [r for r in records if r["updated"] and r["loss"] is not None]
     steps = [r["step"] for r in records]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

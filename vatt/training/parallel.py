@@ -18,8 +18,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ConfigError
 from ..model.heads import BatchNorm
 from ..model.transformer import Encoder
+from ..ops import has_triton
 from ..runtime.distributed import World
 
 # PyTorch 2.13 renamed it, and warns of the old name.
@@ -28,18 +30,23 @@ _SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(D
 
 
 def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
-            recompute: bool) -> list[nn.Module]:  # fmt: skip
+            recompute: bool, compiled: bool = False) -> list[nn.Module]:  # fmt: skip
     """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
 
     Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
     before the optimizer. Batch norm sees the batches of all ranks. `recompute`: activation checkpointing, a layer at a
-    time.
+    time. `compiled`: torch.compile of each layer; equal layers share their graphs, and seeds of steps are symbols.
     """
+    if compiled:
+        check_compiler(next(model.parameters()).device)
     for module in model.modules():
         if isinstance(module, BatchNorm) and world.size > 1:
             module.total, module.ranks = world.total, world.size
         if isinstance(module, Encoder):
             module.recompute = recompute
+            if compiled:
+                for layer in module.layers:
+                    layer.compile()
     if world.size == 1:
         return list(parts)
     device = next(model.parameters()).device
@@ -55,6 +62,27 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
     # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
     return [DistributedDataParallel(_InPlace(part), **options) for part in parts]
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where what TorchInductor needs is missing; it would say so in the first step.
+
+    Raises:
+        ConfigError: there is no Triton for a GPU, or no C++ compiler for a CPU.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    if device.type == "cuda" and not has_triton():
+        raise ConfigError("--compile: on CUDA it needs the package triton; install it, or run without --compile")
+    if device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, RuntimeError) as error:
+            raise ConfigError(
+                "--compile: on a CPU it needs a C++ compiler such as g++; install one (CXX names it), or run without "
+                "--compile"
+            ) from error
 
 
 class _InPlace(nn.Module):

@@ -25,7 +25,7 @@ from ..model.randomness import Rows, mix_seed
 from ..model.vatt import VATT
 from ..ops import Ops
 from ..runtime.distributed import ALONE, World
-from .optimizers import Adam
+from .optimizers import Adam, clip_gradients
 from .parallel import unsynchronised, whole
 from .schedules import learning_rate
 
@@ -45,7 +45,7 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     optimizer.zero_grad(set_to_none=True)
     backbone, head = parts or (model.backbone, model.head)
     losses = backward(backbone, head, batch, config, seed, autocast, ops, world)
-    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf))
+    norm = whole(clip_gradients(model.parameters(), config.optim.clip))
     total, text, audio = world.mean(torch.stack(losses)).tolist()
     gradient = norm.item()
     finite = math.isfinite(total) and math.isfinite(gradient)

@@ -7,7 +7,6 @@ run computes what it would compute without it, the traced steps a little slower.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..errors import ConfigError
+from ..runtime.files import replacing
 
 
 class Traced(NamedTuple):
@@ -57,12 +57,8 @@ def tracing(traced: Traced | None, path: Path, start: int) -> Iterator[Callable[
         raise ConfigError(f"--profile {traced.first}:{traced.length}: {start} steps are done already")
 
     def write(profiler: Any) -> None:
-        temporary = path.with_name(f".writing-{path.name}")
-        try:
+        with replacing(path) as temporary:
             profiler.export_chrome_trace(str(temporary))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

@@ -103,7 +103,9 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     origin = task.initialize(model) if task.initialize is not None and not restored else ()
     model = model.to(device)
     parameters = count_parameters(model)
-    wrapped = prepare(model, task.modules(model), world, config.parallel, recompute=config.recompute)
+    wrapped = prepare(
+        model, task.modules(model), world, config.parallel, recompute=config.recompute, compiled=config.compile
+    )
     optimizer = task.optimizer(model)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
     machine = environment(device) | {"operations": task.ops.reason} | task.environment

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from ..checkpoints import training_checkpoint
 from ..checkpoints.sharded import is_sharded, load_shards, save_shards
@@ -47,7 +46,7 @@ class Session:
 
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
-        found = training_checkpoint.load_latest(self.out / "checkpoints", tqdm.write)
+        found = training_checkpoint.load_latest(self.out / "checkpoints")
         self.world.agree("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
@@ -91,10 +90,8 @@ class Session:
             whole = state | {"optimizer": self.optimizer.state_dict()}
             self.world.first(lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
             return
-        temporary = self.world.first(lambda: training_checkpoint.begin(folder, step))
-        if temporary is not None:
-            with training_checkpoint.clearing(temporary):
-                rest = save_shards(temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
-                self.world.first(
-                    lambda: training_checkpoint.finish(temporary, step, state | {"optimizer": rest}, keep=keep)
-                )
+        writer = training_checkpoint.CheckpointWriter(folder, step, keep)
+        if self.world.first(writer.create):
+            with writer:
+                rest = save_shards(writer.temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
+                self.world.first(lambda: writer.commit(state | {"optimizer": rest}))

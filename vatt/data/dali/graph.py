@@ -1,10 +1,11 @@
 """The DALI graph of the GPU path: encoded clips in, augmented uint8 [R, T, size, size, 3] out, on the GPU or the CPU.
 
-decode (NVDEC, the chosen frames only) -> shrink like the PyAV path -> crop, scale jitter, flip and display rotation as
-one bilinear warp in float32 -> colour jitter in float32 -> uint8, rounded once. What is drawn at random is not drawn
-here: it comes in as numbers, from the same function as in the PyAV path (`vatt.data.datasets.augment.draw_video`), so
-that both paths crop and colour a clip alike. The colour jitter is that of the same file, in the same order, with
-DALI's arithmetic: its own `hsv` and `color_twist` are another thing, linear in YIQ.
+decode (NVDEC, the chosen frames only) -> shrink like the PyAV path -> crop, scale jitter, flip and display orientation
+as one bilinear warp in float32 -> the file's own matrix of colours -> colour jitter in float32 -> uint8, rounded once.
+What is drawn at random is not drawn here: it comes in as numbers, from the same function as in the PyAV path
+(`vatt.data.datasets.augment.draw_video`), so that both paths crop and colour a clip alike. The colour jitter is that of
+the same file, in the same order, with DALI's arithmetic: its own `hsv` and `color_twist` are another thing, linear in
+YIQ.
 
 How far the two paths may differ: same frames and same taps, so without shrinking by one level of 255 (float32 against
 float32, rounded) on top of the colour conversion of the decoders. Shrinking is where they part: here RGB is shrunk with
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.augment import VideoDraw
+from ..decoding.orientation import UPRIGHT, Orientation
 
 UNCHANGED = (0.0, 1.0, 1.0, 0.0)  # brightness, saturation, contrast, hue
 TINY = 1e-12  # keeps grey and black, whose hue and saturation are 0 whatever they are divided by, from 0 / 0
@@ -41,7 +43,7 @@ def build_graph(
     Raises:
         ImportError: DALI is not installed.
     """
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import Pipeline, fn, math, types
 
     pipeline = Pipeline(
         batch_size=rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True
@@ -56,6 +58,8 @@ def build_graph(
         video = fn.warp_affine(
             video, matrix=matrix, size=(size, size), interp_type=types.INTERP_LINEAR, dtype=types.FLOAT
         )
+        rgb = fn.external_source(name="rgb", dtype=types.FLOAT, ndim=2)
+        video = math.clamp(fn.coord_transform(video, M=rgb), 0.0, 255.0)
         if recolour:
             colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=5)
             video = _recoloured(video, colour.gpu() if device == "gpu" else colour)
@@ -67,7 +71,8 @@ def start_graph(pipeline: Any, inputs: Mapping[str, Sequence[NDArray[Any]]]) -> 
     """Starts work on one batch. `inputs`: for each input by its name an array a clip, as listed here.
 
     encoded uint8 [bytes], a whole file; frames int32 [T], positions in order of display; shrunk float32 [2], (height,
-    width) after the shrinking; matrix float32 [2, 3] of `warp_matrix`; colour float32 [4, 1, 1, 1, 1], if the graph
+    width) after the shrinking; matrix float32 [2, 3] of `warp_matrix`; rgb float32 [3, 3] of
+    `colour_matrix`; colour float32 [4, 1, 1, 1, 1], if the graph
     recolours: `VideoDraw.colour` or `UNCHANGED`.
     """
     for name, arrays in inputs.items():
@@ -83,20 +88,25 @@ def finish_graph(pipeline: Any) -> Any:
     return torch.from_dlpack(output.as_tensor())
 
 
-def warp_matrix(draw: VideoDraw, size: int, width: int, height: int, quarters: int) -> NDArray[np.float32]:
+def warp_matrix(
+    draw: VideoDraw, size: int, width: int, height: int, orientation: Orientation = UPRIGHT
+) -> NDArray[np.float32]:
     """float32 [2, 3]: where in a stored frame of `width` x `height` pixels the corner (x, y) of the output lies.
 
-    `quarters`: counterclockwise quarter turns that make the stored frame upright; `draw` is of the upright one.
+    `orientation`: what makes the stored frame upright; `draw` is of the upright one.
     """
-    upright_w, upright_h = (height, width) if quarters % 2 else (width, height)
+    upright_w, upright_h = orientation.shown(width, height)
     scale_x, scale_y = upright_w / draw.width, upright_h / draw.height
     one = np.array([0.0, 0.0, 1.0])
     x = np.array([scale_x, 0.0, scale_x * draw.left])
     if draw.mirror:
         x = np.array([-scale_x, 0.0, scale_x * (draw.left + size)])
     y = np.array([0.0, scale_y, scale_y * draw.top])
-    turned = ((x, y), (width * one - y, x), (width * one - x, height * one - y), (y, height * one - x))
-    return np.stack(turned[quarters % 4]).astype(np.float32)
+    if orientation.mirrored:
+        x = upright_w * one - x
+    if orientation.upside_down:
+        y = upright_h * one - y
+    return np.stack((y, x) if orientation.transposed else (x, y)).astype(np.float32)
 
 
 def _recoloured(video: Any, colour: Any) -> Any:

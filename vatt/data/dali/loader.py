@@ -2,7 +2,7 @@
 
 Batch `step` is planned, drawn and replaced as by `ClipDataset`, from the same numbers: the same clips, windows, crops,
 flips, colours, captions and sound, whatever the number of workers, pipelines, ranks and restarts. Only the pixels come
-from another decoder and another resize (`vatt.data.dali_graph` says how far apart they may be).
+from another decoder and another resize (`vatt.data.dali.graph` says how far apart they may be).
 
 The workers are those of the PyAV path. They read packets and decode the sound (`packets.py`), so a missing or
 broken file is met there and replaced by the rule of the loader. What DALI does not decode (other codecs, more than 8
@@ -18,7 +18,7 @@ colour jitter takes a few float32 copies of the crops on top, each 0.6 GB for 32
 
 Run in tests: all of this with the graph on the CPU, VP9 and MJPEG. Never run so far: anything on a GPU. Known from
 DALI's sources, to be looked at first there: it pairs frames with timestamps in decoding order, which streams with
-hidden frames (VP9, AV1) may break, and it converts BT.709 as BT.601, so that colours are off by some levels.
+hidden frames (VP9, AV1) may break, and it converts BT.709 as BT.601, which `colours.py` undoes where it can be undone.
 `choose_decoder` compares frames of both paths on the spot before it chooses DALI.
 """
 
@@ -45,6 +45,7 @@ from ..decoding.audio import to_float
 from ..decoding.container import BadClip
 from ..decoding.video import shrunk
 from ..loader import make_loader
+from .colours import colour_matrix
 from .graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix
 from .packets import PacketReader, Unsuitable
 
@@ -182,6 +183,9 @@ class EncodedClips(ClipDataset):
             notes=sorted({part.note for part in parts if part.note}),
         )
 
+    def take_remarks(self) -> list[tuple[int, str]]:
+        return super().take_remarks() + ([] if self._packets is None else self._packets.take_remarks())
+
     def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
         before = rng.bit_generator.state
         try:
@@ -199,13 +203,14 @@ class EncodedClips(ClipDataset):
         text, has_text = self.text(clip, rng)
         size, augment = self.model.video.size, self.data.augment
         width, height = shrunk(cut.width, cut.height, self.side)
-        upright = (width, height) if cut.quarters % 2 else (height, width)
-        draw = draw_video(*upright, size, augment, rng)
+        upright_width, upright_height = cut.orientation.shown(width, height)
+        draw = draw_video(upright_height, upright_width, size, augment, rng)
         inputs: dict[str, NDArray[Any]] = {
             "encoded": np.frombuffer(cut.data, np.uint8),
             "frames": cut.frames,
             "shrunk": np.array([height, width], np.float32),
-            "matrix": warp_matrix(draw, size, width, height, cut.quarters),
+            "rgb": colour_matrix(cut.colourspace),
+            "matrix": warp_matrix(draw, size, width, height, cut.orientation),
         }
         if augment.colour_jitter > 0:
             inputs["colour"] = np.array(draw.colour or UNCHANGED, np.float32).reshape(4, 1, 1, 1, 1)

@@ -24,8 +24,10 @@ from ..clip import Clip
 from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
 from ..decoding.container import BadClip, Late, Reader, opened, plain, seconds_of
+from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
 from ..decoding.video import SEEK_STEP, frames_until, grid_frames
+from .colours import LUMA, RESTORED
 
 # Codecs that DALI decodes, and the shorter side that NVDEC needs at least.
 DECODED = {
@@ -46,14 +48,15 @@ class Unsuitable(Exception):
 class Cut:
     """The packets of a window: `data`, a Matroska file; `frames` int32 [T], positions of those shown, repeats included.
 
-    `width`, `height`: as stored; `quarters`: counterclockwise quarter turns that make the frames upright.
+    `colourspace`: as libav numbers them; `width`, `height`: as stored; `orientation`: what makes the frames upright.
     """
 
     data: bytes
     frames: NDArray[np.int32]
     width: int
     height: int
-    quarters: int
+    orientation: Orientation
+    colourspace: int
     audio: NDArray[np.int16] | None
 
 
@@ -75,6 +78,7 @@ class PacketReader(WindowReader):
                     audio = read_audio(
                         reader, start, self.audio.rate, round(len(cut.frames) * self.audio.rate / self.video.fps)
                     )
+                self._remark(clip, reader.remarks | ({RESTORED} if cut.colourspace in LUMA else set()))
             if audio is None and "audio" in self.needs:
                 raise BadClip(clip.path, "no sound in it decodes")
         except BadClip as bad:
@@ -95,6 +99,8 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
     """
     if reader.video is None or reader.still:
         raise Unsuitable("no video to decode" if reader.video is None else "an image")
+    if reader.joined is not None:
+        raise Unsuitable("a file whose clock begins anew; python -m vatt.data.transcode changes it")
     codec = reader.video.codec_context.codec.canonical_name
     if codec not in DECODED[kind]:
         raise Unsuitable(f"DALI does not decode {codec} on a {kind.upper()}; python -m vatt.data.transcode changes it")
@@ -113,8 +119,9 @@ def cut_packets(reader: Reader, start: float, fps: float, frames: int, kind: str
         raise Unsuitable(f"{'interlaced' if pixels in FORMATS else pixels} frames; DALI gets {FORMATS[0]} only")
     if not DECODED[kind][codec] <= min(width, height) <= max(width, height) <= LARGEST:
         raise Unsuitable(f"NVDEC does not decode {codec} of {width} x {height} pixels")
-    quarters, rest = divmod(first[0].rotation, 90)
-    return Cut(_file(packets, ranks, reader.video), shown, width, height, 0 if rest else quarters % 4, None)
+    return Cut(
+        _file(packets, ranks, reader.video), shown, width, height, orientation(first[0]), int(first[0].colorspace), None
+    )
 
 
 def _packets_at(
@@ -175,7 +182,7 @@ def _packets_from(
     if not later and before[-1] < frames:
         lasts = seconds_of(packets[order[places[-1]]].duration, stream)
         ends = times[-1] + (lasts or 1.0 / float(stream.average_rate or fps))
-        frames = frames_until(reader, start, fps, frames, float(ends), None)
+        frames = frames_until(reader, start, fps, frames, float(times[-1]), float(ends), None)
     shown = np.searchsorted(before, np.arange(frames), side="right") - 1
     return packets, ranks, places[np.maximum(shown, 0)]
 

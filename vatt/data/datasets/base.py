@@ -106,6 +106,10 @@ class Clips(Dataset[Batch]):
             )
         return self._windows
 
+    def take_remarks(self) -> list[tuple[int, str]]:
+        """Return (manifest index, remark) of what was decoded since the last call."""
+        return [] if self._windows is None else self._windows.take_remarks()
+
     def clocks(self) -> Clocks:
         return Clocks(time.perf_counter(), self.watch.seconds)
 
@@ -160,4 +164,5 @@ class Clips(Dataset[Batch]):
             bad=bad,
             seconds=time.perf_counter() - since.wall,
             decode_seconds=self.watch.seconds - since.decoding,
+            remarks=self.take_remarks(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ class Batch:
     video_mask, audio_mask and text_mask float32 [B], 1 where there is any. label int64 [B], -1 where a clip has none or
     several; labels float32 [B, C], 1 at each class of a clip, C classes of the manifest.
     `clips`: manifest indices of the rows; `tried`: those plus the bad ones; `bad`: (manifest index, reason) of each
-    clip that was replaced or left out; `seconds`: time it took to build the batch, `decode_seconds` of it in files.
+    clip that was replaced or left out; `remarks`: the same of clips that are used, and odd; `seconds`: time it took to
+    build the batch, `decode_seconds` of it in files.
     """
 
     video: torch.Tensor
@@ -34,6 +35,7 @@ class Batch:
     bad: list[tuple[int, str]]
     seconds: float
     decode_seconds: float
+    remarks: list[tuple[int, str]] = field(default_factory=list, kw_only=True)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""

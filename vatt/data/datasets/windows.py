@@ -71,6 +71,7 @@ class WindowReader:
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
         self._bad: dict[int, str] = {}
+        self._remarks: list[tuple[int, str]] = []
 
     def seconds(self, clip: Clip) -> float:
         """Length of the row: to its end, or to that of the file if that comes first."""
@@ -132,7 +133,7 @@ class WindowReader:
         self._known(clip)
         try:
             with self.watch.decoding(clip):
-                return decode_span(
+                span = decode_span(
                     clip.path,
                     start=start,
                     end=clip.end,
@@ -147,6 +148,16 @@ class WindowReader:
         except BadClip as bad:
             self._remember(clip, bad)
             raise
+        self._remark(clip, span.remarks)
+        return span
+
+    def _remark(self, clip: Clip, remarks: Collection[str]) -> None:
+        self._remarks += [(clip.index, remark) for remark in sorted(remarks)]
+
+    def take_remarks(self) -> list[tuple[int, str]]:
+        """Return (manifest index, remark) of what was decoded since the last call: what a user should know of it."""
+        taken, self._remarks = self._remarks, []
+        return taken
 
     def _cut(self, clip: Clip, span: DecodedSpan, offset: int) -> Window:
         per_step = self.audio.rate / self.video.fps

@@ -1,7 +1,8 @@
 """The sound of one time span as mono int16, placed on the clip's clock to the sample.
 
-Sound beside pictures is forgiving: broken packets and gaps become silence, and a track of which nothing decodes counts
-as none. Sound alone ends where it ends, and is held to the length that its header declares, as video is.
+Sound beside pictures is forgiving: broken packets and gaps become silence, of channels that cannot be mixed the first
+one is taken, and a track of which nothing decodes counts as none. Sound alone ends where it ends, and is held to the
+length that its header declares, as video is.
 
 Encoders fill their last packet up. FFmpeg up to 8 gives this padding of an MP4 track as sound, FFmpeg 9 cuts it off
 where the track's edit list ends; here it is cut at the track's declared end, so that both give the same samples.
@@ -9,6 +10,7 @@ where the track's edit list ends; here it is cut at the track's declared end, so
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +31,16 @@ from .container import OPTIONS, BadClip, Deadline, Late, Reader, plain, seconds_
 
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
 GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
+STEP = 0.01  # seconds of a step of the timestamps behind which, if they stay there, the sound is placed anew
+STAYS = 4  # frames that tell a step from one frame that strays
+KEPT = 64  # frames of two channels that are kept to look at when their mix is quiet
+QUIET = 512  # of 32768: the peak of a mix of which one may ask whether its channels are each other's opposite
+OPPOSITE = 1e-3  # of the energy of both channels that such a mix may have
 END_TOLERANCE = 1.0  # seconds by which a stream may end before its declared end
+
+UNMIXED = "its channels cannot be mixed down: the first one is its sound"
+OPPOSED = "its two channels are each other's opposite, so that their mix is silent"
+SILENT = "its sound is all zero where it was read"
 
 
 def read_audio(reader: Reader, start: float, rate: int, samples: int) -> NDArray[np.int16] | None:
@@ -63,9 +74,12 @@ def _read_track(reader: Reader, start: float, rate: int, samples: int) -> _Track
         if not reader.move(reader.audio, position):
             continue
         try:
-            return _track_from(reader, start, rate, samples)
+            track = _track_from(reader, start, rate, samples)
         except Late:
             continue
+        if track is not None:
+            reader.remarks |= track.remarks()
+        return track
     raise AssertionError("reading from the beginning cannot be late")
 
 
@@ -77,7 +91,11 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     track = _Track(start, rate, samples)
     heard = failed = False
     cut = PaddingCut(reader.container, stream)
+    part = None
     for packet in reader.packets(stream):
+        if part is not None and reader.part != part:
+            track.finish()  # the sound of another recording is placed by its own times
+        part = reader.part
         try:
             decoded = stream.decode(packet)
         except FFmpegError:
@@ -158,19 +176,29 @@ def _shortened(frame: AudioFrame, samples: int) -> AudioFrame:
 class _Track:
     """Resamples frames to mono and places them by their timestamps; what no frame covers stays silent.
 
-    `end`: samples up to the end of the last frame placed.
+    Timestamps stray a little, and a sound that is cut at each of them crackles: it is placed anew where they are off by
+    more than `GAP`, or where they step by more than `STEP` and stay there, as behind a packet that was lost.
+
+    `end`: samples up to the end of the last frame placed. `unmixed`: channels of a sound of which the first is taken,
+    as nothing says how they are mixed. `stereo`: the first frames of two channels, to see what became of them.
     """
 
     def __init__(self, start: float, rate: int, samples: int) -> None:
         self.start, self.rate = start, rate
         self.samples = np.zeros(samples, np.int16)
         self.expected = 0.0
-        self.end = 0
+        self.strayed: deque[float] = deque(maxlen=STAYS + 1)  # what the last timestamps were off by
+        self.end = self.unmixed = 0
+        self.stereo: list[AudioFrame] = []
+        self.placed = False
+        self.pending: list[tuple[AudioFrame, float]] = []
+        self.stepped = 0.0  # where the first pending one was expected
         self.cut()
 
     def cut(self) -> None:
-        """The next frame starts a new piece."""
+        """The sound breaks off; the next frame is placed by its timestamp."""
         self.resampler: av.AudioResampler | None = None
+        self.pending.clear()
 
     def add(self, frame: AudioFrame, at: float) -> None:
         seconds = frame.samples / frame.sample_rate
@@ -179,20 +207,63 @@ class _Track:
         if self.resampler is None:
             if at + seconds < self.start - GAP:  # decoded for the codec's state only
                 return
-            self.resampler = av.AudioResampler("s16", "mono", self.rate)
-            self.expected = at
-            self.position = round((at - self.start) * self.rate)
+            self._begin(at)
+        strayed = at - self.expected
         self.expected += seconds
-        try:
-            self._place(self.resampler.resample(frame))
-        except (FFmpegError, ValueError):  # the format changed within the stream
-            self.cut()
+        if self.pending:
+            if abs(strayed - (self.pending[0][1] - self.stepped)) <= STEP / 2:
+                self.pending.append((frame, at))
+                if len(self.pending) == STAYS:
+                    self._step()
+                return
+            for early, _ in self.pending:  # it was one that strayed
+                self._mix(early)
+            self.pending.clear()
+        elif abs(strayed - (sorted(self.strayed)[len(self.strayed) // 2] if self.strayed else 0.0)) > STEP:
+            self.stepped = at - strayed
+            self.pending.append((frame, at))
+            return
+        self.strayed.append(strayed)
+        self._mix(frame)
 
     def finish(self) -> None:
         """Places what the resampler still holds."""
+        if self.pending:
+            self._step()
         if self.resampler is not None:
             self._place(self.resampler.resample(None))
             self.cut()
+
+    def _begin(self, at: float) -> None:
+        self.resampler = av.AudioResampler("s16", "mono", self.rate)
+        self.expected = at
+        self.strayed.clear()
+        self.position = round((at - self.start) * self.rate)
+
+    def _step(self) -> None:
+        """Places the frames from a step of the timestamps on by these."""
+        stepped = list(self.pending)
+        self.pending.clear()
+        self.finish()
+        self._begin(stepped[0][1])
+        for frame, _ in stepped:
+            self.expected += frame.samples / frame.sample_rate
+            self._mix(frame)
+
+    def _mix(self, frame: AudioFrame) -> None:
+        if frame.layout.nb_channels == 2 and len(self.stereo) < KEPT:
+            self.stereo.append(frame)
+        if self.resampler is None:  # the frames of a step before it did not mix
+            return
+        try:
+            self._place(self.resampler.resample(_first_channel(frame) if self.unmixed else frame))
+        except (FFmpegError, ValueError):
+            if self.unmixed or self.placed:  # the format changed in the stream
+                self.cut()
+                return
+            self.unmixed = frame.layout.nb_channels
+            self.resampler = av.AudioResampler("s16", "mono", self.rate)
+            self._mix(frame)
 
     def _place(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
@@ -202,6 +273,37 @@ class _Track:
                 self.samples[first:last] = piece[first - self.position : last - self.position]
                 self.end = max(self.end, last)
             self.position += len(piece)
+            self.placed = True
+
+    def remarks(self) -> set[str]:
+        """What a user should know of this sound."""
+        said = {UNMIXED} if self.unmixed else set()
+        if not self.end or np.abs(self.samples).max() > QUIET:
+            return said
+        if _opposed(self.stereo):
+            return said | {OPPOSED}
+        return said if self.samples.any() else said | {SILENT}
+
+
+def _first_channel(frame: AudioFrame) -> AudioFrame:
+    """The first channel: of ambisonics the omnidirectional one."""
+    data: Any = frame.to_ndarray()
+    data = data[:1] if frame.format.is_planar else data[:, :: frame.layout.nb_channels]
+    mono = AudioFrame.from_ndarray(np.ascontiguousarray(data), frame.format.name, "mono")
+    mono.sample_rate, mono.pts, mono.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return mono
+
+
+def _opposed(frames: list[AudioFrame]) -> bool:
+    """Whether two channels are each other's opposite, up to what a codec adds."""
+    both, mixed = 0.0, 0.0
+    for frame in frames:
+        data = frame.to_ndarray().astype(np.float64)
+        left, right = data if frame.format.is_planar else (data[0, ::2], data[0, 1::2])
+        middle = (left.mean() + right.mean()) / 2  # of unsigned samples
+        both += float(((left - middle) ** 2 + (right - middle) ** 2).sum())
+        mixed += float(((left + right - 2 * middle) ** 2).sum()) / 2
+    return both > 0 and mixed < OPPOSITE * both
 
 
 def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -224,8 +326,19 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
     deadline = Deadline(path, time_limit)
     if not path.is_file():
         raise BadClip(path, "not a file" if path.exists() else "missing")
-    resampler = av.AudioResampler("s16", "mono", rate)
     frames: list[AudioFrame] = []
+    unmixed = False
+    resampler = av.AudioResampler("s16", "mono", rate)
+
+    def mixed(frame: AudioFrame) -> list[AudioFrame]:
+        nonlocal unmixed, resampler
+        if not unmixed and not frames:
+            try:
+                return resampler.resample(frame)
+            except (FFmpegError, ValueError):
+                unmixed, resampler = True, av.AudioResampler("s16", "mono", rate)
+        return resampler.resample(_first_channel(frame) if unmixed else frame)
+
     try:
         with av.open(str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS) as container:
             stream = container.streams.best("audio")
@@ -238,8 +351,10 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
                     decoded = cut(stream.decode(packet))
                 except FFmpegError:
                     continue
-                frames += [piece for frame in decoded for piece in resampler.resample(frame)]
-            frames += [piece for frame in cut.rest() for piece in resampler.resample(frame)]
+                for frame in decoded:
+                    frames += mixed(frame)
+            for frame in cut.rest():
+                frames += mixed(frame)
             frames += resampler.resample(None)
     except (FFmpegError, OSError, ValueError) as error:
         raise BadClip(path, f"its sound cannot be read ({plain(error)})") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import stat
@@ -28,7 +29,8 @@ from ...errors import VattError
 from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
-from ..shards.index import open_clip
+from ..shards.index import open_clip, tar_of
+from .clock import RESTARTING, Joined, Version, joined_clock
 
 # What libav prints about damaged files says nothing that the exceptions do not, once per frame.
 av.logging.set_level(av.logging.PANIC)
@@ -62,6 +64,8 @@ FORMATS = (
     *("j2k_pipe", "ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "qoi_pipe", ANIMATED_WEBP),
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+UNKNOWN_RATE = 25  # frames a second of a stream that tells neither times nor a rate
+ONE_PICTURE = 1.0  # seconds at most of a video that is looked at for being one picture beside a longer sound
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 # A format whose duration is that up to the last timestamp in the file, which stands for several frames, plus one: its
 # end is looked up in the packets that lie this many seconds before it, or later.
@@ -114,6 +118,7 @@ class Reader:
     def __init__(self, path: Path, deadline: Deadline, read: Collection[str] = BOTH) -> None:
         self.path, self.deadline, self.read = path, deadline, read
         self.source = _source(path)
+        self.remarks: set[str] = set()  # what a user should know of what was read
         self._open()
 
     def close(self) -> None:
@@ -141,8 +146,10 @@ class Reader:
             video, audio = self.container.streams.best("video"), None
             if not isinstance(video, VideoStream) or video.disposition & Disposition.attached_pic:
                 video = None
+            beside = None if video is None else self.container.streams.best("audio", video)
+            self.beside = beside if isinstance(beside, AudioStream) else None  # the sound of the pictures, read or not
             if "audio" in self.read:
-                audio = self.container.streams.best("audio", video)
+                audio = beside or self.container.streams.best("audio")
             self.video: VideoStream | None = video if "video" in self.read else None
             self.audio: AudioStream | None = audio if isinstance(audio, AudioStream) else None
             for stream in (self.video, self.audio):
@@ -162,6 +169,33 @@ class Reader:
             self.container.close()
             raise
         self.fresh = self.from_start = True
+        # AVI stores decoding times: where frames are decoded in another order than shown, these do not say when.
+        avi = self.container.format.name == "avi"
+        self.reordered = avi and self.video is not None and bool(self.video.codec_context.has_b_frames)
+        self.part = 0
+        self.joined: Joined | None = None
+        if self.container.format.name in RESTARTING:
+            try:
+                self.joined = joined_clock(self.version, self.clock.index, self._demuxer, self.deadline.check)
+            except BaseException:
+                self.container.close()
+                raise
+
+    @property
+    def version(self) -> Version:
+        """What tells this file from another one, and from itself after a change."""
+        path = tar_of(self.path) or self.path
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return self.path, 0, 0
+        size = len(self.source.getbuffer()) if isinstance(self.source, io.BytesIO) else status.st_size
+        return self.path, size, status.st_mtime_ns
+
+    def _demuxer(self) -> InputContainer:
+        """Open the file once more, beside the container that is read from."""
+        source = io.BytesIO(self.source.getbuffer()) if isinstance(self.source, io.BytesIO) else self.source
+        return av.open(source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS)
 
     @property
     def clock(self) -> VideoStream | AudioStream:
@@ -185,6 +219,8 @@ class Reader:
     @property
     def declared(self) -> float | None:
         """Duration of the clock's stream, if a header holds one (Matroska has it in a tag, hours:minutes:seconds)."""
+        if self.joined is not None:
+            return self.joined.end - (self.origin or 0.0)
         if self.container.format.name in ESTIMATED:
             return None
         if self.clock.duration and self.clock.duration > 0:
@@ -198,8 +234,24 @@ class Reader:
         return 3600 * hours + 60 * minutes + seconds - (self.origin or 0.0)
 
     @property
+    def sound_end(self) -> float | None:
+        """Where the sound beside pictures ends, if a header says so: of the stream, or of the whole file."""
+        beside = self.beside
+        if beside is None or self.video is None:
+            return None
+        if beside.duration and beside.duration > 0:
+            ends = seconds_of((beside.start_time or 0) + beside.duration, beside) or 0.0
+            return ends - (self.origin or 0.0)
+        if self.container.duration and self.container.duration > 0:
+            return ((self.container.start_time or 0) + self.container.duration) / av.time_base - (self.origin or 0.0)
+        return None
+
+    @property
     def duration(self) -> float | None:
         if self.declared:
+            ends = self.sound_end
+            if self.declared <= ONE_PICTURE and ends is not None and ends > self.declared and self._one_picture():
+                return ends  # it stays while its sound goes on
             return self.declared
         if self.container.format.name in ESTIMATED:
             return None
@@ -208,6 +260,18 @@ class Reader:
             rest = first + self.container.duration / av.time_base - (self.origin or 0.0)
             return rest if rest > 0 else None
         return None
+
+    def _one_picture(self) -> bool:
+        """Whether the video is a single frame, counted in a container of its own unless the header says it."""
+        assert self.video is not None
+        if self.video.frames:
+            return self.video.frames == 1
+        try:
+            with self._demuxer() as container:
+                packets = (packet for packet in container.demux(self.video.index) if packet.size)
+                return len(list(itertools.islice(packets, 2))) == 1
+        except (FFmpegError, OSError, IndexError):
+            return False
 
     def measured_duration(self) -> float:
         """The duration of the clock's stream by its packets: the last ones where the header tells where they are."""
@@ -218,13 +282,19 @@ class Reader:
         return self.scan_duration()
 
     def scan_duration(self) -> float:
-        """The duration of the clock's stream by its packets from here to the end of the file."""
-        first, last = self.origin, 0.0
+        """The duration of the clock's stream by its packets from here to the end of the file.
+
+        In a stream without timestamps frames are counted.
+        """
+        first, last, count = self.origin, 0.0, 0
         for packet in self.packets(self.clock):
+            count += packet.size > 0
             at = seconds_of(packet.pts if packet.pts is not None else packet.dts, self.clock)
             if at is not None:
                 first = at if first is None else first
                 last = max(last, at + (seconds_of(packet.duration, self.clock) or 0.0))
+        if first is None and self.video is not None and not self.still:
+            return count / float(self.video.average_rate or UNKNOWN_RATE)
         return max(0.0, last - (first or 0.0))
 
     def move(self, stream: VideoStream | AudioStream, seconds: float | None) -> bool:
@@ -240,15 +310,27 @@ class Reader:
             return True
         if self.origin is None or not stream.time_base:
             return False
+        place: int | None = None
+        if self.joined is not None:
+            place = self.joined.mark(self.origin + seconds)
+            if place is None:
+                return self.move(stream, None)
         self.fresh = self.from_start = False
         try:
-            self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
+            if place is not None:
+                self.container.seek(place, unsupported_byte_offset=True)
+            else:
+                self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
         except (FFmpegError, OSError):
             return False
         return True
 
     def packets(self, stream: VideoStream | AudioStream) -> Iterator[Packet]:
-        """Packets of one stream; the demuxer's own errors end it like the end of the file."""
+        """Packets of one stream; the demuxer's own errors end it like the end of the file.
+
+        Their times are those of one clock where that of the file begins anew; `part` says in which of its parts the
+        last one was.
+        """
         iterator = self.container.demux(stream)
         while True:
             self.deadline.check()
@@ -259,6 +341,9 @@ class Reader:
             except (FFmpegError, OSError, IndexError):  # the last: a stream that no header has told of
                 self.deadline.check()  # a read that timed out ends here as well
                 return
+            if self.joined is not None:
+                self.part = self.joined.part(packet, self.part)
+                self.joined.move(packet, self.part)
             yield packet
 
 

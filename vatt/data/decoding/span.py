@@ -19,10 +19,12 @@ class DecodedSpan:
     """`video` uint8 [T, h, w, 3], 1 frame of an image; `audio` int16 [round(T * rate / fps)]; None: there is none.
 
     T is smaller than asked for when the row or the file ends earlier; `audio` without `video` may end within a frame.
+    `remarks`: what a user should know of them.
     """
 
     video: NDArray[np.uint8] | None
     audio: NDArray[np.int16] | None
+    remarks: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -68,4 +70,4 @@ def decode_span(
             audio = hear(reader, start, rate, round(frames * rate / fps))
     if audio is None and (video is None or "audio" in needs):
         raise BadClip(path, "no sound" if reader.audio is None else "no sound in it decodes")
-    return DecodedSpan(video, audio)
+    return DecodedSpan(video, audio, frozenset(reader.remarks))

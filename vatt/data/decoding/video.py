@@ -2,8 +2,9 @@
 
 Frame i of a span is shown at `start + i / fps`: the latest source frame that is not later. So any source rate, also a
 variable one, gives the frames a viewer would see. AVI stores decoding times: frames leave the decoder in the order they
-are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. Pixels are taken as stored:
-display rotation is applied, a sample aspect ratio is not, as in the usual frame dumps.
+are shown, so the sorted timestamps are handed out in that order, less the decoder's delay. That is what it is at the
+beginning of the file: at another key frame, pictures that are shown before it may be missing as well. Pixels are taken
+as stored: display rotations and mirrors are applied, a sample aspect ratio is not, as in the usual frame dumps.
 
 An image shows its one frame at any time. Where there is sound only, or only sound is read, the span is the sound's.
 A stream that breaks, or ends more than `END_TOLERANCE` before its declared end, before the asked-for span is complete
@@ -26,7 +27,9 @@ from numpy.typing import NDArray
 
 from ...runtime.compatibility import converted, frame_duration
 from .audio import END_TOLERANCE
-from .container import BadClip, Late, Reader, plain, seconds_of
+from .clock import Version, remember
+from .container import UNKNOWN_RATE, BadClip, Late, Reader, plain, seconds_of
+from .orientation import orientation
 
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
@@ -51,8 +54,15 @@ def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))
 
 
-def frames_until(reader: Reader, start: float, fps: float, frames: int, ends: float, broken: str | None) -> int:
-    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`."""
+def frames_until(
+    reader: Reader, start: float, fps: float, frames: int, shown: float, ends: float, broken: str | None
+) -> int:
+    """How many frames of a span a video has that ends, or is `broken`, at `ends` seconds. Raises `BadClip`.
+
+    `shown`: time of its last frame. One that is the only one stays while the sound goes on.
+    """
+    if shown <= 0 and broken is None:
+        ends = max(ends, reader.sound_end or 0.0)
     missing = math.inf if broken is not None else 0.0
     if reader.declared is not None:
         missing = reader.declared - ends
@@ -71,6 +81,8 @@ def read_video(reader: Reader, start: float, fps: float, frames: int, short_side
     near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
     assert reader.video is not None
     for position in (near, near - SEEK_STEP, None):
+        if reader.reordered and position is not None and position > 0:
+            _decoder_delay(reader)
         if not reader.move(reader.video, position):
             continue
         try:
@@ -108,9 +120,27 @@ def _video_from(reader: Reader, start: float, fps: float, frames: int, short_sid
         if not reader.from_start:
             raise Late
         raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
-    count = frames_until(reader, start, fps, frames, ends, broken)
+    count = frames_until(reader, start, fps, frames, shown, ends, broken)
     images.extend([convert(current)] * (count - len(images)))
     return np.stack(images)
+
+
+_delays: dict[Version, float] = {}
+
+
+def _decoder_delay(reader: Reader) -> float | None:
+    """Return the seconds by which the decoder of an AVI is behind, as seen at the beginning of the file; None: never.
+
+    A process decodes the first frames for it once, as long as the file does not change.
+    """
+    version = reader.version
+    if version not in _delays:
+        reader.move(reader.video or reader.clock, None)
+        try:
+            next(_timed_frames(reader), None)
+        except (FFmpegError, _Broken):
+            return None
+    return _delays.get(version)
 
 
 def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
@@ -121,7 +151,7 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
     stream = reader.video
     assert stream is not None
     origin = reader.origin
-    step = 1.0 / float(stream.average_rate or 25)
+    step = 1.0 / float(stream.average_rate or UNKNOWN_RATE)
     avi = reader.container.format.name == "avi"
     first: float | None = None  # decoding time of the first packet
     delay = 0.0
@@ -137,6 +167,13 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
         nonlocal last, delay
         if avi and last == -math.inf and first is not None and origin is not None:
             delay = times[0] + origin - first  # a reordering decoder is behind; the first packet is on time
+            if reader.from_start:
+                remember(_delays, reader.version, delay)
+            elif reader.reordered:
+                delay = _delays.get(reader.version, delay)
+                if len(held) > 1 and stream.codec_context.codec.canonical_name in ("h264", "hevc"):
+                    # What is shown before this key frame builds on what is not here, and is left out by the decoder.
+                    heapq.heapreplace(times, max(times[0], heapq.nsmallest(2, times)[1] - step))
         last = max(last, heapq.heappop(times) - delay)
         frame = held.popleft()
         length = frame_duration(frame, durations.pop(frame.pts, 0))
@@ -188,8 +225,6 @@ class _Converter:
             self.size = shrunk(frame.width, frame.height, self.short_side)
         width, height = self.size
         image = converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
-        quarter, rest = divmod(frame.rotation, 90)
-        if rest == 0 and quarter % 4:  # counterclockwise; damaged headers hold any number
-            image = np.rot90(image, quarter % 4)
+        image = orientation(frame).upright(image)
         self.last = frame, image
         return image

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import unicodedata
@@ -14,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...runtime.files import write_atomically
+from ...runtime.files import write_csv
 from ...runtime.progress import progress_bar
 from ..clip import CAPTION_SEPARATOR, Clip
 from ..decoding.audio import read_sound
@@ -194,14 +192,19 @@ def write_lost(path: Path, coverage: Coverage) -> None:
     if not coverage.lost:
         path.unlink(missing_ok=True)
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("video", "start", "end", "split", "label", "state", "reason"))
-    for record, state, reason in coverage.lost:
-        label = LABEL_SEPARATOR.join(record.labels)
-        end = "" if record.end is None else record.end
-        writer.writerow((record.video, record.start, end, record.split or "", label, state, reason))
-    write_atomically(path, text.getvalue().encode(errors="replace"))
+    rows = [
+        (
+            record.video,
+            record.start,
+            "" if record.end is None else record.end,
+            record.split or "",
+            LABEL_SEPARATOR.join(record.labels),
+            state,
+            reason,
+        )
+        for record, state, reason in coverage.lost
+    ]
+    write_csv(path, ("video", "start", "end", "split", "label", "state", "reason"), rows, errors="replace")
 
 
 def expected(record: Record) -> list[str]:

@@ -74,6 +74,8 @@ def transcode(args: argparse.Namespace) -> None:
             report["shards"] = len(write_shards(clips, out / "shards", args.shards))
         write_atomically(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     print(summary(report))
+    for remark, count in report["remarks"].items():
+        print(f"note: {count} clip{'s' if count != 1 else ''}: {remark}")
     if corpus.failed:
         print(f"clips left out, and why: {out / 'left_out.csv'}")
     print(f"done: {out / 'manifest.csv'}: {len(clips)} clips")

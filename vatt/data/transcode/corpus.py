@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,9 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import ConfigError
-from ...runtime.files import write_atomically
+from ...runtime.files import write_atomically, write_csv
 from ...runtime.forms import FormError, read_json
 from ..clip import CAPTION_SEPARATOR, Clip
+from ..decoding.version import DECODING_CHANGES
 from ..shards.index import tar_of
 from .encode import FORMAT, Encoded, Recipe
 
@@ -78,6 +77,8 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
         if begun.get("format") in range(1, FORMAT):
             recipe = replace(recipe, format=begun["format"])  # goes on as it began
+            print(f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
+                  f"not ({DECODING_CHANGES})")  # fmt: skip
         if begun != asdict(recipe):
             raise ConfigError(f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another "
                               "--out")  # fmt: skip
@@ -127,15 +128,9 @@ def _cells(captions: Sequence[str]) -> tuple[str, ...]:
 
 
 def write_left_out(path: Path, corpus: Corpus, jobs: Sequence[Job]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "row", "start", "end", "reason"))
-    for job in jobs:
-        if job.key in corpus.failed:
-            clip = job.clip
-            end = "" if clip.end is None else clip.end
-            writer.writerow((clip.path, clip.index, clip.start, end, corpus.failed[job.key]))
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+    failed = [(job.clip, corpus.failed[job.key]) for job in jobs if job.key in corpus.failed]
+    rows = [(clip.path, clip.index, clip.start, "" if clip.end is None else clip.end, why) for clip, why in failed]
+    write_csv(path, ("path", "row", "start", "end", "reason"), rows)
 
 
 def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float) -> dict[str, Any]:
@@ -165,5 +160,6 @@ def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float)
             "frames_per_second_before": round(frames / read, 1) if read else None,
             "frames_per_second_after": round(frames / check, 1) if check else None,
         },
+        "remarks": dict(sorted(Counter(remark for one in encoded for remark in one.remarks).items())),
         "environment": environment(),
     }  # fmt: skip

@@ -23,16 +23,18 @@ from numpy.typing import NDArray
 
 from ...runtime.files import write_atomically
 from ..clip import Clip
-from ..decoding.container import BadClip, plain, probe
+from ..decoding.audio import read_audio
+from ..decoding.container import BOTH, BadClip, opened, plain, probe
 from ..decoding.span import DecodedSpan, decode_span
 from ..decoding.video import grid_frames
 from ..encoders import REPEATABLE
 from ..media_types import IMAGE
 from ..shards.index import open_clip
 
-FORMAT = 2  # raise it with every change of what is written of the same clip and recipe
+FORMAT = 3  # raise it with every change of what is written of the same clip and recipe
 RATE = 48_000  # Hz, mono
 SOUND_BITS = 96_000  # a second
+SOUND_BLOCK = 14_400  # seconds of sound decoded at once: 1.4 GB of them
 CHUNK = 250  # frames decoded at once: 90 MB of them at 256 x 455 pixels
 BT601, LIMITED, FULL = 5, 1, 2  # what libav calls the colours that it makes of RGB
 
@@ -81,7 +83,8 @@ CODECS = {
 class Recipe:
     """What all clips of a corpus become. `size`: short side in pixels, never enlarged; `gop`: frames a key frame.
 
-    `format`: 1 is that of corpora begun before H.264 was repeatable, which are gone on with as they were begun.
+    `format`: 1 is that of corpora begun before H.264 was repeatable, 2 before decoding and the seams of sound were
+    mended; they are gone on with as they were begun, except for what was decoded wrongly.
     """
 
     codec: str = "h264"
@@ -96,7 +99,7 @@ class Encoded:
     """A clip that was written. `kind`: "video", "sound" or "image"; `media_seconds`: how long it plays.
 
     `frames`: video frames; `read_seconds`: decoding them and their sound from the source; `check_seconds`: the same
-    with the same decoder from what was written.
+    with the same decoder from what was written; `remarks`: what a user should know of the source.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Encoded:
     media_seconds: float
     read_seconds: float
     check_seconds: float
+    remarks: list[str] = field(default_factory=list)
 
 
 def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> Encoded:
@@ -119,20 +123,20 @@ def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> En
     still = clip.path.suffix.lower() in IMAGE and not info.duration  # an animated one is a video
     if still:
         data, suffix = _image(clip.path, recipe, min(info.width, info.height), time_limit)
-        read_seconds, steps = 0.0, 1
+        read_seconds, steps, remarks = 0.0, 1, list[str]()
     else:
         suffix = CODECS[recipe.codec].suffix if info.has_video else ".m4a"
         end = info.duration if clip.end is None else min(clip.end, info.duration)
         wanted = grid_frames(end - clip.start, recipe.fps)
-        source = _Source(clip.path, clip.start, wanted, recipe, time_limit)
+        source = _Source(clip.path, clip.start, wanted, recipe, time_limit, info.has_video)
         try:
             data = _encode(source, recipe)
         except FFmpegError as error:
             raise BadClip(clip.path, f"cannot be encoded ({plain(error)})") from error
-        read_seconds, steps = source.seconds, source.steps
+        read_seconds, steps, remarks = source.seconds, source.steps, sorted(source.remarks)
     path = stem.with_name(stem.name + suffix)
     write_atomically(path, data)
-    check = _Source(path, 0.0, 1 if still else steps + 1, recipe, time_limit)
+    check = _Source(path, 0.0, 1 if still else steps + 1, recipe, time_limit, info.has_video)
     try:
         for _ in check:
             pass
@@ -150,35 +154,66 @@ def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> En
         media_seconds=0.0 if still else steps / recipe.fps,
         read_seconds=read_seconds,
         check_seconds=check.seconds,
+        remarks=remarks,
     )
 
 
 class _Source:
-    """The span of a clip, in pieces of at most `CHUNK` frames. `steps`: frames that it had; `seconds`: of decoding."""
+    """The span of a clip, in pieces: pictures in `CHUNK` frames, the sound cut out of one that is decoded in a row.
 
-    def __init__(self, path: Path, start: float, wanted: int, recipe: Recipe, time_limit: float) -> None:
+    Sound that is decoded piece by piece does not meet at the ends: decoders start anew, timestamps are rounded.
+
+    `steps`: frames that it had; `seconds`: of decoding; `remarks`: what a user should know of it.
+    """
+
+    def __init__(
+        self, path: Path, start: float, wanted: int, recipe: Recipe, time_limit: float, has_video: bool = True
+    ) -> None:
         self.path, self.start, self.wanted, self.recipe, self.time_limit = path, start, wanted, recipe, time_limit
+        self.has_video = has_video
         self.steps, self.seconds = 0, 0.0
+        self.remarks: set[str] = set()
 
     def __iter__(self) -> Iterator[DecodedSpan]:
         fps = self.recipe.fps
-        whole = round(CHUNK * RATE / fps)
+        block = round(SOUND_BLOCK * fps)
+        chunk = CHUNK if self.has_video else block
+        sound: NDArray[np.int16] | None = None
         while self.steps < self.wanted:
             since = time.perf_counter()
+            if self.has_video and self.steps % (block - block % CHUNK) == 0:
+                sound = self._sound(min(block, self.wanted - self.steps))
+                heard_from = self.steps
             # One frame more than is taken, to know that the file goes on before a piece begins there.
             span = decode_span(
                 self.path, start=self.start + self.steps / fps, fps=fps, rate=RATE, short_side=self.recipe.size,
-                frames=min(CHUNK + 1, self.wanted - self.steps), time_limit=self.time_limit, needs=(),
+                frames=min(chunk + 1, self.wanted - self.steps), time_limit=self.time_limit, needs=(),
+                read=("video",) if self.has_video else BOTH,
             )  # fmt: skip
+            self.remarks |= span.remarks
             self.seconds += time.perf_counter() - since
             got = _steps(span, fps)
-            if got <= CHUNK:
-                self.steps += got
-                yield span
+            taken = min(got, chunk)
+            audio = span.audio
+            if sound is not None:
+                first = self.steps - heard_from
+                audio = sound[round(first * RATE / fps) : round((first + taken) * RATE / fps)]
+            elif audio is not None and got > chunk:
+                audio = audio[: round(chunk * RATE / fps)]
+            self.steps += taken
+            yield DecodedSpan(None if span.video is None else span.video[:taken], audio)
+            if got <= chunk:
                 return
-            self.steps += CHUNK
-            video = None if span.video is None else span.video[:CHUNK]
-            yield DecodedSpan(video, None if span.audio is None else span.audio[:whole])
+
+    def _sound(self, steps: int) -> NDArray[np.int16] | None:
+        """The sound of `steps` frames from the present one on; None where there is none."""
+        with opened(self.path, self.time_limit) as reader:
+            if reader.audio is None or reader.still:
+                return None
+            fps = self.recipe.fps
+            sound = read_audio(reader, self.start + self.steps / fps, RATE, round(steps * RATE / fps))
+            self.remarks |= reader.remarks
+        return sound
 
 
 def _steps(span: DecodedSpan, fps: float) -> int:
@@ -194,7 +229,9 @@ def _encode(source: _Source, recipe: Recipe) -> bytes:
     pieces = iter(source)
     piece = next(pieces)
     codec = CODECS[recipe.codec]
-    with av.open(file, "w", format="mp4" if piece.video is None else codec.container) as container:
+    kind = "mp4" if piece.video is None else codec.container
+    # Tracks of WebM have random numbers unless told not to.
+    with av.open(file, "w", format=kind, options={"fflags": "bitexact"} if kind == "webm" else {}) as container:
         put_frame = None if piece.video is None else _video_track(container, piece.video.shape, recipe)
         put_sound = None
         if piece.audio is not None:

@@ -64,6 +64,8 @@ def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, 
                 for ended, outcome in _outcomes(running, time_limit):
                     bar.update()
                     if isinstance(outcome, Encoded):
+                        for remark in outcome.remarks:
+                            tqdm.write(f"note: {ended.job.clip.name}: {remark}", file=sys.stderr)
                         corpus.done[ended.job.key] = outcome
                         said = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
                         with writing(corpus.log, None, "finished clips are kept: --resume goes on"):

@@ -1,0 +1,9 @@
+"""What the decoding of clips is called in the record of a run, raised with every change of what valid files give."""
+
+from __future__ import annotations
+
+DECODING = 2
+DECODING_CHANGES = (
+    "AVI with B-frames, mirrored pictures, levels after shrinking to an even width, recordings joined into one file, "
+    "streams without timestamps, sound that cannot be mixed down or lost a packet"
+)
