@@ -26,6 +26,7 @@ from harness.report import ReportError
 import aot_table
 import chaos
 import decode
+import decoders_differ
 import esc10_official
 import figure2
 import figure4
@@ -51,6 +52,7 @@ BENCHMARKS = (
     figure4,
     fused_vs_reference,
     gpu_report,
+    decoders_differ,
     model_sizes,
     real_clips,
     resolution_sweep,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("train", "finetune", "evaluate", "embed", "search", "card", "figures", "recipes")
+COMMANDS = ("train", "finetune", "evaluate", "predict", "embed", "search", "card", "figures", "recipes")
 # A layer imports the layers before it; those of one line do not import each other.
 LAYERS = (
     ("errors",),

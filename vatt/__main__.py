@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("vatt.train", "pre-train on video, audio and text; without --data on generated clips"),
     "finetune": ("vatt.finetune", "train a classifier of videos, sounds or images from a pre-trained model"),
     "evaluate": ("vatt.evaluate", "score a model: classification, linear probe, zero-shot retrieval"),
+    "predict": ("vatt.predict", "say what videos, pictures and sounds show, by a fine-tuned model or by words"),
     "embed": ("vatt.embed", "write the features of many clips to a file"),
     "search": ("vatt.search", "find clips by words, a sound or a video"),
     "sources": ("vatt.data.sources", "turn published annotations into a manifest of the clips you have"),

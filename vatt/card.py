@@ -22,6 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .checkpoints.hub import front_matter
 from .checkpoints.model_folder import SECTIONS, VOCABULARY, model_folder
 from .errors import ConfigError, RunError
 from .runtime.cli import exit_code
@@ -35,7 +36,6 @@ MARKER = re.compile(r"<!-- written by vatt\.card, sha256 of what is above: ([0-9
 POINTS = 10  # of a curve
 CURVES = ("loss", "video_text", "video_audio", "gradient_norm", "rate")
 PICTURES = {"loss.png": "Training curves", "confusion.png": "Confusion matrix of the test clips"}
-PIPELINES = {"video": "video-classification", "audio": "audio-classification", "image": "image-classification"}
 EXAMPLES = """examples:
   python -m vatt.card runs/mbs
   python -m vatt.card runs/finetune-video --license apache-2.0 --name "VATT-MBS on Kinetics-400"
@@ -183,15 +183,6 @@ def task_of(records: Records) -> str | None:
     """video, audio or image for a classifier; None for a pre-trained model."""
     sources = (look_up(records.run, "finetune.task"), look_up(records.model, "classifier.task"))
     return next(filter(None, (*sources, look_up(records.model, "classifier.modality"))), None)
-
-
-def front_matter(records: Records, licence: str) -> str:
-    """What the hub reads: YAML between two lines of dashes."""
-    task = task_of(records)
-    tags = [task, "vatt"] if task else ["video", "audio", "text", "multimodal", "vatt"]
-    lines = ["---", f"license: {licence}", "library_name: vatt",
-             f"pipeline_tag: {PIPELINES.get(str(task), 'feature-extraction')}", "tags:"]  # fmt: skip
-    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
 
 
 def describe(records: Records) -> str:
@@ -367,7 +358,7 @@ def provenance(records: Records) -> str:
 def write_card(records: Records, name: str, licence: str) -> str:
     """The whole README, its checksum in the last line."""
     parts = [
-        front_matter(records, licence), f"# {name}", describe(records), usage(records),
+        front_matter(task_of(records), licence), f"# {name}", describe(records), usage(records),
         "## Model", table(("what", "value"), model_rows(records)),
         "## Data", table(("what", "value"), data_rows(records)),
         "## Training", table(("what", "value"), training_rows(records)),

@@ -19,6 +19,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
@@ -28,9 +29,9 @@ from .config.serialization import to_dict
 from .data.datasets.evaluation import EvalDataset
 from .data.manifest import choose_clips
 from .data.tokenizer import Tokenizer
-from .inference.embeddings import make_shards, open_parts
+from .inference.embeddings import embed, embed_dataset
 from .inference.features_file import assemble, check_format
-from .inference.result_folder import IDENTITY
+from .inference.result_folder import FEATURES_IDENTITY, open_features
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
@@ -93,7 +94,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    """Embed the clips that the flags name and write the file of features, which is ours until `held` is closed."""
     check_format(args.out)
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
     dtype = compute_dtype(args.dtype, device)
@@ -127,13 +129,13 @@ def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")
-
     if world.size > 1:
-        world.require_equal(code_identity() | {name: metadata[name] for name in IDENTITY} | {"--resume": args.resume})
+        identity = {name: metadata[name] for name in FEATURES_IDENTITY}
+        world.require_equal(code_identity() | identity | {"--resume": args.resume})
 
     def start() -> dict[str, Any] | None:
         held.enter_context(owned(args.out, force=args.force))
-        return open_parts(args.out, parts, metadata, args.resume)
+        return open_features(args.out, parts, metadata, args.resume)
 
     record = world.first(start)
     if record is None:
@@ -146,11 +148,12 @@ def embed(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     if tokenizer is None and any(clip.captions for clip in clips):
         print(f"captions are left out: {folder} has no {VOCABULARY}; copy its word list there or name --vocabulary")
     max_bad = data.max_bad_share if args.max_bad_share is None else args.max_bad_share
-    shards = make_shards(model, dataset, tokenizer, parts, per_shard, max_bad, autocast_for(device, dtype),
-                         world)  # fmt: skip
+    mapped = embed_dataset(
+        model, dataset, tokenizer, autocast_for(device, dtype), parts, max_bad, world, shard_batches=per_shard
+    )
     if not world.is_first:
         return
-    counts = assemble(shards, args.out, record)
+    counts = assemble(mapped.files, args.out, record)
     shutil.rmtree(parts)
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     print(f"done: {args.out}: {said}{' (left out, listed in it)' if counts['bad_clips'] else ''}")
@@ -161,10 +164,18 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         with joined(args.device) as world, ExitStack() as held:
-            embed(args, world, held)
+            run(args, world, held)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")
 
+
+class _Callable(ModuleType):
+    """This module, which is `vatt.embed` as soon as it is imported: the public function of that name, too."""
+
+    __call__ = staticmethod(embed)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

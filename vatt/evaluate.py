@@ -35,15 +35,28 @@ from .errors import ConfigError, Finished
 from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
-from .inference.result_folder import finish, open_out, open_parts, scores_only
+from .inference.result_folder import open_parts, open_result, write_result
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, joined
-from .runtime.files import write_atomically
-from .runtime.lock import add_force_flag
+from .runtime.files import first_free, write_atomically
+from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity
 
 TASKS = ("classify", "probe", "retrieve")
+# What is printed of a result.json that an earlier command wrote.
+RESULT: dict[str, Any] = {
+    "classify": {
+        "test": {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
+    },
+    "probe": {"probe": {"*": {"scores": {"*": complex}, "folds": (list, dict), "classes": int, "bad_clips": int}}},
+    "retrieve": {
+        "retrieval": {
+            "*": dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10"), complex)
+        },
+        "bad_clips": int,
+    },
+}
 EXAMPLES = """examples:
   python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
   python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
@@ -144,6 +157,28 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--resume goes on with what is in --out; name its folder")
 
 
+def scores_only(args: argparse.Namespace) -> bool:
+    """Whether --out names a file for the scores of retrieval, not a folder."""
+    return args.out is not None and args.out.suffix == ".json"
+
+
+def open_out(
+    args: argparse.Namespace, settings: dict[str, Any], held: contextlib.ExitStack
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """Return the folder to write, None for none, and the result in it when an earlier command has finished.
+
+    What is written is this command's own until `held` is closed.
+    """
+    if args.out is None and args.task == "retrieve":
+        return None, None
+    out = args.out or first_free(f"evaluate-{args.task}", held)
+    if args.out:
+        held.enter_context(owned(out, folder=not scores_only(args), force=args.force))
+    if scores_only(args):
+        return None, None
+    return out, open_result(out, settings, args.resume, RESULT[args.task])
+
+
 def settings_of(args: argparse.Namespace) -> RunConfig:
     """The settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
@@ -238,7 +273,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
-        result = finish(out, settings, config, device, {"test": test})
+        result = write_result(out, settings, config, device, {"test": test})
     print(classification.format_scores(result["test"]))
     print(f"done: {out}/result.json, predictions.csv, per_class.csv")
 
@@ -270,7 +305,7 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
         result = {"retrieval": scores, **counts}
         if out is not None:
             write_ranks(out / "ranks.csv", embedded, clips, wanted[0])
-            result = finish(out, settings, config, device, result)
+            result = write_result(out, settings, config, device, result)
             shutil.rmtree(out / "embeddings.parts")
     print(format_scores(result["retrieval"]))
     if out is None and result["bad_clips"]:
@@ -306,7 +341,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
                 found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
                                               world)  # fmt: skip
         world.last_common()
-        result = finish(out, settings, config, device, {"probe": found})
+        result = write_result(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())

@@ -28,7 +28,8 @@ from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus, plan
 from vatt.evaluation.linear_probe import linear_probe
 from vatt.evaluation.retrieval import ClipEmbeddings, retrieval
-from vatt.inference.features_file import Arrays, read_features
+from vatt.inference.features_file import read_features
+from vatt.inference.npz import Arrays
 from vatt.runtime.progress import progress_bar
 
 SOUND_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus"))

@@ -192,13 +192,13 @@ class Cramped(ClipDataset):
 
 
 def test_without_shared_memory_batches_come_all_the_same(
-    corpus: Manifest, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+    corpus: Manifest, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     cramped = Cramped(good(corpus), DATA, MODEL, tokenizer, 7)
     batches = list(make_loader(cramped, 0, 5, 2))
     wanted = ClipDataset(good(corpus), DATA, MODEL, tokenizer, 7)
     assert all(same(batch, wanted[step]) for step, batch in enumerate(batches))
-    assert capsys.readouterr().err.count("note: no shared memory for batches") == 1
+    assert caplog.text.count("note: no shared memory for batches") == 1
 
 
 def test_a_batch_belongs_to_whoever_received_it(corpus: Manifest, tokenizer: Tokenizer) -> None:
@@ -216,20 +216,26 @@ def test_a_batch_belongs_to_whoever_received_it(corpus: Manifest, tokenizer: Tok
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 3  # those of the fork server
 
 
-class Unhurried(ClipDataset):
-    """A batch takes far longer than a worker may be silent, a clip does not."""
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_batch_may_take_as_long_as_its_clips_need(alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is how long ago its worker began or ended a clip, by a clock that makes ten seconds of a look."""
+    looks = iter([False] * 100 + [True])
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(loader, "time", clock)
 
-    longest_seconds = 1.5  # type: ignore[assignment]
+    def ready(seconds: float) -> bool:
+        clock.now += 10.0
+        return next(looks)
 
-    def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        time.sleep(0.6)
-        return super()._read(clip, rng)
-
-
-def test_a_batch_may_take_as_long_as_its_clips_need(corpus: Manifest, tokenizer: Tokenizer) -> None:
-    dataset = Unhurried(good(corpus), replace(DATA, batch_size=6), MODEL, tokenizer, 7)
-    (batch,) = make_loader(dataset, 0, 1, 1)
-    assert batch.seconds > 2 * dataset.longest_seconds
+    watch = SimpleNamespace(silence=lambda worker: 5.0 if alive else clock.now, end_stuck=lambda: False)
+    source = SimpleNamespace(watch=watch, longest_seconds=60.0)
+    pool = SimpleNamespace(ready=ready, due=0, take=lambda: "batch")
+    if alive:
+        assert loader._next(source, pool, bool) == "batch"  # type: ignore[arg-type, comparison-overlap]
+        assert clock.now > 10 * source.longest_seconds
+    else:
+        with pytest.raises(DataError, match="done nothing for 70 s"):
+            loader._next(source, pool, bool)  # type: ignore[arg-type]
 
 
 def test_a_wait_can_be_interrupted(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_all_logits_are_in_the_table(model, clips, tmp_path):
     assert score(logits.double(), target, "softmax") == result["scores"]
 
 
-def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch):
+def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch, capsys):
     data = small_config().data
     monkeypatch.setattr(over_clips, "SHARD_CLIPS", 2)
     whole = classification.classify(model, clips, VIDEO, data, tmp_path / "whole", FLOAT32)
@@ -102,13 +102,10 @@ def test_a_crash_loses_no_finished_shard(model, clips, tmp_path, monkeypatch):
     with pytest.raises(DataError):
         classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
     shard = tmp_path / "again" / "predictions.parts" / "000001.npz"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:100])
-    with pytest.raises(DataError, match=r"000001\.npz is damaged"):
-        classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32)
-    shard.write_bytes(content)
+    shard.write_bytes(shard.read_bytes()[:100])
     assert classification.classify(model, clips, VIDEO, data, tmp_path / "again", FLOAT32) == whole
-    assert asked == [0, 3]
+    assert "000001.npz is damaged" in capsys.readouterr().err
+    assert asked == [0, 1, 3]  # the damaged shard is made again, and what was missing
     for name in ("predictions.csv", "per_class.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -61,7 +61,7 @@ def write_clip(
         video = container.add_stream(video_codec, rate=round((len(times) - 1) / (times[-1] - times[0])))
         assert isinstance(video, VideoStream)
         video.width = video.height = size
-        video.pix_fmt = "yuv420p"
+        video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
         video.time_base = video.codec_context.time_base = Fraction(1, ticks)
         video.options = {"g": str(gop), "crf": "18"} if video_codec == "libx264" else {"g": str(gop)}
         audio = container.add_stream(audio_codec, rate=rate) if sound is not None else None

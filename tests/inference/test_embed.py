@@ -17,7 +17,7 @@ from vatt import embed
 from vatt.data.datasets.evaluation import EvalDataset
 from vatt.data.manifest import read_manifest
 from vatt.evaluation import retrieval
-from vatt.inference import embeddings, features_file
+from vatt.inference import embeddings, over_clips
 from vatt.inference.features_file import NAMES, FeaturesError, read_features
 from vatt.runtime.device import autocast_for
 
@@ -132,20 +132,20 @@ def test_batch_size_and_workers_change_rounding_at_most(whole, model, corpus, tm
 
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_a_crash_loses_one_shard_and_resume_ends_with_the_same_file(whole, model, corpus, tmp_path, monkeypatch, after):
-    out, write, computed = tmp_path / "whole.npz", features_file.write_shard, []
+    out, write, computed = tmp_path / "whole.npz", over_clips.write_npz, []
 
     def crash(path, arrays):
         if len(list(path.parent.glob("*.npz"))) == after:
             raise MemoryError("the machine went away")
         write(path, arrays)
 
-    monkeypatch.setattr(embeddings, "write_shard", crash)
+    monkeypatch.setattr(over_clips, "write_npz", crash)
     with pytest.raises(MemoryError):
         run(model, corpus, out)
     assert not out.exists()
     parts = out.with_name("whole.npz.parts")
     assert len(list(parts.glob("*.npz"))) == after
-    monkeypatch.setattr(embeddings, "write_shard", lambda path, arrays: (computed.append(path), write(path, arrays)))
+    monkeypatch.setattr(over_clips, "write_npz", lambda path, arrays: (computed.append(path), write(path, arrays)))
     assert run(model, corpus, out, "--resume") == 0
     assert len(computed) == 6 - after
     assert equal(read_features(out).arrays, read_features(whole).arrays)
@@ -158,7 +158,7 @@ def test_interrupted_exits_130_and_says_how_to_go_on(model, corpus, tmp_path, mo
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embeddings, "embed_clips", interrupt)
+    monkeypatch.setattr(embeddings, "embed_batch", interrupt)
     assert run(model, corpus, tmp_path / "f.npz") == 130
     assert "--resume" in capsys.readouterr().err
 

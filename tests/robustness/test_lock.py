@@ -85,11 +85,11 @@ def test_a_new_folder_is_claimed_by_making_it(tmp_path):
         pass
 
 
-def test_force_takes_it_and_the_first_one_leaves_the_new_lock_alone(tmp_path, capsys):
+def test_force_takes_it_and_the_first_one_leaves_the_new_lock_alone(tmp_path, caplog):
     with owned(tmp_path, folder=True):
         second = owned(tmp_path, folder=True, force=True)
         second.__enter__()
-        assert "as --force says" in capsys.readouterr().err
+        assert "as --force says" in caplog.text
     with pytest.raises(OwnedError), owned(tmp_path, folder=True):
         pass
     second.__exit__(None, None, None)
@@ -99,7 +99,7 @@ def test_force_takes_it_and_the_first_one_leaves_the_new_lock_alone(tmp_path, ca
 
 @pytest.mark.parametrize("local", [True, False])
 def test_an_owner_on_another_machine_is_gone_only_where_that_can_be_known(
-    local, tmp_path, elsewhere, monkeypatch, capsys
+    local, tmp_path, elsewhere, monkeypatch, caplog
 ):
     monkeypatch.setattr(lock, "is_local", lambda path: local)
     elsewhere(tmp_path / ".lock")
@@ -110,7 +110,7 @@ def test_an_owner_on_another_machine_is_gone_only_where_that_can_be_known(
     with pytest.raises(OwnedError, match=said), owned(tmp_path, folder=True):
         pass
     with owned(tmp_path, folder=True, force=True):
-        assert "node7" in capsys.readouterr().err
+        assert "node7" in caplog.text
     assert not list(tmp_path.iterdir())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import choose
-from ..runtime.forms import printable, read_json
+from ..runtime.forms import FormError, printable, read_json, require_form
 from .model_folder import is_classifier, load_config, model_folder, read_config
 
 V = TypeVar("V", bound=VATT)
@@ -50,6 +50,7 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
     build = partial(VATT, config.model, choose(config.fused if fused is None else fused, device))
     model = build_fitting(folder, config, build)
     load_weights(model, folder)
+    model.settings, model.folder = config, model_folder(folder)
     return model.to(device).eval()
 
 
@@ -86,7 +87,24 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
     require_fit(folder, config.model, build)
     classifier = build()
     load_exactly(classifier, folder)
+    classifier.settings, classifier.record = config, _classifier_record(folder, saved["classifier"])
     return classifier.to(device).eval()
+
+
+def _classifier_record(folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return task, loss, windows, crops and, where there are names, labels of a classifier. Raises `RunError`."""
+    # What a converted model has no record of is done as the release does it.
+    record = {"task": saved["modality"], "loss": "sigmoid", "windows": 4, "crops": 1}
+    if saved["modality"] == "video":
+        record |= {"loss": "softmax", "crops": 3}
+    record |= saved
+    try:
+        require_form(record, {"task": str, "loss": str, "windows": int, "crops": int, "labels?": list})
+    except FormError as error:
+        raise RunError(f'{folder / "config.json"}: "classifier" cannot be read ({error})') from error
+    if "labels" in record and len(record["labels"]) != record["classes"]:
+        raise RunError(f"{folder / 'config.json'}: {len(record['labels'])} labels for {record['classes']} classes")
+    return record
 
 
 def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module], *, exactly: bool = True) -> None:

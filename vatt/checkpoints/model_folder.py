@@ -173,3 +173,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "official models howto100m_en.txt of misc_data.tgz), or name it with --vocabulary"
         )
     return Tokenizer.from_file(path)
+
+
+def tokenizer_of(folder: str | Path) -> Tokenizer | None:
+    """Return the words of the model in `folder`, None for a model that has no word list."""
+    return load_tokenizer(folder) if (model_folder(folder) / VOCABULARY).is_file() else None

@@ -29,12 +29,11 @@ from ..config.serialization import to_dict
 from ..data.class_list import numbered_classes
 from ..data.clip import CAPTION_SEPARATOR, Manifest
 from ..data.datasets.classification import ViewDataset
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError
 from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
-from ..runtime.forms import read_json
 from .metrics import classification_scores, hits, multilabel_scores
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
@@ -61,17 +60,9 @@ def read_classifier(folder: str | Path, device: torch.device, *,
     """
     folder = model_folder(folder)
     model = load_classifier(folder, device, fused=fused)
-    saved = read_json(folder / "config.json", {"classifier": dict})["classifier"]
-    video = model.modality == "video"
-    official = {"task": model.modality, "loss": "softmax" if video else "sigmoid", "windows": 4,
-                "crops": 3 if video else 1}  # fmt: skip
-    try:
-        config = ClassifyConfig(**{name: saved.get(name, value) for name, value in official.items()})
-        labels = tuple(map(str, saved["labels"])) if "labels" in saved else None
-    except (TypeError, AttributeError) as error:
-        raise RunError(f'{folder / "config.json"}: "classifier" cannot be read ({error})') from error
-    if labels is not None and len(labels) != saved["classes"]:
-        raise RunError(f"{folder / 'config.json'}: {len(labels)} labels for {saved['classes']} classes")
+    record = model.record
+    config = ClassifyConfig(record["task"], record["loss"], record["windows"], record["crops"])
+    labels = model.classes if "labels" in record else None
     return model, config, labels
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.clip import Clip, Manifest
+from ..inference.npz import write_npz
 from ..runtime.files import pyplot, write_atomically, write_csv, write_figure
 from .metrics import average_precision, roc_area
 
@@ -46,9 +47,8 @@ def write_predictions(out: Path, clips: Manifest, indices: list[int], logits: Te
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        buffer = io.BytesIO()
-        np.savez(buffer, row=np.array(indices, np.int64), logits=logits.numpy(), labels=np.array(clips.labels, str))
-        write_atomically(out / "predictions.npz", buffer.getvalue())
+        arrays = {"row": np.array(indices, np.int64), "logits": logits.numpy(), "labels": np.array(clips.labels, str)}
+        write_npz(out / "predictions.npz", arrays.items())
         return
     fields = [("path", pa.string()), ("row", pa.int64()), ("start", pa.float64()), ("end", pa.float64())]
     fields += [("split", pa.string()), ("label", pa.string()), ("logits", pa.list_(pa.float32(), logits.shape[1]))]

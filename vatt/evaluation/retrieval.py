@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,10 @@ from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.tokenizer import split_words
 from ..errors import DataError
-from ..inference.over_clips import Arrays, Bad, clip_arrays
+from ..inference.embeddings import Embedded, embed_batch
+from ..inference.features_file import Features, read_features
+from ..inference.npz import Arrays
+from ..inference.over_clips import Bad, map_clips
 from ..model.vatt import VATT
 from ..runtime.distributed import ALONE, World
 from ..runtime.files import write_atomically
@@ -63,52 +67,79 @@ def embed_clips(
     Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
     are not made again. Raises `DataError` when no clip can be read, or a larger share than `max_bad_share` cannot.
     """
+    captions = {clip.index: clip.captions for clip in dataset.clips}
+
+    def function(batch: Batch) -> Arrays:
+        ranked = _with_video(batch)
+        return _windows_of(embed_batch(model, ranked, captions, dataset.tokenizer, autocast), ranked)
+
     was_training = model.training
     model.eval()
-    captions = {clip.index: [c for c in clip.captions if split_words(c)] for clip in dataset.clips}
-    arrays, bad = clip_arrays(
-        dataset,
-        lambda batch: _embed(model, dataset, captions, batch, autocast),
-        "evaluating",
-        parts,
-        max_bad_share,
-        world,
-    )
+    mapped = map_clips(dataset, function, "evaluating", parts, max_bad_share, world)
     model.train(was_training)
+    arrays = mapped.arrays()
     if not len(arrays["row"]):
         raise DataError("none of the clips has video: there is nothing to retrieve")
     place = {row: i for i, row in enumerate(arrays["row"].tolist())}
     tensors = {name: torch.from_numpy(arrays[name]) for name in ("video_text", "video_audio", "audio", "text")}
     owners = {name: torch.tensor([place[row] for row in arrays[name].tolist()], dtype=torch.int64)
               for name in ("audio_clip", "text_clip")}  # fmt: skip
-    return ClipEmbeddings(**tensors, **owners, clips=arrays["row"].tolist(), bad=bad)
+    return ClipEmbeddings(**tensors, **owners, clips=arrays["row"].tolist(), bad=mapped.bad)
 
 
-@torch.no_grad()
-def _embed(model: VATT, dataset: EvalDataset, captions: dict[int, list[str]], batch: Batch, autocast: Any) -> Arrays:
-    device, views, spaces = next(model.parameters()).device, dataset.windows_per_clip, dataset.model.head
-    seen = torch.nonzero(batch.video_mask).flatten().tolist()
-    heard = torch.nonzero(batch.video_mask * batch.audio_mask).flatten().tolist()
-    rows = [batch.clips[i] for i in seen]
-    said = [(row, caption) for row in rows for caption in captions[row]]
-    video_text, video_audio = torch.empty(0, spaces.video_text), torch.empty(0, spaces.video_audio)
-    audio, text = torch.empty(0, spaces.video_audio), torch.empty(0, spaces.video_text)
-    with autocast:
-        if seen:
-            video_audio, video_text = model.embed_video(batch.video[seen].flatten(0, 1).to(device))
-        if heard:
-            audio = model.embed_audio(batch.audio[heard].flatten(0, 1).to(device))
-        if said:
-            ids = np.stack([dataset.tokenizer.encode(caption, dataset.model.text.words) for _, caption in said])
-            text = model.embed_text(torch.from_numpy(ids)[None].to(device))[0]
+def _windows_of(embedded: Embedded, batch: Batch) -> Arrays:
+    rows = batch.clips
+    return {
+        "row": np.array(rows, np.int64),
+        "video_text": embedded.video_to_text.cpu().numpy(),
+        "video_audio": embedded.video_to_audio.cpu().numpy(),
+        "audio": embedded.audio_embedding.cpu().numpy(),
+        "text": embedded.text_embedding.cpu().numpy(),
+        "audio_clip": np.array([rows[i] for i in embedded.audio_clip], np.int64),
+        "text_clip": np.array([rows[i] for i in embedded.text_clip], np.int64),
+    }
 
-    def windows(x: Tensor) -> np.ndarray:
-        return x.float().reshape(-1, views, x.shape[-1]).cpu().numpy()
 
-    return {"row": np.array(rows, np.int64), "video_text": windows(video_text),
-            "video_audio": windows(video_audio), "audio": windows(audio), "text": text.float().cpu().numpy(),
-            "audio_clip": np.array([batch.clips[i] for i in heard], np.int64),
-            "text_clip": np.array([row for row, _ in said], np.int64)}  # fmt: skip
+def _with_video(batch: Batch) -> Batch:
+    """Return the clips of `batch` that have video; only they are ranked and asked for."""
+    kept = torch.nonzero(batch.video_mask).flatten()
+    names = ("video", "audio", "text", "video_mask", "audio_mask", "text_mask", "label", "labels")
+    tensors = {name: getattr(batch, name)[kept] for name in names}
+    return replace(batch, **tensors, clips=[batch.clips[i] for i in kept.tolist()])
+
+
+def from_features(features: Features) -> ClipEmbeddings:
+    """Return the embeddings in a features file, whose clips have one window each: the mean of all."""
+    arrays = features.arrays
+    place = np.full(len(arrays["row"]), -1)
+    place[arrays["video_clip"]] = np.arange(len(arrays["video_clip"]))
+    sounds, texts = place[arrays["audio_clip"]] >= 0, place[arrays["text_clip"]] >= 0
+    return ClipEmbeddings(
+        torch.from_numpy(arrays["video_to_text"])[:, None],
+        torch.from_numpy(arrays["video_to_audio"])[:, None],
+        torch.from_numpy(arrays["audio_embedding"][sounds])[:, None],
+        torch.from_numpy(arrays["text_embedding"][texts]),
+        torch.from_numpy(place[arrays["audio_clip"][sounds]]),
+        torch.from_numpy(place[arrays["text_clip"][texts]]),
+        arrays["row"][arrays["video_clip"]].tolist(),
+        list(zip(arrays["bad_row"].tolist(), arrays["bad_reason"].tolist(), strict=True)),
+    )
+
+
+def retrieve(features: Features | str | Path) -> dict[str, dict[str, float]]:
+    """Score zero-shot retrieval: each caption, and each clip's sound, ranks the clips.
+
+    Args:
+        features: what `vatt.embed` returned, or a file of the command `vatt embed`.
+
+    Returns:
+        "text_to_video" and "audio_to_video", those that have queries: R@1, R@5, R@10, median_rank, queries,
+        candidates, chance_R@10, by the score "embd".
+
+    Raises:
+        FeaturesError: the file holds no features.
+    """
+    return retrieval(from_features(features if isinstance(features, Features) else read_features(features)))
 
 
 class Ranking(NamedTuple):

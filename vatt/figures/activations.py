@@ -18,7 +18,7 @@ from ..data.loader import make_loader
 from ..data.manifest import choose_clips
 from ..data.tokenizer import Tokenizer
 from ..errors import DataError
-from ..inference.features_file import Arrays
+from ..inference.npz import Arrays
 from ..model.vatt import VATT, Backbone, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.files import write_figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..inference.features_file import Arrays
-from ..runtime.files import write_atomically
+from ..inference.npz import Arrays, write_npz
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
 VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows of the manifest [C]
@@ -44,6 +42,4 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: di
     content: dict[str, Any] = {**arrays, "metadata": np.array(json.dumps(metadata | {"identities": list(found)}))}
     for i, (features, rows) in enumerate(found.values()):
         content |= {f"features_{i}": features, f"rows_{i}": rows}
-    buffer = io.BytesIO()
-    np.savez(buffer, **content)
-    write_atomically(path, buffer.getvalue())
+    write_npz(path, content.items())

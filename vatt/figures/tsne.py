@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..checkpoints.fingerprints import fingerprint, weights_fingerprint
 from ..checkpoints.loading import load
 from ..checkpoints.model_folder import load_config
 from ..config.serialization import to_dict
-from ..data.bad_clips import bad_share
 from ..data.clip import Manifest
 from ..data.datasets.evaluation import EvalDataset
-from ..data.loader import make_loader
 from ..data.manifest import choose_clips
 from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError, RunError
-from ..inference.features_file import DAMAGED, Arrays
+from ..inference.npz import DAMAGED, Arrays, read_npz
+from ..inference.pooled_features import pooled_features
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
 from ..runtime.files import write_figure
 from ..runtime.forms import parse_json, printable
-from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
 from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
 
@@ -59,29 +54,15 @@ def choose_classes(clips: Manifest, classes: int, per_class: int, seed: int) -> 
     return Manifest(tuple(clips[place] for place in places), clips.root, tuple(chosen))
 
 
-@torch.no_grad()
 def video_features(model: VATT | Classifier, dataset: EvalDataset, autocast: Any, name: str) -> VideoFeatures:
-    """The vision tower's pooled features, means over the windows; clips that cannot be read are named and left out.
+    """Return the vision tower's pooled features, means over the windows, and the rows of the clips that have them.
 
-    Raises `DataError` when more than `data.max_bad_share` of the clips are.
+    Raises:
+        DataError: more than `data.max_bad_share` of the clips cannot be read; they are named on standard error.
     """
-    device = next(model.parameters()).device
-    features, rows = list[NDArray[np.float32]](), list[int]()
-    names = {clip.index: clip.name for clip in dataset.clips}
-    with progress_bar(len(dataset.clips), f"features of {name}", "clip") as bar:
-        for batch in make_loader(dataset, 0, len(dataset), dataset.data.workers):
-            for index, reason in batch.bad:
-                tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
-            if batch.clips:
-                with autocast:
-                    pooled = model.backbone.features("video", batch.video.flatten(0, 1).to(device))[:, 0]
-                features.append(pooled.float().unflatten(0, (len(batch.clips), -1)).mean(1).cpu().numpy())
-                rows += batch.clips
-            bar.update(len(batch.tried))
-    if not rows or bad_share(len(names) - len(rows), len(names), len(names)) > dataset.data.max_bad_share:
-        raise DataError(f"only {len(rows)} of {len(names)} clips could be used, the others are named above; mend them, "
-                        "or leave their rows out of the manifest")  # fmt: skip
-    return np.concatenate(features), np.array(rows, np.int64)
+    label, share = f"features of {name}", dataset.data.max_bad_share
+    pooled = pooled_features(model.backbone, "video", dataset, autocast, label, max_bad_share=share)
+    return pooled.features.mean(1).numpy(), np.array(pooled.clips, np.int64)
 
 
 def neighbour_share(features: NDArray[Any], labels: NDArray[Any]) -> tuple[float, float]:
@@ -109,12 +90,13 @@ def panel_name(folder: Path) -> str:
 def read_earlier(path: Path) -> dict[str, VideoFeatures]:
     """Features that an earlier call left in `path`. Raises `RunError` for a file that is not ours."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            identities = parse_json(str(archive["metadata"]), {"identities": [str]})["identities"]
-            return {name: (archive[f"features_{i}"], archive[f"rows_{i}"]) for i, name in enumerate(identities)}
+        arrays = read_npz(path)
+        identities = parse_json(str(arrays["metadata"]), {"identities": [str]})["identities"]
+        return {name: (arrays[f"features_{i}"], arrays[f"rows_{i}"]) for i, name in enumerate(identities)}
     except DAMAGED as error:
-        said = printable(str(error))
-        raise RunError(f"{path} holds no features ({said}); delete it, or choose another --out") from error
+        raise RunError(
+            f"{path} holds no features ({printable(str(error))}); delete it, or choose another --out"
+        ) from error
 
 
 def tsne(args: argparse.Namespace) -> None:

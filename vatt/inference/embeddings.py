@@ -1,206 +1,224 @@
-"""Embeddings and features of clips, in shards that a resumed run goes on from."""
+"""Embeddings and pooled features of clips: computed in one place, for files of features, retrieval and `vatt.embed`."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import shutil
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..data.bad_clips import bad_share
-from ..data.clip import Clip
+from ..checkpoints.fingerprints import weights_fingerprint
+from ..checkpoints.loading import load_vatt
+from ..data.clip import Clip, Manifest
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
-from ..data.loader import make_loader
-from ..data.remarks import Remarks
+from ..data.manifest import read_manifest
+from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from ..data.tokenizer import Tokenizer
-from ..errors import ConfigError, DataError, RunError
 from ..model.vatt import VATT
+from ..runtime.device import autocast_for
 from ..runtime.distributed import ALONE, World
-from ..runtime.files import write_atomically
-from ..runtime.forms import printable
-from ..runtime.progress import progress_bar
-from .features_file import POSITIONS, Arrays, FeaturesError, read_features, read_shard, write_shard
-from .result_folder import IDENTITY, read_settings
+from .features_file import FORMAT, NAMES, POSITIONS, Features
+from .npz import Arrays
+from .over_clips import MappedClips, map_clips
+
+WINDOWS_AT_ONCE = 32  # of all clips of a batch together
+
+
+class Embedded(NamedTuple):
+    """What a model says of a batch of B clips: V with video, A with sound, Q captions; W windows a clip, D width.
+
+    All float32, on the model's device. Captions have no windows.
+    """
+
+    video_pooled: Tensor  # [V, W, D]
+    video_to_audio: Tensor  # [V, W, 512]
+    video_to_text: Tensor  # [V, W, 256]
+    audio_pooled: Tensor  # [A, W, D]
+    audio_embedding: Tensor  # [A, W, 512]
+    text_pooled: Tensor  # [Q, D]
+    text_embedding: Tensor  # [Q, 256]
+    video_clip: list[int]  # [V], place in the batch
+    audio_clip: list[int]  # [A]
+    text_clip: list[int]  # [Q]
+    captions: list[str]  # [Q]
 
 
 @torch.no_grad()
-def embed_clips(
-    model: VATT, batch: Batch, clips: dict[int, Clip], tokenizer: Tokenizer | None, words: int, autocast: Any
-) -> Arrays:
-    """All arrays of a shard for one batch with a windows axis; `clips` by manifest index; no texts without tokenizer.
+def embed_batch(
+    model: VATT, batch: Batch, captions: Mapping[int, Sequence[str]], tokenizer: Tokenizer | None, autocast: Any
+) -> Embedded:
+    """Return embeddings and pooled features of all windows of `batch`, and of its captions.
 
-    Captions without any word are left out.
+    Args:
+        model: in eval mode.
+        batch: with a windows axis after B.
+        captions: those of each clip by its manifest index; captions without any word are left out.
+        tokenizer: of the model; without one captions are left out.
+        autocast: context of the forward passes, see `autocast_for`.
     """
     device = next(model.parameters()).device
     backbone, head = model.backbone, model.head
-    views = batch.video.shape[1]
-    seen, heard = (torch.nonzero(mask).flatten().tolist() for mask in (batch.video_mask, batch.audio_mask))
-    captions = [(i, caption) for i, index in enumerate(batch.clips) for caption in clips[index].captions]
-    ids = [(i, caption, tokenizer.encode(caption, words)) for i, caption in captions] if tokenizer else []
-    ids = [entry for entry in ids if entry[2].any()]
-    arrays: Arrays = {}
-
-    def keep(count: int, **features: tuple[Tensor | None, int]) -> None:
-        for name, (value, width) in features.items():
-            if value is None:
-                arrays[name] = np.zeros((0, width), np.float32)
-            else:
-                arrays[name] = value.float().unflatten(0, (-1, count)).mean(1).cpu().numpy()
-
-    with autocast:
-        video = audio = text = to_audio = to_text = None
-        if seen:
-            video = backbone.features("video", batch.video[seen].flatten(0, 1).to(device))[:, 0]
-            to_audio, to_text = head.embed_video(video)
-        if heard:
-            audio = backbone.features("audio", batch.audio[heard].flatten(0, 1).to(device))[:, 0]
-        if ids:
-            text = backbone.features("text", torch.from_numpy(np.stack([entry[2] for entry in ids])).to(device))[:, 0]
-        sound = None if audio is None else head.audio(audio)
-        sentence = None if text is None else head.text(text)
+    views, length = batch.video.shape[1], backbone.config.text.words
+    pictures, sounds = (torch.nonzero(mask).flatten().tolist() for mask in (batch.video_mask, batch.audio_mask))
+    said = [(i, text) for i, index in enumerate(batch.clips) for text in captions.get(index, ())] if tokenizer else []
+    encoded = [(i, text, ids) for i, text in said if tokenizer and (ids := tokenizer.encode(text, length)).any()]
     spaces = backbone.config.head
-    keep(views, video_pooled=(video, backbone.width("video")), video_to_audio=(to_audio, spaces.video_audio),
-         video_to_text=(to_text, spaces.video_text), audio_pooled=(audio, backbone.width("audio")),
-         audio_embedding=(sound, spaces.video_audio))  # fmt: skip
-    keep(1, text_pooled=(text, backbone.width("text")), text_embedding=(sentence, spaces.video_text))
+    video = torch.empty(0, backbone.width("video"))
+    audio, text = torch.empty(0, backbone.width("audio")), torch.empty(0, backbone.width("text"))
+    to_audio, to_text = torch.empty(0, spaces.video_audio), torch.empty(0, spaces.video_text)
+    sound, sentence = torch.empty(0, spaces.video_audio), torch.empty(0, spaces.video_text)
+    with autocast:
+        if pictures:
+            video = backbone.features("video", batch.video[pictures].flatten(0, 1).to(device))[:, 0]
+            to_audio, to_text = head.embed_video(video)
+        if sounds:
+            audio = backbone.features("audio", batch.audio[sounds].flatten(0, 1).to(device))[:, 0]
+            sound = head.audio(audio)
+        if encoded:
+            words = torch.from_numpy(np.stack([entry[2] for entry in encoded]))
+            text = backbone.features("text", words.to(device))[:, 0]
+            sentence = head.text(text)
+
+    def windows(x: Tensor) -> Tensor:
+        return x.float().reshape(-1, views, x.shape[-1])
+
+    return Embedded(
+        windows(video),
+        windows(to_audio),
+        windows(to_text),
+        windows(audio),
+        windows(sound),
+        text.float(),
+        sentence.float(),
+        pictures,
+        sounds,
+        [entry[0] for entry in encoded],
+        [entry[1] for entry in encoded],
+    )
+
+
+def feature_arrays(embedded: Embedded, batch: Batch, clips: Mapping[int, Clip]) -> Arrays:
+    """Return the arrays of a features file for one batch: means over the windows, and what the clips are.
+
+    Args:
+        embedded: of `batch`.
+        batch: the clips that could be read, and those that could not.
+        clips: by manifest index.
+    """
     read = [clips[index] for index in batch.clips]
-    return arrays | {
+    means = {
+        name: getattr(embedded, name).mean(1).cpu().numpy()
+        for name in ("video_pooled", "video_to_audio", "video_to_text", "audio_pooled", "audio_embedding")
+    }
+    return means | {
+        "text_pooled": embedded.text_pooled.cpu().numpy(),
+        "text_embedding": embedded.text_embedding.cpu().numpy(),
         "path": _texts([str(clip.path) for clip in read]),
         "row": np.array(batch.clips, np.int64),
         "start": np.array([clip.start for clip in read], np.float64),
         "end": np.array([np.nan if clip.end is None else clip.end for clip in read], np.float64),
         "split": _texts([clip.split or "" for clip in read]),
         "label": _texts([clip.label or "" for clip in read]),
-        "video_clip": np.array(seen, np.int64),
-        "audio_clip": np.array(heard, np.int64),
-        "text_clip": np.array([entry[0] for entry in ids], np.int64),
-        "caption": _texts([entry[1] for entry in ids]),
+        "video_clip": np.array(embedded.video_clip, np.int64),
+        "audio_clip": np.array(embedded.audio_clip, np.int64),
+        "text_clip": np.array(embedded.text_clip, np.int64),
+        "caption": _texts(embedded.captions),
         "bad_path": _texts([str(clips[index].path) for index, _ in batch.bad]),
-        "bad_row": np.array([index for index, _ in batch.bad], np.int64),
-        "bad_reason": _texts([reason for _, reason in batch.bad]),
     }
+
+
+def embed_dataset(
+    model: VATT,
+    dataset: EvalDataset,
+    tokenizer: Tokenizer | None,
+    autocast: Any,
+    parts: Path | None = None,
+    max_bad_share: float = 1.0,
+    world: World = ALONE,
+    *,
+    shard_batches: int | None = None,
+) -> MappedClips:
+    """Embed all clips of `dataset`, in shards with the arrays of a features file; see `map_clips` for the arguments.
+
+    Raises:
+        DataError: too many clips cannot be read.
+    """
+    clips = {clip.index: clip for clip in dataset.clips}
+    captions = {index: clip.captions for index, clip in clips.items()}
+
+    def function(batch: Batch) -> Arrays:
+        return feature_arrays(embed_batch(model, batch, captions, tokenizer, autocast), batch, clips)
+
+    return map_clips(
+        dataset,
+        function,
+        "embedding",
+        parts,
+        max_bad_share,
+        world,
+        shard_batches=shard_batches,
+        positions=POSITIONS,
+    )
+
+
+def embed(
+    model: VATT | str | Path,
+    data: Manifest | str | Path | Sequence[str | Path],
+    *,
+    windows: int | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    max_bad_share: float = 1.0,
+) -> Features:
+    """Embed clips, pictures and sounds, and their captions, in memory; the command `vatt embed` writes files.
+
+    Args:
+        model: a pre-trained model, or its folder.
+        data: files, or what `vatt.read_manifest` takes or returns: a manifest CSV, a folder, tar shards.
+        windows: evenly spaced temporal windows a clip, None: the model's setting.
+        split: only these rows of a manifest.
+        batch_size: clips at once, None: 32 windows' worth.
+        workers: decoding processes, 0: this one; a script with workers needs the `if __name__ == "__main__"` guard.
+        max_bad_share: share of clips that may be unreadable; those that are take no part and are listed.
+
+    Returns:
+        Arrays by the names of `vatt.inference.features_file`, and how they were made.
+
+    Raises:
+        DataError: no clip can be read, or too many cannot.
+    """
+    model = model if isinstance(model, VATT) else load_vatt(model)
+    settings, tokenizer = model.settings, model.tokenizer
+    clips = _manifest(data)
+    clips = clips if split is None else clips.split(split)
+    windows = windows or settings.eval_windows
+    size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
+    options = replace(settings.data, workers=workers)
+    dataset = EvalDataset(clips, options, settings.model, tokenizer or Tokenizer([]), windows, size, needs=())
+    parameter = next(model.parameters())
+    autocast = autocast_for(parameter.device, torch.float32)
+    arrays = embed_dataset(model, dataset, tokenizer, autocast, None, max_bad_share).arrays()
+    record = {"format": FORMAT, "model": str((model.folder or Path("model in memory")).absolute()), "windows": windows}
+    record |= {"weights_sha256": weights_fingerprint(model), "clips": len(arrays["row"])}
+    return Features(Path("what vatt.embed returned"), {name: arrays[name] for name in NAMES}, record)
+
+
+def _manifest(data: Manifest | str | Path | Sequence[str | Path]) -> Manifest:
+    if isinstance(data, Manifest):
+        return data
+    if not isinstance(data, str | Path):
+        paths = [Path(path).absolute() for path in data]
+        return Manifest(tuple(Clip(i, path, str(path)) for i, path in enumerate(paths)), Path.cwd(), ())
+    if Path(data).suffix.lower() in MEDIA_SUFFIXES | IMAGE | AUDIO:
+        return _manifest([data])
+    return read_manifest(data)
 
 
 def _texts(values: list[str]) -> np.ndarray:
     return np.array(values, dtype=str)
-
-
-def _concatenate(batches: list[Arrays]) -> Arrays:
-    first = np.cumsum([0, *(len(arrays["row"]) for arrays in batches)])
-    for arrays, offset in zip(batches, first, strict=False):
-        for name in POSITIONS:
-            arrays[name] += offset
-    return {name: np.concatenate([arrays[name] for arrays in batches]) for name in batches[0]}
-
-
-def missing_shards(parts: Path, wanted: range) -> list[range]:
-    """Runs of shards of `wanted` that are not in `parts`; a damaged one is named and made again."""
-    missing = []
-    for shard in wanted:
-        path = _shard(parts, shard)
-        try:
-            if path.exists():
-                read_shard(path)
-                continue
-        except FeaturesError as error:
-            tqdm.write(f"made again: {error}", file=sys.stderr)
-        missing.append(shard)
-    ends = [i for i, shard in enumerate(missing) if shard + 1 not in missing]
-    starts = [0, *(end + 1 for end in ends)]
-    return [range(missing[a], missing[b] + 1) for a, b in zip(starts, ends, strict=False)]
-
-
-def _shard(parts: Path, number: int) -> Path:
-    return parts / f"{number:06d}.npz"
-
-
-def make_shards(
-    model: VATT, dataset: EvalDataset, tokenizer: Tokenizer | None, parts: Path, per_shard: int, max_bad: float,
-    autocast: Any, world: World = ALONE,
-) -> list[Path]:  # fmt: skip
-    """Embeds what is missing in `parts`, `per_shard` batches a file; returns the paths of all shards.
-
-    Each rank of `world` makes a consecutive part of the shards, and goes on when all have theirs. Raises `DataError`
-    when too many clips of a rank are bad.
-    """
-    count = -(-len(dataset) // per_shard)
-    error, bad, tried = "", 0, 0
-    try:
-        own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
-        bad, tried = _make_shards(model, dataset, tokenizer, parts, own, per_shard, max_bad, autocast)
-    except DataError as caught:
-        if world.size == 1:
-            raise
-        error = str(caught)
-    told = world.exchange((bad, tried, error))
-    if errors := [text for _, _, text in told if text]:
-        raise DataError(errors[0])
-    if sum(bad for bad, _, _ in told) == (tried := sum(tried for _, tried, _ in told)):
-        raise DataError(f"none of the {tried} clips could be read")
-    return [_shard(parts, i) for i in range(count)]
-
-
-def _make_shards(
-    model: VATT, dataset: EvalDataset, tokenizer: Tokenizer | None, parts: Path, own: range, per_shard: int,
-    max_bad: float, autocast: Any,
-) -> tuple[int, int]:  # fmt: skip
-    """Makes the shards `own` that are missing; returns how many of their clips are bad and how many were tried."""
-    clips = {clip.index: clip for clip in dataset.clips}
-    runs = missing_shards(parts, own)
-    absent = {shard for run in runs for shard in run}
-    done = [read_shard(_shard(parts, i), ("row", "bad_row")) for i in own if i not in absent]
-    bad = sum(len(arrays["bad_row"]) for arrays in done)
-    tried = bad + sum(len(arrays["row"]) for arrays in done)
-    remarks = Remarks(dataset.clips)
-    with progress_bar(len(dataset.clips), "embedding", "clip", tried) as bar:
-        for run in runs:
-            start, stop = run.start * per_shard, min(run.stop * per_shard, len(dataset))
-            batches = make_loader(dataset, start, stop - start, dataset.data.workers)
-            for shard in run:
-                kept = []
-                for batch in itertools.islice(batches, min(per_shard, stop - shard * per_shard)):
-                    for index, reason in batch.bad:
-                        tqdm.write(printable(f"bad clip, left out: {clips[index].name}: {reason}"), file=sys.stderr)
-                    kept.append(embed_clips(model, batch, clips, tokenizer, dataset.model.text.words, autocast))
-                    bar.update(len(batch.tried))
-                    remarks.add(batch.remarks)
-                    bad, tried = bad + len(batch.bad), tried + len(batch.tried)
-                write_shard(_shard(parts, shard), _concatenate(kept))
-                if bad_share(bad, tried, len(dataset.clips)) > max_bad:
-                    raise DataError(f"{bad} of {tried} clips tried could not be used, more than the share of "
-                                    f"{max_bad:g} that --max-bad-share allows; they are named above. Allow more and "
-                                    f"--resume, or mend them, delete {parts} and start over")  # fmt: skip
-    remarks.tell()
-    return bad, tried
-
-
-def open_parts(out: Path, parts: Path, metadata: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """The record kept beside the shards, that of the first start if resumed; None: there is nothing left to do.
-
-    Raises `ConfigError` rather than overwrite, and `RunError` when what was begun is not what is asked for now.
-    """
-    settings = parts / "settings.json"
-    if not resume:
-        for path in (out, parts):
-            if path.exists():
-                raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
-    elif out.exists() or settings.exists():
-        begun = read_features(out, ()).metadata if out.exists() else read_settings(settings)
-        differ = [f"{name}: {begun.get(name)!r}, now {metadata[name]!r}" for name in IDENTITY
-                  if begun.get(name) != metadata[name]]  # fmt: skip
-        if differ:
-            raise RunError(f"{out if out.exists() else parts} was begun with other settings ({'; '.join(differ)}); "
-                           "repeat those, or delete it to start over")  # fmt: skip
-        return None if out.exists() else begun
-    shutil.rmtree(parts, ignore_errors=True)  # shards of which nobody knows whence
-    parts.mkdir(parents=True)
-    write_atomically(settings, (json.dumps(metadata, indent=2) + "\n").encode())
-    return metadata

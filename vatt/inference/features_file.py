@@ -32,8 +32,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import struct
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +43,8 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, VattError
 from ..runtime.files import replacing
 from ..runtime.forms import FormError, parse_json, printable
+from .npz import DAMAGED, Arrays, read_npz, write_npz
 
-Arrays = dict[str, NDArray[Any]]
 CLIP = ("path", "row", "start", "end", "split", "label")
 VIDEO = ("video_pooled", "video_to_audio", "video_to_text")
 AUDIO = ("audio_pooled", "audio_embedding")
@@ -55,9 +53,6 @@ BAD = ("bad_path", "bad_row", "bad_reason")
 NAMES = (*CLIP, "video_clip", *VIDEO, "audio_clip", *AUDIO, "text_clip", "caption", *TEXT, *BAD)
 POSITIONS = ("video_clip", "audio_clip", "text_clip")
 SUFFIXES = (".npz", ".parquet")
-# What numpy and zipfile raise, from headers alone: a claim of petabytes is a MemoryError, a password a RuntimeError.
-DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, EOFError, TypeError, AttributeError, RuntimeError,
-           MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)  # fmt: skip
 FORMAT = 2  # 1 had video features of every clip
 METADATA = {"format": int, "model": str, "weights_sha256": str, "windows": int}
 # Of each array: kind of its values, axes, and how many there are of what.
@@ -99,26 +94,17 @@ def check_format(path: Path) -> None:
         _pyarrow()
 
 
-def write_shard(path: Path, arrays: Arrays) -> None:
-    """A part of the clips, in the layout of the .npz; positions count from the shard's first clip."""
-    with replacing(path) as temporary:
-        _write_npz(temporary, ((name, arrays[name]) for name in NAMES))
-
-
 def read_shard(path: Path, names: Iterable[str] = NAMES) -> Arrays:
-    """Arrays of a shard or an .npz. Raises `FeaturesError` if the file is damaged or something else."""
+    """Return arrays of a shard or an .npz. Raises `FeaturesError` if the file is damaged or something else."""
     names = tuple(names)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.zip.infolist()):
-                raise ValueError("it is packed, so a small file may hold gigabytes")
-            arrays = {name: archive[name] for name in names}
+        arrays = read_npz(path, names)
         if "metadata" not in names:
             _check(arrays)
         return arrays
     except FileNotFoundError as error:
         raise FeaturesError(f"{path}: no such file; python -m vatt.embed writes it") from error
-    except DAMAGED as error:
+    except ValueError as error:
         raise _damaged(path, error) from error
 
 
@@ -160,13 +146,13 @@ def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[st
              "bad_clips": "bad_row"}  # fmt: skip
     counts = {key: sum(size[name] for size in sizes) for key, name in names.items()}
     text = json.dumps({"format": FORMAT, **metadata, **counts})
-    with replacing(out) as temporary:
-        if out.suffix == ".parquet":
+    if out.suffix == ".parquet":
+        with replacing(out) as temporary:
             _write_parquet(temporary, shards, text)
-        else:
-            firsts = np.cumsum([0, *(size["row"] for size in sizes)])[:-1].tolist()
-            joined = ((name, _join(shards, name, firsts)) for name in NAMES)
-            _write_npz(temporary, itertools.chain(joined, [("metadata", np.array(text))]))
+    else:
+        firsts = np.cumsum([0, *(size["row"] for size in sizes)])[:-1].tolist()
+        joined = ((name, _join(shards, name, firsts)) for name in NAMES)
+        write_npz(out, itertools.chain(joined, [("metadata", np.array(text))]))
     return counts
 
 
@@ -202,14 +188,6 @@ def _join(shards: list[Path], name: str, firsts: list[int]) -> NDArray[Any]:
     if name in POSITIONS:
         parts = [part + first for part, first in zip(parts, firsts, strict=True)]
     return np.concatenate(parts)
-
-
-def _write_npz(path: Path, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-    # One array after the other: a corpus of features need not be in memory at once, as np.savez would have it.
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -14,7 +14,8 @@ from ..data.datasets.batch import Batch
 from ..data.datasets.classification import ViewDataset
 from ..model.vatt import Classifier
 from ..runtime.distributed import ALONE, World
-from .over_clips import Arrays, clip_arrays
+from .npz import Arrays
+from .over_clips import map_clips
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
                 logits = model(x.flatten(0, 1).to(device), views=x.shape[1]).float().cpu()
         return {"logits": logits.numpy(), "clips": np.array(batch.clips, np.int64)}
 
-    arrays, bad = clip_arrays(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
+    mapped = map_clips(dataset, make, "classifying", parts, dataset.data.max_bad_share, world)
     model.train(was_training)
-    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), bad)
+    arrays = mapped.arrays()
+    return Predictions(torch.from_numpy(arrays["logits"]), arrays["clips"].tolist(), mapped.bad)

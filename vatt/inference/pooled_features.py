@@ -13,7 +13,8 @@ from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..model.vatt import Backbone
 from ..runtime.distributed import ALONE, World
-from .over_clips import Arrays, Bad, clip_arrays
+from .npz import Arrays
+from .over_clips import Bad, map_clips
 
 
 class Pooled(NamedTuple):
@@ -27,7 +28,7 @@ class Pooled(NamedTuple):
 def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, autocast: Any, what: str,
                     parts: Path | None = None, max_bad_share: float = 1.0,
                     world: World = ALONE) -> Pooled:  # fmt: skip
-    """The pooled feature of every window of `dataset`, in eval mode; see `clip_arrays` for `parts` and errors."""
+    """The pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes
 
@@ -43,6 +44,7 @@ def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, aut
 
     was_training = backbone.training
     backbone.eval()
-    arrays, bad = clip_arrays(dataset, make, what, parts, max_bad_share, world)
+    mapped = map_clips(dataset, make, what, parts, max_bad_share, world)
     backbone.train(was_training)
-    return Pooled(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), bad)
+    arrays = mapped.arrays()
+    return Pooled(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), mapped.bad)

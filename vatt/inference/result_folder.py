@@ -1,11 +1,13 @@
-"""The folder of an evaluation: finished parts, result.json, what a resume may go on from."""
+"""What an interrupted command left behind: may this one go on with it, or must it say why not?
+
+Beside its results a command writes the settings that decide the numbers. One that resumes must have them in common.
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,90 +16,116 @@ import torch
 from ..config.run import RunConfig
 from ..config.serialization import to_dict
 from ..errors import ConfigError, RunError
-from ..runtime.files import first_free, write_atomically
+from ..runtime.files import write_atomically
 from ..runtime.forms import FormError, read_json
-from ..runtime.lock import owned
 from ..runtime.provenance import environment
+from .features_file import read_features
 
-# What decides the numbers; a resumed run must have them all in common with the shards.
-IDENTITY = ("weights_sha256", "config_sha256", "vocabulary_sha256", "clips_sha256", "split", "windows", "batch_size",
-            "shard_batches", "device", "dtype", "operations")  # fmt: skip
-
-# What is printed of a result.json that an earlier command wrote.
-RESULT: dict[str, Any] = {
-    "classify": {
-        "test": {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
-    },
-    "probe": {"probe": {"*": {"scores": {"*": complex}, "folds": (list, dict), "classes": int, "bad_clips": int}}},
-    "retrieve": {
-        "retrieval": {
-            "*": dict.fromkeys(("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10"), complex)
-        },
-        "bad_clips": int,
-    },
-}
+# What decides the numbers of a features file; its record holds more, such as where it was made.
+FEATURES_IDENTITY = (
+    *("weights_sha256", "config_sha256", "vocabulary_sha256", "clips_sha256", "split", "windows", "batch_size"),
+    *("shard_batches", "device", "dtype", "operations"),
+)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings: dict[str, Any] = read_json(path)
-    except FormError as error:
-        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
-    return settings
+def open_result(out: Path, settings: dict[str, Any], resume: bool, form: Any) -> dict[str, Any] | None:
+    """Make the folder of an evaluation, or open the one to go on with.
 
+    Args:
+        out: the folder.
+        settings: what decides the numbers.
+        resume: go on with what is there.
+        form: that of result.json, see `runtime.forms`.
 
-def scores_only(args: argparse.Namespace) -> bool:
-    return args.out is not None and args.out.suffix == ".json"
+    Returns:
+        The content of result.json when an earlier command has finished, else None.
 
-
-def open_out(
-    args: argparse.Namespace, settings: dict[str, Any], held: contextlib.ExitStack
-) -> tuple[Path | None, dict[str, Any] | None]:
-    """The folder to write, None for none, and the result in it when an earlier command has finished.
-
-    What is written is this command's own until `held` is closed.
-
-    Raises `ConfigError` rather than overwrite, `RunError` when what was begun is not what is asked for now.
+    Raises:
+        ConfigError: rather than overwrite results.
+        RunError: the folder is damaged, or was begun with other settings.
     """
-    if args.out is None and args.task == "retrieve":
-        return None, None
-    out = args.out or first_free(f"evaluate-{args.task}", held)
-    if args.out:
-        held.enter_context(owned(out, folder=not scores_only(args), force=args.force))
-    if scores_only(args):
-        return None, None
     begun, result = out / "evaluate.json", out / "result.json"
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
-    if not args.resume and (begun.exists() or result.exists()):
+    if not resume and (begun.exists() or result.exists()):
         raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
-    if args.resume and begun.exists():
-        try:
-            before = read_json(begun)
-            differ = [f"{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items()
-                      if before.get(name) != value]  # fmt: skip
-            finished = read_json(result, RESULT[args.task]) if result.exists() else None
-        except FormError as error:
-            raise RunError(f"{out} is damaged ({error}); delete it to start over") from error
-        if differ:
-            raise RunError(f"{out} was begun with other settings ({'; '.join(differ)}); repeat those, or choose "
-                           "another --out")  # fmt: skip
-        return out, finished
-    write_atomically(begun, (json.dumps(settings, indent=2) + "\n").encode())
-    return out, None
+    if resume and begun.exists():
+        finished = read_record(result, form) if result.exists() else None
+        require_equal(read_record(begun), settings, settings, out, "repeat those, or choose another --out")
+        return finished
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(begun, settings)
+    return None
 
 
-def finish(out: Path, settings: dict[str, Any], config: RunConfig, device: torch.device,
-           found: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Writes and returns result.json."""
-    result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **found}
-    write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    return result
+def open_features(out: Path, parts: Path, record: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Open the folder of shards beside a features file.
+
+    Args:
+        out: the features file to write.
+        parts: folder of its shards.
+        record: what will be written beside the features if nothing was begun yet.
+        resume: go on with what is there.
+
+    Returns:
+        The record of the first start; None when `out` is complete.
+
+    Raises:
+        ConfigError: rather than overwrite.
+        RunError: what was begun is not what is asked for now, or damaged.
+    """
+    settings = parts / "settings.json"
+    if not resume:
+        for path in (out, parts):
+            if path.exists():
+                raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
+    elif out.exists() or settings.exists():
+        complete = out.exists()
+        begun = read_features(out, ()).metadata if complete else read_record(settings)
+        where = out if complete else parts
+        require_equal(begun, record, FEATURES_IDENTITY, where, "repeat those, or delete it to start over")
+        return None if complete else begun
+    shutil.rmtree(parts, ignore_errors=True)  # shards of which nobody knows whence
+    parts.mkdir(parents=True)
+    write_json(settings, record)
+    return record
 
 
 def open_parts(parts: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder `parts`, and empties it first when its shards are those of another `identity` (plain JSON)."""
+    """Make the folder `parts`, and empty it first when its shards are those of another `identity` (plain JSON)."""
     text, path = json.dumps(identity), parts / "identity"
     if not path.is_file() or path.read_text() != text:
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
         write_atomically(path, text.encode())
+
+
+def write_result(
+    out: Path, settings: dict[str, Any], config: RunConfig, device: torch.device, scores: dict[str, Any]
+) -> dict[str, Any]:
+    """Write and return result.json of an evaluation: settings, environment, sizes of the model and `scores`."""
+    result = {"evaluate": settings, "environment": environment(device), "model": to_dict(config.model), **scores}
+    write_json(out / "result.json", result)
+    return result
+
+
+def require_equal(
+    begun: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str], where: Path, way_out: str
+) -> None:
+    """Raise `RunError` unless the settings `names` are `now` what they were when `where` was begun."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file they are compared with
+    differ = [f"{name}: {begun.get(name)!r}, now {now[name]!r}" for name in names if begun.get(name) != now[name]]
+    if differ:
+        raise RunError(f"{where} was begun with other settings ({'; '.join(differ)}); {way_out}")
+
+
+def read_record(path: Path, form: Any = dict) -> dict[str, Any]:
+    """Return the JSON object in `path`. Raises `RunError`, which names its folder as what to delete."""
+    try:
+        record: dict[str, Any] = read_json(path, form)
+    except FormError as error:
+        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to start over") from error
+    return record
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as indented JSON, all of it or nothing."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from ..data.clip import Clip, Manifest
 from ..data.datasets.evaluation import EvalDataset
 from ..data.decoding.audio import read_sound_windows
 from ..data.decoding.container import BadClip
-from ..data.tokenizer import Tokenizer
-from ..errors import ConfigError, RunError
+from ..data.tokenizer import Tokenizer, VocabularyError
+from ..errors import ConfigError, DataError, RunError
 from ..model.vatt import VATT
-from .features_file import Features, FeaturesError
+from .features_file import Features, FeaturesError, read_features
 
 SPACE = {"text": "video_to_text", "audio": "video_to_audio", "video": "video_to_audio"}
 
@@ -82,13 +83,20 @@ def rank(index: Index, space: str, embedding: NDArray[np.float32], top: int) -> 
     ]
 
 
+def require_model(files: list[Features], weights: str, source: str) -> None:
+    """Raise `RunError` unless all `files` were made by the model with that fingerprint, which `source` names."""
+    for features in files:
+        if features.metadata["weights_sha256"] != weights:
+            raise RunError(
+                f"{features.source} was made by another model ({features.metadata['model']}) than {source}; search "
+                "them apart"
+            )
+
+
 def open_model(files: list[Features], given: Path | None, device: torch.device) -> tuple[VATT, Path]:
     """The model that made the index: the folder on record, or `given`. Raises `RunError` if it is another one."""
+    require_model(files, files[0].metadata["weights_sha256"], f"{files[0].source} ({files[0].metadata['model']})")
     weights = files[0].metadata["weights_sha256"]
-    for features in files[1:]:
-        if features.metadata["weights_sha256"] != weights:
-            raise RunError(f"{features.source} was made by another model ({features.metadata['model']}) than "
-                           f"{files[0].source} ({files[0].metadata['model']}); search them apart")  # fmt: skip
     folder = given or Path(files[0].metadata["model"])
     if given is None and not folder.is_dir():
         raise RunError(f"{files[0].source} was made by the model in {folder}, which is not there; name its folder with "
@@ -138,3 +146,72 @@ def embed_query(model: VATT, config: RunConfig, query: Query, windows: int, toke
     if batch.bad:
         raise BadClip(path, batch.bad[0][1])
     return model.embed_video(batch.video[0].to(device))[0].mean(0).cpu().numpy()
+
+
+class SearchIndex:
+    """Clips of features files, ranked by words, sound or video: `vatt.SearchIndex("features.npz").search("a dog")`.
+
+    Args:
+        features: what `vatt.embed` returned, or files of the command `vatt embed`, of one model.
+        model: the model that made them, or its folder; None: the folder that the files name.
+        device: where queries are embedded.
+
+    Raises:
+        FeaturesError: a file is damaged, or none of the clips has video.
+        RunError: another model made the files.
+    """
+
+    def __init__(
+        self,
+        features: Features | str | Path | Sequence[Features | str | Path],
+        model: VATT | str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        several = [features] if isinstance(features, Features | str | Path) else list(features)
+        files = [one if isinstance(one, Features) else read_features(one) for one in several]
+        if isinstance(model, VATT):
+            require_model(files, weights_fingerprint(model), "the model given")
+            self.model = model
+        else:
+            self.model, _ = open_model(files, None if model is None else Path(model), torch.device(device))
+        self.index = build_index(files, set(SPACE.values()))
+        self.windows: int = files[0].metadata["windows"]
+        if not self.index.paths:
+            raise FeaturesError(f"{files[0].source}: none of the clips has video, which all queries ask for")
+
+    def __len__(self) -> int:
+        return len(self.index.paths)
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        audio: str | Path | None = None,
+        video: str | Path | None = None,
+        top: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Return the `top` clips nearest to one query: a text, or a file whose sound or pictures are meant.
+
+        Returns:
+            Dictionaries with rank, cosine, path, start, end, windows, captions; best first.
+
+        Raises:
+            ConfigError: not one query, or a text of which the model knows no word.
+            DataError: the file cannot be read.
+        """
+        given = {"text": text, "audio": audio, "video": video}
+        queries = [Query(kind, str(query)) for kind, query in given.items() if query is not None]
+        if len(queries) != 1:
+            raise ConfigError(f"search for one text, audio or video, got {len(queries)}")
+        (query,) = queries
+        settings, tokenizer = self.model.settings, self.model.tokenizer if query.kind == "text" else None
+        if query.kind == "text":
+            if tokenizer is None:
+                raise VocabularyError("the model has no word list, so it cannot read text; set its tokenizer")
+            check_words(query.query, tokenizer, settings.model.text.words)
+        try:
+            embedding = embed_query(self.model, settings, query, self.windows, tokenizer)
+        except BadClip as error:
+            raise DataError(str(error)) from error
+        return rank(self.index, SPACE[query.kind], embedding, top)
