@@ -62,7 +62,7 @@ def write(path: Path, codec: str, options: dict[str, str], b_frames: int, first:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for library, package in LIBRARIES.items():
         try:
             decode, version = DECODERS[library](), metadata.version(package)
@@ -70,7 +70,8 @@ def measured(folder: Path) -> list[dict[str, Any]]:
             rows.append({"library": library, "version": "", "file": "", "wrong": None, "note": str(error)})
             continue
         for name, codec, options, b_frames, first in FILES:
-            path, wrong, note = write(folder / name, codec, options, b_frames, first), 0, ""
+            path, note = write(folder / name, codec, options, b_frames, first), ""
+            wrong: int | None = 0
             for start in STARTS:
                 try:
                     video = decode(path, start, FPS, FRAMES)
@@ -80,7 +81,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
                 bits = video[:, 48, 8::16, 0][:, :BITS] > 127
                 shown = (bits << np.arange(BITS)).sum(1)
                 right = np.floor((start + np.arange(FRAMES) / FPS) * 25 + 1e-6).astype(int)
-                wrong += int((shown != right).sum())
+                wrong = (wrong or 0) + int((shown != right).sum())
             rows.append({"library": library, "version": version, "file": name, "wrong": wrong, "note": note})
     return rows
 

@@ -35,7 +35,7 @@ from .inference.result_folder import FEATURES_IDENTITY, open_features
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
-from .runtime.distributed import World, joined
+from .runtime.distributed import World, init_world
 from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity, environment
 
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         held.enter_context(owned(args.out, force=args.force))
         return open_features(args.out, parts, metadata, args.resume)
 
-    record = world.first(start)
+    record = world.on_main(start)
     if record is None:
         if world.is_first:
             shutil.rmtree(parts, ignore_errors=True)
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
-        with joined(args.device) as world, ExitStack() as held:
+        with init_world(args.device) as world, ExitStack() as held:
             run(args, world, held)
 
     return exit_code(action, "interrupted; finished shards are kept: --resume goes on")

@@ -31,7 +31,7 @@ class MissingPackage(VattError, ImportError):
     """A package of an extra that is not installed; the message names the extra."""
 
 
-class Elsewhere(RunError):
+class RemoteError(RunError):
     """An error that rank 0 reports; the other ranks stop with it and say nothing. `cause` is that error."""
 
     def __init__(self, cause: BaseException) -> None:
@@ -40,5 +40,5 @@ class Elsewhere(RunError):
         self.exit_code = cause.exit_code if isinstance(cause, VattError) else 1
 
 
-class Finished(Exception):
+class RankFinished(Exception):
     """This rank has done its part; the first one goes on alone."""

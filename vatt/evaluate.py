@@ -31,14 +31,14 @@ from .data.datasets.evaluation import EvalDataset
 from .data.manifest import read_manifest, tell_notes
 from .data.media_types import AUDIO
 from .data.synthetic import corpus_of
-from .errors import ConfigError, Finished
+from .errors import ConfigError, RankFinished
 from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
 from .inference.result_folder import open_parts, open_result, write_result
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
-from .runtime.distributed import World, joined
+from .runtime.distributed import World, init_world
 from .runtime.files import first_free, write_atomically
 from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity
@@ -269,7 +269,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     if not named or args.classes:
         settings["classes_sha256"] = fingerprint(clips.labels)
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         test = classification.classify(model, clips, views, config.data, out, autocast_for(device, dtype), world)
@@ -288,16 +288,16 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     if result is None:
         parts = None if out is None else out / "embeddings.parts"
         if parts is not None:
-            world.first(lambda: open_parts(parts, settings))
+            world.on_main(lambda: open_parts(parts, settings))
         elif world.size > 1:
             raise ConfigError("several processes share their work in a folder: name one with --out")
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         embedded = embed_clips(model, dataset, autocast, parts, world, config.data.max_bad_share)
-        world.last_common()
+        world.only_main_continues()
         wanted = SCORES if args.score == "both" else (args.score,)
         scores = {name if score == wanted[0] else f"{name}_{score}": values
                   for score in wanted for name, values in retrieval(embedded, score).items()}  # fmt: skip
@@ -330,17 +330,17 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
     require_equal(args, settings, world)
-    out, result = world.first(lambda: open_out(args, settings, held))
+    out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
         parts, found = out / "features.parts", {}
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         for modality in modalities:
-            world.first(partial(open_parts, parts / modality, settings))
-            with contextlib.suppress(Finished):
+            world.on_main(partial(open_parts, parts / modality, settings))
+            with contextlib.suppress(RankFinished):
                 found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
                                               world)  # fmt: skip
-        world.last_common()
+        world.only_main_continues()
         result = write_result(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
@@ -377,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         check_arguments(args)
-        with joined(args.device) as world, contextlib.ExitStack() as held:
+        with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
             task(args, device, world, held)

@@ -149,7 +149,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
     ops = choose(config.fused, run.device)
     clips, held_out = split_labelled(manifest, config)
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
-    slots = world.slots(config.data.batch_size)
+    slots = world.batch_slice(config.data.batch_size)
     dataset = LabelledDataset(clips, config.data, config.model, config.task, config.seed, ranges, slots)
     notes = [
         f"data: {len(clips)} clips to train on, {len(held_out)} to test on, {len(manifest.labels)} classes "
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         # First of all: whatever happens next, --resume knows what to do.
         write_config(out, config, {"environment": environment(opened.device)})
 
-    world.first(write)
+    world.on_main(write)
     finetune(opened, manifest)
 
 

@@ -126,8 +126,8 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     config, device, world = run.config, run.device, run.world
     ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
-    tokenizer = world.first(lambda: make_tokenizer(config, manifest, run.out, run.resume))
-    slots = world.slots(config.data.batch_size)
+    tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
+    slots = world.batch_slice(config.data.batch_size)
     dataset = ClipDataset(clips, config.data, config.model, tokenizer, config.seed, slots=slots)
     from .data.dali.loader import choose_decoder, make_dali_loader
 
@@ -236,7 +236,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     from .data.dali.loader import choose_decoder
 
     choose_decoder(config.data.decoder, opened.device)
-    corpus = world.first(lambda: saved_format(out) if args.resume else FORMAT)
+    corpus = world.on_main(lambda: saved_format(out) if args.resume else FORMAT)
     manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         if manifest is None:
             corpus_of(corpus, config.data.builtin_clips)
 
-    world.first(write)
+    world.on_main(write)
     if manifest is None:
         manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
     train(opened, manifest, corpus)

@@ -32,7 +32,7 @@ from vatt.model.vatt import VATT
 from vatt.ops import choose
 from vatt.runtime.distributed import World
 from vatt.training.optimizers import Adam
-from vatt.training.parallel import prepare
+from vatt.training.parallel import parallelize
 from vatt.training.pretraining_step import train_step
 
 CLIPS = 4  # of a rank
@@ -108,7 +108,7 @@ def send(rank: int, folder: str) -> None:
         torch.manual_seed(1)
         model, ops = VATT(c.model).train(), choose(True, "cpu")
         world = World(rank, 2, rank)
-        parts = prepare(model, (model.backbone, model.head), world, kind, recompute=False)
+        parts = parallelize(model, (model.backbone, model.head), world, kind, recompute=False)
         optimizer = Adam(model.parameters(), c.optim)
         with Sent() as sent:
             train_step(model, optimizer, noise(c, rank), c, 0, nullcontext(), ops, world, parts)

@@ -16,8 +16,8 @@ from vatt.config.presets import preset
 from vatt.errors import ConfigError
 from vatt.model.transformer import Encoder
 from vatt.ops import choose
-from vatt.runtime.distributed import ALONE
-from vatt.training.parallel import prepare
+from vatt.runtime.distributed import SINGLE_PROCESS
+from vatt.training.parallel import parallelize
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # TorchInductor's own import
 SEEDS = (11, 12, 13, 14, 15)
@@ -53,7 +53,7 @@ def test_steps_share_their_graphs_and_compute_the_same(
     literal, model = encoder(0.3, text=text, layers=3), encoder(0.3, text=text, layers=3)
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
-    prepare(model, (model,), ALONE, "ddp", recompute=False, compiled=True)
+    parallelize(model, (model,), SINGLE_PROCESS, "ddp", recompute=False, compiled=True)
     graphs = []
     for seed in SEEDS:
         expected, found = step(literal, tokens, seed), step(model, tokens, seed)
@@ -69,7 +69,7 @@ def test_a_model_keeps_its_names() -> None:
     """Checkpoints of compiled runs are those of others."""
     model = encoder(0.0)
     names = list(model.state_dict())
-    prepare(model, (model,), ALONE, "ddp", recompute=False, compiled=True)
+    parallelize(model, (model,), SINGLE_PROCESS, "ddp", recompute=False, compiled=True)
     assert list(model.state_dict()) == names
 
 
@@ -82,7 +82,7 @@ def test_the_compiler_of_a_cpu_computes_the_same() -> None:
     except (InvalidCxxCompiler, RuntimeError):
         pytest.skip("no C++ compiler")
     literal, model = encoder(0.0, layers=1), encoder(0.0, layers=1)
-    prepare(model, (model,), ALONE, "ddp", recompute=False, compiled=True)
+    parallelize(model, (model,), SINGLE_PROCESS, "ddp", recompute=False, compiled=True)
     for one, other in zip(step(literal, 17, 1), step(model, 17, 1), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
@@ -97,7 +97,7 @@ def test_without_a_compiler_a_run_does_not_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     model = encoder(0.0)
     with pytest.raises(ConfigError, match=r"--compile.*C\+\+ compiler.*run without --compile"):
-        prepare(model, (model,), ALONE, "ddp", recompute=False, compiled=True)
+        parallelize(model, (model,), SINGLE_PROCESS, "ddp", recompute=False, compiled=True)
 
 
 def test_it_is_off_unless_asked_for() -> None:

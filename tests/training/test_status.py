@@ -16,7 +16,7 @@ from vatt import finetune, train
 from vatt.data.synthetic import build_corpus
 from vatt.errors import ConfigError, RunError
 from vatt.training.metrics_log import METRICS, read_metrics
-from vatt.training.profiler import Traced, parse_traced, tracing
+from vatt.training.profiler import ProfiledSteps, parse_profile, profiling
 from vatt.training.status import format_status, status
 
 
@@ -32,8 +32,24 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("tuned") / "run"
     data = build_corpus(clips=24, progress=False)
     settings = ["--set=data.workers=0", "--set=model.audio.samples=3200", "--set=optim.warmup=1"]
-    assert finetune.main(["--task=audio", "--data", str(data), "--init=none", "--model=tiny", "--batch-size=4",
-                          "--steps=2", "--fused", "--out", str(out), *settings]) == 0  # fmt: skip
+    assert (
+        finetune.main(
+            [
+                "--task=audio",
+                "--data",
+                str(data),
+                "--init=none",
+                "--model=tiny",
+                "--batch-size=4",
+                "--steps=2",
+                "--fused",
+                "--out",
+                str(out),
+                *settings,
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -66,8 +82,15 @@ def folder(out: Path, steps: int = 1000, lines: int = 50, **changes: Any) -> Pat
     """A run at step `lines`, a step of 8 clips in 2 s, every fifth of it waiting; its loss falls from 100 by 1."""
     out.mkdir(exist_ok=True)
     (out / "config.json").write_text(json.dumps({"config": {"steps": steps, "preset": "mbs"}}))
-    line = {"step_seconds": 2.0, "wait_seconds": 0.4, "communication_seconds": 0.2, "world_size": 2,
-            "clips_per_second": 4.0, "updated": True, **changes}  # fmt: skip
+    line = {
+        "step_seconds": 2.0,
+        "wait_seconds": 0.4,
+        "communication_seconds": 0.2,
+        "world_size": 2,
+        "clips_per_second": 4.0,
+        "updated": True,
+        **changes,
+    }
     text = "".join(json.dumps({"step": i, "loss": 100.0 - i, **line}) + "\n" for i in range(1, lines + 1))
     (out / "metrics.jsonl").write_text(text + '{"step": 51, "lo')  # half a line
     return out
@@ -95,9 +118,15 @@ def test_a_run_at_work(tmp_path: Path) -> None:
     assert found.communication_share == pytest.approx(0.1)
     assert (found.bad_clips, found.replaced, found.checkpoint_step) == (2, 3, 40)
     text = format_status(found)
-    for part in ("50 of 1,000 (5.0%), last one 3 s ago, 2 s a step", "59.5000", "4.0 clips/s, 20% of the time waiting",
-                 "10% for the other processes (2 in all)", "31 min 40 s", "replaced 3 times",
-                 "step 40, 10 min 0 s ago"):  # fmt: skip
+    for part in (
+        "50 of 1,000 (5.0%), last one 3 s ago, 2 s a step",
+        "59.5000",
+        "4.0 clips/s, 20% of the time waiting",
+        "10% for the other processes (2 in all)",
+        "31 min 40 s",
+        "replaced 3 times",
+        "step 40, 10 min 0 s ago",
+    ):
         assert part in text
     silent_for(out / "metrics.jsonl", 121)
     assert "stopped or stuck" in format_status(status(out))
@@ -130,12 +159,12 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         status(tmp_path)
 
 
-def steps(path: Path, traced: Traced | None, start: int = 0) -> list[float]:
+def steps(path: Path, profiled: ProfiledSteps | None, start: int = 0) -> list[float]:
     """A little training with dropout, steps `start` + 1 to 8; its losses."""
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
     optimizer, losses = torch.optim.Adam(model.parameters()), []
-    with tracing(traced, path, start) as step_done:
+    with profiling(profiled, path, start) as step_done:
         for _ in range(start, 8):
             optimizer.zero_grad()
             loss = model(torch.ones(2, 4)).square().sum()
@@ -146,14 +175,16 @@ def steps(path: Path, traced: Traced | None, start: int = 0) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("traced", "start"), [(Traced(3, 2), 0), (Traced(1, 1), 0), (Traced(8, 1), 5)])
-def test_a_trace_holds_the_steps_and_changes_nothing(tmp_path: Path, traced: Traced, start: int) -> None:
+@pytest.mark.parametrize(
+    ("profiled", "start"), [(ProfiledSteps(3, 2), 0), (ProfiledSteps(1, 1), 0), (ProfiledSteps(8, 1), 5)]
+)
+def test_a_trace_holds_the_steps_and_changes_nothing(tmp_path: Path, profiled: ProfiledSteps, start: int) -> None:
     path = tmp_path / "trace-0.json"
-    assert steps(path, traced, start) == steps(path, None, start)
+    assert steps(path, profiled, start) == steps(path, None, start)
     events = json.loads(path.read_text())["traceEvents"]
-    assert len({event["name"] for event in events if event["name"].startswith("ProfilerStep#")}) == traced.length
+    assert len({event["name"] for event in events if event["name"].startswith("ProfilerStep#")}) == profiled.length
     updates = [event for event in events if event["name"].startswith("Optimizer.step") and event["ph"] == "X"]
-    assert len({event["ts"] for event in updates}) == traced.length
+    assert len({event["ts"] for event in updates}) == profiled.length
     assert [p.name for p in tmp_path.iterdir()] == ["trace-0.json"]
 
 
@@ -177,11 +208,11 @@ def test_the_command_shows_the_state(trained: Path, tuned: Path, capsys: pytest.
 
 
 def test_traces_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    assert parse_traced("20:5", 24) == Traced(20, 5)
+    assert parse_profile("20:5", 24) == ProfiledSteps(20, 5)
     for text in ("20", "0:5", "5:0", "a:b", "-1:2", "1:2:3"):
         with pytest.raises(ConfigError, match="START:COUNT"):
-            parse_traced(text, 100)
+            parse_profile(text, 100)
     with pytest.raises(ConfigError, match="step 24 of 23"):
-        parse_traced("20:5", 23)
+        parse_profile("20:5", 23)
     with pytest.raises(ConfigError, match="3 steps are done already"):
-        steps(tmp_path / "trace-0.json", Traced(3, 1), 3)
+        steps(tmp_path / "trace-0.json", ProfiledSteps(3, 1), 3)

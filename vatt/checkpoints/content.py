@@ -78,7 +78,7 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
             log.info("%s", said)
         write_atomically(out / DECODING_NAME, (json.dumps({"version": DECODING}) + "\n").encode())
 
-    world.first(note)
+    world.on_main(note)
 
 
 def older_decoding(out: Path) -> str:

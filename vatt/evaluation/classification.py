@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..inference.logits import predict
 from ..inference.result_folder import open_parts
 from ..model.vatt import Classifier
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .metrics import classification_scores, hits, multilabel_scores
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
@@ -126,10 +126,10 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
 
 
 def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: DataConfig, out: Path,
-             autocast: Any, world: World = ALONE) -> dict[str, Any]:  # fmt: skip
+             autocast: Any, world: World = SINGLE_PROCESS) -> dict[str, Any]:  # fmt: skip
     """Classifies `clips` (class ids are the model's) and writes predictions, a table of classes and their confusion.
 
-    All ranks of `world` classify, the first one writes; on the others this ends with `Finished`.
+    All ranks of `world` classify, the first one writes; on the others this ends with `RankFinished`.
 
     Returns scores and counts; without any labelled clip there are no scores, and null stands for an infinite one.
     In `out`: predictions.csv (best classes of each clip), predictions.parquet (all logits; .npz without pyarrow),
@@ -141,9 +141,9 @@ def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: D
     identity = {"weights": weights_fingerprint(model), "clips": fingerprint(clips), "batch": dataset.batch_size,
                 "model": to_dict(model.backbone.config), "augment": to_dict(data.augment),
                 **asdict(config)}  # fmt: skip
-    world.first(lambda: open_parts(parts, identity))
+    world.on_main(lambda: open_parts(parts, identity))
     predictions = predict(model, dataset, parts, autocast, world)
-    world.last_common()
+    world.only_main_continues()
     labels = label_table(clips, predictions.clips)
     write_predictions(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
     labelled = labels.any(1)

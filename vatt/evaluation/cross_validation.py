@@ -23,7 +23,7 @@ from ..data.manifest import read_manifest, tell_notes
 from ..errors import ConfigError, DataError
 from ..inference.pooled_features import Pooled, pooled_features
 from ..model.vatt import Backbone
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from .classification import check_labels, label_table, score
 from .linear_probe import classify
@@ -89,13 +89,13 @@ def probe_folds(
     config: RunConfig,
     autocast: Any,
     out: Path,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Scores of a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must
     exist, until the caller deletes it. All ranks of `world` make features, the first one goes on with them; on the
-    others this ends with `Finished`. Raises `DataError` for a fold without clips of the modality.
+    others this ends with `RankFinished`. Raises `DataError` for a fold without clips of the modality.
     """
     parts = out / "features.parts" / modality
     size = max(1, 32 // config.eval_windows)
@@ -104,7 +104,7 @@ def probe_folds(
         return Manifest(tuple(clip for clip in clips if clip.index in wanted), clips.root, clips.labels)
 
     def pooled(use: str, dataset: CentreDataset | ViewDataset) -> Pooled:
-        world.first(lambda: (parts / use).mkdir(exist_ok=True))
+        world.on_main(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
         return pooled_features(backbone, modality, dataset, autocast, what, parts / use, config.data.max_bad_share,
                                world)  # fmt: skip
@@ -113,7 +113,7 @@ def probe_folds(
     tested = only({i for fold in folds for i in fold.test})
     fit = pooled("fit", CentreDataset(fitted, config.data, config.model, modality, size))
     test = pooled("test", ViewDataset(tested, config.data, config.model, modality, config.eval_windows, 1, size))
-    world.last_common()
+    world.only_main_continues()
     fit_place, test_place = ({i: n for n, i in enumerate(found.clips)} for found in (fit, test))
     scores: dict[str, dict[str, float]] = {}
     for fold in folds:

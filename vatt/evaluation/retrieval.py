@@ -34,7 +34,7 @@ from ..inference.features_file import Features, read_features
 from ..inference.npz import Arrays
 from ..inference.over_clips import Bad, map_clips
 from ..model.vatt import VATT
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from .metrics import ranks, retrieval_scores, window_similarity
 
@@ -59,7 +59,7 @@ def embed_clips(
     dataset: EvalDataset,
     autocast: Any,
     parts: Path | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     max_bad_share: float = 1.0,
 ) -> ClipEmbeddings:
     """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).

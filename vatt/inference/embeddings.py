@@ -21,7 +21,7 @@ from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from ..data.tokenizer import Tokenizer
 from ..model.vatt import VATT
 from ..runtime.device import autocast_for
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .features_file import FORMAT, NAMES, POSITIONS, Features
 from .npz import Arrays
 from .over_clips import MappedClips, map_clips
@@ -139,7 +139,7 @@ def embed_dataset(
     autocast: Any,
     parts: Path | None = None,
     max_bad_share: float = 1.0,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
 ) -> MappedClips:

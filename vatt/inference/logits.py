@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.datasets.batch import Batch
 from ..data.datasets.classification import ViewDataset
 from ..model.vatt import Classifier
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .npz import Arrays
 from .over_clips import map_clips
 
@@ -29,7 +29,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any,
-            world: World = ALONE) -> Predictions:  # fmt: skip
+            world: World = SINGLE_PROCESS) -> Predictions:  # fmt: skip
     """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
 
     Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.

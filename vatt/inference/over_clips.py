@@ -25,7 +25,7 @@ from ..data.datasets.evaluation import EvalDataset
 from ..data.loader import make_loader
 from ..data.remarks import Remarks
 from ..errors import DataError
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .npz import Arrays, read_npz, write_npz
@@ -72,7 +72,7 @@ def map_clips(
     label: str,
     parts: Path | None = None,
     max_bad_share: float = 1.0,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
     positions: tuple[str, ...] = (),
@@ -104,7 +104,7 @@ def map_clips(
             raise
         # The others wait for this process at the next exchange: it says there what went wrong.
         error = str(caught)
-    if errors := [text for text in world.exchange(error) if text]:
+    if errors := [text for text in world.all_gather_object(error) if text]:
         raise DataError(errors[0])
     mapped = MappedClips(made if parts is None else [_shard(parts, number) for number in range(count)], positions)
     bad = mapped.bad

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..model.vatt import Backbone
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .npz import Arrays
 from .over_clips import Bad, map_clips
 
@@ -27,7 +27,7 @@ class Pooled(NamedTuple):
 
 def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, autocast: Any, what: str,
                     parts: Path | None = None, max_bad_share: float = 1.0,
-                    world: World = ALONE) -> Pooled:  # fmt: skip
+                    world: World = SINGLE_PROCESS) -> Pooled:  # fmt: skip
     """The pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes

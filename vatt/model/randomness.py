@@ -10,7 +10,7 @@ def mix_seed(seed: int, tag: int) -> int:
     return (seed * 0x9E3779B1 + (tag + 1) * 0x85EBCA77) % 0x7FFFFFFF
 
 
-class Rows(NamedTuple):
+class BatchRows(NamedTuple):
     """Where the rows of a tensor lie in a batch that several processes, or several passes, share."""
 
     first: int

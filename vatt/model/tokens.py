@@ -17,7 +17,7 @@ from ..config.model import AudioConfig, DropConfig, TextConfig, VideoConfig, kep
 from ..ops import Ops
 from .initializers import glorot_normal_, glorot_uniform_, linear
 from .positions import PositionTables
-from .randomness import Rows
+from .randomness import BatchRows
 
 
 class _PatchTokens(nn.Module):
@@ -41,7 +41,7 @@ class _PatchTokens(nn.Module):
         glorot_uniform_(self.weight, patch_size * channels, patch_size * width)
         glorot_normal_(self.agg, width, width)
 
-    def draw(self, batch: int, tokens: int, seed: int, device: torch.device, rows: Rows | None) -> Tensor | None:
+    def draw(self, batch: int, tokens: int, seed: int, device: torch.device, rows: BatchRows | None) -> Tensor | None:
         """Indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
 
         The kept count follows the position tables, not the input (as official), so that it is a constant of the model.
@@ -51,7 +51,7 @@ class _PatchTokens(nn.Module):
         kept = min(kept_tokens(self.table_tokens, self.drop.rate, self.drop.align), tokens)
         if self.drop.sampling != "sample":
             return self.ops.sample_keep(tokens, kept, seed=seed, device=device)
-        first, total = rows or Rows(0, batch)
+        first, total = rows or BatchRows(0, batch)
         return self.ops.sample_keep(tokens, kept, seed=seed, batch=total, device=device)[first : first + batch]
 
     def finish(self, grid: tuple[int, ...], keep: Tensor | None,
@@ -78,7 +78,7 @@ class VideoTokens(_PatchTokens):
         self.patch = config.patch
 
     def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0,
-                rows: Rows | None = None) -> tuple[Tensor, None]:  # fmt: skip
+                rows: BatchRows | None = None) -> tuple[Tensor, None]:  # fmt: skip
         grid = tuple(size // p for size, p in zip(frames.shape[1:4], self.patch, strict=True))
         if keep is None:
             keep = self.draw(frames.shape[0], math.prod(grid), seed, frames.device, rows)
@@ -99,7 +99,7 @@ class AudioTokens(_PatchTokens):
         self.patch = config.patch
 
     def forward(self, samples: Tensor, keep: Tensor | None = None, seed: int = 0,
-                rows: Rows | None = None) -> tuple[Tensor, None]:  # fmt: skip
+                rows: BatchRows | None = None) -> tuple[Tensor, None]:  # fmt: skip
         tokens = samples.shape[1] // self.patch
         if keep is None:
             keep = self.draw(samples.shape[0], tokens, seed, samples.device, rows)

@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..ops import REFERENCE, Ops
 from .heads import ClassHead, CommonSpace, Embeddings, Pooled
 from .initializers import linear
-from .randomness import Rows, mix_seed
+from .randomness import BatchRows, mix_seed
 from .tokens import AudioTokens, TextTokens, VideoTokens
 from .transformer import Encoder
 
@@ -79,16 +79,21 @@ class Backbone(nn.Module):
         """Width D of `features(modality, ...)`."""
         return self.config.post_width if self.config.kind == "agnostic" else self.encoder_config(modality).width
 
-    def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: Rows | None = None) -> Pooled:
+    def forward(
+        self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: BatchRows | None = None
+    ) -> Pooled:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
         words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
         # A view would keep the features of all tokens.
-        return Pooled(self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
-                      self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
-                      words.unflatten(0, text.shape[:2]).clone())  # fmt: skip
+        return Pooled(
+            self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
+            self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
+            words.unflatten(0, text.shape[:2]).clone(),
+        )
 
-    def features(self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None,
-                 rows: Rows | None = None) -> Tensor:  # fmt: skip
+    def features(
+        self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None, rows: BatchRows | None = None
+    ) -> Tensor:
         """Raw input -> features [B,N,D]; index 0 is the pooled feature, the rest are the tokens' own.
 
         Video [B,T,H,W,3] uint8 or float in [-1,1], audio [B,S] float or int16, text [B,L] word ids. In training,
@@ -283,8 +288,9 @@ class Classifier(nn.Module):
         record: what its folder says of classes and of how it is tested.
     """
 
-    def __init__(self, config: ModelConfig, modality: str, classes: int, *, head_dropout: float = 0.0,
-                 ops: Ops = REFERENCE):  # fmt: skip
+    def __init__(
+        self, config: ModelConfig, modality: str, classes: int, *, head_dropout: float = 0.0, ops: Ops = REFERENCE
+    ):
         super().__init__()
         self.modality = modality
         self.backbone = Backbone(config, ops, (modality,))
@@ -299,7 +305,7 @@ class Classifier(nn.Module):
         count = self.head.linear.out_features
         return tuple(map(str, self.record.get("labels") or range(count)))
 
-    def forward(self, x: Tensor, *, views: int = 1, seed: int = 0, rows: Rows | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, views: int = 1, seed: int = 0, rows: BatchRows | None = None) -> Tensor:
         """x [B*views, ...], views of a clip side by side -> logits [B,classes]; in training [B*views,classes]."""
         logits = self.head(self.backbone.features(self.modality, x, seed=seed, rows=rows)[:, 0])
         return logits if self.training else logits.unflatten(0, (-1, views)).mean(dim=1)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from ..errors import Elsewhere, Finished, VattError
+from ..errors import RankFinished, RemoteError, VattError
 from .faults import report
 from .forms import printable
 
@@ -55,9 +55,9 @@ def exit_code(action: Callable[[], int | None], interrupted: str = "interrupted"
     try:
         with printed_log():
             return action() or 0
-    except Finished:
+    except RankFinished:
         return 0
-    except Elsewhere as error:
+    except RemoteError as error:
         return error.exit_code
     except VattError as error:
         return _report(error, error.exit_code)

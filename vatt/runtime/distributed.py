@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ConfigError, Elsewhere, Finished, RunError
+from ..errors import ConfigError, RankFinished, RemoteError, RunError
 
 T = TypeVar("T")
 LOOK_SECONDS = 1.0  # how often a process looks whether its launcher lives
@@ -56,7 +56,7 @@ class World:
         """The first rank writes files and speaks."""
         return self.rank == 0
 
-    def slots(self, batch_size: int) -> range:
+    def batch_slice(self, batch_size: int) -> range:
         """This rank's part of a batch. Raises `ConfigError` when it cannot be divided."""
         if batch_size % self.size:
             raise ConfigError(f"a batch of {batch_size} clips cannot be divided among {self.size} processes; choose a "
@@ -64,7 +64,7 @@ class World:
         share = batch_size // self.size
         return range(self.rank * share, (self.rank + 1) * share)
 
-    def exchange(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """The values of all ranks in their order."""
         if self.size == 1:
             return [value]
@@ -74,9 +74,9 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        return any(self.exchange(flag))
+        return any(self.all_gather_object(flag))
 
-    def first(self, action: Callable[[], T]) -> T:
+    def on_main(self, action: Callable[[], T]) -> T:
         """What `action` returns on rank 0, which alone runs it; if it fails there, it fails everywhere."""
         error: Exception | None = None
         result: Any = None
@@ -91,10 +91,10 @@ class World:
                 dist.broadcast_object_list(box, src=0)
             result, error = box
         if error is not None:
-            raise error if self.is_first else Elsewhere(error)
+            raise error if self.is_first else RemoteError(error)
         return result
 
-    def agree(self, what: str, value: object) -> None:
+    def require_same(self, what: str, value: object) -> None:
         """Raises `RunError` when the ranks have different values of `what`."""
 
         def compare() -> None:
@@ -102,12 +102,12 @@ class World:
                 raise RunError(f"the processes have different {what} ({', '.join(map(str, values))}); the run's folder "
                                "and its data must be the same files for all of them")  # fmt: skip
 
-        values = self.exchange(value)
-        self.first(compare)
+        values = self.all_gather_object(value)
+        self.on_main(compare)
 
     def require_equal(self, values: Mapping[str, object]) -> None:
         """Raises `RunError` naming the first of `values` that the ranks do not have in common."""
-        everyone = self.exchange(dict(values))
+        everyone = self.all_gather_object(dict(values))
 
         def compare() -> None:
             for name in dict.fromkeys(name for one in everyone for name in one):
@@ -117,23 +117,23 @@ class World:
                         raise RunError(f"the processes differ: {name} is {first!r} for process 0 and {one.get(name)!r} "
                                        f"for process {rank}; start all with the same settings and code")  # fmt: skip
 
-        self.first(compare)
+        self.on_main(compare)
 
-    def last_common(self) -> None:
-        """To be called where only the first rank goes on. Raises `Finished` on the others."""
+    def only_main_continues(self) -> None:
+        """To be called where only the first rank goes on. Raises `RankFinished` on the others."""
         if not self.is_first:
-            raise Finished
+            raise RankFinished
 
-    def disband(self) -> None:
-        """`last_common` for good: nobody waits for the others any more, as ends of NCCL's groups would.
+    def leave(self) -> None:
+        """`only_main_continues` for good: nobody waits for the others any more, as ends of NCCL's groups would.
 
-        Nothing that `prepare` returned may be left. The last reference to a process group ends it, and if that is DDP's
-        it does so with the interpreter's lock, for which the group's threads may be waiting.
+        Nothing that `parallelize` returned may be left. The last reference to a process group ends it, and if that is
+        DDP's it does so with the interpreter's lock, for which the group's threads may be waiting.
         """
         if self.size > 1:
             gc.collect()
             dist.destroy_process_group()
-        self.last_common()
+        self.only_main_continues()
 
     def gather(self, x: Tensor) -> Tensor:
         """[B, ...] of each rank -> [ranks * B, ...], in float32 at least. The gradients of all ranks' copies add up."""
@@ -141,7 +141,7 @@ class World:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.size == 1 else _Gather.apply(x, self)
 
-    def gather_together(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def gather_many(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """`gather` of tensors [B, ...] with the same B in one call each way: many ranks wait for calls, not bytes."""
         if self.size == 1:
             return [self.gather(x) for x in tensors]
@@ -149,9 +149,9 @@ class World:
         parts = together.split([x[0].numel() for x in tensors], dim=1)
         return [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)]
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """The sum of all ranks' x. The gradients of all ranks' sums add up."""
-        return x if self.size == 1 else _Total.apply(x, self)
+        return x if self.size == 1 else _AllReduceSum.apply(x, self)
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean of all ranks' x, without gradients; the same bits on each."""
@@ -183,7 +183,7 @@ class World:
             self._seconds += time.perf_counter() - tick
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 def _gone(error: RuntimeError) -> RunError:
@@ -209,7 +209,7 @@ class _Gather(torch.autograd.Function):
         return own, None
 
 
-class _Total(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.world = world
@@ -240,7 +240,7 @@ def _end_with_launcher() -> None:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[World]:
+def init_world(device: str) -> Iterator[World]:
     """The world that torchrun's environment variables describe; without them a world of one.
 
     `device`: as in the settings. NCCL is used where it is, or with "auto" may be, a GPU. What ranks but the
@@ -248,7 +248,7 @@ def joined(device: str) -> Iterator[World]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

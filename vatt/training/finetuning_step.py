@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from ..config.finetuning import FinetuneConfig
 from ..data.datasets.batch import Batch
 from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
-from ..model.randomness import Rows, mix_seed
+from ..model.randomness import BatchRows, mix_seed
 from ..model.vatt import Classifier
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .optimizers import SGD, clip_gradients
-from .parallel import whole
+from .parallel import full_tensor
 from .schedules import multilevel_rate
 
 _MIXUP = 20  # keeps these draws apart from those of the model
 
 
-def class_loss(logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0,
-               counts: Tensor | None = None) -> Tensor:  # fmt: skip
+def class_loss(
+    logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0, counts: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes].
 
     `counts` [classes]: how often each class occurs in a batch of which these clips are a part.
@@ -33,13 +34,13 @@ def class_loss(logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0
     return softmax_cross_entropy(logits, smooth_labels(labels, smoothing))
 
 
-def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = ALONE) -> tuple[Tensor, Tensor]:
+def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
     """Mixup: each clip [B,S] with one of a random order of the batch of all ranks, labels [B,classes] alike.
 
     A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
     """
     here = slice(world.rank * len(sound), (world.rank + 1) * len(sound))
-    sound, labels = world.gather_together([sound, labels])
+    sound, labels = world.gather_many([sound, labels])
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _MIXUP])))
     other = torch.from_numpy(rng.permutation(len(sound))).to(sound.device)
     own = torch.from_numpy(rng.beta(alpha, alpha, (len(sound), 1)).astype(np.float32)).to(sound.device)
@@ -47,28 +48,38 @@ def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = A
     return sounds[here], classes[here]
 
 
-def finetune_step(model: Classifier, optimizer: SGD, batch: Batch, config: FinetuneConfig, step: int, autocast: Any,
-                  world: World = ALONE, part: nn.Module | None = None) -> dict[str, Any]:  # fmt: skip
+def finetune_step(
+    model: Classifier,
+    optimizer: SGD,
+    batch: Batch,
+    config: FinetuneConfig,
+    step: int,
+    autocast: Any,
+    world: World = SINGLE_PROCESS,
+    part: nn.Module | None = None,
+) -> dict[str, Any]:
     """One update from this rank's part of the batch. A loss or gradient that is not finite changes nothing.
 
-    `part`: what to call for `model`, see `parallel.prepare`. The record is the same on all ranks.
+    `part`: what to call for `model`, see `parallel.parallelize`. The record is the same on all ranks.
     """
     seed = mix_seed(config.seed, step)
     rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
-    rows = Rows(world.rank * len(x), world.size * len(x))
+    rows = BatchRows(world.rank * len(x), world.size * len(x))
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
     if config.mixup:
         x, labels = mix(x, labels, config.mixup, seed, world)
     optimizer.zero_grad(set_to_none=True)
     with autocast:
         logits = (part or model)(x, seed=seed, rows=rows)
-    loss = class_loss(logits.float(), labels, config.loss, config.smoothing, counts=world.total(labels.sum(dim=0)))
+    loss = class_loss(
+        logits.float(), labels, config.loss, config.smoothing, counts=world.all_reduce_sum(labels.sum(dim=0))
+    )
     loss.backward()
-    norm = whole(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
-    head = whole(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()
+    norm = full_tensor(clip_gradients(model.backbone.parameters(), config.optim.clip)).item()
+    head = full_tensor(nn.utils.get_total_norm([p.grad for p in model.head.parameters() if p.grad is not None])).item()
     total = world.mean(loss).item()
     finite = all(map(math.isfinite, (total, norm, head)))
     if finite:

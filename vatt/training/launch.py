@@ -27,13 +27,13 @@ from ..data.shards.reading import absolute_source
 from ..errors import ConfigError, RunError
 from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
-from ..runtime.distributed import ALONE, World, joined
+from ..runtime.distributed import SINGLE_PROCESS, World, init_world
 from ..runtime.files import first_free, write_atomically
 from ..runtime.forms import parse_json
 from ..runtime.lock import add_force_flag, owned
 from ..runtime.provenance import code_identity
 from .metrics_log import read_metrics
-from .profiler import Traced, parse_traced
+from .profiler import ProfiledSteps, parse_profile
 from .status import format_status, held_out_line, status
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class OpenedRun(Generic[C]):
     out: Path
     device: torch.device
     resume: bool = False
-    profiled: Traced | None = None
-    world: World = ALONE
+    profiled: ProfiledSteps | None = None
+    world: World = SINGLE_PROCESS
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, example: str) -> None:
@@ -125,7 +125,7 @@ def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, Wor
         if args.status:
             print(format_status(status(args.status)))
             return
-        with joined(args.device or "auto") as world, ExitStack() as held:
+        with init_world(args.device or "auto") as world, ExitStack() as held:
             run(args, world, held)
 
     return exit_code(action)
@@ -212,14 +212,14 @@ def open_run(
             raise ConfigError("--resume continues the run in --out; name its folder")
         saved = saved_settings(args.out, kind)
     config = resolve_config(args, saved)
-    profiled = parse_traced(args.profile, config.steps) if args.profile else None
+    profiled = parse_profile(args.profile, config.steps) if args.profile else None
     if args.print_config:
         print(to_json(config), end="")
         return None
     if world.size > 1:
         common = {name: value for name, value in settings_of(config).items() if name not in OWN}
         world.require_equal({**code_identity(), **common, "--resume": args.resume, "--profile": args.profile})
-    world.slots(config.data.batch_size)
+    world.batch_slice(config.data.batch_size)
 
     def choose_folder() -> Path:
         out: Path = args.out or first_free(name(config), held)
@@ -229,7 +229,7 @@ def open_run(
             raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
         return out
 
-    out = world.first(choose_folder)
+    out = world.on_main(choose_folder)
     for difference in differences(saved, config) if saved is not None else []:
         log.info("changed since the run began: %s", difference)
     device = pick_device(config.device, world.local_rank if world.size > 1 else None)

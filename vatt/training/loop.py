@@ -19,12 +19,12 @@ from ..config.run import RunConfig
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource, Interrupted, make_loader
 from ..data.remarks import Remarks
-from ..errors import ConfigError, DataError, Elsewhere, RunError
+from ..errors import ConfigError, DataError, RemoteError, RunError
 from ..runtime.distributed import World
 from ..runtime.forms import printable
 from ..runtime.progress import progress_bar
 from .metrics_log import MetricsLog
-from .profiler import Traced, tracing
+from .profiler import ProfiledSteps, profiling
 from .session import Session
 from .signals import termination
 
@@ -57,17 +57,20 @@ def _together(batches: Iterator[Batch], world: World) -> Batch:
         part = _Part([], [], [], [], str(error))
     except Interrupted:
         part = _Part([], [], [], [], interrupted=True)
-    parts = world.exchange(part)
+    parts = world.all_gather_object(part)
     for part in parts:
         if part.error:
             raise DataError(part.error)
     if any(part.interrupted for part in parts):
         raise Interrupted
     assert batch is not None
-    return replace(batch, clips=[row for part in parts for row in part.clips],
-                   tried=[row for part in parts for row in part.tried],
-                   bad=[entry for part in parts for entry in part.bad],
-                   remarks=[entry for part in parts for entry in part.remarks])  # fmt: skip
+    return replace(
+        batch,
+        clips=[row for part in parts for row in part.clips],
+        tried=[row for part in parts for row in part.tried],
+        bad=[entry for part in parts for entry in part.bad],
+        remarks=[entry for part in parts for entry in part.remarks],
+    )
 
 
 def run_steps(
@@ -79,18 +82,18 @@ def run_steps(
     update: Callable[[Batch, int], dict[str, Any]],
     advice: str,
     load: Callable[..., Generator[Batch, None, None]] | None = None,
-    traced: Traced | None = None,
+    profiled: ProfiledSteps | None = None,
 ) -> float:
     """Steps `start` to `config.steps`; returns the seconds they took.
 
     `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
     All ranks of `session.world` call this together; `log` is the first one's, None on the others.
     `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
-    `make_loader`. `traced`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
+    `make_loader`. `profiled`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
     128 + signal.
 
     Raises:
-        ConfigError: some of the `traced` steps are done already.
+        ConfigError: some of the `profiled` steps are done already.
         DataError: the data cannot be gone on with; what was learned is saved.
         RunError: `max_nonfinite` steps in a row without a finite loss.
     """
@@ -98,10 +101,10 @@ def run_steps(
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
     remarks = Remarks(manifest)
     for what, (value, _) in session.identity.items():
-        world.agree(what, value)
+        world.require_same(what, value)
     boards: list[Any] = []
     if config.tensorboard:
-        world.first(lambda: boards.append(tensorboard(out)))
+        world.on_main(lambda: boards.append(tensorboard(out)))
     session.model.train()
     bar = progress_bar(config.steps, "training", "step", start)
     with (
@@ -112,7 +115,7 @@ def run_steps(
             )
         ) as batches,
         bar,
-        tracing(traced, out / f"trace-{world.rank}.json", start) as step_done,
+        profiling(profiled, out / f"trace-{world.rank}.json", start) as step_done,
     ):
 
         def save(step: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -122,7 +125,7 @@ def run_steps(
 
         def sent() -> list[int]:
             """The signals that any rank was sent."""
-            return [number for numbers in world.exchange(list(signals)) for number in numbers]
+            return [number for numbers in world.all_gather_object(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:
             logger.warning("saved after step %d; continue with: --out %s --resume", step, out)
@@ -140,7 +143,7 @@ def run_steps(
             except DataError as error:
                 save(step, before)  # --resume goes on once the data is mended
                 if not world.is_first:
-                    raise Elsewhere(error) from error
+                    raise RemoteError(error) from error
                 raise
             except Interrupted:
                 save(step, before)
@@ -153,10 +156,17 @@ def run_steps(
                 record["clips"] = [manifest[i].name for i in batch.clips]
                 names = printable(", ".join(record["clips"]))
                 logger.warning("step %d: loss or gradient not finite, no update; clips: %s", step + 1, names)
-            record |= {"clips_per_second": len(batch.clips) / seconds, "step_seconds": seconds, "wait_seconds": waited,
-                       "build_seconds": batch.seconds, "decode_seconds": batch.decode_seconds,
-                       "communication_seconds": world.seconds - talked, "world_size": world.size,
-                       "replaced": len(batch.bad), "bad_clips": len(bad)}  # fmt: skip
+            record |= {
+                "clips_per_second": len(batch.clips) / seconds,
+                "step_seconds": seconds,
+                "wait_seconds": waited,
+                "build_seconds": batch.seconds,
+                "decode_seconds": batch.decode_seconds,
+                "communication_seconds": world.seconds - talked,
+                "world_size": world.size,
+                "replaced": len(batch.bad),
+                "bad_clips": len(bad),
+            }
             if log:
                 log.write(record)
             for board in boards:
@@ -166,15 +176,20 @@ def run_steps(
             bar.update()
             step_done()
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
-                bar.set_postfix(loss=f"{record['loss']:.3f}", clips=f"{record['clips_per_second']:.0f}/s",
-                                wait=f"{waited / seconds:.0%}")  # fmt: skip
+                bar.set_postfix(
+                    loss=f"{record['loss']:.3f}",
+                    clips=f"{record['clips_per_second']:.0f}/s",
+                    wait=f"{waited / seconds:.0%}",
+                )
             received = sent()
             stop = bool(received) or skipped >= config.max_nonfinite
             if stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if skipped >= config.max_nonfinite:
-                raise RunError(f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
-                               f"metrics.jsonl names their clips; {advice}")  # fmt: skip
+                raise RunError(
+                    f"{skipped} steps in a row without a finite loss, the last is step {step + 1}; "
+                    f"metrics.jsonl names their clips; {advice}"
+                )
             if received:
                 leave(step + 1, received)
     remarks.tell()

@@ -39,8 +39,12 @@ METRICS = (
     Metric("operations", "name", "what computed: reference, portable or triton"),
     Metric("step_seconds", "s", "the whole step, from asking for a batch to the update"),
     Metric("wait_seconds", "s", "of it, until the batch was there: waiting for the data"),
-    Metric("communication_seconds", "s", "of it, waiting for other processes in gathers, means and exchanges; what DDP "
-           "and FSDP2 send beside the backward pass is not in it"),
+    Metric(
+        "communication_seconds",
+        "s",
+        "of it, waiting for other processes in gathers, means and exchanges; what DDP "
+        "and FSDP2 send beside the backward pass is not in it",
+    ),
     Metric("world_size", "", "processes that compute the batch together"),
     Metric("clips_per_second", "clips/s", "clips of the batch, all processes, over step_seconds"),
     Metric("build_seconds", "s", "what the first process's part of the batch cost its worker, usually before the step"),
@@ -48,12 +52,20 @@ METRICS = (
     Metric("replaced", "clips", "clips of the batch that could not be used and were replaced"),
     Metric("same_file", "clips", "clips drawn in place of a second row of a file of the batch", "pre-training"),
     Metric("bad_clips", "clips", "different clips that could not be used, in the run so far"),
-)  # fmt: skip
+)
 
 
 # What a reader may rely on in a line of metrics.jsonl, also of older runs.
-LINE = {"step": int, "loss": (float, None), "updated": bool, "step_seconds": float, "wait_seconds": float,
-        "clips_per_second": float, "communication_seconds?": float, "world_size?": int}  # fmt: skip
+LINE = {
+    "step": int,
+    "loss": (float, None),
+    "updated": bool,
+    "step_seconds": float,
+    "wait_seconds": float,
+    "clips_per_second": float,
+    "communication_seconds?": float,
+    "world_size?": int,
+}
 
 
 class MetricsLog:
@@ -97,8 +109,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             records.append(parse_json(line, LINE))
         except FormError as error:
-            raise FormError(f"{path}:{number} is damaged: {error}; --resume writes anew what follows the newest "
-                            "checkpoint") from error  # fmt: skip
+            raise FormError(
+                f"{path}:{number} is damaged: {error}; --resume writes anew what follows the newest checkpoint"
+            ) from error
     return records
 
 

@@ -25,12 +25,16 @@ from ..ops import has_triton
 from ..runtime.distributed import World
 
 # PyTorch 2.13 renamed it, and warns of the old name.
-_SEND_BUFFERS = ("forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-                 else "broadcast_buffers")  # fmt: skip
+_SEND_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
-def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *,
-            recompute: bool, compiled: bool = False) -> list[nn.Module]:  # fmt: skip
+def parallelize(
+    model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *, recompute: bool, compiled: bool = False
+) -> list[nn.Module]:
     """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
 
     Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
@@ -41,7 +45,7 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
         check_compiler(next(model.parameters()).device)
     for module in model.modules():
         if isinstance(module, BatchNorm) and world.size > 1:
-            module.total, module.ranks = world.total, world.size
+            module.total, module.ranks = world.all_reduce_sum, world.size
         if isinstance(module, Encoder):
             module.recompute = recompute
             if compiled:
@@ -61,7 +65,7 @@ def prepare(model: nn.Module, parts: Sequence[nn.Module], world: World, kind: st
         return list(parts)
     # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
-    return [DistributedDataParallel(_InPlace(part), **options) for part in parts]
+    return [DistributedDataParallel(_FixedBucketOrder(part), **options) for part in parts]
 
 
 def check_compiler(device: torch.device) -> None:
@@ -85,7 +89,7 @@ def check_compiler(device: torch.device) -> None:
             ) from error
 
 
-class _InPlace(nn.Module):
+class _FixedBucketOrder(nn.Module):
     """Keeps DDP from arranging gradients anew after its first step.
 
     From three ranks on the order of a sum depends on an element's place, so that a resumed run, which begins with the
@@ -103,7 +107,7 @@ class _InPlace(nn.Module):
 
 
 @contextlib.contextmanager
-def unsynchronised(part: nn.Module) -> Iterator[None]:
+def no_gradient_sync(part: nn.Module) -> Iterator[None]:
     """Backward passes inside add up gradients on each rank alone."""
     if isinstance(part, DistributedDataParallel):
         with part.no_sync():
@@ -118,6 +122,6 @@ def unsynchronised(part: nn.Module) -> Iterator[None]:
         yield
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A number that may be spread over ranks, as an ordinary tensor."""
     return x.full_tensor() if isinstance(x, DTensor) else x

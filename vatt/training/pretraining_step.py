@@ -21,20 +21,29 @@ from ..config.pretraining import Config
 from ..data.datasets.batch import Batch
 from ..model.heads import Embeddings, Pooled
 from ..model.losses import Gathered, Losses, pretraining_loss
-from ..model.randomness import Rows, mix_seed
+from ..model.randomness import BatchRows, mix_seed
 from ..model.vatt import VATT
 from ..ops import Ops
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from .optimizers import Adam, clip_gradients
-from .parallel import unsynchronised, whole
+from .parallel import full_tensor, no_gradient_sync
 from .schedules import learning_rate
 
 
-def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step: int, autocast: Any, ops: Ops,
-               world: World = ALONE, parts: Sequence[nn.Module] | None = None) -> dict[str, Any]:  # fmt: skip
+def train_step(
+    model: VATT,
+    optimizer: Adam,
+    batch: Batch,
+    config: Config,
+    step: int,
+    autocast: Any,
+    ops: Ops,
+    world: World = SINGLE_PROCESS,
+    parts: Sequence[nn.Module] | None = None,
+) -> dict[str, Any]:
     """One update from this rank's part of the batch; the record it returns is the same on all ranks.
 
-    `parts`: what to call for `model.backbone` and `model.head`, see `parallel.prepare`. A loss or gradient that is not
+    `parts`: what to call for `model.backbone` and `model.head`, see `parallelize`. A loss or gradient that is not
     finite, on whichever rank, changes nothing anywhere: weights, moments and moving statistics stay.
     """
     seed = mix_seed(config.seed, step)
@@ -45,7 +54,7 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     optimizer.zero_grad(set_to_none=True)
     backbone, head = parts or (model.backbone, model.head)
     losses = backward(backbone, head, batch, config, seed, autocast, ops, world)
-    norm = whole(clip_gradients(model.parameters(), config.optim.clip))
+    norm = full_tensor(clip_gradients(model.parameters(), config.optim.clip))
     total, text, audio = world.mean(torch.stack(losses)).tolist()
     gradient = norm.item()
     finite = math.isfinite(total) and math.isfinite(gradient)
@@ -54,18 +63,26 @@ def train_step(model: VATT, optimizer: Adam, batch: Batch, config: Config, step:
     else:
         for name, value in model.named_buffers():
             value.copy_(statistics[name])
-    return {"loss": total, "video_text": text, "video_audio": audio, "gradient_norm": gradient, "rate": rate,
-            "updated": finite}  # fmt: skip
+    return {
+        "loss": total,
+        "video_text": text,
+        "video_audio": audio,
+        "gradient_norm": gradient,
+        "rate": rate,
+        "updated": finite,
+    }
 
 
-def backward(backbone: nn.Module, head: nn.Module, batch: Batch, config: Config, seed: int, autocast: Any, ops: Ops,
-             world: World) -> Losses:  # fmt: skip
+def backward(
+    backbone: nn.Module, head: nn.Module, batch: Batch, config: Config, seed: int, autocast: Any, ops: Ops, world: World
+) -> Losses:
     """Adds the gradients of the batch to the parameters. Returns this rank's losses; their mean is the batch's."""
     size = len(batch.video)
     pieces = list(torch.arange(size).split(config.micro_batch or size))
     if len(pieces) == 1:
-        losses = _losses(head, _pool(backbone, batch, pieces[0], seed, autocast, world), batch, config, autocast, ops,
-                         world)  # fmt: skip
+        losses = _losses(
+            head, _pool(backbone, batch, pieces[0], seed, autocast, world), batch, config, autocast, ops, world
+        )
         losses.total.backward()
         return losses
     with torch.no_grad():
@@ -75,7 +92,7 @@ def backward(backbone: nn.Module, head: nn.Module, batch: Batch, config: Config,
     losses.total.backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in pooled]
     for piece in pieces:
-        with nullcontext() if piece is pieces[-1] else unsynchronised(backbone):
+        with nullcontext() if piece is pieces[-1] else no_gradient_sync(backbone):
             again = _pool(backbone, batch, piece, seed, autocast, world)
             torch.autograd.backward(list(again), [gradient[piece] for gradient in gradients])
     return losses
@@ -85,24 +102,28 @@ def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast:
     """Pooled features of consecutive rows of this rank's part of the batch; the same draws whenever it is called."""
     share = len(batch.video)
     begin, end = int(piece[0]), int(piece[-1]) + 1
-    rows = Rows(world.rank * share + begin, world.size * share)
+    rows = BatchRows(world.rank * share + begin, world.size * share)
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
     with autocast:
-        pooled: Pooled = backbone(batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed,
-                                  rows=rows)  # fmt: skip
+        pooled: Pooled = backbone(
+            batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed, rows=rows
+        )
     return pooled
 
 
-def _losses(head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops,
-            world: World) -> Losses:  # fmt: skip
+def _losses(
+    head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
+) -> Losses:
     with autocast:
         embeddings: Embeddings = head(pooled)
     gathered = None
     if world.size > 1:
         masks = torch.stack([batch.video_mask, batch.audio_mask, batch.text_mask], dim=1)
-        *everyone, masks = world.gather_together([*embeddings, masks])
+        *everyone, masks = world.gather_many([*embeddings, masks])
         video_mask, audio_mask, text_mask = masks.unbind(1)
-        gathered = Gathered(Embeddings(*everyone), audio_mask, text_mask, world.rank * len(batch.video), video_mask,
-                            average="all")  # fmt: skip
-    return pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
-                            video_mask=batch.video_mask, gathered=gathered)  # fmt: skip
+        gathered = Gathered(
+            Embeddings(*everyone), audio_mask, text_mask, world.rank * len(batch.video), video_mask, average="all"
+        )
+    return pretraining_loss(
+        embeddings, batch.audio_mask, batch.text_mask, config.loss, ops, video_mask=batch.video_mask, gathered=gathered
+    )

@@ -1,7 +1,7 @@
 """A trace of some training steps by PyTorch's profiler, to be opened in chrome://tracing or https://ui.perfetto.dev.
 
 `--profile 20:5` traces steps 20 to 24, as metrics.jsonl numbers them, on every process. The profiler only listens: the
-run computes what it would compute without it, the traced steps a little slower.
+run computes what it would compute without it, the profiled steps a little slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..runtime.files import replacing
 
 
-class Traced(NamedTuple):
+class ProfiledSteps(NamedTuple):
     """`length` steps, the first of them number `first` (from 1)."""
 
     first: int
@@ -29,32 +29,32 @@ class Traced(NamedTuple):
         return self.first + self.length - 1
 
 
-def parse_traced(text: str, steps: int) -> Traced:
+def parse_profile(text: str, steps: int) -> ProfiledSteps:
     """ "START:COUNT" of a run of `steps` steps. Raises `ConfigError` for anything else, and for steps past its end."""
     first, colon, count = text.partition(":")
     if not (colon and first.isdecimal() and count.isdecimal() and int(first) and int(count)):
         raise ConfigError(f"--profile takes START:COUNT, e.g. 20:5 for steps 20 to 24, got {text!r}")
-    traced = Traced(int(first), int(count))
-    if traced.last > steps:
-        raise ConfigError(f"--profile {text} asks for step {traced.last} of {steps}")
-    return traced
+    profiled = ProfiledSteps(int(first), int(count))
+    if profiled.last > steps:
+        raise ConfigError(f"--profile {text} asks for step {profiled.last} of {steps}")
+    return profiled
 
 
 @contextlib.contextmanager
-def tracing(traced: Traced | None, path: Path, start: int) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called after every step; writes `path` after the last traced one, or when the run ends.
+def profiling(profiled: ProfiledSteps | None, path: Path, start: int) -> Iterator[Callable[[], None]]:
+    """Gives what is to be called after every step; writes `path` after the last profiled one, or when the run ends.
 
-    start: steps that are done already. Without `traced` nothing happens.
+    start: steps that are done already. Without `profiled` nothing happens.
 
     Raises:
         ConfigError: some of the steps are done already.
         OSError: `path` cannot be written.
     """
-    if traced is None:
+    if profiled is None:
         yield lambda: None
         return
-    if traced.first <= start:
-        raise ConfigError(f"--profile {traced.first}:{traced.length}: {start} steps are done already")
+    if profiled.first <= start:
+        raise ConfigError(f"--profile {profiled.first}:{profiled.length}: {start} steps are done already")
 
     def write(profiler: Any) -> None:
         with replacing(path) as temporary:
@@ -63,8 +63,8 @@ def tracing(traced: Traced | None, path: Path, start: int) -> Iterator[Callable[
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    ahead = traced.first - 1 - start
-    warmup = min(ahead, 1)  # the profiler's own start falls into a step that is not traced, where there is one
-    plan = schedule(wait=0, warmup=warmup, active=traced.length, repeat=1, skip_first=ahead - warmup)
+    ahead = profiled.first - 1 - start
+    warmup = min(ahead, 1)  # the profiler's own start falls into a step that is not profiled, where there is one
+    plan = schedule(wait=0, warmup=warmup, active=profiled.length, repeat=1, skip_first=ahead - warmup)
     with profile(activities=activities, schedule=plan, on_trace_ready=write, acc_events=True) as profiler:
         yield profiler.step

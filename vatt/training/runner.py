@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..checkpoints.content import note_contents
 from ..checkpoints.fingerprints import fingerprint
 from ..checkpoints.model_folder import settings_record, write_model_folder
-from ..checkpoints.sharded import is_sharded, whole_state
+from ..checkpoints.sharded import full_state_dict, is_sharded
 from ..config.run import RunConfig
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
@@ -32,7 +32,7 @@ from ..runtime.provenance import environment
 from .launch import OpenedRun, summarise, write_result
 from .loop import run_steps
 from .metrics_log import MetricsLog
-from .parallel import prepare
+from .parallel import parallelize
 from .session import Session
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     All ranks call it. It ends with OUT/model and OUT/result.json, which the first rank writes after the others left.
 
     Raises:
-        RunFinished: on every rank but the first.
+        RankFinished: on every rank but the first.
         VattError: see `run_steps` and `Session.restore`.
     """
     config, out, device, world = run.config, run.out, run.device, run.world
@@ -103,7 +103,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     origin = task.initialize(model) if task.initialize is not None and not restored else ()
     model = model.to(device)
     parameters = count_parameters(model)
-    wrapped = prepare(
+    wrapped = parallelize(
         model, task.modules(model), world, config.parallel, recompute=config.recompute, compiled=config.compile
     )
     optimizer = task.optimizer(model)
@@ -134,7 +134,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
         return line | {"operations": task.ops.impl}
 
     seconds = run_steps(session, config, task.dataset, start, metrics, update, task.advice, task.loader, run.profiled)
-    state = whole_state(model) if is_sharded(model) else None
+    state = full_state_dict(model) if is_sharded(model) else None
     _leave(world, wrapped)
     assert metrics is not None  # the first rank's, which alone is still here
     metrics.close()
@@ -150,6 +150,6 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
 
 
 def _leave(world: World, wrapped: list[nn.Module]) -> None:
-    """Let the other ranks go. What DDP wrapped must be gone before its process group is: see `World.disband`."""
+    """Let the other ranks go. What DDP wrapped must be gone before its process group is: see `World.leave`."""
     wrapped.clear()
-    world.disband()
+    world.leave()

@@ -16,12 +16,17 @@ from ..checkpoints.training_checkpoint import DamagedCheckpoint
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
 from ..errors import ConfigError, DataError, RunError
-from ..runtime.distributed import ALONE, World
+from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.forms import FormError, require_form
 
 # What a checkpoint's state holds.
-STATE = {"manifest": str, "words?": str, "record": str, "bad_clips": {"size": int, "records": [list]},
-         "optimizer": dict}  # fmt: skip
+STATE = {
+    "manifest": str,
+    "words?": str,
+    "record": str,
+    "bad_clips": {"size": int, "records": [list]},
+    "optimizer": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Session:
     bad: BadClips
     identity: dict[str, tuple[str, Path]]
     record: str
-    world: World = ALONE
+    world: World = SINGLE_PROCESS
 
     def restore(self, steps: int) -> int:
         """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
@@ -47,7 +52,7 @@ class Session:
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
         found = training_checkpoint.load_latest(self.out / "checkpoints")
-        self.world.agree("newest checkpoints, steps", found.step if found else 0)
+        self.world.require_same("newest checkpoints, steps", found.step if found else 0)
         if found is None:
             return 0
         try:
@@ -73,8 +78,9 @@ class Session:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
             said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DamagedCheckpoint(f"{found.path} does not fit this run ({said}); resume it with the version of vatt "
-                                    "that wrote it") from error  # fmt: skip
+            raise DamagedCheckpoint(
+                f"{found.path} does not fit this run ({said}); resume it with the version of vatt that wrote it"
+            ) from error
         return found.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
@@ -82,16 +88,21 @@ class Session:
 
         All ranks call it. Each writes its part of a sharded model, the first one everything else.
         """
-        self.world.first(self.bad.write)  # refreshes the counts
+        self.world.on_main(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"
-        state = {"bad_clips": bad_clips or self.bad.state_dict(), "record": self.record,
-                 **{what: value for what, (value, _) in self.identity.items()}}  # fmt: skip
+        state = {
+            "bad_clips": bad_clips or self.bad.state_dict(),
+            "record": self.record,
+            **{what: value for what, (value, _) in self.identity.items()},
+        }
         if not is_sharded(self.model):
             whole = state | {"optimizer": self.optimizer.state_dict()}
-            self.world.first(lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep))
+            self.world.on_main(
+                lambda: training_checkpoint.save(folder, step, self.model.state_dict(), whole, keep=keep)
+            )
             return
         writer = training_checkpoint.CheckpointWriter(folder, step, keep)
-        if self.world.first(writer.create):
+        if self.world.on_main(writer.create):
             with writer:
                 rest = save_shards(writer.temporary / training_checkpoint.SHARDS, self.model, self.optimizer)
-                self.world.first(lambda: writer.commit(state | {"optimizer": rest}))
+                self.world.on_main(lambda: writer.commit(state | {"optimizer": rest}))
