@@ -42,9 +42,14 @@ def cells() -> list[tuple[str, str]]:
 
 def notebook() -> str:
     """Return the notebook as JSON of format 4.5."""
-    written = []
+    written: list[dict[str, object]] = []
     for number, (kind, text) in enumerate(cells()):
-        cell = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
+        cell: dict[str, object] = {
+            "cell_type": kind,
+            "id": f"cell-{number}",
+            "metadata": {},
+            "source": text.splitlines(keepends=True),
+        }
         written.append(cell if kind == "markdown" else cell | {"execution_count": None, "outputs": []})
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book = {"cells": written, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}

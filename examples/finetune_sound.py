@@ -10,12 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 import vatt
 from vatt import finetune
-from vatt.data.decoding.audio import read_sound_windows
-from vatt.data.manifest import read_manifest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,13 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.ask is None:
         return 0
 
-    model, config = vatt.load(args.out), vatt.load_config(args.out)  # a vatt.Classifier
-    names = read_manifest(args.sounds).labels  # in the order of the outputs
-    # Four windows of the sound, float32 [4, S]; a file is given up after `decode_seconds`.
-    windows = read_sound_windows(args.ask, config.model.audio, 4, config.data.decode_seconds)
-    with torch.inference_mode():
-        shares = model(torch.from_numpy(windows), views=4)[0].softmax(-1)
-    for share, name in sorted(zip(shares.tolist(), names, strict=True), reverse=True)[:5]:
+    model = vatt.load(args.out)  # a vatt.Classifier
+    for name, share in model.predict(args.ask):  # the five best classes
         print(f"{share:.3f}  {name}")
     return 0
 

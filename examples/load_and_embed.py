@@ -11,8 +11,6 @@ import argparse
 import torch
 
 import vatt
-from vatt.data.datasets.evaluation import EvalDataset
-from vatt.data.manifest import read_manifest
 
 
 def main(argv: list[str] | None = None) -> dict[str, torch.Tensor]:
@@ -22,27 +20,23 @@ def main(argv: list[str] | None = None) -> dict[str, torch.Tensor]:
     args = parser.parse_args(argv)
 
     model = vatt.load(args.model)  # in eval mode, on the CPU; device="cuda" for a GPU
-    config, tokenizer = vatt.load_config(args.model), vatt.load_tokenizer(args.model)
-    clips = read_manifest(args.clips)
-    # One window from the middle of each clip: frames uint8 [1, V, T, H, W, 3] and sound float32 [1, V, S], V windows.
-    dataset = EvalDataset(clips, config.data, config.model, tokenizer, windows=1, batch_size=1)
-
     embeddings = {}
-    for position, clip in enumerate(clips):
-        batch = dataset[position]
-        if batch.bad:  # (row, why it cannot be used)
-            print(f"{clip.name}: {batch.bad[0][1]}")
+    for row in vatt.read_manifest(args.clips):
+        try:  # one window: frames uint8 [1, T, H, W, 3] and sound float32 [1, S], zeros where there is none
+            clip = vatt.read_clip(row.path, model.settings, start=row.start, end=row.end)
+        except vatt.VattError as error:
+            print(error)
             continue
         with torch.inference_mode():
-            to_audio, to_text = model.embed_video(batch.video[0])  # in the official sizes [V, 512], [V, 256]
-            embeddings[clip.name] = to_text[0]
-            if batch.audio_mask[0]:  # clips without sound are silent rows
-                sound = model.embed_audio(batch.audio[0])
-                print(f"{clip.name}: its own sound {torch.cosine_similarity(to_audio, sound)[0]:.3f}")
-            for caption in clip.captions:
-                words = torch.from_numpy(tokenizer.encode(caption, config.model.text.words))
-                text = model.embed_text(words[None, None])[0, 0]
-                print(f"  {torch.cosine_similarity(to_text[0], text, dim=0):.3f}  {caption}")
+            to_audio, to_text = model.embed_video(clip.video)  # in the official sizes [1, 512], [1, 256]
+            embeddings[row.name] = to_text[0]
+            if clip.audio_mask[0]:
+                sound = model.embed_audio(clip.audio)
+                print(f"{row.name}: its own sound {torch.cosine_similarity(to_audio, sound)[0]:.3f}")
+            if row.captions:
+                texts = model.embed_text(list(row.captions))  # [captions, 256]
+                for caption, cosine in zip(row.captions, torch.cosine_similarity(to_text, texts), strict=True):
+                    print(f"  {cosine:.3f}  {caption}")
     return embeddings
 
 

@@ -119,6 +119,7 @@ def place(tmp_path_factory, cache):
     write_rows(folder / "test.csv", ("path", "caption", "label"), rows)
     write_rows(folder / "kinetics-400_val.csv", ("label", "youtube_id", "time_start", "time_end", "split"),
                [("left", name, 0, 2, "val") for name in NAMES])  # fmt: skip
+    shutil.copy(clips[0].path, folder / "dog.mp4")
     (folder / "long").mkdir()
     write_clip(folder / "long" / "long.mp4", steady(5.0, 10), tone_burst(5.0, 1.0, 16_000), 16_000)
     (folder / "pictures").mkdir()
@@ -128,7 +129,7 @@ def place(tmp_path_factory, cache):
             next(container.decode(video=0)).to_image().save(folder / "pictures" / f"{name}.png")
         pictures.append((f"{name}.png", name, clip.captions[0]))
     write_rows(folder / "pictures" / "captions.csv", ("file", "youtube_id", "caption"), pictures)
-    for seed, name in enumerate(("vatt-mbs", "runs/ma_medium", "runs/scratch")):
+    for seed, name in enumerate(("vatt-mbs", "runs/ma_medium", "runs/scratch", "runs/tiny")):
         shutil.copytree(write_model(folder / "made" / name, corpus, seed), folder / name)
     return folder
 
