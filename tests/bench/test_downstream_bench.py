@@ -27,6 +27,12 @@ def one_program(monkeypatch):
     monkeypatch.setattr(harness, "_sources", lambda: "one")
 
 
+def line(step: int, loss: float) -> str:
+    """A line of metrics.jsonl."""
+    times = {"step_seconds": 1.0, "wait_seconds": 0.0, "clips_per_second": 4.0}
+    return json.dumps({"step": step, "loss": loss, "updated": True, **times}) + "\n"
+
+
 def value(command: list[str], flag: str) -> str:
     return command[command.index(flag) + 1]
 
@@ -58,7 +64,7 @@ class Commands:
             fold = int(Path(value(command, "--data")).stem[-1])
             result["test"] = {"scores": {"top1": top1(init, fold)}, "labelled": 80}
             out.mkdir(parents=True)
-            (out / "metrics.jsonl").write_text("".join(json.dumps({"loss": 100 - i}) + "\n" for i in range(100)))
+            (out / "metrics.jsonl").write_text("".join(line(i + 1, 100 - i) for i in range(100)))
         else:
             stems = [Path(name).stem for name in command if name.endswith(".csv")]
             result["probe"] = {"audio": {"folds": {stem: {"top1": 0.3, "tested": 80} for stem in stems}}}
@@ -163,7 +169,7 @@ def test_real_clips_are_red_when_the_commands_differ(tmp_path, monkeypatch, caps
         result = {"test": {"scores": {"top1": 0.5}, "bad_clips": 0}, "final_loss": 1.0, "train_seconds": 1.0,
                   "bad_clips": 0}  # fmt: skip
         (out / "result.json").write_text(json.dumps(result))
-        (out / "metrics.jsonl").write_text('{"loss": 2.0}\n{"loss": 1.0}\n')
+        (out / "metrics.jsonl").write_text(line(1, 2.0) + line(2, 1.0))
 
     monkeypatch.setattr(real_clips, "run", fake)
     command = ["--data", str(data), "--out", str(tmp_path / "reports"), "--work", str(tmp_path / "work")]
