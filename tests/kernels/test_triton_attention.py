@@ -113,11 +113,10 @@ def test_packed_lengths_may_be_bounded_from_above() -> None:
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("width", [64, 128])
 def test_every_column_of_the_launch_tables(architecture: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vatt_kernels.self_attention import triton_backward as attention_backward_triton
-    from vatt_kernels.self_attention import triton_op as attention_triton
+    from vatt_kernels.self_attention import triton_backward, triton_forward
 
-    for module in (attention_triton, attention_backward_triton):
-        monkeypatch.setattr(module, "architecture", lambda _: architecture)
+    for module in (triton_forward, triton_backward):
+        monkeypatch.setattr(module, "architecture", lambda columns, device: architecture)
     shape = (1, 70, 1, width)
     for operation in (attend("plain", shape), attend("dropout", shape, mask=True)):
         assert_within_budget(operation, leaves_of(shape), torch.float16)
