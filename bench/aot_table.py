@@ -61,26 +61,72 @@ def page(report: Report) -> str:
     summary = []
     for (name, arch), rows in sorted(groups.items()):
         held = [row for row in rows if expected(row)]
-        summary.append([
-            name, arch, str(len(rows)), str(len(held)), str(max(row["registers"] for row in rows)),
-            str(max((row["spilled"] for row in held), default=0)), str(max(row["spilled"] for row in rows)),
-            str(max(row["shared"] for row in rows)), str(sum(bool(row["failures"]) for row in rows)),
-        ])  # fmt: skip
-    columns = ["kernels of", "arch", "compiled", "held to expectations", "most registers", "spilled bytes of these",
-               "of all", "most shared bytes", "missed"]  # fmt: skip
-    every = [[row["name"], row["arch"], str(row["warps"]), str(row["stages"]), str(row["registers"]),
-              str(row["spilled"]), str(row["shared"]), counts(row["matrix"]), counts(row["copies"]),
-              f"{row['waits']}/{row['products']}" if row["products"] else "", "; ".join(row["failures"]) or "ok"]
-             for row in report.rows]  # fmt: skip
-    heads = ["kernel", "arch", "warps", "stages", "registers", "spilled", "shared", "matrix", "async copies",
-             "waits/wgmma", "verdict"]  # fmt: skip
-    return "\n\n".join([
-        "Expected of bfloat16 and float16 on sm_80, sm_90 and sm_100: no spills, shared memory within the limit, and "
-        "in kernels with tiles of 64 rows or more HGMMA (sm_90) or UTCHMMA (sm_100), wide asynchronous loads, and "
-        "fewer waits than wgmma. Float32 products are IEEE, not TF32, and run on ordinary cores: reported only, as is "
-        "gfx942.",
-        table(columns, summary, left=2), "## Every case", table(heads, every, left=2),
-    ])  # fmt: skip
+        summary.append(
+            [
+                name,
+                arch,
+                str(len(rows)),
+                str(len(held)),
+                str(max(row["registers"] for row in rows)),
+                str(max((row["spilled"] for row in held), default=0)),
+                str(max(row["spilled"] for row in rows)),
+                str(max(row["shared"] for row in rows)),
+                str(sum(bool(row["failures"]) for row in rows)),
+            ]
+        )
+    columns = [
+        "kernels of",
+        "arch",
+        "compiled",
+        "held to expectations",
+        "most registers",
+        "spilled bytes of these",
+        "of all",
+        "most shared bytes",
+        "missed",
+    ]
+    every = [
+        [
+            row["name"],
+            row["arch"],
+            str(row["warps"]),
+            str(row["stages"]),
+            str(row["registers"]),
+            str(row["spilled"]),
+            str(row["shared"]),
+            counts(row["matrix"]),
+            counts(row["copies"]),
+            f"{row['waits']}/{row['products']}" if row["products"] else "",
+            "; ".join(row["failures"]) or "ok",
+        ]
+        for row in report.rows
+    ]
+    heads = [
+        "kernel",
+        "arch",
+        "warps",
+        "stages",
+        "registers",
+        "spilled",
+        "shared",
+        "matrix",
+        "async copies",
+        "waits/wgmma",
+        "verdict",
+    ]
+    return "\n\n".join(
+        [
+            "Expected of bfloat16 and float16 on sm_80, sm_90 and sm_100: no spills, shared "
+            "memory within the limit, and "
+            "in kernels with tiles of 64 rows or more HGMMA (sm_90) or UTCHMMA (sm_100), wide asynchronous loads, and "
+            "fewer waits than wgmma. Float32 products are IEEE, not TF32, and run on "
+            "ordinary cores: reported only, as is "
+            "gfx942.",
+            table(columns, summary, left=2),
+            "## Every case",
+            table(heads, every, left=2),
+        ]
+    )
 
 
 def counts(kinds: dict[str, int] | None) -> str:
@@ -95,8 +141,14 @@ def figure(report: Report, plt: Any) -> Any:
         for held, colour in ((True, BLUE), (False, ORANGE)):
             rows = [row for row in report.rows if row["arch"] == arch and expected(row) == held]
             places = [FAMILIES.index(family(row["name"])) for row in rows]
-            axis.scatter(places, [row["registers"] for row in rows], s=14, color=colour, alpha=0.6,
-                         label="bf16, fp16" if held else "reported only")  # fmt: skip
+            axis.scatter(
+                places,
+                [row["registers"] for row in rows],
+                s=14,
+                color=colour,
+                alpha=0.6,
+                label="bf16, fp16" if held else "reported only",
+            )
         axis.set_title(arch)
         axis.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=60, ha="right")
         axis.grid(alpha=0.3)
@@ -109,8 +161,12 @@ def figure(report: Report, plt: Any) -> Any:
 def front(report: Report) -> list[tuple[str, str]]:
     held = [row for row in report.rows if expected(row)]
     good = sum(not row["failures"] for row in held)
-    return [("kernels compiled ahead of time for sm_80, sm_90, sm_100 in bfloat16 and float16 (never run on a GPU)",
-             f"{good} of {len(held)} without spills and as expected, Triton {report.settings['triton']}")]  # fmt: skip
+    return [
+        (
+            "kernels compiled ahead of time for sm_80, sm_90, sm_100 in bfloat16 and float16 (never run on a GPU)",
+            f"{good} of {len(held)} without spills and as expected, Triton {report.settings['triton']}",
+        )
+    ]
 
 
 DRAWER = Drawer(page, figure, front)
@@ -126,14 +182,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         arguments = ["--first" if args.quick else "--all", "--arch", *args.arch]
         report, path = harness.open_report(
-            NAME, "The kernels, compiled ahead of time",
+            NAME,
+            "The kernels, compiled ahead of time",
             settings={"arch": args.arch, "triton": triton.__version__},
             method={"compiler": f"Triton {triton.__version__} with its own ptxas; cases equal in all constants once"},
-            out=cli.output_folder(args), resume=False, quick=args.quick,
-        )  # fmt: skip
+            out=cli.output_folder(args),
+            resume=False,
+            quick=args.quick,
+        )
         report.rows = compile_all(arguments)
-        failures = [f"{row['name']} {row['arch']}: {'; '.join(row['failures'])}" for row in report.rows
-                    if row["failures"]]  # fmt: skip
+        failures = [
+            f"{row['name']} {row['arch']}: {'; '.join(row['failures'])}" for row in report.rows if row["failures"]
+        ]
         report.gate = {"green": None, "checks": failures}  # numerics are not what a compiler can show
         report.finished = True
         report.save(path)

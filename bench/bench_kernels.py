@@ -24,10 +24,20 @@ CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = (torch.bfloat16, torch.float16) if CUDA else (torch.float32,)
 CPU_CASES = {
-    "project_voxels": [voxels("2 clips of 16x112x112, 50% dropped", frames=16, rows=112, columns=112,
-                              patch=(4, 16, 16), width=256, kept=98)],
-    "project_waveform": [waveform("8 clips of 300 patches, 50% dropped", batch=8, samples=38_400, patch=128, width=256,
-                                  kept=150)],
+    "project_voxels": [
+        voxels(
+            "2 clips of 16x112x112, 50% dropped",
+            frames=16,
+            rows=112,
+            columns=112,
+            patch=(4, 16, 16),
+            width=256,
+            kept=98,
+        )
+    ],
+    "project_waveform": [
+        waveform("8 clips of 300 patches, 50% dropped", batch=8, samples=38_400, patch=128, width=256, kept=150)
+    ],
     "sample_keep": [sample(1568, 784, batch=8)],
     "gather_tokens": [gather("8 clips of 392 tokens, 50% dropped", batch=8, tokens=392, kept=196, width=256)],
     "attention": [
@@ -37,7 +47,7 @@ CPU_CASES = {
         attend("packed", heads=4, width=64, lengths=[197, 151, 17, 17]),
     ],
     "contrastive_loss": [nce("MIL-NCE, 256 clips", batch=256, width=128)],
-}  # fmt: skip
+}
 JOBS = [
     pytest.param(spec, case, dtype, provider, id=f"{spec.name}-{case.name}-{str(dtype)[6:]}-{provider.name}")
     for spec in SPECS
@@ -79,8 +89,10 @@ def test_kernel(
     seconds = benchmark.stats.stats.median
     flops, moved = spec.flops(case), spec.bytes(case, dtype)
     benchmark.extra_info |= {
-        "TFLOP/s": sum(flops) / seconds / 1e12, "GB/s": sum(moved) / seconds / 1e9, "numerics": "green"
-    }  # fmt: skip
+        "TFLOP/s": sum(flops) / seconds / 1e12,
+        "GB/s": sum(moved) / seconds / 1e9,
+        "numerics": "green",
+    }
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -117,10 +117,17 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
         video=torch.randint(0, 256, (clips, model.video.frames, 64, 64, 3), dtype=torch.uint8, generator=draw),
         audio=0.1 * torch.randn(clips, model.audio.samples, generator=draw),
         text=torch.randint(1, model.text.vocabulary, (clips, 5, model.text.words), generator=draw),
-        video_mask=torch.ones(clips), audio_mask=torch.ones(clips), text_mask=torch.ones(clips),
-        label=torch.full((clips,), -1), labels=torch.zeros(clips, 0), clips=list(range(clips)),
-        tried=list(range(clips)), bad=[], seconds=0.0, decode_seconds=0.0,
-    )  # fmt: skip
+        video_mask=torch.ones(clips),
+        audio_mask=torch.ones(clips),
+        text_mask=torch.ones(clips),
+        label=torch.full((clips,), -1),
+        labels=torch.zeros(clips, 0),
+        clips=list(range(clips)),
+        tried=list(range(clips)),
+        bad=[],
+        seconds=0.0,
+        decode_seconds=0.0,
+    )
 
     def build(impl: str) -> VATT:
         torch.manual_seed(2)
@@ -141,8 +148,9 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
     agree(job, impl, problems=4)
     trained = build(impl)
     optimizer = Adam(trained.parameters(), config.optim)
-    benchmark.pedantic(train_step, args=(trained, optimizer, batch, config, 0, nullcontext(), OPS[impl]), rounds=10,
-                       warmup_rounds=1)  # fmt: skip
+    benchmark.pedantic(
+        train_step, args=(trained, optimizer, batch, config, 0, nullcontext(), OPS[impl]), rounds=10, warmup_rounds=1
+    )
 
 
 @pytest.mark.parametrize("model", videomae_step.MODELS)

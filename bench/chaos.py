@@ -50,11 +50,24 @@ from vatt.training.metrics_log import read_metrics
 NAME = "chaos"
 CLIPS = 48
 PRESETS = ("tiny", "tiny_ma")
-SETTINGS = ("--batch-size=6", "--device=cpu", "--set=data.cache_gb=0", "--set=save_every=7",
-            "--set=keep_checkpoints=3", "--set=eval_windows=1", "--set=optim.warmup=10")  # fmt: skip
+SETTINGS = (
+    "--batch-size=6",
+    "--device=cpu",
+    "--set=data.cache_gb=0",
+    "--set=save_every=7",
+    "--set=keep_checkpoints=3",
+    "--set=eval_windows=1",
+    "--set=optim.warmup=10",
+)
 RANKS = (1, 2)  # processes of a trial, in turn
-LAUNCHER = ("-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-            "--local-addr=127.0.0.1")  # fmt: skip
+LAUNCHER = (
+    "-m",
+    "torch.distributed.run",
+    "--nnodes=1",
+    "--rdzv-backend=c10d",
+    "--rdzv-endpoint=127.0.0.1:0",
+    "--local-addr=127.0.0.1",
+)
 MOST_FAULTS = 20  # of a trial; then it runs to its end
 DAMAGED_AFTER = 0.5  # share of the processes after which a file is damaged as well
 TIMES = re.compile(r".*_seconds|clips_per_second")  # of a record: these may differ
@@ -94,17 +107,42 @@ class Trial:
         self.data = damaged_corpus(corpus, folder / "data", self.draw)
         preset = PRESETS[number % len(PRESETS)]
         self.ranks = ranks
-        self.row: dict[str, Any] = {"trial": number, "preset": preset, "seed": seed + number, "steps": steps,
-                                    "ranks": ranks,
-                                    "half_saves": 0, "processes": [], "broken": []}  # fmt: skip
-        self.first = ["--fused", "--preset", preset, "--data", str(self.data), "--seed", str(seed + number),
-                      "--steps", str(steps), *SETTINGS]  # fmt: skip
+        self.row: dict[str, Any] = {
+            "trial": number,
+            "preset": preset,
+            "seed": seed + number,
+            "steps": steps,
+            "ranks": ranks,
+            "half_saves": 0,
+            "processes": [],
+            "broken": [],
+        }
+        self.first = [
+            "--fused",
+            "--preset",
+            preset,
+            "--data",
+            str(self.data),
+            "--seed",
+            str(seed + number),
+            "--steps",
+            str(steps),
+            *SETTINGS,
+        ]
 
     def start(self, out: Path, arguments: Sequence[str], workers: int, file_bytes: int | None = None) -> Process:
         log = self.folder / f"{out.name}-{len(list(self.folder.glob('*.log')))}.log"
         launcher = [] if self.ranks == 1 else [*LAUNCHER, f"--nproc-per-node={self.ranks}"]
-        command = [sys.executable, *launcher, "-m", "vatt.train", *arguments, "--out", str(out),
-                   f"--set=data.workers={workers}"]  # fmt: skip
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            "vatt.train",
+            *arguments,
+            "--out",
+            str(out),
+            f"--set=data.workers={workers}",
+        ]
         return Process(command, out, log, file_bytes, self.ranks)
 
     def run(self) -> None:
@@ -135,10 +173,16 @@ class Trial:
                 self.row["half_saves"] += bool(half_saves(out)) and code < 0
                 said += process.said
                 resumed = process.resumed_at
-                self.row["processes"].append({
-                    "fault": fault if code else "", "damage_before": damage, "exit": code,
-                    "before": before, "from": resumed, "to": last_step(out),
-                })  # fmt: skip
+                self.row["processes"].append(
+                    {
+                        "fault": fault if code else "",
+                        "damage_before": damage,
+                        "exit": code,
+                        "before": before,
+                        "from": resumed,
+                        "to": last_step(out),
+                    }
+                )
                 if promised and resumed is not None:
                     if not re.search(promised, said):
                         raise Broken(f"expected after {damage}: {promised!r}")
@@ -194,11 +238,16 @@ class Trial:
 
     def note(self, broken: Broken, process: Process, fault: str, damage: str) -> None:
         root = str(harness.ROOT)
-        self.row["broken"].append({
-            "what": str(broken), "fault": fault, "damage": damage, "log": process.log.name,
-            "command": ["python", *(part.replace(root, ".") for part in process.command[1:])],
-            "said": process.said.replace(root, ".").splitlines()[-25:],
-        })  # fmt: skip
+        self.row["broken"].append(
+            {
+                "what": str(broken),
+                "fault": fault,
+                "damage": damage,
+                "log": process.log.name,
+                "command": ["python", *(part.replace(root, ".") for part in process.command[1:])],
+                "said": process.said.replace(root, ".").splitlines()[-25:],
+            }
+        )
 
 
 def compare(a: Path, b: Path) -> dict[str, bool]:
@@ -278,55 +327,103 @@ def page(report: Report) -> str:
     rows = report.rows
     total, minutes = counts(rows), sum(row["seconds"] for row in rows) / 60
     same = sum(is_green(row) for row in rows)
-    intro = (f"{len(rows)} runs of {report.settings['steps']} steps were disturbed for {minutes:.0f} minutes by "
-             f"{sum(total.values())} faults in {sum(len(row['processes']) for row in rows)} processes. {same} of them "
-             "ended with the weights, losses, bad clips and scores of an undisturbed run, to the bit. "
-             f"{sum(map(redone, rows))} steps were lost with a process and made again; "
-             f"{sum(row['half_saves'] for row in rows)} kills left half a checkpoint behind.")  # fmt: skip
-    codes = {kind: Counter(str(p["exit"]) for row in rows for p in row["processes"] if p["fault"] == kind)
-             for kind in KILLS}  # fmt: skip
-    faults = [[kind, str(total[kind]), ", ".join(f"{code} ({n}x)" for code, n in sorted(codes[kind].items()))]
-              for kind in KILLS if total[kind]]  # fmt: skip
+    intro = (
+        f"{len(rows)} runs of {report.settings['steps']} steps were disturbed for {minutes:.0f} minutes by "
+        f"{sum(total.values())} faults in {sum(len(row['processes']) for row in rows)} processes. {same} of them "
+        "ended with the weights, losses, bad clips and scores of an undisturbed run, to the bit. "
+        f"{sum(map(redone, rows))} steps were lost with a process and made again; "
+        f"{sum(row['half_saves'] for row in rows)} kills left half a checkpoint behind."
+    )
+    codes = {
+        kind: Counter(str(p["exit"]) for row in rows for p in row["processes"] if p["fault"] == kind) for kind in KILLS
+    }
+    faults = [
+        [kind, str(total[kind]), ", ".join(f"{code} ({n}x)" for code, n in sorted(codes[kind].items()))]
+        for kind in KILLS
+        if total[kind]
+    ]
     damages = [[kind, str(total[kind])] for kind in DAMAGES if total[kind]]
     ranked = any("ranks" in row for row in rows)
-    runs = [[f"{row['trial']}, {row['preset']}, seed {row['seed']}", *([str(row["ranks"])] if ranked else []),
-             str(len(row["processes"])), str(sum(counts([row]).values())), str(redone(row)), str(row["bad_clips"]),
-             f"{row['undisturbed_seconds']:.0f}", f"{row['seconds']:.0f}",
-             "the same" if is_green(row) else "DIFFERENT"] for row in rows]  # fmt: skip
-    parts = [intro, "## Faults of processes", table(["fault", "count", "exit codes"], faults, left=1),
-             "A negative code is a signal. Clips gone: the folder of clips is away while the process runs. Disk full: "
-             "no file may grow beyond a size.", "## Damage between processes", table(["damage", "count"], damages),
-             "## Runs", table(["trial", *(["ranks"] if ranked else []), "processes", "faults", "steps redone",
-                               "bad clips", "undisturbed s",
-                               "disturbed s", "end"], runs)]  # fmt: skip
+    runs = [
+        [
+            f"{row['trial']}, {row['preset']}, seed {row['seed']}",
+            *([str(row["ranks"])] if ranked else []),
+            str(len(row["processes"])),
+            str(sum(counts([row]).values())),
+            str(redone(row)),
+            str(row["bad_clips"]),
+            f"{row['undisturbed_seconds']:.0f}",
+            f"{row['seconds']:.0f}",
+            "the same" if is_green(row) else "DIFFERENT",
+        ]
+        for row in rows
+    ]
+    parts = [
+        intro,
+        "## Faults of processes",
+        table(["fault", "count", "exit codes"], faults, left=1),
+        "A negative code is a signal. Clips gone: the folder of clips is away while the process runs. Disk full: "
+        "no file may grow beyond a size.",
+        "## Damage between processes",
+        table(["damage", "count"], damages),
+        "## Runs",
+        table(
+            [
+                "trial",
+                *(["ranks"] if ranked else []),
+                "processes",
+                "faults",
+                "steps redone",
+                "bad clips",
+                "undisturbed s",
+                "disturbed s",
+                "end",
+            ],
+            runs,
+        ),
+    ]
     for row in rows:
         for what, kept in row["same"].items():
             if not kept:
                 parts.append(f"- FAILED: trial {row['trial']}: other {what}")
         for broken in row["broken"]:
             said = "\n".join(broken["said"])
-            parts.append(f"- FAILED: trial {row['trial']}, {broken['fault'] or broken['damage']}: {broken['what']}\n\n"
-                         f"```\n{' '.join(broken['command'])}\n{said}\n```")  # fmt: skip
+            parts.append(
+                f"- FAILED: trial {row['trial']}, {broken['fault'] or broken['damage']}: {broken['what']}\n\n"
+                f"```\n{' '.join(broken['command'])}\n{said}\n```"
+            )
     return "\n\n".join(parts)
 
 
 def front(report: Report) -> list[tuple[str, str]]:
     rows = report.rows
     minutes = sum(row["seconds"] for row in rows) / 60
-    return [(f"`tiny` and `tiny_ma` disturbed for {minutes:.0f} minutes by {sum(counts(rows).values())} faults (kills, "
-             "signals, lost workers, full disk, damaged files): runs that ended as undisturbed, to the bit",
-             f"{sum(map(is_green, rows))} of {len(rows)}")]  # fmt: skip
+    return [
+        (
+            f"`tiny` and `tiny_ma` disturbed for {minutes:.0f} minutes by {sum(counts(rows).values())} faults (kills, "
+            "signals, lost workers, full disk, damaged files): runs that ended as undisturbed, to the bit",
+            f"{sum(map(is_green, rows))} of {len(rows)}",
+        )
+    ]
 
 
 def figure(report: Report, plt: Any) -> Any:
     """Faults by kind, and the way of one run through its processes."""
     figure, (bars, way) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     total = counts(report.rows)
-    for kinds, label, colour, hatch in ((list(DAMAGES), "between processes", ORANGE, "//"),
-                                        (list(KILLS), "in a process", BLUE, "")):  # fmt: skip
+    for kinds, label, colour, hatch in (
+        (list(DAMAGES), "between processes", ORANGE, "//"),
+        (list(KILLS), "in a process", BLUE, ""),
+    ):
         kinds = [kind for kind in kinds if total[kind]]  # one that came later was not among those of this report
-        drawn = bars.barh(kinds[::-1], [total[kind] for kind in kinds[::-1]], label=label, color=colour, hatch=hatch,
-                          edgecolor="white")  # fmt: skip
+        drawn = bars.barh(
+            kinds[::-1],
+            [total[kind] for kind in kinds[::-1]],
+            label=label,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+        )
         bars.bar_label(drawn, padding=2, fontsize=8)
     bars.set(xlabel="count", title="Faults")
     row = max(report.rows, key=lambda row: len(row["processes"]))
@@ -355,8 +452,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="of a trial (default 60; with --quick 24)")
     add("--ranks", type=int, metavar="N", help="processes of every trial, under torchrun (default 1 and 2 in turn)")
     add("--seed", type=int, default=1, metavar="N", help="seed of faults, damage and runs (default 1)")
-    add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
-        help="runs go to DIR/trial-N; those that end as they should are removed (default runs/chaos)")  # fmt: skip
+    add(
+        "--work",
+        type=Path,
+        default=harness.ROOT / "runs" / NAME,
+        metavar="DIR",
+        help="runs go to DIR/trial-N; those that end as they should are removed (default runs/chaos)",
+    )
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.minutes = args.minutes or (0.1 if args.quick else 60.0)
@@ -372,18 +474,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
-        settings = {"minutes": args.minutes, "steps": args.steps, "seed": args.seed, "clips": CLIPS,
-                    "ranks": [args.ranks] if args.ranks else list(RANKS),
-                    "arguments": SETTINGS}  # fmt: skip
+        settings = {
+            "minutes": args.minutes,
+            "steps": args.steps,
+            "seed": args.seed,
+            "clips": CLIPS,
+            "ranks": [args.ranks] if args.ranks else list(RANKS),
+            "arguments": SETTINGS,
+        }
         method = {
             "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "
-                    f"process; one training clip in eight is damaged from the beginning in both runs",
+            f"process; one training clip in eight is damaged from the beginning in both runs",
             "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
             "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
-        }  # fmt: skip
+        }
         root = cli.output_folder(args)
-        report, path = harness.open_report(NAME, "Training under faults", settings=settings, method=method, out=root,
-                                           resume=args.resume, quick=args.quick)  # fmt: skip
+        report, path = harness.open_report(
+            NAME,
+            "Training under faults",
+            settings=settings,
+            method=method,
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+        )
         measure(args, report, path)
         cli.publish(path, DRAWER, root)
     except (ReportError, Broken, OSError) as error:

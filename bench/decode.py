@@ -117,8 +117,14 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
         for clip in clips:
             for job, (_, _, frames) in jobs(clip).items():
                 if (name, clip.name, job) not in rows:
-                    row = {"kind": "decoder", "decoder": name, "clip": clip.name, "job": job, "frames": frames,
-                           "seconds": []}  # fmt: skip
+                    row = {
+                        "kind": "decoder",
+                        "decoder": name,
+                        "clip": clip.name,
+                        "job": job,
+                        "frames": frames,
+                        "seconds": [],
+                    }
                     rows[name, clip.name, job] = row
                     report.rows.append(row)
     done = sum(min(len(row["seconds"]), args.rounds) for row in rows.values())
@@ -167,8 +173,11 @@ def check(name: str, paths: list[Path]) -> dict[str, Any]:
 def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
     """A row for each number of workers: the seconds of every step and how long each of them waited."""
     config = preset(args.preset)
-    clips = Manifest(tuple(Clip(i, p, p.name, captions=(f"clip {i}",)) for i, p in enumerate(paths * args.batch)),
-                     paths[0].parent, ())  # fmt: skip
+    clips = Manifest(
+        tuple(Clip(i, p, p.name, captions=(f"clip {i}",)) for i, p in enumerate(paths * args.batch)),
+        paths[0].parent,
+        (),
+    )
     words = Tokenizer.build(["clip"], config.model.text.vocabulary)
     for workers in args.workers:
         if any(row["kind"] == "loader" and row["workers"] == workers for row in report.rows):
@@ -179,8 +188,15 @@ def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, 
         optimizer = Adam(model.parameters(), config.optim)
         data = replace(config.data, batch_size=args.batch, workers=workers, cache_gb=0.0)
         dataset = ClipDataset(clips, data, config.model, words, 1)
-        row: dict[str, Any] = {"kind": "loader", "workers": workers, "step_seconds": [], "wait_seconds": [],
-                               "build_seconds": [], "decode_seconds": [], "bad": 0}  # fmt: skip
+        row: dict[str, Any] = {
+            "kind": "loader",
+            "workers": workers,
+            "step_seconds": [],
+            "wait_seconds": [],
+            "build_seconds": [],
+            "decode_seconds": [],
+            "bad": 0,
+        }
         batches = make_loader(dataset, 0, args.steps + 1, workers, data.prefetch)
         with progress_bar(args.steps + 1, f"{workers} workers", "step") as bar:
             for step in range(args.steps + 1):
@@ -189,8 +205,9 @@ def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, 
                 waited = time.perf_counter() - tick
                 optimizer.zero_grad(set_to_none=True)
                 embeddings = model(batch.video, batch.audio, batch.text, seed=step)
-                losses = pretraining_loss(embeddings, batch.audio_mask, batch.text_mask, config.loss, ops,
-                                          video_mask=batch.video_mask)  # fmt: skip
+                losses = pretraining_loss(
+                    embeddings, batch.audio_mask, batch.text_mask, config.loss, ops, video_mask=batch.video_mask
+                )
                 losses.total.backward()
                 optimizer.step()
                 bar.update()
@@ -209,11 +226,17 @@ def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, 
 
 def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[str, float]:
     """Of the medians over `clips`: frames and clips a second, and milliseconds a clip."""
-    rows = [row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name and row["job"] == job
-            and row["clip"] in clips]  # fmt: skip
+    rows = [
+        row
+        for row in report.rows
+        if row["kind"] == "decoder" and row["decoder"] == name and row["job"] == job and row["clip"] in clips
+    ]
     seconds = sum(row["p50"] for row in rows)
-    return {"frames": sum(row["frames"] for row in rows) / seconds, "clips": len(rows) / seconds,
-            "milliseconds": 1000 * seconds / len(rows)}  # fmt: skip
+    return {
+        "frames": sum(row["frames"] for row in rows) / seconds,
+        "clips": len(rows) / seconds,
+        "milliseconds": 1000 * seconds / len(rows),
+    }
 
 
 def taking_part(report: Report) -> list[dict[str, Any]]:
@@ -221,35 +244,64 @@ def taking_part(report: Report) -> list[dict[str, Any]]:
 
 
 def page(report: Report) -> str:
-    parts = [f"A window is {FRAMES} frames at {FPS:g} a second from the middle of a clip: open, seek, decode. A "
-             f"sequence is up to {SEQUENCE} frames one after the other. Every figure is of one CPU thread, at the "
-             "stored size but for \"training\", which scales to a shorter side of 336 and reads the sound too. Each "
-             "decoder is compared with ours on the clips that it takes."]  # fmt: skip
+    parts = [
+        f"A window is {FRAMES} frames at {FPS:g} a second from the middle of a clip: open, seek, decode. A "
+        f"sequence is up to {SEQUENCE} frames one after the other. Every figure is of one CPU thread, at the "
+        'stored size but for "training", which scales to a shorter side of 336 and reads the sound too. Each '
+        "decoder is compared with ours on the clips that it takes."
+    ]
     memory = {row["decoder"]: row for row in report.rows if row["kind"] == "memory"}
     rows = []
     for c in taking_part(report):
         window, ours = (summary(report, name, "window", c["clips"]) for name in (c["decoder"], OURS))
         sequence = summary(report, c["decoder"], "sequence", c["clips"])
-        rows.append([c["decoder"], str(len(c["clips"])), number(window["milliseconds"], 1), number(window["clips"], 1),
-                     number(ours["milliseconds"] / window["milliseconds"]), number(sequence["frames"], 0),
-                     number(memory[c["decoder"]]["peak_bytes"] / 2**20, 0), number(c["worst"], 2)])  # fmt: skip
-    columns = ["decoder", "clips", "window ms", "windows/s", "speed against pyav", "frames/s in sequence", "peak MiB",
-               "frames differ by (of 255)"]  # fmt: skip
+        rows.append(
+            [
+                c["decoder"],
+                str(len(c["clips"])),
+                number(window["milliseconds"], 1),
+                number(window["clips"], 1),
+                number(ours["milliseconds"] / window["milliseconds"]),
+                number(sequence["frames"], 0),
+                number(memory[c["decoder"]]["peak_bytes"] / 2**20, 0),
+                number(c["worst"], 2),
+            ]
+        )
+    columns = [
+        "decoder",
+        "clips",
+        "window ms",
+        "windows/s",
+        "speed against pyav",
+        "frames/s in sequence",
+        "peak MiB",
+        "frames differ by (of 255)",
+    ]
     parts += ["## Decoders", table(columns, rows)]
     refused = [f"- {c['decoder']}: {text}" for c in report.gate["checks"] for text in c["refused"]]
     if refused:
         parts += ["Left out:", "\n".join(refused)]
     loader = [row for row in report.rows if row["kind"] == "loader"]
     if loader:
-        rows = [[str(r["workers"]), number(r["clips_per_second"], 1), f"{r['wait_share']:.1%}",
-                 *(number(timing.quantiles(r[f"{key}_seconds"])["p50"], 3) for key in ("step", "wait", "build",
-                                                                                       "decode"))]
-                for r in loader]  # fmt: skip
+        rows = [
+            [
+                str(r["workers"]),
+                number(r["clips_per_second"], 1),
+                f"{r['wait_share']:.1%}",
+                *(
+                    number(timing.quantiles(r[f"{key}_seconds"])["p50"], 3)
+                    for key in ("step", "wait", "build", "decode")
+                ),
+            ]
+            for r in loader
+        ]
         columns = ["workers", "clips/s", "waiting", "step s", "wait s", "build s", "decode s"]
-        parts += ["## The loader before a training step",
-                  f"Preset `{report.settings['preset']}`, batches of {report.settings['batch']}, nothing cached. "
-                  "Waiting: share of the time of all steps. Build and decode: what a batch cost where it was built.",
-                  table(columns, rows)]  # fmt: skip
+        parts += [
+            "## The loader before a training step",
+            f"Preset `{report.settings['preset']}`, batches of {report.settings['batch']}, nothing cached. "
+            "Waiting: share of the time of all steps. Build and decode: what a batch cost where it was built.",
+            table(columns, rows),
+        ]
     return "\n\n".join(parts)
 
 
@@ -260,8 +312,13 @@ def front(report: Report) -> list[tuple[str, str]]:
         what = f"open, seek and {FRAMES} frames with {c['decoder']}, one CPU thread, {len(c['clips'])} clips"
         lines.append((what, f"{found['milliseconds']:.1f} ms a clip"))
     loader = [row for row in report.rows if row["kind"] == "loader"]
-    return lines + [(f"waiting for data, preset `{report.settings['preset']}` on a CPU, {row['workers']} workers",
-                     f"{row['wait_share']:.1%} of a step") for row in loader]  # fmt: skip
+    return lines + [
+        (
+            f"waiting for data, preset `{report.settings['preset']}` on a CPU, {row['workers']} workers",
+            f"{row['wait_share']:.1%} of a step",
+        )
+        for row in loader
+    ]
 
 
 def figure(report: Report, plt: Any) -> Any:
@@ -271,15 +328,21 @@ def figure(report: Report, plt: Any) -> Any:
     names = [c["decoder"] for c in taking_part(report)]
     width = 0.8 / len(names)
     for place, name in enumerate(names):
-        rows = [row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name
-                and row["job"] == "window"]  # fmt: skip
+        rows = [
+            row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name and row["job"] == "window"
+        ]
         at = [clips.index(row["clip"]) + (place - (len(names) - 1) / 2) * width for row in rows]
         bars.bar(at, [1000 * row["p50"] for row in rows], 0.9 * width, color=COLOURS[name], label=name)
     bars.set(xticks=range(len(clips)), ylabel="ms, median", title=f"Open, seek, {FRAMES} frames")
     bars.set_xticklabels([clip if len(clip) < 14 else f"{clip[:11]}..." for clip in clips], rotation=45, ha="right")
     loader = [row for row in report.rows if row["kind"] == "loader"]
-    drawn = waits.bar([str(row["workers"]) for row in loader], [100 * row["wait_share"] for row in loader], 0.6,
-                      color=BLUE, label="waiting")  # fmt: skip
+    drawn = waits.bar(
+        [str(row["workers"]) for row in loader],
+        [100 * row["wait_share"] for row in loader],
+        0.6,
+        color=BLUE,
+        label="waiting",
+    )
     waits.bar_label(drawn, fmt="%.0f %%", fontsize=8)
     waits.set(xlabel="workers", ylabel="% of the time of a step", ylim=(0, 110), title="Training waits for data")
     for axes in (bars, waits):
@@ -302,8 +365,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: three clips that are made)")
     add("--most", type=int, metavar="N", help="clips to measure (default 24; with --quick 3)")
     add("--rounds", type=int, metavar="N", help="timed rounds of each (default 7; with --quick 2)")
-    add("--preset", default="tiny", choices=sorted(PRESETS), metavar="NAME",
-        help="whose training step the loader feeds: %(choices)s (default tiny)")  # fmt: skip
+    add(
+        "--preset",
+        default="tiny",
+        choices=sorted(PRESETS),
+        metavar="NAME",
+        help="whose training step the loader feeds: %(choices)s (default tiny)",
+    )
     add("--batch", type=int, default=8, metavar="N", help="clips a step (default 8)")
     add("--steps", type=int, metavar="N", help="timed steps (default 20; with --quick 3)")
     add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="loader processes (default 0 1 2)")
@@ -323,19 +391,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
             paths = whole_clips(clips, args.most)
-            settings = {"data": str(args.data or "made"), "clips": [path.name for path in paths], "frames": FRAMES,
-                        "fps": FPS, "preset": args.preset, "batch": args.batch, "steps": args.steps,
-                        "workers": args.workers}  # fmt: skip
+            settings = {
+                "data": str(args.data or "made"),
+                "clips": [path.name for path in paths],
+                "frames": FRAMES,
+                "fps": FPS,
+                "preset": args.preset,
+                "batch": args.batch,
+                "steps": args.steps,
+                "workers": args.workers,
+            }
             method = {
                 "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
-                          f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
+                f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
                 "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
                 "files": "in the page cache after the warm-up: disks are not measured",
-            }  # fmt: skip
+            }
             title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
             root = cli.output_folder(args)
-            report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
-                                               resume=args.resume, quick=args.quick)  # fmt: skip
+            report, path = harness.open_report(
+                NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
+            )
             measure_decoders(args, paths, report, path)
             measure_loader(args, paths, report, path)
         report.finished = True

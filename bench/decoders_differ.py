@@ -139,10 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         root = cli.output_folder(args)
         report, path = harness.open_report(
-            NAME, "Where decoders differ on valid clips",
+            NAME,
+            "Where decoders differ on valid clips",
             settings={"starts": list(STARTS), "frames": FRAMES, "fps": FPS},
-            method={"count": "frames that carry their number, against the times written into the file"}, out=root,
-            resume=args.resume, quick=args.quick)  # fmt: skip
+            method={"count": "frames that carry their number, against the times written into the file"},
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+        )
         with tempfile.TemporaryDirectory() as folder:
             report.rows = measured(Path(folder))
         report.finished = True

@@ -100,8 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python bench/draw_reports.py",
         description="Draw the .md and .png of every report, and the index, from the JSON files.",
     )
-    parser.add_argument("--reports", type=Path, default=harness.REPORTS, metavar="DIR",
-                        help="folder of reports, <machine>/<name>.json in it (default: reports/ here)")  # fmt: skip
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        default=harness.REPORTS,
+        metavar="DIR",
+        help="folder of reports, <machine>/<name>.json in it (default: reports/ here)",
+    )
     args = parser.parse_args(argv)
     try:
         paths = report_paths(args.reports)

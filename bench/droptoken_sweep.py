@@ -55,12 +55,26 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         EXAMPLES,
     )
     add = parser.add_argument
-    add("--only", nargs="+", choices=KINDS, metavar="PART",
-        help="%(choices)s (default: timing, corpus, and esc10 and data where they are given)")  # fmt: skip
-    add("--drop-rates", type=float, nargs="+", metavar="R",
-        help="shares of tokens dropped, 0 among them (default 0.75 0.5 0.25 0; with --quick 0.5 0)")  # fmt: skip
-    add("--preset", metavar="NAME", choices=sorted(PRESETS),
-        help="whose time and memory: %(choices)s (default mbs on a GPU, sss on a CPU, tiny with --quick)")  # fmt: skip
+    add(
+        "--only",
+        nargs="+",
+        choices=KINDS,
+        metavar="PART",
+        help="%(choices)s (default: timing, corpus, and esc10 and data where they are given)",
+    )
+    add(
+        "--drop-rates",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="shares of tokens dropped, 0 among them (default 0.75 0.5 0.25 0; with --quick 0.5 0)",
+    )
+    add(
+        "--preset",
+        metavar="NAME",
+        choices=sorted(PRESETS),
+        help="whose time and memory: %(choices)s (default mbs on a GPU, sss on a CPU, tiny with --quick)",
+    )
     model_steps.add_step_flags(parser)
     add("--seeds", type=int, nargs="+", default=[1], metavar="N", help="of the trainings, one each (default 1)")
     add(
@@ -78,11 +92,22 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--data", nargs="+", default=[], metavar="PATH", help="manifests of your own; their file names name the columns"
     )
-    add("--init", type=Path, nargs="+", default=[], metavar="DIR",
-        help="models scored on --data, converted or trained; each in the row of its own drop rate")  # fmt: skip
-    add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
+    add(
+        "--init",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="models scored on --data, converted or trained; each in the row of its own drop rate",
+    )
+    add(
+        "--work",
+        type=Path,
+        default=harness.ROOT / "runs" / NAME,
+        metavar="DIR",
         help="runs and features go to a folder in it that is named by a digest of the program (default "
-        "runs/droptoken_sweep, with --quick runs/droptoken_sweep-quick)")  # fmt: skip
+        "runs/droptoken_sweep, with --quick runs/droptoken_sweep-quick)",
+    )
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     given = {"esc10": args.esc10, "data": args.data and args.init}
@@ -121,8 +146,16 @@ def flops_rows() -> list[dict[str, Any]]:
     for rate, printed in PAPER_GFLOPS.items():
         dropped = dropping(replace(model, text=replace(model.text, captions=1)), rate)
         case = Case(dropped, training=False, whole=True, drop_in_eval=True)
-        rows.append({"kind": "flops", "drop_rate": rate, "tokens": case.tokens, "printed": printed,
-                     "paper_count": vatt_paper_flops(dropped).total() / 1e9, "true": case.flops / 1e9})  # fmt: skip
+        rows.append(
+            {
+                "kind": "flops",
+                "drop_rate": rate,
+                "tokens": case.tokens,
+                "printed": printed,
+                "paper_count": vatt_paper_flops(dropped).total() / 1e9,
+                "true": case.flops / 1e9,
+            }
+        )
     return rows
 
 
@@ -132,10 +165,28 @@ def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], Case]]:
     for rate in args.drop_rates:
         model = dropping(preset(args.preset).model, rate)
         for training in (False, True):
-            case = Case(model, training, whole=True, drop_in_eval=not training and rate > 0, batch=args.batch,
-                        fused=not args.reference, device=args.device, dtype=args.dtype)  # fmt: skip
-            made.append(({"kind": "timing", "drop_rate": rate, "mode": "training" if training else "inference",
-                          "tokens": case.tokens, "seconds": []}, case))  # fmt: skip
+            case = Case(
+                model,
+                training,
+                whole=True,
+                drop_in_eval=not training and rate > 0,
+                batch=args.batch,
+                fused=not args.reference,
+                device=args.device,
+                dtype=args.dtype,
+            )
+            made.append(
+                (
+                    {
+                        "kind": "timing",
+                        "drop_rate": rate,
+                        "mode": "training" if training else "inference",
+                        "tokens": case.tokens,
+                        "seconds": [],
+                    },
+                    case,
+                )
+            )
     return made
 
 
@@ -165,11 +216,22 @@ def pieces(args: argparse.Namespace, kinds: Collection[str]) -> Iterator[dict[st
             yield from ({"kind": "corpus", "drop_rate": rate, "seed": seed} for rate in args.drop_rates)
     for seed in args.seeds:
         if "esc10" in kinds:
-            yield from ({"kind": "esc10", "drop_rate": rate, "seed": seed, "fold": fold}
-                        for fold in args.folds for rate in args.drop_rates)  # fmt: skip
+            yield from (
+                {"kind": "esc10", "drop_rate": rate, "seed": seed, "fold": fold}
+                for fold in args.folds
+                for rate in args.drop_rates
+            )
     if "data" in kinds:
-        yield from ({"kind": "data", "drop_rate": load_config(init).model.drop.rate, "data": str(Path(data).absolute()),
-                     "init": str(init.absolute())} for init in args.init for data in args.data)  # fmt: skip
+        yield from (
+            {
+                "kind": "data",
+                "drop_rate": load_config(init).model.drop.rate,
+                "data": str(Path(data).absolute()),
+                "init": str(init.absolute()),
+            }
+            for init in args.init
+            for data in args.data
+        )
 
 
 def missing(args: argparse.Namespace, report: Report, kinds: Collection[str]) -> list[dict[str, Any]]:
@@ -230,21 +292,37 @@ def finished(args: argparse.Namespace, report: Report) -> bool:
 def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
     device = model_steps.resolve_step_flags(args, batch_on_gpu=8, batch_on_cpu=2)
     args.preset = args.preset or ("tiny" if args.quick else "sss" if device.type == "cpu" else "mbs")
-    settings = {"drop_rates": args.drop_rates, "preset": args.preset, "model": to_dict(preset(args.preset).model),
-                "batch": args.batch, "dtype": args.dtype, "reference": args.reference, "repeats": args.repeats,
-                "corpus_steps": args.steps, "corpus_clips": args.clips, "esc10": to_dict(args.recipe)}  # fmt: skip
+    settings = {
+        "drop_rates": args.drop_rates,
+        "preset": args.preset,
+        "model": to_dict(preset(args.preset).model),
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "reference": args.reference,
+        "repeats": args.repeats,
+        "corpus_steps": args.steps,
+        "corpus_clips": args.clips,
+        "esc10": to_dict(args.recipe),
+    }
     method = {
         **model_steps.method(args),
         "probe": "multinomial logistic regression (L2, L-BFGS) on frozen, standardised, pooled features, mean over the "
-                 "model's windows; strength chosen on a fifth of the training clips",
+        "model's windows; strength chosen on a fifth of the training clips",
         "built-in corpus": f"tiny preset, {args.steps} steps at each drop rate; probe fitted on the training clips and "
-                           "tested, like retrieval, on attribute combinations that are not among them",
+        "tested, like retrieval, on attribute combinations that are not among them",
         "ESC-10": f"{args.recipe.steps} steps from scratch on four folds, tested on the fifth; fold {TUNING_FOLD} was "
-                  "used to choose the settings",
-    }  # fmt: skip
-    return harness.open_report(NAME, "DropToken: what it saves and what it costs", settings=settings, method=method,
-                               out=cli.output_folder(args), resume=args.resume, quick=args.quick,
-                               device=str(device))  # fmt: skip
+        "used to choose the settings",
+    }
+    return harness.open_report(
+        NAME,
+        "DropToken: what it saves and what it costs",
+        settings=settings,
+        method=method,
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+        device=str(device),
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -61,11 +61,27 @@ def changes(settings: Sequence[str]) -> list[str]:
 def pretrain(out: Path, steps: int, *extra: str) -> dict[str, Any]:
     """Pre-training on the built-in corpus; OUT/model is what the other pieces start from."""
     shutil.rmtree(out, ignore_errors=True)
-    run(["vatt.train", "--fused", "--preset", "tiny", "--steps", str(steps), "--out", str(out), *changes(SIZES),
-         *extra], out.with_suffix(".log"))  # fmt: skip
+    run(
+        [
+            "vatt.train",
+            "--fused",
+            "--preset",
+            "tiny",
+            "--steps",
+            str(steps),
+            "--out",
+            str(out),
+            *changes(SIZES),
+            *extra,
+        ],
+        out.with_suffix(".log"),
+    )
     result = json.loads((out / "result.json").read_text())
-    return {"final_loss": result["final_loss"], "train_seconds": result["train_seconds"],
-            "retrieval": {name: scores["R@10"] for name, scores in result["retrieval"].items()}}  # fmt: skip
+    return {
+        "final_loss": result["final_loss"],
+        "train_seconds": result["train_seconds"],
+        "retrieval": {name: scores["R@10"] for name, scores in result["retrieval"].items()},
+    }
 
 
 def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
@@ -73,15 +89,42 @@ def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
     out = args.work / f"{init}-fold-{fold}"
     shutil.rmtree(out, ignore_errors=True)
     source = ["none", "--model", "tiny"] if init == "scratch" else [str(args.work / "pretrained")]
-    run(["vatt.finetune", "--task", "audio", "--loss", "softmax", "--fused", "--data", str(manifest(args, fold)),
-         "--init", *source, "--steps", str(args.steps), "--rate", str(args.rate), "--batch-size", str(args.batch_size),
-         "--out", str(out), *changes(SIZES if init == "scratch" else ()), *changes(TUNING)],
-        out.with_suffix(".log"))  # fmt: skip
+    run(
+        [
+            "vatt.finetune",
+            "--task",
+            "audio",
+            "--loss",
+            "softmax",
+            "--fused",
+            "--data",
+            str(manifest(args, fold)),
+            "--init",
+            *source,
+            "--steps",
+            str(args.steps),
+            "--rate",
+            str(args.rate),
+            "--batch-size",
+            str(args.batch_size),
+            "--out",
+            str(out),
+            *changes(SIZES if init == "scratch" else ()),
+            *changes(TUNING),
+        ],
+        out.with_suffix(".log"),
+    )
     result = json.loads((out / "result.json").read_text())
     losses = [record["loss"] for record in read_metrics(out / "metrics.jsonl")]
-    return {"top1": result["test"]["scores"]["top1"], "clips": result["test"]["labelled"], "curve": spans(losses),
-            "final_loss": result["final_loss"], "train_seconds": result["train_seconds"],
-            "test_seconds": result["test_seconds"], "bad_clips": result["bad_clips"]}  # fmt: skip
+    return {
+        "top1": result["test"]["scores"]["top1"],
+        "clips": result["test"]["labelled"],
+        "curve": spans(losses),
+        "final_loss": result["final_loss"],
+        "train_seconds": result["train_seconds"],
+        "test_seconds": result["test_seconds"],
+        "bad_clips": result["bad_clips"],
+    }
 
 
 def probe(args: argparse.Namespace, init: str) -> list[dict[str, Any]]:
@@ -89,11 +132,31 @@ def probe(args: argparse.Namespace, init: str) -> list[dict[str, Any]]:
     out = args.work / f"probe-{init}"
     shutil.rmtree(out, ignore_errors=True)
     manifests = [str(manifest(args, fold)) for fold in args.folds]
-    run(["vatt.evaluate", "--task", "probe", "--probe", "lbfgs", "--modality", "audio", "--windows", "4", "--run",
-         str(args.work / init), "--data", *manifests, "--out", str(out)], out.with_suffix(".log"))  # fmt: skip
+    run(
+        [
+            "vatt.evaluate",
+            "--task",
+            "probe",
+            "--probe",
+            "lbfgs",
+            "--modality",
+            "audio",
+            "--windows",
+            "4",
+            "--run",
+            str(args.work / init),
+            "--data",
+            *manifests,
+            "--out",
+            str(out),
+        ],
+        out.with_suffix(".log"),
+    )
     found = json.loads((out / "result.json").read_text())["probe"]["audio"]["folds"]
-    return [{"fold": fold, "top1": found[f"fold-{fold}"]["top1"], "clips": found[f"fold-{fold}"]["tested"]}
-            for fold in args.folds]  # fmt: skip
+    return [
+        {"fold": fold, "top1": found[f"fold-{fold}"]["top1"], "clips": found[f"fold-{fold}"]["tested"]}
+        for fold in args.folds
+    ]
 
 
 def manifest(args: argparse.Namespace, fold: int) -> Path:
@@ -127,14 +190,18 @@ def page(report: Report) -> str:
     ]
     paired = paired_difference(report)
     if paired:
-        parts.append(f"Fine-tuned less from scratch, fold by fold: {spread(paired)} points, from {min(paired):+.1f} to "
-                     f"{max(paired):+.1f}.")  # fmt: skip
+        parts.append(
+            f"Fine-tuned less from scratch, fold by fold: {spread(paired)} points, from {min(paired):+.1f} to "
+            f"{max(paired):+.1f}."
+        )
     for row in report.rows:
         if row["kind"] == "pre-training" and row["init"] == "pretrained":
             found = row["retrieval"]
-            parts.append(f"Pre-training: {s['pretraining_steps']} steps on the built-in corpus, which has no real "
-                         f"sound, {row['train_seconds']:.0f} s; R@10 among its 100 held-out clips: sound to video "
-                         f"{found['audio_to_video']:.2f}, text to video {found['text_to_video']:.2f}.")  # fmt: skip
+            parts.append(
+                f"Pre-training: {s['pretraining_steps']} steps on the built-in corpus, which has no real "
+                f"sound, {row['train_seconds']:.0f} s; R@10 among its 100 held-out clips: sound to video "
+                f"{found['audio_to_video']:.2f}, text to video {found['text_to_video']:.2f}."
+            )
     parts.append(
         "What is the release's: SGD with momentum 0.9 and the rate inside the velocity, linear warm-up and cosine, the "
         "backbone's gradients clipped at 0.75, DropToken of one half in training, averaged logits of four windows, "
@@ -168,8 +235,9 @@ def figure(report: Report, plt: Any) -> Any:
         rows = [row for row in report.rows if (row["kind"], row.get("init")) == ("fine-tuning", init)]
         for i, row in enumerate(rows):
             ends = [(j + 0.5) * report.settings["steps"] / len(row["curve"]) for j in range(len(row["curve"]))]
-            right.plot(ends, row["curve"], color=colour, lw=1, alpha=0.7,
-                       label=LABELS["fine-tuning", init] if i == 0 else None)  # fmt: skip
+            right.plot(
+                ends, row["curve"], color=colour, lw=1, alpha=0.7, label=LABELS["fine-tuning", init] if i == 0 else None
+            )
     right.axhline(2.302585, color=BLACK, ls=":", lw=1, label="ln 10: nothing learned")
     right.set(xlabel="step", ylabel="training loss (nats), a line a fold")
     right.legend(fontsize=8)
@@ -180,8 +248,11 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def front(report: Report) -> list[tuple[str, str]]:
-    said = [f"{LABELS[piece]} {spread([*scores_of(report, *piece).values()])} %" for piece in PIECES
-            if scores_of(report, *piece)]  # fmt: skip
+    said = [
+        f"{LABELS[piece]} {spread([*scores_of(report, *piece).values()])} %"
+        for piece in PIECES
+        if scores_of(report, *piece)
+    ]
     return [("ESC-10 top-1 over five folds (chance 10 %), the official audio recipe scaled to a CPU", "; ".join(said))]
 
 
@@ -191,18 +262,42 @@ DRAWER = Drawer(page, figure, front)
 def measure(args: argparse.Namespace) -> Path:
     args.work.mkdir(parents=True, exist_ok=True)
     report, path = harness.open_report(
-        NAME, "ESC-10 with the official audio recipe scaled to a CPU",
-        settings={"pretraining_steps": args.pretraining_steps, "steps": args.steps, "rate": args.rate,
-                  "batch_size": args.batch_size, "folds": args.folds, "sizes": list(SIZES), "tuning": list(TUNING)},
-        method={"fine-tuning": "python -m vatt.finetune --task audio --loss softmax, from scratch and from a model "
-                               "pre-trained with python -m vatt.train --fused --preset tiny",
-                "probe": "python -m vatt.evaluate --task probe --probe lbfgs on frozen features",
-                "scores": f"of the last step; settings were chosen on fold {TUNING_FOLD}"},
-        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
-    )  # fmt: skip
+        NAME,
+        "ESC-10 with the official audio recipe scaled to a CPU",
+        settings={
+            "pretraining_steps": args.pretraining_steps,
+            "steps": args.steps,
+            "rate": args.rate,
+            "batch_size": args.batch_size,
+            "folds": args.folds,
+            "sizes": list(SIZES),
+            "tuning": list(TUNING),
+        },
+        method={
+            "fine-tuning": "python -m vatt.finetune --task audio --loss softmax, from scratch and from a model "
+            "pre-trained with python -m vatt.train --fused --preset tiny",
+            "probe": "python -m vatt.evaluate --task probe --probe lbfgs on frozen features",
+            "scores": f"of the last step; settings were chosen on fold {TUNING_FOLD}",
+        },
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
     for fold in args.folds:
-        run(["vatt.data.sources", "esc10", str(args.data / "esc10.csv"), "--media", str(args.data), "--fold", str(fold),
-             "--out", str(manifest(args, fold))], args.work / "sources.log")  # fmt: skip
+        run(
+            [
+                "vatt.data.sources",
+                "esc10",
+                str(args.data / "esc10.csv"),
+                "--media",
+                str(args.data),
+                "--fold",
+                str(fold),
+                "--out",
+                str(manifest(args, fold)),
+            ],
+            args.work / "sources.log",
+        )
     done = {(row["kind"], row["init"], row.get("fold")) for row in report.rows}
 
     def add(kind: str, init: str, rows: list[dict[str, Any]]) -> None:

@@ -43,8 +43,23 @@ def train(name: str, args: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     out = args.work / name
     shutil.rmtree(out, ignore_errors=True)
     if name == "scratch":
-        command = ["vatt.finetune", "--task", "video", "--data", str(corpus), "--init", "none", "--model", "tiny",
-                   "--rate", str(args.rate), "--set", "data.cache_gb=1", "--set", "data.workers=1"]  # fmt: skip
+        command = [
+            "vatt.finetune",
+            "--task",
+            "video",
+            "--data",
+            str(corpus),
+            "--init",
+            "none",
+            "--model",
+            "tiny",
+            "--rate",
+            str(args.rate),
+            "--set",
+            "data.cache_gb=1",
+            "--set",
+            "data.workers=1",
+        ]
     else:
         command = ["vatt.train", "--preset", name]
     run([*command, "--fused", "--steps", str(args.steps), "--out", str(out)], out.with_suffix(".log"))
@@ -58,13 +73,32 @@ def embed(args: argparse.Namespace, corpus: Path) -> list[dict[str, Any]]:
     out = args.work / "tsne.png"
     for path in (out, out.with_suffix(".npz")):
         path.unlink(missing_ok=True)
-    run(["vatt.figures", "tsne", "--model", *(str(args.work / name) for name in PANELS), "--data", str(corpus),
-         "--split", "test", "--out", str(out)], args.work / "tsne.log")  # fmt: skip
+    run(
+        [
+            "vatt.figures",
+            "tsne",
+            "--model",
+            *(str(args.work / name) for name in PANELS),
+            "--data",
+            str(corpus),
+            "--split",
+            "test",
+            "--out",
+            str(out),
+        ],
+        args.work / "tsne.log",
+    )
     with np.load(out.with_suffix(".npz")) as arrays:
         shares = [neighbour_share(arrays[f"features_{i}"], arrays["label"]) for i in range(len(PANELS))]
-        return [{"same_class": share, "chance": chance, "labels": arrays["label"].tolist(),
-                 "points": np.round(points.astype(float), 3).tolist()}
-                for (share, chance), points in zip(shares, arrays["points"], strict=True)]  # fmt: skip
+        return [
+            {
+                "same_class": share,
+                "chance": chance,
+                "labels": arrays["label"].tolist(),
+                "points": np.round(points.astype(float), 3).tolist(),
+            }
+            for (share, chance), points in zip(shares, arrays["points"], strict=True)
+        ]
 
 
 def same_colour(report: Report, row: dict[str, Any]) -> float:
@@ -86,21 +120,48 @@ def said(row: dict[str, Any]) -> str:
 
 def page(report: Report) -> str:
     s = report.settings
-    lines = [[PANELS[row["model"]], said(row), number(100 * row["same_class"], 0), number(100 * row["chance"], 0),
-              number(100 * same_colour(report, row), 0), number(row["final_loss"], 2), number(row["train_seconds"], 0)]
-             for row in report.rows if "points" in row]  # fmt: skip
-    return "\n\n".join([
-        f"Pooled features of the vision tower for the {len(report.rows[0]['labels'])} held-out clips of the built-in "
-        "corpus, whose combinations of shape, colour and motion no model has trained on. A sign is a clip, its colour "
-        f"the shape in it, which is the class. Each model has trained {s['steps']} steps; the first two never saw a "
-        "label, the third had nothing else.",
-        table(["model", "score on held-out clips", "nearest clip is of the same class %", "chance %",
-               "nearest in the picture has its colour %", "training loss", "training s"], lines),
-        "To see: whether signs of one shape lie together. The share of nearest clips of a class is counted in all "
-        "dimensions. The groups of the pre-trained towers are the corpus's eight colours, which captions and sounds "
-        "name as they name shapes and which are learned first. Not to see: distances between groups and their sizes, "
-        "which t-SNE makes up.",
-    ])  # fmt: skip
+    lines = [
+        [
+            PANELS[row["model"]],
+            said(row),
+            number(100 * row["same_class"], 0),
+            number(100 * row["chance"], 0),
+            number(100 * same_colour(report, row), 0),
+            number(row["final_loss"], 2),
+            number(row["train_seconds"], 0),
+        ]
+        for row in report.rows
+        if "points" in row
+    ]
+    return "\n\n".join(
+        [
+            f"Pooled features of the vision tower for the {len(report.rows[0]['labels'])} "
+            "held-out clips of the built-in "
+            "corpus, whose combinations of shape, colour and motion no model has trained on. "
+            "A sign is a clip, its colour "
+            f"the shape in it, which is the class. Each model has trained {s['steps']} steps; "
+            "the first two never saw a "
+            "label, the third had nothing else.",
+            table(
+                [
+                    "model",
+                    "score on held-out clips",
+                    "nearest clip is of the same class %",
+                    "chance %",
+                    "nearest in the picture has its colour %",
+                    "training loss",
+                    "training s",
+                ],
+                lines,
+            ),
+            "To see: whether signs of one shape lie together. The share of nearest clips of a class is counted in all "
+            "dimensions. The groups of the pre-trained towers are the corpus's eight "
+            "colours, which captions and sounds "
+            "name as they name shapes and which are learned first. Not to see: distances "
+            "between groups and their sizes, "
+            "which t-SNE makes up.",
+        ]
+    )
 
 
 def figure(report: Report, plt: Any) -> Any:
@@ -115,8 +176,13 @@ def figure(report: Report, plt: Any) -> Any:
 
 def front(report: Report) -> list[tuple[str, str]]:
     shares = ", ".join(f"{PANELS[row['model']]} {100 * row['same_class']:.0f} %" for row in report.rows)
-    return [(f"vision tower of `tiny` after {report.settings['steps']} steps, nearest held-out clip shows the same "
-             f"shape (chance {100 * report.rows[0]['chance']:.0f} %)", shares)]  # fmt: skip
+    return [
+        (
+            f"vision tower of `tiny` after {report.settings['steps']} steps, nearest held-out clip shows the same "
+            f"shape (chance {100 * report.rows[0]['chance']:.0f} %)",
+            shares,
+        )
+    ]
 
 
 DRAWER = Drawer(page, figure, front)
@@ -126,14 +192,18 @@ def measure(args: argparse.Namespace) -> Path:
     args.work.mkdir(parents=True, exist_ok=True)
     corpus = build_corpus(clips=CLIPS)
     report, path = harness.open_report(
-        NAME, "Features of three vision towers, held-out clips of the built-in corpus (Figure 2, small)",
+        NAME,
+        "Features of three vision towers, held-out clips of the built-in corpus (Figure 2, small)",
         settings={"steps": args.steps, "rate": args.rate, "clips": CLIPS},
-        method={"pre-training": "python -m vatt.train --fused --preset tiny, and tiny_ma",
-                "from scratch": "python -m vatt.finetune --fused --task video --init none --model tiny "
-                                f"--rate {args.rate}",
-                "figure": "python -m vatt.figures tsne on the test split, seed 0"},
-        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
-    )  # fmt: skip
+        method={
+            "pre-training": "python -m vatt.train --fused --preset tiny, and tiny_ma",
+            "from scratch": f"python -m vatt.finetune --fused --task video --init none --model tiny --rate {args.rate}",
+            "figure": "python -m vatt.figures tsne on the test split, seed 0",
+        },
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
     done = {row["model"]: row for row in report.rows}
     with progress_bar(len(PANELS), NAME, "model") as bar:
         for name in PANELS:

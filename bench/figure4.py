@@ -38,12 +38,30 @@ def measure(args: argparse.Namespace) -> Path:
     out = args.work / "activations.png"
     for path in (out, out.with_suffix(".npz")):
         path.unlink(missing_ok=True)
-    run(["vatt.figures", "activations", "--model", str(args.model), "--data", str(data), "--split", args.split,
-         "--clips", str(args.clips), "--out", str(out)], args.work / "activations.log")  # fmt: skip
+    run(
+        [
+            "vatt.figures",
+            "activations",
+            "--model",
+            str(args.model),
+            "--data",
+            str(data),
+            "--split",
+            args.split,
+            "--clips",
+            str(args.clips),
+            "--out",
+            str(out),
+        ],
+        args.work / "activations.log",
+    )
     with np.load(out.with_suffix(".npz")) as arrays:
         metadata = json.loads(str(arrays["metadata"]))
-        means = {name: np.round(arrays[name].astype(float), 6).tolist() for name in ("video", "audio", "text")
-                 if name in arrays}  # fmt: skip
+        means = {
+            name: np.round(arrays[name].astype(float), 6).tolist()
+            for name in ("video", "audio", "text")
+            if name in arrays
+        }
         clips = len(arrays["row"])
     try:
         trained = json.loads((args.model / "result.json").read_text())
@@ -51,14 +69,26 @@ def measure(args: argparse.Namespace) -> Path:
     except (OSError, ValueError, KeyError):
         steps, scores = None, {}  # a model alone does not tell
     report, path = harness.open_report(
-        NAME, "MLP outputs of a shared encoder by layer and node (Figure 4, small)",
-        settings={"model": args.model.name, "kind": metadata["kind"], "weights_sha256": metadata["weights_sha256"],
-                  "steps": steps, "scores": scores, "data": args.data.name if args.data else "built-in corpus",
-                  "split": args.split, "clips": clips},
-        method={"figure": "python -m vatt.figures activations: output of each MLP before the residual, mean over a "
-                          "clip's tokens, then over clips"},
-        out=cli.output_folder(args), resume=False, quick=args.quick,
-    )  # fmt: skip
+        NAME,
+        "MLP outputs of a shared encoder by layer and node (Figure 4, small)",
+        settings={
+            "model": args.model.name,
+            "kind": metadata["kind"],
+            "weights_sha256": metadata["weights_sha256"],
+            "steps": steps,
+            "scores": scores,
+            "data": args.data.name if args.data else "built-in corpus",
+            "split": args.split,
+            "clips": clips,
+        },
+        method={
+            "figure": "python -m vatt.figures activations: output of each MLP before the residual, mean over a "
+            "clip's tokens, then over clips"
+        },
+        out=cli.output_folder(args),
+        resume=False,
+        quick=args.quick,
+    )
     report.rows = [{"modality": name, "activations": mean} for name, mean in means.items()]
     report.finished = True
     report.save(path)
@@ -73,8 +103,12 @@ def alike(report: Report) -> list[tuple[str, str, list[float]]]:
     """Pairs of modalities and, a layer each, the correlation of their maps over the nodes."""
     found = maps(report)
     names = [*found]
-    return [(a, b, [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(found[a], found[b], strict=True)])
-            for i, a in enumerate(names) for b in names[i + 1 :] if found[a].shape == found[b].shape]  # fmt: skip
+    return [
+        (a, b, [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(found[a], found[b], strict=True)])
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        if found[a].shape == found[b].shape
+    ]
 
 
 def page(report: Report) -> str:
@@ -90,8 +124,10 @@ def page(report: Report) -> str:
         "Mean size by layer:\n\n" + table(["", *columns], sizes),
     ]
     if pairs:
-        parts.append("Correlation over the nodes of a layer, 1 where two modalities use the same nodes alike:\n\n"
-                     + table(["", *columns], pairs))  # fmt: skip
+        parts.append(
+            "Correlation over the nodes of a layer, 1 where two modalities use the same nodes alike:\n\n"
+            + table(["", *columns], pairs)
+        )
     parts.append(
         "To see: which nodes of the encoder answer to which modality, and from which layer on. Not to see: what a node "
         "means, or how a model of the paper's size does it. This one has few layers and generated clips, and "

@@ -54,14 +54,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     choices = sorted(name for name, make in PRESETS.items() if make().model.kind == "specific")
     add = parser.add_argument
-    add("--preset", default="bbs", choices=choices, metavar="NAME",
-        help="whose video model: %(choices)s (default bbs, VATT-Base)")  # fmt: skip
+    add(
+        "--preset",
+        default="bbs",
+        choices=choices,
+        metavar="NAME",
+        help="whose video model: %(choices)s (default bbs, VATT-Base)",
+    )
     add("--layers", type=int, metavar="N", help="cut the encoder to N layers (default: all; with --quick 2)")
-    add("--drop-rates", type=float, nargs="+", metavar="R",
-        help="shares of tokens dropped, 0 among them (default 0 0.25 0.5 0.75; with --quick 0 0.5)")  # fmt: skip
-    add("--dropout", type=float, nargs="+", default=[0.0], metavar="P",
+    add(
+        "--drop-rates",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="shares of tokens dropped, 0 among them (default 0 0.25 0.5 0.75; with --quick 0 0.5)",
+    )
+    add(
+        "--dropout",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="P",
         help="dropout rates to measure (default 0; the release trains with 0.1, where the portable attention computes "
-        "probabilities block by block)")  # fmt: skip
+        "probabilities block by block)",
+    )
     add("--batch", type=int, default=1, metavar="N", help="clips a step (default 1)")
     add("--repeats", type=int, metavar="N", help="timed rounds (default 5; with --quick 2)")
     cli.add_common_flags(parser)
@@ -80,8 +96,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def model_config(name: str, layers: int, dropout: float, rate: float) -> ModelConfig:
     model = preset(name).model
-    return replace(model, video_encoder=replace(model.video_encoder, layers=layers, dropout=dropout),
-                   drop=DropConfig(rate=rate))  # fmt: skip
+    return replace(
+        model, video_encoder=replace(model.video_encoder, layers=layers, dropout=dropout), drop=DropConfig(rate=rate)
+    )
 
 
 def build(config: ModelConfig, implementation: str) -> Backbone:
@@ -142,8 +159,15 @@ def numerics(config: ModelConfig) -> dict[str, Any]:
         if not math.isfinite(this):
             break
     green = exact.keys() == literal.keys() == fused.keys() and ratio <= GATE_FACTOR
-    return {"drop_rate": config.drop.rate, "dropout": config.video_encoder.dropout, "layers": layers,
-            "tensors": len(exact), **worst, "ratio": ratio, "green": green}  # fmt: skip
+    return {
+        "drop_rate": config.drop.rate,
+        "dropout": config.video_encoder.dropout,
+        "layers": layers,
+        "tensors": len(exact),
+        **worst,
+        "ratio": ratio,
+        "green": green,
+    }
 
 
 def new_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -152,12 +176,23 @@ def new_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         for rate in args.drop_rates:
             config = model_config(args.preset, args.layers, dropout, rate)
             kept = kept_tokens(config.video.tokens, rate)
-            ideal = video_flops(config.video_encoder, config.video, project_all=False).step / video_flops(
-                config.video_encoder, config.video, kept, project_all=False).step  # fmt: skip
+            ideal = (
+                video_flops(config.video_encoder, config.video, project_all=False).step
+                / video_flops(config.video_encoder, config.video, kept, project_all=False).step
+            )
             for name in IMPLEMENTATIONS:
                 flops = video_flops(config.video_encoder, config.video, kept, project_all=name == "reference")
-                rows.append({"dropout": dropout, "drop_rate": rate, "implementation": name, "tokens": kept + 1,
-                             "gflops": args.batch * flops.step / 1e9, "flop_ratio": ideal, "seconds": []})  # fmt: skip
+                rows.append(
+                    {
+                        "dropout": dropout,
+                        "drop_rate": rate,
+                        "implementation": name,
+                        "tokens": kept + 1,
+                        "gflops": args.batch * flops.step / 1e9,
+                        "flop_ratio": ideal,
+                        "seconds": [],
+                    }
+                )
     return rows
 
 
@@ -200,8 +235,7 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
         for row in report.rows:
             if "peak_bytes" not in row:
                 config = model_config(args.preset, args.layers, row["dropout"], row["drop_rate"])
-                row.update(peak_memory(lone_step, config, row["implementation"], args.batch,
-                                               torch.get_num_threads()))  # fmt: skip
+                row.update(peak_memory(lone_step, config, row["implementation"], args.batch, torch.get_num_threads()))
                 record()
         steps: dict[str, Callable[[], object]] = {}
         shared = build(model_config(args.preset, args.layers, 0.0, 0.0), "reference").state_dict(keep_vars=True)
@@ -230,31 +264,77 @@ def page(report: Report) -> str:
     parts.append(
         f"A step is forward and backward of the video backbone in training mode, batch {s['batch']}, float32: "
         f"{video['frames']}x{video['size']}x{video['size']} uint8 frames, {s['encoder']['layers']} layers of width "
-        f"{s['encoder']['width']}. \"reference\" projects all patches, then drops, and stores attention probabilities; "
-        f"\"fused\" is the portable form of the fused operations. FLOPs are 2 x MAC of every product, forward and "
-        f"backward; \"FLOP ratio\" is what a step would gain if dropped tokens cost nothing at all. More than "
+        f'{s["encoder"]["width"]}. "reference" projects all patches, then drops, and stores attention probabilities; '
+        f'"fused" is the portable form of the fused operations. FLOPs are 2 x MAC of every product, forward and '
+        f'backward; "FLOP ratio" is what a step would gain if dropped tokens cost nothing at all. More than '
         f"that is gained where time goes to what attention stores, which shrinks with the square of the tokens."
-    )  # fmt: skip
+    )
     noise = max(((r["p80"] - r["p20"]) / r["p50"] for r in report.rows if r["p50"]), default=None)
     parts.append(f"Widest p20 to p80 range of a row: {number(noise and 100 * noise, 1, ' % of its median')}.")
     for dropout in sorted({r["dropout"] for r in report.rows}):
         rows = [r for r in report.rows if r["dropout"] == dropout]
         parts.append(f"## Time, dropout {dropout:g}")
-        parts.append(table(
-            ["dropped", "operations", "tokens", "GFLOPs", "p20 s", "p50 s", "p80 s", "GFLOP/s", "speed-up over 0 %",
-             "FLOP ratio", "speed-up / FLOP ratio", "reference / this"],
-            [[f"{r['drop_rate']:.0%}", r["implementation"], str(r["tokens"]), number(r["gflops"], 1),
-              *(number(r[q], 3) for q in ("p20", "p50", "p80")), number(r["p50"] and r["gflops"] / r["p50"], 0),
-              number(r["speedup"]), number(r["flop_ratio"]), number(r["speedup_of_ideal"]), number(r["reference_time"])]
-             for r in rows]))  # fmt: skip
+        parts.append(
+            table(
+                [
+                    "dropped",
+                    "operations",
+                    "tokens",
+                    "GFLOPs",
+                    "p20 s",
+                    "p50 s",
+                    "p80 s",
+                    "GFLOP/s",
+                    "speed-up over 0 %",
+                    "FLOP ratio",
+                    "speed-up / FLOP ratio",
+                    "reference / this",
+                ],
+                [
+                    [
+                        f"{r['drop_rate']:.0%}",
+                        r["implementation"],
+                        str(r["tokens"]),
+                        number(r["gflops"], 1),
+                        *(number(r[q], 3) for q in ("p20", "p50", "p80")),
+                        number(r["p50"] and r["gflops"] / r["p50"], 0),
+                        number(r["speedup"]),
+                        number(r["flop_ratio"]),
+                        number(r["speedup_of_ideal"]),
+                        number(r["reference_time"]),
+                    ]
+                    for r in rows
+                ],
+            )
+        )
         parts.append(f"## Memory, dropout {dropout:g}")
-        parts.append(table(
-            ["dropped", "operations", "peak GiB", "of the step GiB", "saving over 0 %", "FLOP ratio",
-             "saving / FLOP ratio", "reference / this"],
-            [[f"{r['drop_rate']:.0%}", r["implementation"], number(gib(r.get("peak_bytes"))),
-              number(gib(r.get("step_bytes"))), number(r["saving"]), number(r["flop_ratio"]),
-              number(r["saving_of_ideal"]), number(r["reference_memory"])]
-             for r in rows]))  # fmt: skip
+        parts.append(
+            table(
+                [
+                    "dropped",
+                    "operations",
+                    "peak GiB",
+                    "of the step GiB",
+                    "saving over 0 %",
+                    "FLOP ratio",
+                    "saving / FLOP ratio",
+                    "reference / this",
+                ],
+                [
+                    [
+                        f"{r['drop_rate']:.0%}",
+                        r["implementation"],
+                        number(gib(r.get("peak_bytes"))),
+                        number(gib(r.get("step_bytes"))),
+                        number(r["saving"]),
+                        number(r["flop_ratio"]),
+                        number(r["saving_of_ideal"]),
+                        number(r["reference_memory"]),
+                    ]
+                    for r in rows
+                ],
+            )
+        )
     parts.append(
         "Peak: weights, input, gradients and all a step stores. Of the step: without weights and input; savings and "
         "ratios are of this. Gradients do not shrink with the tokens; stored probabilities shrink with their square."
@@ -262,11 +342,24 @@ def page(report: Report) -> str:
         "## Numerics\n\nOutput and every gradient against the literal model in float64; the worst tensor of each row. "
         f"Green: fused is at most {GATE_FACTOR:g} times as far from float64 as the literal float32 model."
     )
-    parts.append(table(
-        ["dropped", "dropout", "tensors", "worst tensor", "literal error", "fused error", "ratio", "green"],
-        [[f"{c['drop_rate']:.0%}", f"{c['dropout']:g}", str(c["tensors"]), f"`{c['tensor']}`",
-          f"{c['literal']:.1e}", f"{c['fused']:.1e}", number(c["ratio"]), "yes" if c["green"] else "NO"]
-         for c in report.gate["checks"]]))  # fmt: skip
+    parts.append(
+        table(
+            ["dropped", "dropout", "tensors", "worst tensor", "literal error", "fused error", "ratio", "green"],
+            [
+                [
+                    f"{c['drop_rate']:.0%}",
+                    f"{c['dropout']:g}",
+                    str(c["tensors"]),
+                    f"`{c['tensor']}`",
+                    f"{c['literal']:.1e}",
+                    f"{c['fused']:.1e}",
+                    number(c["ratio"]),
+                    "yes" if c["green"] else "NO",
+                ]
+                for c in report.gate["checks"]
+            ],
+        )
+    )
     return "\n\n".join(parts)
 
 
@@ -299,8 +392,14 @@ def figure(report: Report, plt: Any) -> Any:
             known = [r for r in rows if r.get(key) is not None]
             axes.plot([100 * r["drop_rate"] for r in known], [r[key] * scale for r in known], **style)
         known = [r for r in rows if r["p50"] is not None]
-        time.fill_between([100 * r["drop_rate"] for r in known], [r["p20"] for r in known], [r["p80"] for r in known],
-                          color=COLOURS[name], alpha=0.2, linewidth=0)  # fmt: skip
+        time.fill_between(
+            [100 * r["drop_rate"] for r in known],
+            [r["p20"] for r in known],
+            [r["p80"] for r in known],
+            color=COLOURS[name],
+            alpha=0.2,
+            linewidth=0,
+        )
     ideal = [(100 * r["drop_rate"], r["flop_ratio"]) for r in rows]
     gain.plot(*zip(*ideal, strict=True), color=BLACK, linestyle="--", marker=".", label="FLOP ratio")
     time.set(ylabel="seconds a step (median, p20 to p80)", title="Forward + backward", ylim=(0, None))
@@ -320,22 +419,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
         config = model_config(args.preset, args.layers, args.dropout[0], 0.0)
-        settings = {"preset": args.preset, "video": to_dict(config.video),
-                    "encoder": to_dict(config.video_encoder), "drop_rates": args.drop_rates, "dropout": args.dropout,
-                    "batch": args.batch, "dtype": "float32"}  # fmt: skip
+        settings = {
+            "preset": args.preset,
+            "video": to_dict(config.video),
+            "encoder": to_dict(config.video_encoder),
+            "drop_rates": args.drop_rates,
+            "dropout": args.dropout,
+            "batch": args.batch,
+            "dtype": "float32",
+        }
         method = {
             "timing": f"candidates alternate within one process, every second round backwards; 1 warm-up step each, "
-                      f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
+            f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
             "memory": "one step in a fresh process: VmHWM less what the process held after its imports",
             "dropout": "the release trains with 0.1; rows of dropout 0 are the main ones, since with dropout the "
-                       "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
-        }  # fmt: skip
+            "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
+        }
         video = config.video
-        title = (f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
-                 f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}")  # fmt: skip
+        title = (
+            f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
+            f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}"
+        )
         root = cli.output_folder(args)
-        report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
-                                           resume=args.resume, quick=args.quick)  # fmt: skip
+        report, path = harness.open_report(
+            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
+        )
         measure(args, report, path)
         cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:

@@ -40,11 +40,15 @@ DRAWER = Drawer(gpu_page.page, gpu_page.figure, gpu_page.front)
 KINDS = ("correctness", "kernels", "training")
 ORDER = ("attention", "project_voxels", "contrastive_loss", "project_waveform", "gather_tokens", "sample_keep")
 MBS = (  # what a step of this preset spends its time on, of `spec_cases`
-    ("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped"),
-    ("attention", "Medium 224, 50% dropped, dropout 0.1"), ("attention", "Medium 224, 0% dropped, dropout 0.1"),
-    ("project_voxels", "Medium 224, 50% dropped"), ("project_voxels", "Medium 224, 75% dropped"),
-    ("contrastive_loss", "MIL-NCE, 2048 clips"), ("contrastive_loss", "NCE, 2048 clips"),
-)  # fmt: skip
+    ("attention", "Medium 224, 50% dropped"),
+    ("attention", "Medium 224, 0% dropped"),
+    ("attention", "Medium 224, 50% dropped, dropout 0.1"),
+    ("attention", "Medium 224, 0% dropped, dropout 0.1"),
+    ("project_voxels", "Medium 224, 50% dropped"),
+    ("project_voxels", "Medium 224, 75% dropped"),
+    ("contrastive_loss", "MIL-NCE, 2048 clips"),
+    ("contrastive_loss", "NCE, 2048 clips"),
+)
 MBS_STEPS = ((0.0, 0.5, 64), (0.1, 0.5, 64), (0.0, 0.0, 32), (0.1, 0.0, 32))  # dropout, dropped, batch
 REAL = 3  # shapes of each operation that correctness covers too, with few clips
 UNIT_SECONDS = 150.0  # a unit that takes longer hangs
@@ -93,8 +97,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "gpu_report", "Correctness, kernel times beside rivals, and training steps on this machine's GPU.", EXAMPLES
     )
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR",
-        help="reports go to DIR/<machine>/ (default: reports/ here; with --dry-run runs/reports/)")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="reports go to DIR/<machine>/ (default: reports/ here; with --dry-run runs/reports/)",
+    )
     add("--minutes", type=float, default=15.0, metavar="M", help="time for all of it (default 15)")
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="some of: %(choices)s")
     add("--rounds", type=int, default=25, metavar="N", help="timed calls of each provider (default 25)")
@@ -104,8 +112,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="afterwards also Table 5 (times and memory), Table 6 and Table 7: bench/droptoken_sweep.py and its like",
     )
-    add("--dry-run", action="store_true",
-        help="tiny shapes on the CPU, to see that everything works; its numbers mean nothing")  # fmt: skip
+    add(
+        "--dry-run",
+        action="store_true",
+        help="tiny shapes on the CPU, to see that everything works; its numbers mean nothing",
+    )
     args = parser.parse_args(argv)
     args.out = args.out or (harness.ROOT / "runs" / "reports" if args.dry_run else harness.REPORTS)
     if args.minutes <= 0 or args.rounds < 1:
@@ -127,14 +138,25 @@ def plan(args: argparse.Namespace) -> list[Stage]:
     rounds = 2 if dry else args.rounds
 
     def kernel(operation: str, case: Case, compiled: bool = False) -> Unit:
-        about = {"operation": operation, "case": case.name, "dtype": "bfloat16", "provider": "ours",
-                 "compiled": compiled}  # fmt: skip
+        about = {
+            "operation": operation,
+            "case": case.name,
+            "dtype": "bfloat16",
+            "provider": "ours",
+            "compiled": compiled,
+        }
         return Unit("kernel", about, gpu_measurements.kernels, (operation, case, "bfloat16", device, rounds, compiled))
 
     def step(preset: str, part: str, dropout: float, drop: float, batch: int = 32) -> Unit:
         batch = 2 if dry else batch
-        about = {"preset": preset, "part": part, "dropout": dropout, "drop_rate": drop, "batch": batch,
-                 "implementation": "fused"}  # fmt: skip
+        about = {
+            "preset": preset,
+            "part": part,
+            "dropout": dropout,
+            "drop_rate": drop,
+            "batch": batch,
+            "implementation": "fused",
+        }
         return Unit(
             "training", about, gpu_measurements.training, (preset, part, dropout, drop, batch, device, min(rounds, 10))
         )
@@ -150,9 +172,11 @@ def plan(args: argparse.Namespace) -> list[Stage]:
         rest = [(name, case) for (name, _), case in every.items()]
         first_steps = [("mbs", "full", *setting) for setting in MBS_STEPS]
         steps = [
-            *(("mbs", "video", 0.0, drop) for drop in DROPS), *(("bbs", "video", 0.0, drop) for drop in DROPS),
-            *(("mbs", "video", 0.1, drop) for drop in DROPS), *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
-        ]  # fmt: skip
+            *(("mbs", "video", 0.0, drop) for drop in DROPS),
+            *(("bbs", "video", 0.0, drop) for drop in DROPS),
+            *(("mbs", "video", 0.1, drop) for drop in DROPS),
+            *(("bbs", "full", 0.1, drop) for drop in DROPS[:2]),
+        ]
     checks = correctness_units(dry, device)
     low = [unit for unit in checks if unit.about["dtype"] == "bfloat16"]
     workers = 1 if dry else WORKERS
@@ -185,10 +209,14 @@ def correctness_units(dry: bool, device: str) -> list[Unit]:
 
 def sanitizer_units(device: str) -> list[Unit]:
     return [
-        Unit("sanitizer", {"operation": operation, "case": case, "dtype": "bfloat16", "variant": variant}, sanitizer,
-             (operation, case, variant, device))
+        Unit(
+            "sanitizer",
+            {"operation": operation, "case": case, "dtype": "bfloat16", "variant": variant},
+            sanitizer,
+            (operation, case, variant, device),
+        )
         for operation, case, variant in WATCHED
-    ]  # fmt: skip
+    ]
 
 
 # doing it
@@ -319,8 +347,11 @@ def paper_tables(args: argparse.Namespace) -> list[str]:
     """Runs the commands of Tables 5, 6 and 7, which write reports of their own; names those that failed."""
     more = ["--out", str(args.out), "--device", args.device, *(["--quick"] if args.dry_run else [])]
     more += ["--resume"] if args.resume else []
-    commands = [["model_sizes.py", *more[:2]], ["droptoken_sweep.py", "--only", "timing", *more],
-                ["resolution_sweep.py", *more]]  # fmt: skip
+    commands = [
+        ["model_sizes.py", *more[:2]],
+        ["droptoken_sweep.py", "--only", "timing", *more],
+        ["resolution_sweep.py", *more],
+    ]
     failed = []
     for command in commands:
         print(f"python bench/{' '.join(command)}", file=sys.stderr)
@@ -339,20 +370,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {"dry_run": args.dry_run, "rounds": args.rounds, "seed": gpu_measurements.SEED}
     method = {
         "timing": f"providers of a case alternate within one process, every second round backwards; warm-up calls, "
-                  f"{args.rounds} rounds (at most 10 of training steps, fewer where a provider is slow: see `seconds` "
-                  "in the JSON); p20, p50, p80. Device events around one call after "
-                  f"{gpu_measurements.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the "
-                  "device busy while the host launches the call",
+        f"{args.rounds} rounds (at most 10 of training steps, fewer where a provider is slow: see `seconds` "
+        "in the JSON); p20, p50, p80. Device events around one call after "
+        f"{gpu_measurements.FLUSH_BYTES >> 30} GiB were written, which empties the L2 cache and keeps the "
+        "device busy while the host launches the call",
         "backward": "of a graph made anew in each round, the gradient of every differentiable input",
         "inputs": "random; q, k, v side by side as one product makes them; uint8 frames, float32 to bfloat16 waveforms",
         "numerics": "a provider is timed only after its output and gradients were within the budget on the same case, "
-                    "or with fewer clips (numerics_of in the JSON) where float64 does not fit into memory",
+        "or with fewer clips (numerics_of in the JSON) where float64 does not fit into memory",
         "left_out": [],
-    }  # fmt: skip
+    }
     title = "Kernels and training steps" + (" (DRY RUN, tiny shapes on a CPU)" if args.dry_run else "")
     try:
-        report, path = harness.open_report(NAME, title, settings=settings, method=method, out=args.out,
-                                           resume=args.resume, quick=args.dry_run, device=args.device)  # fmt: skip
+        report, path = harness.open_report(
+            NAME,
+            title,
+            settings=settings,
+            method=method,
+            out=args.out,
+            resume=args.resume,
+            quick=args.dry_run,
+            device=args.device,
+        )
         measure(args, report, path)
         cli.publish(path, DRAWER, args.out)
         failed_tables = paper_tables(args) if args.tables else []

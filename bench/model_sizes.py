@@ -81,19 +81,43 @@ def count() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, (encoder, millions) in PAPER.items():
         model = classifier(specific(encoder), "video", CLASSES)
-        rows.append({"kind": "paper", "model": name, "parameters": count_parameters(model), "paper": millions,
-                     "layers": encoder.layers, "width": encoder.width, "mlp": encoder.mlp, "heads": encoder.heads,
-                     "tokeniser": count_parameters(model.backbone.tokens), "head": count_parameters(model.head),
-                     "encoder": count_parameters(model.backbone.encoder)})  # fmt: skip
+        rows.append(
+            {
+                "kind": "paper",
+                "model": name,
+                "parameters": count_parameters(model),
+                "paper": millions,
+                "layers": encoder.layers,
+                "width": encoder.width,
+                "mlp": encoder.mlp,
+                "heads": encoder.heads,
+                "tokeniser": count_parameters(model.backbone.tokens),
+                "head": count_parameters(model.head),
+                "encoder": count_parameters(model.backbone.encoder),
+            }
+        )
     for name, official in PRETRAINING.items():
         with torch.device("meta"):
             whole = VATT(preset(name).model)
-        rows.append({"kind": "pretraining", "model": name, "parameters": count_parameters(whole), "official": official,
-                     "trained": sum(p.numel() for p in whole.parameters() if p.requires_grad)})  # fmt: skip
+        rows.append(
+            {
+                "kind": "pretraining",
+                "model": name,
+                "parameters": count_parameters(whole),
+                "official": official,
+                "trained": sum(p.numel() for p in whole.parameters() if p.requires_grad),
+            }
+        )
     for tuned in FINETUNING:
         ours = count_parameters(classifier(tuned.model, tuned.modality, tuned.classes))
-        rows.append({"kind": "finetuning", "model": f"{tuned.name}, {tuned.modality}, {tuned.classes} classes",
-                     "parameters": ours, "official": tuned.official})  # fmt: skip
+        rows.append(
+            {
+                "kind": "finetuning",
+                "model": f"{tuned.name}, {tuned.modality}, {tuned.classes} classes",
+                "parameters": ours,
+                "official": tuned.official,
+            }
+        )
     return rows
 
 
@@ -109,10 +133,18 @@ def page(report: Report) -> str:
         "head.",
         table(
             ["model", "layers", "width", "MLP", "heads", "tokeniser", "encoder", "head", "ours", "ours, M", "paper, M"],
-            [[r["model"], *(str(r[key]) for key in ("layers", "width", "mlp", "heads")),
-              *(f"{r[key]:,}" for key in ("tokeniser", "encoder", "head", "parameters")), ours, f"{r['paper']:.1f}"]
-             for r, ours in zip(rows, printed, strict=True)]),
-    ]  # fmt: skip
+            [
+                [
+                    r["model"],
+                    *(str(r[key]) for key in ("layers", "width", "mlp", "heads")),
+                    *(f"{r[key]:,}" for key in ("tokeniser", "encoder", "head", "parameters")),
+                    ours,
+                    f"{r['paper']:.1f}",
+                ]
+                for r, ours in zip(rows, printed, strict=True)
+            ],
+        ),
+    ]
     for row, ours in zip(rows, printed, strict=True):
         if ours != f"{row['paper']:.1f}":
             parts.append(
@@ -120,15 +152,28 @@ def page(report: Report) -> str:
                 f"{row['paper']:.1f} M in the paper.** No official checkpoint of this size exists to decide between "
                 "them; what the paper counted there is not known."
             )
-    parts += ["## Against the official models", "Every variable of the release's models but optimiser slots and "
-              "counters. Pre-training models include the frozen word table; \"trained\" leaves it and batch norm's "
-              "moving statistics out."]  # fmt: skip
+    parts += [
+        "## Against the official models",
+        "Every variable of the release's models but optimiser slots and "
+        'counters. Pre-training models include the frozen word table; "trained" leaves it and batch norm\'s '
+        "moving statistics out.",
+    ]
     official = [*of_kind(report, "pretraining"), *of_kind(report, "finetuning")]
-    parts.append(table(
-        ["model", "trained", "ours", "official", "difference"],
-        [[f"{'pre-training' if r['kind'] == 'pretraining' else 'fine-tuning'}, {r['model']}",
-          f"{r.get('trained', r['parameters']):,}", f"{r['parameters']:,}", f"{r['official']:,}",
-          f"{r['parameters'] - r['official']:,}"] for r in official]))  # fmt: skip
+    parts.append(
+        table(
+            ["model", "trained", "ours", "official", "difference"],
+            [
+                [
+                    f"{'pre-training' if r['kind'] == 'pretraining' else 'fine-tuning'}, {r['model']}",
+                    f"{r.get('trained', r['parameters']):,}",
+                    f"{r['parameters']:,}",
+                    f"{r['official']:,}",
+                    f"{r['parameters'] - r['official']:,}",
+                ]
+                for r in official
+            ],
+        )
+    )
     return "\n\n".join(parts)
 
 
@@ -142,8 +187,9 @@ def figure(report: Report, plt: Any) -> Any:
     """Table 7 beside ours, and the official totals beside ours."""
     figure, (paper, official) = plt.subplots(1, 2, figsize=(14, 4.5), layout="constrained", width_ratios=(2, 5))
     rows = of_kind(report, "paper")
-    _pairs(paper, [r["model"] for r in rows], [r["parameters"] / 1e6 for r in rows], [r["paper"] for r in rows],
-           "paper")  # fmt: skip
+    _pairs(
+        paper, [r["model"] for r in rows], [r["parameters"] / 1e6 for r in rows], [r["paper"] for r in rows], "paper"
+    )
     rows = [*of_kind(report, "pretraining"), *of_kind(report, "finetuning")]
     names = [r["model"].replace(" classes", "").replace(", ", "\n") for r in rows]
     _pairs(official, names, [r["parameters"] / 1e6 for r in rows], [r["official"] / 1e6 for r in rows], "official")
@@ -155,10 +201,16 @@ def figure(report: Report, plt: Any) -> Any:
 
 def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], label: str) -> None:
     """Bars in pairs with their values above them."""
-    for offset, values, colour, hatch, what in ((-0.2, ours, BLUE, "", "ours"),
-                                                (0.2, theirs, ORANGE, "//", label)):  # fmt: skip
-        bars = axes.bar([i + offset for i in range(len(names))], values, 0.38, color=colour, hatch=hatch,
-                        edgecolor="white", label=what)  # fmt: skip
+    for offset, values, colour, hatch, what in ((-0.2, ours, BLUE, "", "ours"), (0.2, theirs, ORANGE, "//", label)):
+        bars = axes.bar(
+            [i + offset for i in range(len(names))],
+            values,
+            0.38,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=what,
+        )
         axes.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
     axes.set(xticks=range(len(names)), xticklabels=names, ylabel="million parameters", ylim=(0, 1.2 * max(ours)))
     axes.grid(alpha=0.3, axis="y")
@@ -174,12 +226,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         root = cli.output_folder(args)
         report, path = harness.open_report(
-            NAME, "Parameters of the models (Table 7)", settings={"classes": CLASSES},
-            method={"count": "models built on PyTorch's meta device; parameters and moving statistics"}, out=root,
-            resume=args.resume, quick=args.quick)  # fmt: skip
+            NAME,
+            "Parameters of the models (Table 7)",
+            settings={"classes": CLASSES},
+            method={"count": "models built on PyTorch's meta device; parameters and moving statistics"},
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+        )
         report.rows = count()
-        report.gate["checks"] = [{"model": row["model"], "green": row["parameters"] == row["official"]}
-                                 for row in report.rows if "official" in row]  # fmt: skip
+        report.gate["checks"] = [
+            {"model": row["model"], "green": row["parameters"] == row["official"]}
+            for row in report.rows
+            if "official" in row
+        ]
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True
         report.save(path)

@@ -77,9 +77,13 @@ MMV (batch 4096, 8 epochs) | 45.4 | 13 | 31.1 | 38
 DROP_GFLOPS = ("188.1", "375.4", "574.2", "784.8")
 SIZES = {"Small": 20.9, "Base": 87.9, "Medium": 155.0, "Large": 306.1}
 RESOLUTION_GFLOPS = {
-    "k400-32x224-drop-0": "548.1", "k400-64x224-drop-0": "1222.1", "k400-32x320-drop-75": "279.8",
-    "k400-32x320-drop-50": "572.5", "k400-32x320-drop-25": "898.9", "k400-32x320-drop-0": "1252.3",
-}  # fmt: skip
+    "k400-32x224-drop-0": "548.1",
+    "k400-64x224-drop-0": "1222.1",
+    "k400-32x320-drop-75": "279.8",
+    "k400-32x320-drop-50": "572.5",
+    "k400-32x320-drop-25": "898.9",
+    "k400-32x320-drop-0": "1252.3",
+}
 
 
 class Measured(NamedTuple):
@@ -102,14 +106,23 @@ def read_result(one: Recipe, path: Path) -> Measured:
         where = result["environment"]
         commit = f"{(where['commit'] or 'no commit')[:9]}{', changed files' if where.get('dirty') else ''}"
         differ = differences(one, model, result)
-        measured = Measured({name: scaled(name, found[name]) for name in one.paper}, clips_of(one, result),
-                            where["device"], commit, shlex.join(["python", *where["argv"]]), path)  # fmt: skip
+        measured = Measured(
+            {name: scaled(name, found[name]) for name in one.paper},
+            clips_of(one, result),
+            where["device"],
+            commit,
+            shlex.join(["python", *where["argv"]]),
+            path,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(f"{path} is no result of {one.name} ({error!r}); python -m vatt.recipes {one.name} prints "
-                          "the commands that make it") from error  # fmt: skip
+        raise ReportError(
+            f"{path} is no result of {one.name} ({error!r}); python -m vatt.recipes {one.name} prints "
+            "the commands that make it"
+        ) from error
     if differ:
-        raise ReportError(f"{path} is not measured as {one.name} says ({'; '.join(differ)}); its numbers do not belong "
-                          "in the tables")  # fmt: skip
+        raise ReportError(
+            f"{path} is not measured as {one.name} says ({'; '.join(differ)}); its numbers do not belong in the tables"
+        )
     return measured
 
 
@@ -121,8 +134,11 @@ def differences(one: Recipe, model: Mapping[str, Any], result: Mapping[str, Any]
     if isinstance(resolved, FinetuneConfig):
         which = ["shared_encoder"] if model["kind"] == "agnostic" else [f"{resolved.modality}_encoder"]
         names = ["kind", *which, "audio" if resolved.modality == "audio" else "video", "drop"]
-        pairs = [("task", one.task, result["finetune"]["task"]), ("steps", resolved.steps, result["finetune"]["steps"]),
-                 ("from scratch", one.scratch, not result["finetune"]["init"])]  # fmt: skip
+        pairs = [
+            ("task", one.task, result["finetune"]["task"]),
+            ("steps", resolved.steps, result["finetune"]["steps"]),
+            ("from scratch", one.scratch, not result["finetune"]["init"]),
+        ]
     else:
         names = ["kind", "video_encoder", "audio_encoder", "text_encoder", "shared_encoder"]
         if one.drop is not None:
@@ -185,8 +201,11 @@ def beside(cells: Sequence[str]) -> list[str]:
 
 def table_1(measured: Mapping[str, Measured]) -> str:
     names = ("k400", "k600", "mit")
-    columns = ["method", *(f"{DATASETS[name].name}, {whose}" for name in names for whose in ("paper", "here")),
-               "inference TFLOPs, paper"]  # fmt: skip
+    columns = [
+        "method",
+        *(f"{DATASETS[name].name}, {whose}" for name in names for whose in ("paper", "here")),
+        "inference TFLOPs, paper",
+    ]
     rows = [[method, *beside(scores), flops] for method, *scores, flops in literature(VIDEO)]
     for size in ("base", "medium", "large", "ma-medium"):
         ours = [RECIPES[f"{name}-{size}"] for name in names]
@@ -195,8 +214,9 @@ def table_1(measured: Mapping[str, Measured]) -> str:
     return "## Table 1: video action recognition, top-1 / top-5\n\n" + table(columns, rows)
 
 
-def plain(title: str, scores: Sequence[str], others: str, names: Sequence[str],
-          measured: Mapping[str, Measured]) -> str:  # fmt: skip
+def plain(
+    title: str, scores: Sequence[str], others: str, names: Sequence[str], measured: Mapping[str, Measured]
+) -> str:
     """A table of one data set."""
     rows = [[method, " / ".join(values), "–"] for method, *values in literature(others)]
     rows += [[RECIPES[name].row, paper_cell(RECIPES[name]), here_cell(RECIPES[name], measured)] for name in names]
@@ -226,8 +246,11 @@ def table_5(measured: Mapping[str, Measured]) -> str:
 
 
 def table_6(measured: Mapping[str, Measured]) -> str:
-    rows = [[one.row, paper_cell(one), here_cell(one, measured), RESOLUTION_GFLOPS[one.name]]
-            for one in RECIPES.values() if one.table == 6]  # fmt: skip
+    rows = [
+        [one.row, paper_cell(one), here_cell(one, measured), RESOLUTION_GFLOPS[one.name]]
+        for one in RECIPES.values()
+        if one.table == 6
+    ]
     columns = ["input", "top-1, paper", "top-1, here", "inference GFLOPs, paper"]
     return "## Table 6: VATT-Medium on Kinetics-400\n\n" + table(columns, rows)
 
@@ -235,19 +258,27 @@ def table_6(measured: Mapping[str, Measured]) -> str:
 def table_7(reports: Path) -> str:
     """Parameters are counted, not trained: the newest report of bench/model_sizes.py has them."""
     paths = sorted(reports.glob("*/model_sizes.json"))
-    counted = {row["model"]: row["parameters"] for path in paths for row in harness.load(path).rows
-               if row["kind"] == "paper"}  # fmt: skip
-    rows = [[name, number(millions, 1, " M"),
-             number(counted[name] / 1e6, 1, " M") if name in counted else "not counted: bench/model_sizes.py"]
-            for name, millions in SIZES.items()]  # fmt: skip
+    counted = {
+        row["model"]: row["parameters"] for path in paths for row in harness.load(path).rows if row["kind"] == "paper"
+    }
+    rows = [
+        [
+            name,
+            number(millions, 1, " M"),
+            number(counted[name] / 1e6, 1, " M") if name in counted else "not counted: bench/model_sizes.py",
+        ]
+        for name, millions in SIZES.items()
+    ]
     return "## Table 7: parameters\n\n" + table(["model", "paper", "here"], rows)
 
 
 def sources(measured: Mapping[str, Measured]) -> str:
     if not measured:
         return "Nothing was measured here: the paper's corpora are not part of this project."
-    rows = [[name, str(found.path), found.device, found.commit, f"`{found.command}`"]
-            for name, found in sorted(measured.items())]  # fmt: skip
+    rows = [
+        [name, str(found.path), found.device, found.commit, f"`{found.command}`"]
+        for name, found in sorted(measured.items())
+    ]
     return "## What was measured here\n\n" + table(["recipe", "result", "device", "commit", "command"], rows, left=5)
 
 
@@ -258,12 +289,22 @@ def page(measured: Mapping[str, Measured], reports: Path) -> str:
         '# The paper\'s tables\n\n"Paper": as printed there. "Here": from a result of `python -m vatt.recipes NAME`; '
         f'"{MISSING}" where there is none. FLOPs: bench/droptoken_sweep.py and bench/resolution_sweep.py.'
     )
-    return "\n\n".join([
-        head, table_1(measured),
-        plain("Table 2: AudioSet, fine-tuned", ("mAP", "AUC", "d-prime"), AUDIO, audio, measured),
-        plain("Table 3: ImageNet, fine-tuned", ("top-1", "top-5"), IMAGE, image, measured),
-        table_4(measured), table_5(measured), table_6(measured), table_7(reports), sources(measured),
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n\n".join(
+            [
+                head,
+                table_1(measured),
+                plain("Table 2: AudioSet, fine-tuned", ("mAP", "AUC", "d-prime"), AUDIO, audio, measured),
+                plain("Table 3: ImageNet, fine-tuned", ("top-1", "top-5"), IMAGE, image, measured),
+                table_4(measured),
+                table_5(measured),
+                table_6(measured),
+                table_7(reports),
+                sources(measured),
+            ]
+        )
+        + "\n"
+    )
 
 
 def collect(given: Sequence[str], reports: Path) -> dict[str, Measured]:
@@ -282,8 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("results", nargs="*", metavar="NAME=FILE", help="a result.json of the recipe NAME (default: its folder's name)")
-    add("--reports", type=Path, default=harness.REPORTS, metavar="DIR",
-        help="folder of reports (default: reports/ here)")  # fmt: skip
+    add(
+        "--reports",
+        type=Path,
+        default=harness.REPORTS,
+        metavar="DIR",
+        help="folder of reports (default: reports/ here)",
+    )
     add("--out", type=Path, metavar="FILE", help="write the page there instead of printing it")
     args = parser.parse_args(argv)
     try:

@@ -60,34 +60,88 @@ def measure(args: argparse.Namespace) -> Path:
     clips = read_labelled(args.data)
     both = [(path, label, split) for split in ("train", "test") for path, label in clips]
     manifest, out, again = args.work / "manifest.csv", args.work / "run", args.work / "evaluated"
-    write_manifest(manifest, [Clip(i, path.absolute(), path.name, label=label, split=split)
-                              for i, (path, label, split) in enumerate(both)])  # fmt: skip
+    write_manifest(
+        manifest,
+        [Clip(i, path.absolute(), path.name, label=label, split=split) for i, (path, label, split) in enumerate(both)],
+    )
     source = ["none", "--model", "tiny"] if args.init is None else [str(args.init)]
     report, path = harness.open_report(
-        NAME, "Fine-tuning and evaluation of the video path on a few real clips",
-        settings={"steps": args.steps, "rate": args.rate, "batch_size": args.batch_size, "changes": list(SETTINGS),
-                  "init": args.init.name if args.init else "none", "clips": {p.name: label for p, label in clips}},
-        method={"training": "python -m vatt.finetune --task video --fused, sizes of the tiny preset",
-                "evaluation": "python -m vatt.evaluate --task classify, 4 windows x 3 crops, the clips it trained on"},
-        out=cli.output_folder(args), resume=False, quick=args.quick,
-    )  # fmt: skip
+        NAME,
+        "Fine-tuning and evaluation of the video path on a few real clips",
+        settings={
+            "steps": args.steps,
+            "rate": args.rate,
+            "batch_size": args.batch_size,
+            "changes": list(SETTINGS),
+            "init": args.init.name if args.init else "none",
+            "clips": {p.name: label for p, label in clips},
+        },
+        method={
+            "training": "python -m vatt.finetune --task video --fused, sizes of the tiny preset",
+            "evaluation": "python -m vatt.evaluate --task classify, 4 windows x 3 crops, the clips it trained on",
+        },
+        out=cli.output_folder(args),
+        resume=False,
+        quick=args.quick,
+    )
     for folder in (out, again):
         shutil.rmtree(folder, ignore_errors=True)
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    run(["vatt.finetune", "--task", "video", "--fused", "--data", str(manifest), "--init", *source, "--steps",
-         str(args.steps), "--rate", str(args.rate), "--batch-size", str(args.batch_size), "--drop-rate", "0",
-         "--out", str(out), *settings], args.work / "finetune.log")  # fmt: skip
-    run(["vatt.evaluate", "--task", "classify", "--run", str(out), "--data", str(manifest), "--split", "test", "--out",
-         str(again)], args.work / "evaluate.log")  # fmt: skip
+    run(
+        [
+            "vatt.finetune",
+            "--task",
+            "video",
+            "--fused",
+            "--data",
+            str(manifest),
+            "--init",
+            *source,
+            "--steps",
+            str(args.steps),
+            "--rate",
+            str(args.rate),
+            "--batch-size",
+            str(args.batch_size),
+            "--drop-rate",
+            "0",
+            "--out",
+            str(out),
+            *settings,
+        ],
+        args.work / "finetune.log",
+    )
+    run(
+        [
+            "vatt.evaluate",
+            "--task",
+            "classify",
+            "--run",
+            str(out),
+            "--data",
+            str(manifest),
+            "--split",
+            "test",
+            "--out",
+            str(again),
+        ],
+        args.work / "evaluate.log",
+    )
     trained = json.loads((out / "result.json").read_text())
     found = best_classes(again / "predictions.csv")
     right = {path.name: found.get(path.name) == label for path, label in clips}
     same = found == best_classes(out / "predictions.csv")
     report.gate = {"green": same, "checks": [{"name": "both commands find the same classes", "green": same}]}
-    report.rows = [{"top1": trained["test"]["scores"]["top1"], "right": right, "final_loss": trained["final_loss"],
-                    "train_seconds": trained["train_seconds"],
-                    "bad_clips": trained["bad_clips"] + trained["test"]["bad_clips"],
-                    "curve": spans([record["loss"] for record in read_metrics(out / "metrics.jsonl")])}]  # fmt: skip
+    report.rows = [
+        {
+            "top1": trained["test"]["scores"]["top1"],
+            "right": right,
+            "final_loss": trained["final_loss"],
+            "train_seconds": trained["train_seconds"],
+            "bad_clips": trained["bad_clips"] + trained["test"]["bad_clips"],
+            "curve": spans([record["loss"] for record in read_metrics(out / "metrics.jsonl")]),
+        }
+    ]
     report.finished = True
     report.save(path)
     return path
@@ -113,14 +167,17 @@ def share_right(report: Report) -> str:
 def page(report: Report) -> str:
     row, s = report.rows[0], report.settings
     lines = [[name, label, "yes" if row["right"][name] else "no"] for name, label in s["clips"].items()]
-    return "\n\n".join([
-        f"{classes(report)}, {s['steps']} steps from {s['init']}, trained on and tested on: {share_right(report)} "
-        f"right, {row['bad_clips']} could not be read; training loss {number(row['final_loss'], 2)} after "
-        f"{number(row['train_seconds'], 0)} s. `vatt.evaluate` finds {'the same' if report.gate['green'] else 'OTHER'} "
-        "classes as the end of `vatt.finetune`.",
-        "That is memory, not recognition: a test of the path from files of many formats to a score, nothing more.",
-        table(["clip", "class", "right"], lines, left=3),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            f"{classes(report)}, {s['steps']} steps from {s['init']}, trained on and tested on: {share_right(report)} "
+            f"right, {row['bad_clips']} could not be read; training loss {number(row['final_loss'], 2)} after "
+            f"{number(row['train_seconds'], 0)} s. `vatt.evaluate` finds "
+            f"{'the same' if report.gate['green'] else 'OTHER'} "
+            "classes as the end of `vatt.finetune`.",
+            "That is memory, not recognition: a test of the path from files of many formats to a score, nothing more.",
+            table(["clip", "class", "right"], lines, left=3),
+        ]
+    )
 
 
 def figure(report: Report, plt: Any) -> Any:

@@ -62,16 +62,34 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     choices = sorted(name for name, make in PRESETS.items() if make().model.kind == "specific")
-    add("--preset", choices=choices, metavar="NAME",
-        help="whose video model is timed: %(choices)s (default: mbs, Medium, on GPUs; sss, Small, else)")  # fmt: skip
+    add(
+        "--preset",
+        choices=choices,
+        metavar="NAME",
+        help="whose video model is timed: %(choices)s (default: mbs, Medium, on GPUs; sss, Small, else)",
+    )
     add("--layers", type=int, metavar="N", help="cut the encoder to N layers (default: all; with --quick 2)")
-    add("--clips", nargs="+", metavar="FxP",
-        help=f"frames x pixels (default {' '.join(CLIPS)}; with --quick 16x96 16x128)")  # fmt: skip
-    add("--drop-rates", type=float, nargs="+", metavar="R",
-        help="shares of tokens dropped, 0 among them (default 0 0.25 0.5 0.75; with --quick 0 0.5)")  # fmt: skip
-    add("--dropout", type=float, default=0.0, metavar="P",
+    add(
+        "--clips",
+        nargs="+",
+        metavar="FxP",
+        help=f"frames x pixels (default {' '.join(CLIPS)}; with --quick 16x96 16x128)",
+    )
+    add(
+        "--drop-rates",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="shares of tokens dropped, 0 among them (default 0 0.25 0.5 0.75; with --quick 0 0.5)",
+    )
+    add(
+        "--dropout",
+        type=float,
+        default=0.0,
+        metavar="P",
         help="dropout in training (default 0; the release has 0.1, with which attention on a CPU computes "
-        "probabilities block by block)")  # fmt: skip
+        "probabilities block by block)",
+    )
     model_steps.add_step_flags(parser)
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
@@ -98,14 +116,30 @@ def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[Case], list
         for training in (True, False):
             for rate in args.drop_rates:
                 dropped_eval = not training and rate > 0
-                case = Case(model_config(model, clip, rate), training, drop_in_eval=dropped_eval, batch=args.batch,
-                            fused=not args.reference, device=args.device, dtype=args.dtype)  # fmt: skip
+                case = Case(
+                    model_config(model, clip, rate),
+                    training,
+                    drop_in_eval=dropped_eval,
+                    batch=args.batch,
+                    fused=not args.reference,
+                    device=args.device,
+                    dtype=args.dtype,
+                )
                 cases.append(case)
                 none = replace(case, model=model_config(model, clip, 0.0), drop_in_eval=False)
-                rows.append({"kind": "measured", "clip": clip, "drop_rate": rate, "training": training,
-                             "drop_in_eval": dropped_eval, "tokens": case.tokens["video"],
-                             "paper_gflops": video_paper_flops(case.model).total() / 1e9,
-                             "flop_ratio": none.ideal_flops / case.ideal_flops, "seconds": []})  # fmt: skip
+                rows.append(
+                    {
+                        "kind": "measured",
+                        "clip": clip,
+                        "drop_rate": rate,
+                        "training": training,
+                        "drop_in_eval": dropped_eval,
+                        "tokens": case.tokens["video"],
+                        "paper_gflops": video_paper_flops(case.model).total() / 1e9,
+                        "flop_ratio": none.ideal_flops / case.ideal_flops,
+                        "seconds": [],
+                    }
+                )
     return cases, rows
 
 
@@ -118,10 +152,19 @@ def accounting() -> list[dict[str, Any]]:
             printed, top1 = PAPER.get((clip, rate), (None, None))
             ops = video_paper_flops(model)
             true = backbone_flops(model, "video", drop=True, project_all=True)
-            rows.append({"kind": "accounting", "clip": clip, "drop_rate": rate, "paper_printed": printed,
-                         "paper_top1": top1, "tokens": kept_tokens(model.video.tokens, rate) + 1,
-                         "paper_gflops": ops.total() / 1e9, "true_gflops": true.forward / 1e9,
-                         "ops": {name: n / 1e9 for name, n in ops.items()}})  # fmt: skip
+            rows.append(
+                {
+                    "kind": "accounting",
+                    "clip": clip,
+                    "drop_rate": rate,
+                    "paper_printed": printed,
+                    "paper_top1": top1,
+                    "tokens": kept_tokens(model.video.tokens, rate) + 1,
+                    "paper_gflops": ops.total() / 1e9,
+                    "true_gflops": true.forward / 1e9,
+                    "ops": {name: n / 1e9 for name, n in ops.items()},
+                }
+            )
     return rows
 
 
@@ -156,18 +199,37 @@ def accounting_page(report: Report) -> list[str]:
     others = full["paper_gflops"] - (true - missing)
     return [
         "## GFLOPs: the paper's and the true ones",
-        "ViT-Medium, forward, one clip. \"Printed\": Table 6. \"Accounted\": the paper's rule, op by op, as "
-        "`bench/accounting/paper_flops.py` states it; rows that drop tokens are training graphs. \"True\": 2 x MAC of "
+        'ViT-Medium, forward, one clip. "Printed": Table 6. "Accounted": the paper\'s rule, op by op, as '
+        '`bench/accounting/paper_flops.py` states it; rows that drop tokens are training graphs. "True": 2 x MAC of '
         "every product, with all patches projected before the drop, as in the paper's model. Top-1 is the paper's, on "
         "Kinetics-400 after its pre-training; no accuracy was measured here.",
         table(
-            ["clip", "dropped", "tokens", "printed", "accounted", "difference", "true", "accounted / true",
-             "the paper's top-1"],
-            [[clip_name(r["clip"]), per_cent(r["drop_rate"]), str(r["tokens"]), number(r["paper_printed"], 1),
-              number(r["paper_gflops"], 3),
-              f"{r['paper_gflops'] / r['paper_printed'] - 1:+.4%}" if r["paper_printed"] else "–",
-              number(r["true_gflops"], 3), number(r["paper_gflops"] / r["true_gflops"], 3),
-              number(r["paper_top1"], 1, " %")] for r in rows]),
+            [
+                "clip",
+                "dropped",
+                "tokens",
+                "printed",
+                "accounted",
+                "difference",
+                "true",
+                "accounted / true",
+                "the paper's top-1",
+            ],
+            [
+                [
+                    clip_name(r["clip"]),
+                    per_cent(r["drop_rate"]),
+                    str(r["tokens"]),
+                    number(r["paper_printed"], 1),
+                    number(r["paper_gflops"], 3),
+                    f"{r['paper_gflops'] / r['paper_printed'] - 1:+.4%}" if r["paper_printed"] else "–",
+                    number(r["true_gflops"], 3),
+                    number(r["paper_gflops"] / r["true_gflops"], 3),
+                    number(r["paper_top1"], 1, " %"),
+                ]
+                for r in rows
+            ],
+        ),
         "**The paper's GFLOPs leave out Q K^T.** The profiler that counted them has no rule for the einsum that "
         f"computes it; P V, a plain product of the same size, is counted. At {clip_name(full['clip'])} without "
         f"dropping, {missing:.1f} of {true:.1f} GFLOPs are missing for that reason ({missing / true:.0%}); biases, "
@@ -175,7 +237,7 @@ def accounting_page(report: Report) -> list[str]:
         "What is missing grows with the square of the tokens, so the printed numbers understate what DropToken saves: "
         f"half of the tokens there divide the printed GFLOPs by {_gain(rows, 'paper_gflops'):.2f} and the true ones by "
         f"{_gain(rows, 'true_gflops'):.2f}.",
-    ]  # fmt: skip
+    ]
 
 
 def _gain(rows: list[dict[str, Any]], key: str) -> float:
@@ -186,15 +248,43 @@ def _gain(rows: list[dict[str, Any]], key: str) -> float:
 def measured_table(rows: list[dict[str, Any]], *, training: bool) -> str:
     """`drop_in_eval` is a column of inference only."""
     marks = [] if training else ["drop_in_eval"]
-    columns = ["clip", "dropped", *marks, "tokens", "accounted", "true, of a step", "p20", "p50", "p80", "GFLOP/s",
-               "peak GiB", "speed-up over 0 %", "FLOP ratio", "speed-up / FLOP ratio"]  # fmt: skip
-    return table(columns, [
-        [clip_name(r["clip"]), per_cent(r["drop_rate"]), *("yes" if r[mark] else "no" for mark in marks),
-         str(r["tokens"]), number(r["paper_gflops"], 1), number(r.get("gflops"), 1),
-         *(number(r.get("clips_per_second", {}).get(q), 3) for q in ("p20", "p50", "p80")),
-         number(r["gflops"] / r["p50"] if r.get("p50") else None, 0), number(gib(r.get("peak_bytes"))),
-         number(r.get("speedup")), number(r["flop_ratio"]), number(r.get("speedup_of_ideal"))]
-        for r in rows if r["training"] == training])  # fmt: skip
+    columns = [
+        "clip",
+        "dropped",
+        *marks,
+        "tokens",
+        "accounted",
+        "true, of a step",
+        "p20",
+        "p50",
+        "p80",
+        "GFLOP/s",
+        "peak GiB",
+        "speed-up over 0 %",
+        "FLOP ratio",
+        "speed-up / FLOP ratio",
+    ]
+    return table(
+        columns,
+        [
+            [
+                clip_name(r["clip"]),
+                per_cent(r["drop_rate"]),
+                *("yes" if r[mark] else "no" for mark in marks),
+                str(r["tokens"]),
+                number(r["paper_gflops"], 1),
+                number(r.get("gflops"), 1),
+                *(number(r.get("clips_per_second", {}).get(q), 3) for q in ("p20", "p50", "p80")),
+                number(r["gflops"] / r["p50"] if r.get("p50") else None, 0),
+                number(gib(r.get("peak_bytes"))),
+                number(r.get("speedup")),
+                number(r["flop_ratio"]),
+                number(r.get("speedup_of_ideal")),
+            ]
+            for r in rows
+            if r["training"] == training
+        ],
+    )
 
 
 def page(report: Report) -> str:
@@ -205,20 +295,20 @@ def page(report: Report) -> str:
         "## Measured: throughput and memory",
         f"**The video model of preset `{s['preset']}`: {encoder['layers']} layers of width {encoder['width']}, on "
         f"{report.environment['device']}**, batch {s['batch']}, {s['dtype']}, dropout {encoder['dropout']:g}, "
-        f"{'fused' if s['fused'] else 'literal'} operations. p20, p50, p80: clips per second. \"Accounted\": GFLOPs of "
-        "this model and one clip, forward, by the paper's rule; \"true\": of the step that was timed, the whole batch. "
-        "\"FLOP ratio\" is what a step would gain if dropped tokens cost nothing at all. Peak: weights, input, "
+        f'{"fused" if s["fused"] else "literal"} operations. p20, p50, p80: clips per second. "Accounted": GFLOPs of '
+        'this model and one clip, forward, by the paper\'s rule; "true": of the step that was timed, the whole batch. '
+        '"FLOP ratio" is what a step would gain if dropped tokens cost nothing at all. Peak: weights, input, '
         "gradients and all a step stores.",
         f"Widest p20 to p80 range of a row: {number(noise and 100 * noise, 1, ' % of its median')}.",
         "### Training: forward and backward, DropToken on",
         measured_table(rows, training=True),
         "### Inference: forward",
         "An evaluation reads all tokens, whatever was dropped in training: its row is the one of each clip with "
-        "`drop_in_eval` \"no\". The others time a dropped forward, whose accuracy no row here speaks of.",
+        '`drop_in_eval` "no". The others time a dropped forward, whose accuracy no row here speaks of.',
         measured_table(rows, training=False),
         "## Numerics",
         model_steps.checks_table(report),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts)
 
 
@@ -226,17 +316,24 @@ def front(report: Report) -> list[tuple[str, str]]:
     rows = of_kind(report, "accounting")
     full = next(r for r in rows if r["clip"] == "32x320" and r["drop_rate"] == 0)
     worst = max(abs(r["paper_gflops"] / r["paper_printed"] - 1) for r in rows if r["paper_printed"])
-    lines = [(
-        "GFLOPs of ViT-Medium at 32x320x320: printed in Table 6, by the paper's rule, true",
-        f"{full['paper_printed']:.1f}, {full['paper_gflops']:.1f}, {full['true_gflops']:.1f} (Q K^T is not in the "
-        f"paper's); all rows of Table 6 within {worst:.3%}")]  # fmt: skip
+    lines = [
+        (
+            "GFLOPs of ViT-Medium at 32x320x320: printed in Table 6, by the paper's rule, true",
+            f"{full['paper_printed']:.1f}, {full['paper_gflops']:.1f}, {full['true_gflops']:.1f} (Q K^T is not in the "
+            f"paper's); all rows of Table 6 within {worst:.3%}",
+        )
+    ]
     for r in of_kind(report, "measured"):
         if r["training"] and r["drop_rate"] == 0.5:
-            lines.append((
-                f"training step of the `{report.settings['preset']}` video model on {report.environment['device']}, "
-                f"{clip_name(r['clip'])}, 50% dropped",
-                f"{r['speedup']:.2f}x as fast as without dropping (FLOP ratio {r['flop_ratio']:.2f}), "
-                f"{r['clips_per_second']['p50']:.2f} clips/s"))  # fmt: skip
+            lines.append(
+                (
+                    f"training step of the `{report.settings['preset']}` video model on "
+                    f"{report.environment['device']}, "
+                    f"{clip_name(r['clip'])}, 50% dropped",
+                    f"{r['speedup']:.2f}x as fast as without dropping (FLOP ratio {r['flop_ratio']:.2f}), "
+                    f"{r['clips_per_second']['p50']:.2f} clips/s",
+                )
+            )
     return lines
 
 
@@ -254,9 +351,13 @@ def figure(report: Report, plt: Any) -> Any:
         colour, marker = STYLES[index % len(STYLES)]
         for training in (True, False):
             known = [r for r in rows if r["clip"] == clip and r["training"] == training and r.get("p50")]
-            style = {"color": colour, "marker": marker, "linestyle": "-" if training else ":",
-                     "markerfacecolor": colour if training else "white",
-                     "label": f"{clip_name(clip)}, {'training' if training else 'inference'}"}  # fmt: skip
+            style = {
+                "color": colour,
+                "marker": marker,
+                "linestyle": "-" if training else ":",
+                "markerfacecolor": colour if training else "white",
+                "label": f"{clip_name(clip)}, {'training' if training else 'inference'}",
+            }
             dropped = [100 * r["drop_rate"] for r in known]
             speeds = {q: [r["clips_per_second"][q] for r in known] for q in ("p20", "p50", "p80")}
             rate.plot(dropped, speeds["p50"], **style)
@@ -288,25 +389,57 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
     line = sorted((r for r in rows if r["clip"] == "32x320"), key=lambda r: r["tokens"])
     tokens = [r["tokens"] for r in line]
     axes.plot(tokens, [r["true_gflops"] for r in line], color=BLACK, marker=".", label="true, 32x320x320")
-    axes.plot(tokens, [r["paper_gflops"] for r in line], color=PINK, linestyle="--", marker=".",
-              label="the paper's rule, 32x320x320")  # fmt: skip
-    axes.fill_between(tokens, [r["paper_gflops"] for r in line], [r["true_gflops"] for r in line], color=PINK,
-                      alpha=0.2, linewidth=0)  # fmt: skip
+    axes.plot(
+        tokens,
+        [r["paper_gflops"] for r in line],
+        color=PINK,
+        linestyle="--",
+        marker=".",
+        label="the paper's rule, 32x320x320",
+    )
+    axes.fill_between(
+        tokens, [r["paper_gflops"] for r in line], [r["true_gflops"] for r in line], color=PINK, alpha=0.2, linewidth=0
+    )
     for index, clip in enumerate(CLIPS):
         colour, marker = STYLES[index]
         printed = [r for r in rows if r["clip"] == clip and r["paper_printed"]]
-        axes.scatter([r["tokens"] for r in printed], [r["paper_printed"] for r in printed], facecolors="none",
-                     edgecolors=colour, marker=marker, s=70, zorder=3, label=f"Table 6, {clip_name(clip)}")  # fmt: skip
+        axes.scatter(
+            [r["tokens"] for r in printed],
+            [r["paper_printed"] for r in printed],
+            facecolors="none",
+            edgecolors=colour,
+            marker=marker,
+            s=70,
+            zorder=3,
+            label=f"Table 6, {clip_name(clip)}",
+        )
         if clip != "32x320":
-            axes.scatter([r["tokens"] for r in printed], [r["true_gflops"] for r in printed], color=colour,
-                         marker=marker, s=20, zorder=3, label=f"true, {clip_name(clip)}")  # fmt: skip
+            axes.scatter(
+                [r["tokens"] for r in printed],
+                [r["true_gflops"] for r in printed],
+                color=colour,
+                marker=marker,
+                s=20,
+                zorder=3,
+                label=f"true, {clip_name(clip)}",
+            )
     ends = line[-2:]  # the arrow points into the band between the last two points
     x = sum(r["tokens"] for r in ends) / 2
     y = sum(r["true_gflops"] + r["paper_gflops"] for r in ends) / 4
-    axes.annotate("Q K$^T$ is not\nin the paper's", (x, y), (0.97, 0.3), textcoords="axes fraction", ha="right",
-                  arrowprops={"arrowstyle": "->"})  # fmt: skip
-    axes.set(xlabel="tokens in the encoder", ylabel="GFLOPs, forward, one clip", title="ViT-Medium: both accountings",
-             ylim=(0, None))  # fmt: skip
+    axes.annotate(
+        "Q K$^T$ is not\nin the paper's",
+        (x, y),
+        (0.97, 0.3),
+        textcoords="axes fraction",
+        ha="right",
+        arrowprops={"arrowstyle": "->"},
+    )
+    axes.set(
+        xlabel="tokens in the encoder",
+        ylabel="GFLOPs, forward, one clip",
+        title="ViT-Medium: both accountings",
+        ylim=(0, None),
+    )
 
 
 def draw_csv(path: Path) -> None:
@@ -327,17 +460,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         layers = args.layers or (2 if args.quick else encoder.layers)
         encoder = replace(encoder, layers=layers, dropout=args.dropout)
         model = replace(model, video_encoder=encoder)
-        settings = {"preset": name, "encoder": to_dict(encoder), "clips": args.clips, "drop_rates": args.drop_rates,
-                    "batch": args.batch, "dtype": args.dtype, "fused": not args.reference}  # fmt: skip
+        settings = {
+            "preset": name,
+            "encoder": to_dict(encoder),
+            "clips": args.clips,
+            "drop_rates": args.drop_rates,
+            "batch": args.batch,
+            "dtype": args.dtype,
+            "fused": not args.reference,
+        }
         title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
         root = cli.output_folder(args)
-        report, path = harness.open_report(NAME, title, settings=settings, method=model_steps.method(args), out=root,
-                                           resume=args.resume, quick=args.quick, device=args.device)  # fmt: skip
+        report, path = harness.open_report(
+            NAME,
+            title,
+            settings=settings,
+            method=model_steps.method(args),
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+            device=args.device,
+        )
         cases, rows = plan(args, model)
         report.rows = report.rows or [*rows, *accounting()]
         checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
-        checks = [Case(model_config(model, clip, rate), True, fused=not args.reference, device=args.device,
-                       dtype=args.dtype) for clip, rate in checked]  # fmt: skip
+        checks = [
+            Case(model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype)
+            for clip, rate in checked
+        ]
         green = model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
         cli.publish(path, DRAWER, root)
     except (ReportError, ConfigError, OSError) as error:

@@ -106,16 +106,24 @@ def describe(subject: Subject) -> dict[str, Any]:
     """A row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch 2048."""
     sizes = subject.sizes
     row: dict[str, Any] = {
-        "kind": "preset", "preset": subject.name, "trained": sizes.trained, "frozen": sizes.frozen,
-        "gradient_bytes": FLOAT * sizes.trained, "embedding_bytes_a_clip": FLOAT * sizes.embedding,
-        "norm_bytes": 4 * FLOAT * sum(sizes.norms), "gflops_a_clip": subject.flops.step / 1e9,
+        "kind": "preset",
+        "preset": subject.name,
+        "trained": sizes.trained,
+        "frozen": sizes.frozen,
+        "gradient_bytes": FLOAT * sizes.trained,
+        "embedding_bytes_a_clip": FLOAT * sizes.embedding,
+        "norm_bytes": 4 * FLOAT * sum(sizes.norms),
+        "gflops_a_clip": subject.flops.step / 1e9,
         "input_bytes_a_clip": subject.inputs,
-    }  # fmt: skip
+    }
     for name, kept in (("plain", subject.plain), ("checkpointed", subject.checkpointed)):
         there = sum(resident(subject, BATCHES[0], RANKS[0], "ddp", False).values())
-        row[name] = {"fixed_bytes": kept.fixed, "bytes_a_clip": kept.clip,
-                     "clips_in_80_gb": fitting(subject, kept, there, 80e9),
-                     "clips_in_141_gb": fitting(subject, kept, there, H200_MEMORY)}  # fmt: skip
+        row[name] = {
+            "fixed_bytes": kept.fixed,
+            "bytes_a_clip": kept.clip,
+            "clips_in_80_gb": fitting(subject, kept, there, 80e9),
+            "clips_in_141_gb": fitting(subject, kept, there, H200_MEMORY),
+        }
     return row
 
 
@@ -153,14 +161,26 @@ def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware
     exposed = max(seconds["gradients"] + seconds["parameters"] - hidden, ends)
     apart, joined = compute + sum(seconds.values()), compute + seconds["embeddings"] + seconds["batch norm"] + exposed
     return {
-        "kind": "step", "preset": subject.name, "parallel": kind, "batch": batch,
-        "gpus": ranks, "clips": clips, "micro_batch": together, "passes": passes,
-        "compute_seconds": compute, "seconds": seconds,
-        "sent_bytes": _whole(sent), "nvlink_bytes": _whole(nvlink), "network_bytes": _whole(network),
-        "step_seconds": apart, "step_seconds_overlapped": joined, "efficiency": compute / apart,
-        "efficiency_overlapped": compute / joined, "clips_per_second": batch / joined,
+        "kind": "step",
+        "preset": subject.name,
+        "parallel": kind,
+        "batch": batch,
+        "gpus": ranks,
+        "clips": clips,
+        "micro_batch": together,
+        "passes": passes,
+        "compute_seconds": compute,
+        "seconds": seconds,
+        "sent_bytes": _whole(sent),
+        "nvlink_bytes": _whole(nvlink),
+        "network_bytes": _whole(network),
+        "step_seconds": apart,
+        "step_seconds_overlapped": joined,
+        "efficiency": compute / apart,
+        "efficiency_overlapped": compute / joined,
+        "clips_per_second": batch / joined,
         "memory": there | {"activations": subject.plain.of(together), "inputs": subject.inputs * together},
-    }  # fmt: skip
+    }
 
 
 def _whole(sizes: dict[str, float]) -> dict[str, int]:
@@ -179,10 +199,20 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "scaling", "Compute communication, memory and expected scaling of pre-training on many GPUs.", EXAMPLES
     )
     add = parser.add_argument
-    add("--mfu", type=float, default=Hardware().flop_share, metavar="SHARE",
-        help="model FLOP utilisation: FLOPs of computing over the peak of its time (default %(default)s)")  # fmt: skip
-    add("--link-share", type=float, default=Hardware().link_share, metavar="SHARE",
-        help="what collectives get of the links' rates (default %(default)s)")  # fmt: skip
+    add(
+        "--mfu",
+        type=float,
+        default=Hardware().flop_share,
+        metavar="SHARE",
+        help="model FLOP utilisation: FLOPs of computing over the peak of its time (default %(default)s)",
+    )
+    add(
+        "--link-share",
+        type=float,
+        default=Hardware().link_share,
+        metavar="SHARE",
+        help="what collectives get of the links' rates (default %(default)s)",
+    )
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     if not (0 < args.mfu <= 1 and 0 < args.link_share <= 1):
@@ -194,19 +224,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     hardware = replace(Hardware(), flop_share=args.mfu, link_share=args.link_share)
     names, batches, counts = (("mbs",), (2048, 65536), (8, 64, 1024)) if args.quick else (PRESETS, BATCHES, RANKS)
-    inputs = [{"input": name, "value": value, "kind": SOURCES[name][0], "source": SOURCES[name][1]}
-              for name, value in asdict(hardware).items() if name in SOURCES]  # fmt: skip
+    inputs = [
+        {"input": name, "value": value, "kind": SOURCES[name][0], "source": SOURCES[name][1]}
+        for name, value in asdict(hardware).items()
+        if name in SOURCES
+    ]
     try:
         root = cli.output_folder(args)
         report, path = harness.open_report(
-            NAME, "Pre-training on 8 to 1024 GPUs, computed",
-            settings={"presets": names, "batches": batches, "gpus": counts, "hardware": hardware.name,
-                      "inputs": inputs, "free_memory": FREE, "captions": preset("mbs").model.text.captions},
-            method={"result": "computed; nothing on this page was measured, on GPUs or elsewhere",
-                    "bytes": "parameters and embeddings of models built on PyTorch's meta device, all sent in float32",
-                    "activations": "saved tensors of a forward pass on fake tensors under bfloat16 autocast, with "
-                                   "DropToken 0.5, 2 and 4 clips, linear in clips"},
-            out=root, resume=args.resume, quick=args.quick)  # fmt: skip
+            NAME,
+            "Pre-training on 8 to 1024 GPUs, computed",
+            settings={
+                "presets": names,
+                "batches": batches,
+                "gpus": counts,
+                "hardware": hardware.name,
+                "inputs": inputs,
+                "free_memory": FREE,
+                "captions": preset("mbs").model.text.captions,
+            },
+            method={
+                "result": "computed; nothing on this page was measured, on GPUs or elsewhere",
+                "bytes": "parameters and embeddings of models built on PyTorch's meta device, all sent in float32",
+                "activations": "saved tensors of a forward pass on fake tensors under bfloat16 autocast, with "
+                "DropToken 0.5, 2 and 4 clips, linear in clips",
+            },
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+        )
         report.rows, report.gate["checks"] = [], []
         bar = progress_bar(len(names), "computing", "preset")
         with bar:
@@ -215,8 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 counted = subject.sizes.total + 2 * sum(subject.sizes.norms)  # moving statistics
                 report.gate["checks"].append({"model": name, "green": counted == PRETRAINING[name]})
                 report.rows.append(rounded(describe(subject)))
-                report.rows += [rounded(step(subject, batch, ranks, kind, hardware))
-                                for kind in ("ddp", "fsdp") for batch in batches for ranks in counts]  # fmt: skip
+                report.rows += [
+                    rounded(step(subject, batch, ranks, kind, hardware))
+                    for kind in ("ddp", "fsdp")
+                    for batch in batches
+                    for ranks in counts
+                ]
                 bar.update()
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True

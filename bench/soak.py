@@ -95,9 +95,15 @@ def run_soak(clips: Manifest, count: int) -> dict[str, Any]:
     quarter = max(1, len(curve) // 4)
     early, late = curve[quarter : 2 * quarter] or curve, curve[-quarter:]
     growth = max(point["rss"] for point in late) - max(point["rss"] for point in early)
-    return {"kind": "soak", "clips": curve[-1]["clips"], "bad": bad, "seconds": time.perf_counter() - began,
-            "growth_bytes": growth, "files_left_open": late[-1]["files"] - early[0]["files"],
-            "curve": curve[:: max(1, len(curve) // 200)]}  # fmt: skip
+    return {
+        "kind": "soak",
+        "clips": curve[-1]["clips"],
+        "bad": bad,
+        "seconds": time.perf_counter() - began,
+        "growth_bytes": growth,
+        "files_left_open": late[-1]["files"] - early[0]["files"],
+        "curve": curve[:: max(1, len(curve) // 200)],
+    }
 
 
 def decodable(clips: Manifest, count: int) -> list[Path]:
@@ -156,13 +162,27 @@ def is_green(row: dict[str, Any]) -> bool:
 
 def page(report: Report) -> str:
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
-    rows = [[row["clip"], f"{row['bytes']:,}", str(row["variants"]), str(row["good"]), str(row["bad"]),
-             str(len(row["failures"])), number(row["slowest_seconds"], 2), number(row["peak_bytes"] / 2**20, 0),
-             str(row["files_left_open"])] for row in fuzzed]  # fmt: skip
+    rows = [
+        [
+            row["clip"],
+            f"{row['bytes']:,}",
+            str(row["variants"]),
+            str(row["good"]),
+            str(row["bad"]),
+            str(len(row["failures"])),
+            number(row["slowest_seconds"], 2),
+            number(row["peak_bytes"] / 2**20, 0),
+            str(row["files_left_open"]),
+        ]
+        for row in fuzzed
+    ]
     columns = ["clip", "bytes", "variants", "decode", "refused", "failures", "slowest s", "peak MiB", "files left open"]
-    parts = ["Each variant is opened four times (headers, beginning, middle, sound alone) in a process that is watched "
-             "from outside. A failure is a crash, a hang, or any exception but a plain reason.",
-             "## Damaged files", table(columns, rows)]  # fmt: skip
+    parts = [
+        "Each variant is opened four times (headers, beginning, middle, sound alone) in a process that is watched "
+        "from outside. A failure is a crash, a hang, or any exception but a plain reason.",
+        "## Damaged files",
+        table(columns, rows),
+    ]
     for row in fuzzed:
         reasons = ", ".join(f"{reason} {count}" for reason, count in row["reasons"].items())
         parts.append(f"{row['clip']}: {reasons}.")
@@ -170,19 +190,26 @@ def page(report: Report) -> str:
     for row in report.rows:
         if row["kind"] == "soak":
             first, last = row["curve"][len(row["curve"]) // 4], row["curve"][-1]
-            parts += ["## Many files", f"{row['clips']:,} clips in batches of {BATCH}, {row['bad']} of them bad and "
-                      f"replaced, {row['seconds']:.0f} s in one process. Memory after a quarter: "
-                      f"{first['rss'] / 2**20:.0f} MiB; at the end: {last['rss'] / 2**20:.0f} MiB; the highest of the "
-                      f"last quarter less that of the second: {row['growth_bytes'] / 2**20:+.1f} MiB (flat: at most "
-                      f"{FLAT_BYTES / 2**20:.0f}). Files left open: {row['files_left_open']}."]  # fmt: skip
+            parts += [
+                "## Many files",
+                f"{row['clips']:,} clips in batches of {BATCH}, {row['bad']} of them bad and "
+                f"replaced, {row['seconds']:.0f} s in one process. Memory after a quarter: "
+                f"{first['rss'] / 2**20:.0f} MiB; at the end: {last['rss'] / 2**20:.0f} MiB; the highest of the "
+                f"last quarter less that of the second: {row['growth_bytes'] / 2**20:+.1f} MiB (flat: at most "
+                f"{FLAT_BYTES / 2**20:.0f}). Files left open: {row['files_left_open']}.",
+            ]
     return "\n\n".join(parts)
 
 
 def front(report: Report) -> list[tuple[str, str]]:
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     lost = sum(len(row["failures"]) for row in fuzzed)
-    lines = [(f"{sum(row['variants'] for row in fuzzed):,} damaged variants of {len(fuzzed)} clips, crashes or hangs",
-              str(lost))]  # fmt: skip
+    lines = [
+        (
+            f"{sum(row['variants'] for row in fuzzed):,} damaged variants of {len(fuzzed)} clips, crashes or hangs",
+            str(lost),
+        )
+    ]
     for row in report.rows:
         if row["kind"] == "soak":
             what = f"memory over {row['clips']:,} clips in one process, second to last quarter"
@@ -196,16 +223,23 @@ def figure(report: Report, plt: Any) -> Any:
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     names = [row["clip"] if len(row["clip"]) < 16 else f"{row['clip'][:12]}..." for row in fuzzed]
     left = [0] * len(fuzzed)
-    for key, label, colour, hatch in (("good", "decode", BLUE, ""), ("bad", "refused", ORANGE, "//"),
-                                      ("failures", "failures", BLACK, "xx")):  # fmt: skip
+    for key, label, colour, hatch in (
+        ("good", "decode", BLUE, ""),
+        ("bad", "refused", ORANGE, "//"),
+        ("failures", "failures", BLACK, "xx"),
+    ):
         counts = [len(row[key]) if key == "failures" else row[key] for row in fuzzed]
         bars.barh(names, counts, left=left, label=label, color=colour, hatch=hatch, edgecolor="white")
         left = [a + b for a, b in zip(left, counts, strict=True)]
     bars.set(xlabel="variants", title="Damaged files")
     for row in report.rows:
         if row["kind"] == "soak":
-            memory.plot([p["clips"] for p in row["curve"]], [p["rss"] / 2**20 for p in row["curve"]],
-                        color=BLUE, label="resident")  # fmt: skip
+            memory.plot(
+                [p["clips"] for p in row["curve"]],
+                [p["rss"] / 2**20 for p in row["curve"]],
+                color=BLUE,
+                label="resident",
+            )
     memory.set(xlabel="clips decoded", ylabel="MiB", ylim=(0, None), title="Memory of one process")
     for axes in (bars, memory):
         axes.grid(alpha=0.3)
@@ -238,16 +272,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
     try:
         clips = read_manifest(args.data or build_corpus(clips=DataConfig().builtin_clips))
-        settings = {"data": str(args.data or "built-in"), "clips_in_it": len(clips), "variants": args.variants,
-                    "clips_damaged": args.clips_damaged, "clips": args.clips, "seed": args.seed}  # fmt: skip
+        settings = {
+            "data": str(args.data or "built-in"),
+            "clips_in_it": len(clips),
+            "variants": args.variants,
+            "clips_damaged": args.clips_damaged,
+            "clips": args.clips,
+            "seed": args.seed,
+        }
         method = {
             "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
-                      "hangs and is killed",
+            "hangs and is killed",
             "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
-        }  # fmt: skip
+        }
         root = cli.output_folder(args)
-        report, path = harness.open_report(NAME, "Damaged clips, and many of them", settings=settings, method=method,
-                                           out=root, resume=args.resume, quick=args.quick)  # fmt: skip
+        report, path = harness.open_report(
+            NAME,
+            "Damaged clips, and many of them",
+            settings=settings,
+            method=method,
+            out=root,
+            resume=args.resume,
+            quick=args.quick,
+        )
         measure(args, clips, report, path)
         cli.publish(path, DRAWER, root)
     except ManifestError as error:

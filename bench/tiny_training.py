@@ -54,11 +54,22 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="one run each (default 1 2 3)")
     add("--steps", type=int, metavar="N", help="updates a run (default: the preset's; with --quick 20)")
-    add("--set", action="append", default=[], dest="overrides", metavar="A.B=C",
-        help="any setting of vatt.train, for all runs; repeatable")  # fmt: skip
-    add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR",
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="A.B=C",
+        help="any setting of vatt.train, for all runs; repeatable",
+    )
+    add(
+        "--work",
+        type=Path,
+        default=harness.ROOT / "runs" / NAME,
+        metavar="DIR",
         help="runs go to DIR/seed-N and the corpus to DIR/corpus, which are cleared first unless --resume (default "
-        "runs/tiny_training, with --quick runs/tiny_training-quick)")  # fmt: skip
+        "runs/tiny_training, with --quick runs/tiny_training-quick)",
+    )
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds):
@@ -88,15 +99,28 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
     cache = args.work / "corpus"
     cold = not any(cache.glob("*/corpus.json"))  # part of a finished corpus only
-    command = [sys.executable, "-m", "vatt.train", "--fused", "--preset", "tiny", "--seed", str(seed),
-               "--steps", str(args.steps), "--out", str(run)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "vatt.train",
+        "--fused",
+        "--preset",
+        "tiny",
+        "--seed",
+        str(seed),
+        "--steps",
+        str(args.steps),
+        "--out",
+        str(run),
+    ]
     for override in args.overrides:
         command += ["--set", override]
     tqdm.write(f"seed {seed}: tail -f {args.work / f'seed-{seed}.log'} shows its steps", file=sys.stderr)
     tick = time.perf_counter()
     with open(args.work / f"seed-{seed}.log", "w", encoding="utf-8") as log:
-        code = subprocess.run(command, env={**os.environ, "VATT_CACHE": str(cache)}, stdout=log,
-                              stderr=subprocess.STDOUT).returncode  # fmt: skip
+        code = subprocess.run(
+            command, env={**os.environ, "VATT_CACHE": str(cache)}, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
     wall = time.perf_counter() - tick
     if code:
         last = Path(log.name).read_text(encoding="utf-8").strip().splitlines()[-1:]
@@ -148,8 +172,14 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
             if seed in known:
                 continue
             report.rows.append(run_seed(args, seed))
-            report.gate["checks"] = [{"seed": r["seed"], "steps_without_update": r["steps_without_update"],
-                                      "green": not r["steps_without_update"]} for r in report.rows]  # fmt: skip
+            report.gate["checks"] = [
+                {
+                    "seed": r["seed"],
+                    "steps_without_update": r["steps_without_update"],
+                    "green": not r["steps_without_update"],
+                }
+                for r in report.rows
+            ]
             report.gate["green"] = all(check["green"] for check in report.gate["checks"])
             report.save(path)
             bar.update()
@@ -171,31 +201,62 @@ def page(report: Report) -> str:
     s = report.settings
     candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
-    intro = (f"{s['steps']} steps of the tiny preset on the built-in corpus, one run a seed. Held-out retrieval among "
-             f"{candidates} clips whose attribute combinations are not in the training split; chance of R@10 is "
-             f"{chance:.2g}.")  # fmt: skip
+    intro = (
+        f"{s['steps']} steps of the tiny preset on the built-in corpus, one run a seed. Held-out retrieval among "
+        f"{candidates} clips whose attribute combinations are not in the training split; chance of R@10 is "
+        f"{chance:.2g}."
+    )
     if not report.quick:
         intro += f" Goal: R@10 of at least {GOALS['text_to_video']} from text and {GOALS['audio_to_video']} from audio."
     rows = []
     for direction, name in DIRECTIONS.items():
         digits = {"R@1": 3, "R@5": 3, "R@10": 3, "median_rank": 1}
-        rows += [[f"{name}, seed {r['seed']}", *(number(r["retrieval"][direction][k], n) for k, n in digits.items())]
-                 for r in report.rows]  # fmt: skip
-        rows.append([f"**{name}, mean ± deviation**", *(mean_and_spread(scores(report, direction, k), n)
-                                                        for k, n in digits.items())])  # fmt: skip
+        rows += [
+            [f"{name}, seed {r['seed']}", *(number(r["retrieval"][direction][k], n) for k, n in digits.items())]
+            for r in report.rows
+        ]
+        rows.append(
+            [
+                f"**{name}, mean ± deviation**",
+                *(mean_and_spread(scores(report, direction, k), n) for k, n in digits.items()),
+            ]
+        )
     parts = [intro, "## Retrieval", table(["query", "R@1", "R@5", "R@10", "median rank"], rows)]
-    rows = [[str(r["seed"]), number(r["final_loss"], 3), "written" if r["cold_cache"] else "found",
-             *(number(r[f"{k}_seconds"], 1) for k in ("wall", "train", "evaluate", "other")), f"{r['wait_share']:.1%}",
-             str(r["bad_clips"])] for r in report.rows]  # fmt: skip
-    columns = ["seed", "final loss", "corpus", "wall s", "training s", "evaluation s", "other s", "waiting for data",
-               "bad clips"]  # fmt: skip
-    parts += ["## Time", table(columns, rows),
-              "Wall: the whole process. Other: imports, writing the corpus where it was not there, exporting the "
-              "model, drawing. Waiting: share of the steps' time in which no batch was ready. "
-              "Final loss: mean of the last 20 steps."]  # fmt: skip
+    rows = [
+        [
+            str(r["seed"]),
+            number(r["final_loss"], 3),
+            "written" if r["cold_cache"] else "found",
+            *(number(r[f"{k}_seconds"], 1) for k in ("wall", "train", "evaluate", "other")),
+            f"{r['wait_share']:.1%}",
+            str(r["bad_clips"]),
+        ]
+        for r in report.rows
+    ]
+    columns = [
+        "seed",
+        "final loss",
+        "corpus",
+        "wall s",
+        "training s",
+        "evaluation s",
+        "other s",
+        "waiting for data",
+        "bad clips",
+    ]
+    parts += [
+        "## Time",
+        table(columns, rows),
+        "Wall: the whole process. Other: imports, writing the corpus where it was not there, exporting the "
+        "model, drawing. Waiting: share of the steps' time in which no batch was ready. "
+        "Final loss: mean of the last 20 steps.",
+    ]
     lost = sum(r["steps_without_update"] for r in report.rows)
-    parts += ["## Numerics", f"Steps without an update, because loss or gradient was not finite: {lost}. "
-              f"In every run, {report.rows[0]['operations']}."]  # fmt: skip
+    parts += [
+        "## Numerics",
+        f"Steps without an update, because loss or gradient was not finite: {lost}. "
+        f"In every run, {report.rows[0]['operations']}.",
+    ]
     return "\n\n".join(parts)
 
 
@@ -203,10 +264,13 @@ def front(report: Report) -> list[tuple[str, str]]:
     candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
     lines = [
-        (f"`tiny` on the built-in corpus, {name.lower()} R@10 among {candidates} held-out clips (chance {chance:.2g})",
-         f"{mean_and_spread(scores(report, direction, 'R@10'))}, {len(report.rows)} seeds")
+        (
+            f"`tiny` on the built-in corpus, {name.lower()} R@10 among {candidates} held-out "
+            f"clips (chance {chance:.2g})",
+            f"{mean_and_spread(scores(report, direction, 'R@10'))}, {len(report.rows)} seeds",
+        )
         for direction, name in DIRECTIONS.items()
-    ]  # fmt: skip
+    ]
     first = report.rows[0]
     made = ", corpus generation included" if first["cold_cache"] else ""
     return [*lines, (f"the whole of that run{made}", f"{first['wall_seconds']:.0f} s on {report.machine}")]
@@ -217,28 +281,50 @@ def figure(report: Report, plt: Any) -> Any:
     figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(4, 3, 3))
     for index, row in enumerate(report.rows):
         colour, line = SEED_STYLES[index % len(SEED_STYLES)]
-        losses.plot([p["step"] for p in row["curve"]], [p["loss"] for p in row["curve"]], color=colour, linestyle=line,
-                    linewidth=1.3, label=f"seed {row['seed']}")  # fmt: skip
+        losses.plot(
+            [p["step"] for p in row["curve"]],
+            [p["loss"] for p in row["curve"]],
+            color=colour,
+            linestyle=line,
+            linewidth=1.3,
+            label=f"seed {row['seed']}",
+        )
     losses.set(xlabel="step", ylabel="loss (nats)", title="Training loss")
     width = 0.8 / len(report.rows)
     for index, row in enumerate(report.rows):
         places = [i + (index - (len(report.rows) - 1) / 2) * width for i in range(len(DIRECTIONS))]
         heights = [row["retrieval"][d]["R@10"] for d in DIRECTIONS]
-        drawn = bars.bar(places, heights, width * 0.9, color=SEED_STYLES[index % len(SEED_STYLES)][0],
-                         label=f"seed {row['seed']}")  # fmt: skip
+        drawn = bars.bar(
+            places, heights, width * 0.9, color=SEED_STYLES[index % len(SEED_STYLES)][0], label=f"seed {row['seed']}"
+        )
         bars.bar_label(drawn, fmt="%.2f", fontsize=8)
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
     bars.axhline(chance, color=BLACK, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
     if not report.quick:
         for place, direction in enumerate(DIRECTIONS):
-            bars.hlines(GOALS[direction], place - 0.45, place + 0.45, color=BLACK, linestyle=":",
-                        label="goal" if not place else None)  # fmt: skip
-    bars.set(xticks=range(len(DIRECTIONS)), xticklabels=DIRECTIONS.values(), ylabel="R@10", ylim=(0, 1.25),
-             yticks=[0, 0.2, 0.4, 0.6, 0.8, 1], title="Held-out retrieval")  # fmt: skip
+            bars.hlines(
+                GOALS[direction],
+                place - 0.45,
+                place + 0.45,
+                color=BLACK,
+                linestyle=":",
+                label="goal" if not place else None,
+            )
+    bars.set(
+        xticks=range(len(DIRECTIONS)),
+        xticklabels=DIRECTIONS.values(),
+        ylabel="R@10",
+        ylim=(0, 1.25),
+        yticks=[0, 0.2, 0.4, 0.6, 0.8, 1],
+        title="Held-out retrieval",
+    )
     bottom = [0.0] * len(report.rows)
     labels = [f"seed {r['seed']}\n{'first run' if r['cold_cache'] else ''}" for r in report.rows]
-    shares = (("train", "training", BLUE, ""), ("evaluate", "evaluation", ORANGE, "//"),
-              ("other", "corpus, start, export", GREEN, ".."))  # fmt: skip
+    shares = (
+        ("train", "training", BLUE, ""),
+        ("evaluate", "evaluation", ORANGE, "//"),
+        ("other", "corpus, start, export", GREEN, ".."),
+    )
     for key, label, colour, hatch in shares:
         heights = [r[f"{key}_seconds"] for r in report.rows]
         times.bar(labels, heights, 0.7, bottom=bottom, label=label, color=colour, hatch=hatch, edgecolor="white")
@@ -267,8 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
         root = cli.output_folder(args)
-        report, path = harness.open_report(NAME, title, settings=settings, method=method, out=root,
-                                           resume=args.resume, quick=args.quick)  # fmt: skip
+        report, path = harness.open_report(
+            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
+        )
         measure(args, report, path)
         cli.publish(path, DRAWER, root)
     except (ReportError, OSError) as error:

@@ -38,8 +38,10 @@ exit codes: 0 done, 1 failed (transformers is not installed: pip install transfo
 
 def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]:
     """What is measured, a row each."""
-    return [{"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode, "seconds": []}
-            for dtype, rate, mode, model in itertools.product(dtypes, rates, MODES, MODELS)]  # fmt: skip
+    return [
+        {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode, "seconds": []}
+        for dtype, rate, mode, model in itertools.product(dtypes, rates, MODES, MODELS)
+    ]
 
 
 def derive(report: Report) -> None:
@@ -57,18 +59,45 @@ def derive(report: Report) -> None:
 
 
 def page(report: Report) -> str:
-    lines = [[row["mode"], row["dtype"], f"{row['drop_rate']:.0%}", row["model"], number(row.get("p20"), 3),
-              number(row.get("p50"), 3), number(row.get("p80"), 3), number(row.get("faster_than_videomae")),
-              number(row.get("gained")), number(row["flop_ratio"]), number(row.get("gained_of_flop_ratio"))]
-             for row in report.rows]  # fmt: skip
-    columns = ["step", "dtype", "dropped", "model", "p20 s", "p50 s", "p80 s", "VideoMAE / this", "gained by dropping",
-               "FLOP ratio", "gained / FLOP ratio"]  # fmt: skip
-    return "\n\n".join([
-        "The two models compute different functions of different clips with random weights; what they share is the "
-        "work. VATT's numerics are gated below, against the literal model in float64.",
-        *([] if "bfloat16" in report.settings["dtypes"] else [NO_BFLOAT16]),
-        table(columns, lines, left=4), "## Numerics", model_steps.checks_table(report),
-    ])  # fmt: skip
+    lines = [
+        [
+            row["mode"],
+            row["dtype"],
+            f"{row['drop_rate']:.0%}",
+            row["model"],
+            number(row.get("p20"), 3),
+            number(row.get("p50"), 3),
+            number(row.get("p80"), 3),
+            number(row.get("faster_than_videomae")),
+            number(row.get("gained")),
+            number(row["flop_ratio"]),
+            number(row.get("gained_of_flop_ratio")),
+        ]
+        for row in report.rows
+    ]
+    columns = [
+        "step",
+        "dtype",
+        "dropped",
+        "model",
+        "p20 s",
+        "p50 s",
+        "p80 s",
+        "VideoMAE / this",
+        "gained by dropping",
+        "FLOP ratio",
+        "gained / FLOP ratio",
+    ]
+    return "\n\n".join(
+        [
+            "The two models compute different functions of different clips with random weights; what they share is the "
+            "work. VATT's numerics are gated below, against the literal model in float64.",
+            *([] if "bfloat16" in report.settings["dtypes"] else [NO_BFLOAT16]),
+            table(columns, lines, left=4),
+            "## Numerics",
+            model_steps.checks_table(report),
+        ]
+    )
 
 
 def figure(report: Report, plt: Any) -> Any:
@@ -76,8 +105,13 @@ def figure(report: Report, plt: Any) -> Any:
     drawn, axis = plt.subplots(figsize=(10, 4.6))
     for offset, model in zip((-0.2, 0.2), MODELS, strict=True):
         rows = [row for row in report.rows if row["model"] == model]
-        bars = axis.bar([place + offset for place in range(len(pairs))], [row.get("p50") or 0 for row in rows], 0.4,
-                        color=COLOURS[model], label="VATT, fused" if model == "vatt" else "VideoMAE")  # fmt: skip
+        bars = axis.bar(
+            [place + offset for place in range(len(pairs))],
+            [row.get("p50") or 0 for row in rows],
+            0.4,
+            color=COLOURS[model],
+            label="VATT, fused" if model == "vatt" else "VideoMAE",
+        )
         axis.bar_label(bars, fmt="%.2f", fontsize=8)
     labels = [f"{mode}\n{dtype}\n{rate:.0%} dropped" for mode, dtype, rate in pairs]
     axis.set_xticks(range(len(pairs)), labels, fontsize=7)
@@ -92,9 +126,14 @@ def front(report: Report) -> list[tuple[str, str]]:
     for row in report.rows:
         if row["model"] == "vatt" and "faster_than_videomae" in row:
             ratios[row["mode"], row["dtype"]].append(row["faster_than_videomae"])
-    return [(f"Base video model beside VideoMAE-Base on a CPU, {mode}, {dtype}, 0 % and 50 % dropped",
-             " and ".join(f"{ratio:.2f}x" for ratio in found) + " as fast")
-            for (mode, dtype), found in ratios.items() if found]  # fmt: skip
+    return [
+        (
+            f"Base video model beside VideoMAE-Base on a CPU, {mode}, {dtype}, 0 % and 50 % dropped",
+            " and ".join(f"{ratio:.2f}x" for ratio in found) + " as fast",
+        )
+        for (mode, dtype), found in ratios.items()
+        if found
+    ]
 
 
 DRAWER = Drawer(page, figure, front)
@@ -102,17 +141,29 @@ DRAWER = Drawer(page, figure, front)
 
 def measure(args: argparse.Namespace) -> bool:
     report, path = harness.open_report(
-        NAME, f"VATT-Base video beside VideoMAE-Base, {args.layers} layers, 1568 patches",
+        NAME,
+        f"VATT-Base video beside VideoMAE-Base, {args.layers} layers, 1568 patches",
         settings={"layers": args.layers, "size": args.size, "repeats": args.repeats, "dtypes": args.dtypes},
-        method={"timing": "all rows alternate in one process, every second round backwards; one warm-up, "
-                          f"{args.repeats} rounds, time.perf_counter; p20, p50, p80",
-                "bfloat16": "autocast over float32 weights, for both", "rival": _version()},
-        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
-    )  # fmt: skip
+        method={
+            "timing": "all rows alternate in one process, every second round backwards; one warm-up, "
+            f"{args.repeats} rounds, time.perf_counter; p20, p50, p80",
+            "bfloat16": "autocast over float32 weights, for both",
+            "rival": _version(),
+        },
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
     report.rows = report.rows or cells(args.dtypes, (0.0, 0.5))
     for row in report.rows:
-        whole, this = (Case(video_model(args.layers, args.size, rate), row["mode"] != MODES[0], drop_in_eval=rate > 0
-                            and row["mode"] == MODES[0]).ideal_flops for rate in (0.0, row["drop_rate"]))  # fmt: skip
+        whole, this = (
+            Case(
+                video_model(args.layers, args.size, rate),
+                row["mode"] != MODES[0],
+                drop_in_eval=rate > 0 and row["mode"] == MODES[0],
+            ).ideal_flops
+            for rate in (0.0, row["drop_rate"])
+        )
         row["flop_ratio"] = whole / this
     if report.gate["green"] is None:
         report.gate["checks"] = [
@@ -150,8 +201,12 @@ def _version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.make_parser("videomae", "The video model beside Hugging Face's VideoMAE-Base, on a CPU.", EXAMPLES)
     parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default 5; with --quick 2)")
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"),
-                        help="default: float32, and bfloat16 where the CPU has instructions for it")  # fmt: skip
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16"),
+        help="default: float32, and bfloat16 where the CPU has instructions for it",
+    )
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.layers, args.size = (2, 112) if args.quick else (12, 224)

@@ -42,28 +42,56 @@ def train(manifest: Path, work: Path, steps: int, seed: int) -> dict[str, Any]:
     """Trains from scratch and returns the scores on the held-out videos."""
     out = work / f"steps-{steps}-seed-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    command = ["vatt.train", "--fused", "--preset", "tiny", "--data", str(manifest), "--steps", str(steps), "--seed",
-               str(seed), "--out", str(out)]  # fmt: skip
+    command = [
+        "vatt.train",
+        "--fused",
+        "--preset",
+        "tiny",
+        "--data",
+        str(manifest),
+        "--steps",
+        str(steps),
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+    ]
     for setting in SETTINGS:
         command += ["--set", setting]
     run(command, work / f"{out.name}.log")
     result = json.loads((out / "result.json").read_text())
-    return {"scores": result["retrieval"][DIRECTION], "final_loss": result["final_loss"],
-            "train_seconds": result["train_seconds"], "bad_clips": result["bad_clips"]}  # fmt: skip
+    return {
+        "scores": result["retrieval"][DIRECTION],
+        "final_loss": result["final_loss"],
+        "train_seconds": result["train_seconds"],
+        "bad_clips": result["bad_clips"],
+    }
 
 
 def page(report: Report) -> str:
-    lines = [[str(row["steps"]), str(row["seed"]), *(number(100 * row["scores"][f"R@{n}"], 1) for n in (1, 5, 10)),
-              number(row["scores"]["median_rank"], 1), number(row["final_loss"], 2), number(row["train_seconds"], 0)]
-             for row in report.rows if "scores" in row]  # fmt: skip
+    lines = [
+        [
+            str(row["steps"]),
+            str(row["seed"]),
+            *(number(100 * row["scores"][f"R@{n}"], 1) for n in (1, 5, 10)),
+            number(row["scores"]["median_rank"], 1),
+            number(row["final_loss"], 2),
+            number(row["train_seconds"], 0),
+        ]
+        for row in report.rows
+        if "scores" in row
+    ]
     chance = chances(report)
     lines.append(["chance", "", *(number(100 * chance[n], 1) for n in (1, 5, 10)), number(chance["MedR"], 1), "", ""])
     s = report.settings
-    return "\n\n".join([
-        f"{s['frames']} frames of {s['videos']} videos; {s['held_out']} frames of a tenth of the videos are held out. "
-        "Each of their captions ranks all of them; other captions may fit a frame as well and count as wrong.",
-        table(["steps", "seed", "R@1 %", "R@5 %", "R@10 %", "median rank", "training loss", "training s"], lines),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            f"{s['frames']} frames of {s['videos']} videos; {s['held_out']} frames of a tenth "
+            "of the videos are held out. "
+            "Each of their captions ranks all of them; other captions may fit a frame as well and count as wrong.",
+            table(["steps", "seed", "R@1 %", "R@5 %", "R@10 %", "median rank", "training loss", "training s"], lines),
+        ]
+    )
 
 
 def chances(report: Report) -> dict[Any, float]:
@@ -76,8 +104,13 @@ def figure(report: Report, plt: Any) -> Any:
     chance = chances(report)
     for n, colour in ((1, BLUE), (10, ORANGE)):
         rows = [row for row in report.rows if "scores" in row]
-        axis.plot([row["steps"] for row in rows], [100 * row["scores"][f"R@{n}"] for row in rows], "o", color=colour,
-                  label=f"R@{n}, held-out videos")  # fmt: skip
+        axis.plot(
+            [row["steps"] for row in rows],
+            [100 * row["scores"][f"R@{n}"] for row in rows],
+            "o",
+            color=colour,
+            label=f"R@{n}, held-out videos",
+        )
         axis.axhline(100 * chance[n], color=colour, ls=":", label=f"chance of R@{n}")
     axis.set_xscale("log")
     axis.set_xlabel("training steps")
@@ -94,9 +127,13 @@ def front(report: Report) -> list[tuple[str, str]]:
     found = [100 * row["scores"]["R@10"] for row in report.rows if row["steps"] == steps]
     spread = f" ± {statistics.stdev(found):.1f}, {len(found)} seeds" if len(found) > 1 else ""
     held_out = report.settings["held_out"]
-    return [(f"`tiny` from scratch on {report.settings['frames'] - held_out} captioned YouCook2 frames, text to frame "
-             f"R@10 among {held_out} of other videos",
-             f"{statistics.fmean(found):.1f} %{spread} (chance {100 * chances(report)[10]:.1f} %)")]  # fmt: skip
+    return [
+        (
+            f"`tiny` from scratch on {report.settings['frames'] - held_out} captioned YouCook2 frames, text to frame "
+            f"R@10 among {held_out} of other videos",
+            f"{statistics.fmean(found):.1f} %{spread} (chance {100 * chances(report)[10]:.1f} %)",
+        )
+    ]
 
 
 DRAWER = Drawer(page, figure, front)
@@ -105,21 +142,44 @@ DRAWER = Drawer(page, figure, front)
 def measure(args: argparse.Namespace) -> Path:
     args.work.mkdir(parents=True, exist_ok=True)
     manifest = args.work / "manifest.csv"
-    run(["vatt.data.sources", "youcook2-frames", str(args.data / "captions.csv"), "--media", str(args.data),
-         "--hold-out", str(HELD_OUT), "--out", str(manifest)], args.work / "sources.log")  # fmt: skip
+    run(
+        [
+            "vatt.data.sources",
+            "youcook2-frames",
+            str(args.data / "captions.csv"),
+            "--media",
+            str(args.data),
+            "--hold-out",
+            str(HELD_OUT),
+            "--out",
+            str(manifest),
+        ],
+        args.work / "sources.log",
+    )
     counts = json.loads(manifest.with_suffix(".report.json").read_text())["splits"]
     found = {split: count["found"] for split, count in counts.items()}
     videos = len({clip.path.stem.rsplit("_", 1)[0] for clip in read_manifest(manifest)})
     first, *longer = args.steps
     runs = [(first, seed) for seed in args.seeds] + [(steps, args.seeds[0]) for steps in longer]
     report, path = harness.open_report(
-        NAME, "Text-to-frame retrieval on YouCook2 frames, tiny preset from scratch",
-        settings={"steps": args.steps, "seeds": args.seeds, "frames": sum(found.values()), "videos": videos,
-                  "held_out": found["test"], "changes": list(SETTINGS)},
-        method={"training": f"python -m vatt.train --fused --preset tiny --set {' --set '.join(SETTINGS)}",
-                "scores": "of the last step; no step, seed or setting was chosen by them"},
-        out=cli.output_folder(args), resume=args.resume, quick=args.quick,
-    )  # fmt: skip
+        NAME,
+        "Text-to-frame retrieval on YouCook2 frames, tiny preset from scratch",
+        settings={
+            "steps": args.steps,
+            "seeds": args.seeds,
+            "frames": sum(found.values()),
+            "videos": videos,
+            "held_out": found["test"],
+            "changes": list(SETTINGS),
+        },
+        method={
+            "training": f"python -m vatt.train --fused --preset tiny --set {' --set '.join(SETTINGS)}",
+            "scores": "of the last step; no step, seed or setting was chosen by them",
+        },
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
     done = {(row["steps"], row["seed"]) for row in report.rows}
     with progress_bar(sum(steps for steps, _ in runs), NAME, "step", sum(steps for steps, _ in done)) as bar:
         for steps, seed in runs:
@@ -138,8 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with captions.csv and the frames")
-    add("--steps", type=int, nargs="+", metavar="N", help="length of the runs; the first with every seed, the others "
-        "with the first seed (default 600 200; with --quick 20)")  # fmt: skip
+    add(
+        "--steps",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="length of the runs; the first with every seed, the others "
+        "with the first seed (default 600 200; with --quick 20)",
+    )
     add("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="S", help="default 1 2 3 (with --quick the first)")
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the runs")
     cli.add_common_flags(parser)

@@ -49,15 +49,31 @@ TRITON_FILES = (
 )
 
 SPECS = (
-    KernelSpec("project_voxels", project_voxels, make_voxels, VOXELS, VOXELS_VATT,
-               projection_flops, projection_bytes),
-    KernelSpec("project_waveform", project_waveform, make_waveform, WAVEFORM, WAVEFORM_VATT,
-               projection_flops, projection_bytes),
+    KernelSpec("project_voxels", project_voxels, make_voxels, VOXELS, VOXELS_VATT, projection_flops, projection_bytes),
+    KernelSpec(
+        "project_waveform", project_waveform, make_waveform, WAVEFORM, WAVEFORM_VATT, projection_flops, projection_bytes
+    ),
     KernelSpec("sample_keep", sample_keep, make_sample, SAMPLE, SAMPLE_VATT, no_flops, sample_bytes),
-    KernelSpec("gather_tokens", gather_tokens, make_gather, GATHER, GATHER_VATT, no_flops,
-               gather_bytes),
-    KernelSpec("attention", attention, make_attention, ATTENTION, ATTENTION_VATT, attention_flops,
-               attention_bytes, floor=attention_floor),
-    KernelSpec("contrastive_loss", contrastive_loss, make_loss, LOSS, LOSS_VATT, loss_flops,
-               loss_bytes, literal_loss, loss_floor),
-)  # fmt: skip
+    KernelSpec("gather_tokens", gather_tokens, make_gather, GATHER, GATHER_VATT, no_flops, gather_bytes),
+    KernelSpec(
+        "attention",
+        attention,
+        make_attention,
+        ATTENTION,
+        ATTENTION_VATT,
+        attention_flops,
+        attention_bytes,
+        floor=attention_floor,
+    ),
+    KernelSpec(
+        "contrastive_loss",
+        contrastive_loss,
+        make_loss,
+        LOSS,
+        LOSS_VATT,
+        loss_flops,
+        loss_bytes,
+        literal_loss,
+        loss_floor,
+    ),
+)

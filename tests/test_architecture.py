@@ -31,9 +31,20 @@ OPERATIONS = ("self_attention", "contrastive", "projection", "droptoken")
 BENCH_LAYERS = (("harness", "accounting"), ("workloads", "faults"), ("pages",))
 NOT_COMMANDS = {"vatt": {"__init__", "errors", "ops"}, "bench": {"bench_kernels", "bench_model", "conftest"}}
 OPTIONAL = {
-    "matplotlib", "pandas", "pyarrow", "xformers", "nvidia", "tensorboard", "google_crc32c", "webdataset", "torchcodec",
-    "decord", "transformers", "sklearn", "huggingface_hub",
-}  # fmt: skip
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "xformers",
+    "nvidia",
+    "tensorboard",
+    "google_crc32c",
+    "webdataset",
+    "torchcodec",
+    "decord",
+    "transformers",
+    "sklearn",
+    "huggingface_hub",
+}
 
 
 def sources(*folders: str) -> list[Path]:

@@ -31,9 +31,27 @@ from vatt import __main__ as console
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = runpy.run_path(str(ROOT / ".ci" / "pythons.py"))
 SUPPORTED = SETUP["SUPPORTED"]
-SOURCES = ("vatt", "kernels", "bench", "tests", ".ci", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md",
-           "LICENSE", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "Makefile", "constraints.txt",
-           "mkdocs.yml", "docs", "examples")  # fmt: skip
+SOURCES = (
+    "vatt",
+    "kernels",
+    "bench",
+    "tests",
+    ".ci",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "Makefile",
+    "constraints.txt",
+    "mkdocs.yml",
+    "docs",
+    "examples",
+)
 OFFLINE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PIP_NO_INDEX": "1"}
 
 
@@ -51,8 +69,20 @@ def built(tmp_path_factory):
     done = subprocess.run(command, cwd=copy, env=OFFLINE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (sdist,) = out.glob("vatt-*.tar.gz")
-    done = finished([sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index",
-                     f"--wheel-dir={out}", str(sdist)], env=OFFLINE)  # fmt: skip
+    done = finished(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            f"--wheel-dir={out}",
+            str(sdist),
+        ],
+        env=OFFLINE,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = out.glob("vatt-*.whl")
     return sdist, wheel
@@ -64,8 +94,10 @@ def installed(built, tmp_path_factory):
     place = tmp_path_factory.mktemp("installed") / "venv"
     venv.create(place, symlinks=True, with_pip=False)
     python = place / "bin" / "python"
-    done = finished([sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index",
-                     str(built[1])], env=OFFLINE)  # fmt: skip
+    done = finished(
+        [sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index", str(built[1])],
+        env=OFFLINE,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (site,) = place.glob("lib/python*/site-packages")
     # Lines of a .pth file are folders whose own .pth files are not read: an editable vatt stays out.
@@ -87,8 +119,12 @@ def test_the_sdist_holds_what_builds_tests_and_runs(built):
     with tarfile.open(built[0]) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
     folders = ("vatt", "kernels", "bench", "tests", ".ci", "docs", "examples")
-    wanted = {path.relative_to(ROOT).as_posix() for folder in folders
-              for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".ipynb")}  # fmt: skip
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".ipynb")
+    }
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "data_20a74a7").rglob("*")}
     assert wanted | {name for name in SOURCES if (ROOT / name).is_file()} | {".ci/run"} <= held
     assert not [name for name in held if name.endswith(".pyc") or name.startswith("reports")]
@@ -149,8 +185,11 @@ def constraints() -> list[Requirement]:
 def pinned(minor: str) -> dict[str, Version]:
     """The release of each package that the constraints name for Python `minor` on Linux."""
     where = default_environment() | {
-        "python_version": minor, "python_full_version": f"{minor}.0", "sys_platform": "linux",
-        "platform_machine": "x86_64"}  # fmt: skip
+        "python_version": minor,
+        "python_full_version": f"{minor}.0",
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+    }
     found: dict[str, Version] = {}
     for one in constraints():
         if one.marker is None or one.marker.evaluate(where):
@@ -196,8 +235,11 @@ def test_make_takes_the_first_python_that_runs(names, chosen, tmp_path):
     places = " ".join(str(tmp_path / name) for name in names)
     lines = subprocess.run(
         ["make", "-n", "-B", "train", f"PYTHONS={places}", f"VENV={tmp_path / 'venv'}"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""},
-    ).stdout  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MAKEFLAGS": ""},
+    ).stdout
     assert f'test -n "{tmp_path / chosen if chosen else ""}"' in lines
     assert "-c constraints.txt" in lines
 

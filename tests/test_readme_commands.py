@@ -114,11 +114,17 @@ def place(tmp_path_factory, cache):
         rows.append((f"clips/{name}_000000_000002.mp4", " | ".join(clip.captions), clip.index % 2))
     splits = ["train"] * 6 + ["test"] * 2
     for file in ("clips.csv", "manifest.csv", "kinetics.csv"):
-        write_rows(folder / file, ("path", "caption", "label", "split"),
-                   [(*row, split) for row, split in zip(rows, splits, strict=True)])  # fmt: skip
+        write_rows(
+            folder / file,
+            ("path", "caption", "label", "split"),
+            [(*row, split) for row, split in zip(rows, splits, strict=True)],
+        )
     write_rows(folder / "test.csv", ("path", "caption", "label"), rows)
-    write_rows(folder / "kinetics-400_val.csv", ("label", "youtube_id", "time_start", "time_end", "split"),
-               [("left", name, 0, 2, "val") for name in NAMES])  # fmt: skip
+    write_rows(
+        folder / "kinetics-400_val.csv",
+        ("label", "youtube_id", "time_start", "time_end", "split"),
+        [("left", name, 0, 2, "val") for name in NAMES],
+    )
     shutil.copy(clips[0].path, folder / "dog.mp4")
     (folder / "long").mkdir()
     write_clip(folder / "long" / "long.mp4", steady(5.0, 10), tone_burst(5.0, 1.0, 16_000), 16_000)
@@ -153,8 +159,9 @@ def test_a_command_works(command, place, monkeypatch, request):
         for word in shlex.split(command)
         if word != "..."
     ]
-    launcher, words = (words[: words.index("-m")], words[words.index("-m") :]) if words[0] == "torchrun" else (
-        words[:1], words[1:])  # fmt: skip
+    launcher, words = (
+        (words[: words.index("-m")], words[words.index("-m") :]) if words[0] == "torchrun" else (words[:1], words[1:])
+    )
     program, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
     if program in NEEDS:
         pytest.importorskip(NEEDS[program])

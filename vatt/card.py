@@ -216,9 +216,11 @@ def usage(records: Records) -> str:
         shape = samples if task == "audio" else frames
         lines = [f"logits = model(x)  # {shape} -> [clips, classes]"]
     else:
-        lines = [f"to_audio, to_text = model.embed_video(frames)  # {frames}",
-                 f"sound = model.embed_audio(samples)  # {samples}",
-                 "text = model.embed_text(ids)  # int64 [clips, captions, words], of vatt.load_tokenizer"]  # fmt: skip
+        lines = [
+            f"to_audio, to_text = model.embed_video(frames)  # {frames}",
+            f"sound = model.embed_audio(samples)  # {samples}",
+            "text = model.embed_text(ids)  # int64 [clips, captions, words], of vatt.load_tokenizer",
+        ]
     return "\n".join(["```python", "import vatt", "", 'model = vatt.load("DIR")  # what you downloaded', *lines, "```"])
 
 
@@ -247,8 +249,10 @@ def model_rows(records: Records) -> list[tuple[Any, ...]]:
         rows += [("words of a caption", size("text.words")), ("words it knows", words)]
     if task:
         labels = look_up(records.model, "classifier.labels") or []
-        rows += [("classes", look_up(records.model, "classifier.classes")),
-                 ("class names", ", ".join(map(str, labels[:20])) + (", ..." if labels[20:] else ""))]  # fmt: skip
+        rows += [
+            ("classes", look_up(records.model, "classifier.classes")),
+            ("class names", ", ".join(map(str, labels[:20])) + (", ..." if labels[20:] else "")),
+        ]
     return rows
 
 
@@ -258,10 +262,14 @@ def data_rows(records: Records) -> list[tuple[Any, ...]]:
     source = look_up(data, "source")
     if source == "":
         source = f"the built-in corpus, {show(look_up(data, 'builtin_clips'))} generated clips"
-    return [("corpus", source and public(source)), ("training split", look_up(data, "train_split")),
-            ("test split", look_up(data, "test_split")), ("clips trained on", records.result.get("train_clips")),
-            ("clips that could not be read", records.result.get("bad_clips")),
-            ("licence of the data", None)]  # fmt: skip
+    return [
+        ("corpus", source and public(source)),
+        ("training split", look_up(data, "train_split")),
+        ("test split", look_up(data, "test_split")),
+        ("clips trained on", records.result.get("train_clips")),
+        ("clips that could not be read", records.result.get("bad_clips")),
+        ("licence of the data", None),
+    ]
 
 
 def training_rows(records: Records) -> list[tuple[Any, ...]]:
@@ -315,8 +323,10 @@ def scores(records: Records) -> str:
     if retrieval := records.result.get("retrieval"):
         names = ("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10")
         ranked = [(name.replace("_", "-"), *map(one.get, names)) for name, one in retrieval.items()]
-        parts.append("Zero-shot retrieval among held-out clips (shares of queries; rank 1 is best):\n\n"
-                     + table(("query", *(name.replace("_", " ") for name in names)), ranked))  # fmt: skip
+        parts.append(
+            "Zero-shot retrieval among held-out clips (shares of queries; rank 1 is best):\n\n"
+            + table(("query", *(name.replace("_", " ") for name in names)), ranked)
+        )
     if test := records.result.get("test"):
         values = (test.get("scores") or {UNKNOWN: None}).items()
         counts = f"{show(test.get('labelled'))} labelled of {show(test.get('clips'))} test clips"
@@ -351,22 +361,36 @@ def provenance(records: Records) -> str:
     dirty = ", with changes that were not committed" if where.get("dirty") else ""
     versions = {"python": where.get("python"), **(where.get("versions") or {})}
     said = ", ".join(f"{name} {show(version)}" for name, version in versions.items())
-    return (f"Command of the last process:\n\n```\n{command}\n```\n\n"
-            f"Commit: {show(where.get('commit'))}{dirty}. Versions: {said}.")  # fmt: skip
+    return (
+        f"Command of the last process:\n\n```\n{command}\n```\n\n"
+        f"Commit: {show(where.get('commit'))}{dirty}. Versions: {said}."
+    )
 
 
 def write_card(records: Records, name: str, licence: str) -> str:
     """The whole README, its checksum in the last line."""
     parts = [
-        front_matter(task_of(records), licence), f"# {name}", describe(records), usage(records),
-        "## Model", table(("what", "value"), model_rows(records)),
-        "## Data", table(("what", "value"), data_rows(records)),
-        "## Training", table(("what", "value"), training_rows(records)),
-        "## Scores", scores(records), "## Curves", curves(records), "## Where it comes from", provenance(records),
-        "## Licence", f"Of the weights: {licence}. The code, vatt, is under Apache-2.0.",
+        front_matter(task_of(records), licence),
+        f"# {name}",
+        describe(records),
+        usage(records),
+        "## Model",
+        table(("what", "value"), model_rows(records)),
+        "## Data",
+        table(("what", "value"), data_rows(records)),
+        "## Training",
+        table(("what", "value"), training_rows(records)),
+        "## Scores",
+        scores(records),
+        "## Curves",
+        curves(records),
+        "## Where it comes from",
+        provenance(records),
+        "## Licence",
+        f"Of the weights: {licence}. The code, vatt, is under Apache-2.0.",
         f'"{UNKNOWN.capitalize()}" means that the run has not recorded it. Method: Akbari et al., *VATT: Transformers '
         "for Multimodal Self-Supervised Learning from Raw Video, Audio and Text*, NeurIPS 2021.",
-    ]  # fmt: skip
+    ]
     text = "\n\n".join(parts) + "\n\n"
     return f"{text}<!-- written by vatt.card, sha256 of what is above: {_sha256(text)} -->\n"
 
@@ -384,14 +408,20 @@ def _sha256(text: str) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.card", description="Write a model card, DIR/README.md, ready for the hub.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m vatt.card",
+        description="Write a model card, DIR/README.md, ready for the hub.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="folder of a run or of a model")
     add("--name", metavar="TEXT", help="title of the card (default: the folder's name)")
-    add("--license", default=UNKNOWN, metavar="ID",
-        help="licence of the weights as the hub names it, e.g. apache-2.0 (default: unknown)")  # fmt: skip
+    add(
+        "--license",
+        default=UNKNOWN,
+        metavar="ID",
+        help="licence of the weights as the hub names it, e.g. apache-2.0 (default: unknown)",
+    )
     add("--force", action="store_true", help="replace also a README.md that this command did not write")
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z0-9.+-]+", args.license):

@@ -59,9 +59,11 @@ exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.embed", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m vatt.embed",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write features and common-space embeddings of clips, images, sounds and captions.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR", help="folder of a finished run or of a converted model")
     add(
@@ -70,8 +72,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="",
         help="columns of --data that have other names, e.g. caption=title,path=filepath",
     )
-    add("--data", required=True, metavar="PATH",
-        help="manifest CSV (clips, images and sound files), folder of clips, or tar shards")  # fmt: skip
+    add(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="manifest CSV (clips, images and sound files), folder of clips, or tar shards",
+    )
     add("--out", type=Path, required=True, metavar="FILE", help="file to write, .npz or .parquet")
     add("--resume", action="store_true", help="go on from the shards in FILE.parts/")
     add_force_flag(parser)
@@ -81,11 +87,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", type=int, metavar="N", help="clips at once (default: 32 windows' worth)")
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
-        help="compute type (default auto: bfloat16 on GPUs)")  # fmt: skip
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="compute type (default auto: bfloat16 on GPUs)",
+    )
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
-    add("--max-bad-share", type=float, metavar="R",
-        help="stop when a larger share of the clips cannot be read (default: the model's setting)")  # fmt: skip
+    add(
+        "--max-bad-share",
+        type=float,
+        metavar="R",
+        help="stop when a larger share of the clips cannot be read (default: the model's setting)",
+    )
     args = parser.parse_args(argv)
     for name, least in (("windows", 1), ("batch_size", 1), ("workers", 0), ("max_bad_share", 0)):
         value = getattr(args, name)

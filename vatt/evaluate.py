@@ -83,16 +83,29 @@ exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.evaluate", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m vatt.evaluate",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Score a finished model: classification, linear probes of frozen features, zero-shot retrieval.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--task", choices=TASKS, default="retrieve", help="what to score (default retrieve)")
     # Under torchrun --run means an option of its own.
-    add("--run", "--model", type=Path, required=True, metavar="DIR", dest="run",
-        help="folder of a finished run, its model/ folder, or a converted model")  # fmt: skip
-    add("--data", nargs="+", metavar="PATH",
-        help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)")  # fmt: skip
+    add(
+        "--run",
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        dest="run",
+        help="folder of a finished run, its model/ folder, or a converted model",
+    )
+    add(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="manifest CSV or folder of clips; probe: one a fold (default: what the run was trained on)",
+    )
     add(
         "--columns",
         metavar="NAME=COLUMN,...",
@@ -109,8 +122,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "sorted: the labels in alphabetical order (default: labels are numbers of outputs)",
     )
     add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
-    add("--modality", nargs="+", choices=("video", "audio"),
-        help="probe: whose features (default video, audio where all files are sound)")  # fmt: skip
+    add(
+        "--modality",
+        nargs="+",
+        choices=("video", "audio"),
+        help="probe: whose features (default video, audio where all files are sound)",
+    )
     add(
         "--probe", choices=linear_probe.CLASSIFIERS, default="official", help="probe: the classifier (default official)"
     )
@@ -125,9 +142,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="R",
         help="stop when a larger share of clips cannot be read (default: the model's)",
     )
-    add("--out", type=Path, metavar="DIR",
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
         help="folder to write (default: the first free runs/evaluate-TASK[-N]; none for retrieve); for retrieve also a "
-             "FILE.json for the scores alone")  # fmt: skip
+        "FILE.json for the scores alone",
+    )
     add("--resume", action="store_true", help="go on with what an interrupted command left in --out")
     add_force_flag(parser)
     return parser.parse_args(argv)
@@ -188,8 +209,14 @@ def settings_of(args: argparse.Namespace) -> RunConfig:
     video = video if args.fps is None else replace(video, fps=args.fps)
     windows = args.windows or config.eval_windows
     fused = config.fused if args.fused is None else args.fused
-    return replace(config, data=data, model=replace(config.model, video=video), eval_windows=windows, fused=fused,
-                   dtype=args.dtype or config.dtype)  # fmt: skip
+    return replace(
+        config,
+        data=data,
+        model=replace(config.model, video=video),
+        eval_windows=windows,
+        fused=fused,
+        dtype=args.dtype or config.dtype,
+    )
 
 
 def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
@@ -265,7 +292,10 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
         classification.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
     dtype = compute_dtype(config.dtype, device)
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
-        "windows": views.windows, "crops": views.crops, "loss": views.loss}  # fmt: skip
+        "windows": views.windows,
+        "crops": views.crops,
+        "loss": views.loss,
+    }
     if not named or args.classes:
         settings["classes_sha256"] = fingerprint(clips.labels)
     require_equal(args, settings, world)
@@ -286,7 +316,9 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
     size = max(1, 32 // config.eval_windows)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
-        "vocabulary_sha256": fingerprint(tokenizer.words), "score": args.score}  # fmt: skip
+        "vocabulary_sha256": fingerprint(tokenizer.words),
+        "score": args.score,
+    }
     require_equal(args, settings, world)
     out, result = world.on_main(lambda: open_out(args, settings, held))
     if result is None:
@@ -299,8 +331,11 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
         embedded = embed_clips(model, dataset, autocast, parts, world, config.data.max_bad_share)
         world.only_main_continues()
         wanted = SCORES if args.score == "both" else (args.score,)
-        scores = {name if score == wanted[0] else f"{name}_{score}": values
-                  for score in wanted for name, values in retrieval(embedded, score).items()}  # fmt: skip
+        scores = {
+            name if score == wanted[0] else f"{name}_{score}": values
+            for score in wanted
+            for name, values in retrieval(embedded, score).items()
+        }
         counts = {"clips": len(embedded.clips), "bad_clips": len(embedded.bad)}
         result = {"retrieval": scores, **counts}
         if out is not None:
@@ -328,7 +363,10 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
     modalities = args.modality or ["audio" if heard else "video"]
     settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
-        "probe": args.probe, "modality": modalities, "folds_sha256": fingerprint(map(repr, folds))}  # fmt: skip
+        "probe": args.probe,
+        "modality": modalities,
+        "folds_sha256": fingerprint(map(repr, folds)),
+    }
     require_equal(args, settings, world)
     out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
@@ -338,15 +376,18 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
         for modality in modalities:
             world.on_main(partial(open_parts, parts / modality, settings))
             with contextlib.suppress(RankFinished):
-                found[modality] = probe_folds(model.backbone, modality, args.probe, clips, folds, config, autocast, out,
-                                              world)  # fmt: skip
+                found[modality] = probe_folds(
+                    model.backbone, modality, args.probe, clips, folds, config, autocast, out, world
+                )
         world.only_main_continues()
         result = write_result(out, settings, config, device, {"probe": found})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())
-        print(f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
-              f"{one['bad_clips']} bad clips)")  # fmt: skip
+        print(
+            f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
+            f"{one['bad_clips']} bad clips)"
+        )
     print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")
 
 

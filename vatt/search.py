@@ -40,9 +40,11 @@ exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.search", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m vatt.search",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Rank clips by a text, a sound or a video.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="what the clips should show, in words")
     add("--index", nargs="+", action="extend", required=True, metavar="FILE", help="files of vatt.embed")
@@ -81,8 +83,10 @@ def search(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.texts:
         tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(folder)
         if len(tokenizer) > config.model.text.vocabulary:
-            raise VocabularyError(f"the word list has {len(tokenizer)} words but the model's table only "
-                                  f"{config.model.text.vocabulary}; give the one it was trained with")  # fmt: skip
+            raise VocabularyError(
+                f"the word list has {len(tokenizer)} words but the model's table only "
+                f"{config.model.text.vocabulary}; give the one it was trained with"
+            )
     index = build_index(files, spaces)
     silent = sum(len(features.arrays["path"]) for features in files) - len(index.paths)
     if not index.paths:

@@ -86,8 +86,9 @@ def whole_rows(model: ModelConfig) -> ModelConfig:
     if rest:
         raise ValueError(f"drop rate {drop.rate:g} keeps {rest} voxels more than {rows} rows of {height} x {width}")
     samples = kept_tokens(audio.tokens, drop.rate, drop.align) * audio.patch
-    return replace(model, video=replace(video, frames=rows * time), audio=replace(audio, samples=samples),
-                   drop=DropConfig(0.0))  # fmt: skip
+    return replace(
+        model, video=replace(video, frames=rows * time), audio=replace(audio, samples=samples), drop=DropConfig(0.0)
+    )
 
 
 def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
@@ -123,9 +124,11 @@ def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         video, text = model.video, model.text
-        given = (torch.empty(batch, video.frames, video.size, video.size, 3, dtype=torch.uint8),
-                 torch.empty(batch, model.audio.samples),
-                 torch.empty(batch, text.captions, text.words, dtype=torch.int64))  # fmt: skip
+        given = (
+            torch.empty(batch, video.frames, video.size, video.size, 3, dtype=torch.uint8),
+            torch.empty(batch, model.audio.samples),
+            torch.empty(batch, text.captions, text.words, dtype=torch.int64),
+        )
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
         with hooks, torch.autocast("cpu", dtype=torch.bfloat16), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mismatch dtype")  # RMS norm on a CPU is not a fused one

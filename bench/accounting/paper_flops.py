@@ -36,14 +36,16 @@ def encoder_ops(encoder: EncoderConfig, tokens: int, *, training: bool, t5: bool
     """One sequence. The `t5` encoder has no biases, and RMS norms before attention and at its end."""
     d, f, layers, n = encoder.width, encoder.mlp, encoder.layers, tokens
     inner = encoder.heads * encoder.head_width
-    ops = Counter({
-        "dense products": layers * 2 * n * (4 * d * inner + 2 * d * f),
-        "P V": layers * 2 * n * n * inner,
-        "softmax and scale": layers * 6 * n * n * encoder.heads,
-        "GELU": layers * GELU * n * f,
-        "biases": 0 if t5 else layers * n * (3 * inner + 2 * d + f),
-        "norms": n * d * (NORM * layers + (RMS_NORM if t5 else NORM) * (layers + 1)),
-    })  # fmt: skip
+    ops = Counter(
+        {
+            "dense products": layers * 2 * n * (4 * d * inner + 2 * d * f),
+            "P V": layers * 2 * n * n * inner,
+            "softmax and scale": layers * 6 * n * n * encoder.heads,
+            "GELU": layers * GELU * n * f,
+            "biases": 0 if t5 else layers * n * (3 * inner + 2 * d + f),
+            "norms": n * d * (NORM * layers + (RMS_NORM if t5 else NORM) * (layers + 1)),
+        }
+    )
     if training:
         elements = layers * (n * n * encoder.heads + 2 * n * d + n * f) + n * d
         ops["dropout"] = DROPOUT * elements

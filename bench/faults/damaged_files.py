@@ -144,6 +144,16 @@ def fuzz(child: Child, clip: Path, count: int, seed: int) -> dict[str, Any]:
             good += said == "good"
             reasons[re.sub(r"\d+(\.\d+)?", "...", said.split(" (")[0])] += 1
     left_open = after["files"] - before["files"] if before and after else None
-    return {"kind": "fuzz", "clip": clip.name, "bytes": clip.stat().st_size, "variants": count, "good": good,
-            "bad": count - good - len(failures), "slowest_seconds": slowest, "peak_bytes": peak,
-            "files_left_open": left_open, "failures": failures, "reasons": dict(reasons.most_common(6))}  # fmt: skip
+    return {
+        "kind": "fuzz",
+        "clip": clip.name,
+        "bytes": clip.stat().st_size,
+        "variants": count,
+        "good": good,
+        "bad": count - good - len(failures),
+        "slowest_seconds": slowest,
+        "peak_bytes": peak,
+        "files_left_open": left_open,
+        "failures": failures,
+        "reasons": dict(reasons.most_common(6)),
+    }

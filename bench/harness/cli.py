@@ -13,14 +13,22 @@ from .report import REPORTS, ROOT, ReportError, load
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are written."""
-    return argparse.ArgumentParser(prog=f"python bench/{name}.py", description=description, epilog=examples,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    return argparse.ArgumentParser(
+        prog=f"python bench/{name}.py",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR",
-        help="reports go to DIR/<machine>/ (default: reports/ here; with --quick runs/reports/)")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="reports go to DIR/<machine>/ (default: reports/ here; with --quick runs/reports/)",
+    )
     add("--resume", action="store_true", help="keep what an interrupted run has measured already and go on")
     add("--quick", action="store_true", help="a small run that shows the program works; its numbers mean little")
 

@@ -14,8 +14,14 @@ from typing import Any
 CPU_INFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 # Field of nvidia-smi -> name here.
-GPU_FIELDS = {"name": "name", "clocks.sm": "sm_mhz", "clocks.mem": "memory_mhz", "clocks.max.sm": "max_sm_mhz",
-              "power.limit": "power_limit_w", "temperature.gpu": "celsius"}  # fmt: skip
+GPU_FIELDS = {
+    "name": "name",
+    "clocks.sm": "sm_mhz",
+    "clocks.mem": "memory_mhz",
+    "clocks.max.sm": "max_sm_mhz",
+    "power.limit": "power_limit_w",
+    "temperature.gpu": "celsius",
+}
 SECONDS = 10.0
 
 
@@ -30,9 +36,12 @@ def describe(taken: dict[str, dict[str, Any]]) -> str:
     for when, found in taken.items():
         cores = found["cpu_mhz"]
         shown = [f"CPU {min(cores):.0f}–{max(cores):.0f} MHz" if cores else "CPU unknown"]
-        shown += [f"{gpu['name']} SM {_number(gpu['sm_mhz'])} of {_number(gpu['max_sm_mhz'])} MHz, memory "
-                  f"{_number(gpu['memory_mhz'])} MHz, limit {_number(gpu['power_limit_w'])} W, "
-                  f"{_number(gpu['celsius'])} °C" for gpu in found["gpus"] or []]  # fmt: skip
+        shown += [
+            f"{gpu['name']} SM {_number(gpu['sm_mhz'])} of {_number(gpu['max_sm_mhz'])} MHz, memory "
+            f"{_number(gpu['memory_mhz'])} MHz, limit {_number(gpu['power_limit_w'])} W, "
+            f"{_number(gpu['celsius'])} °C"
+            for gpu in found["gpus"] or []
+        ]
         parts.append(f"{when}: {', '.join(shown)}")
     governor = next(iter(taken.values()))["governor"]
     return f"{'; '.join(parts)}; governor {governor or 'unknown'}"
@@ -65,8 +74,10 @@ def _gpus() -> list[dict[str, Any]] | None:
         return None
     if done.returncode != 0:
         return None
-    rows = (dict(zip(GPU_FIELDS.values(), row, strict=True))
-            for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True))  # fmt: skip
+    rows = (
+        dict(zip(GPU_FIELDS.values(), row, strict=True))
+        for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+    )
     return [{name: text if name == "name" else _float(text) for name, text in row.items()} for row in rows]
 
 

@@ -75,7 +75,7 @@ def write_page(report: Report, drawer: Drawer) -> str:
         notes.append("**Some numerics are red: nothing is compared with what is wrong.**")
     facts = {
         "machine": f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
-                   f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",
+        f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",
         "device": where["device"],
         **({"clocks": describe(where["clocks"])} if "clocks" in where else {}),
         "commit": f"{where['commit']}{' with changed files' if where['dirty'] else ''}",
@@ -83,10 +83,21 @@ def write_page(report: Report, drawer: Drawer) -> str:
         "command": f"`python {shlex.join(where['argv'])}`",
         "versions": f"Python {where['python']}, {versions}",
         **{key.replace("_", " "): value for key, value in report.method.items()},
-    }  # fmt: skip
-    lines = [f"# {report.title}", "", *notes, *([""] if notes else []), f"![{report.title}]({report.name}.png)", "",
-             drawer.page(report).strip(), "", "## Where this comes from", "",
-             *(f"- {key}: {value}" for key, value in facts.items()), ""]  # fmt: skip
+    }
+    lines = [
+        f"# {report.title}",
+        "",
+        *notes,
+        *([""] if notes else []),
+        f"![{report.title}]({report.name}.png)",
+        "",
+        drawer.page(report).strip(),
+        "",
+        "## Where this comes from",
+        "",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        "",
+    ]
     return "\n".join([*lines, f"Drawn from [{report.name}.json]({report.name}.json) by `make reports`.", ""])
 
 
@@ -124,11 +135,21 @@ def index(root: Path) -> str:
         place = path.relative_to(root).with_suffix(".md").as_posix()
         state = "quick run" if report.quick else "" if report.finished else "unfinished"
         gate = {True: "green", False: "RED", None: "not checked"}[report.gate["green"]]
-        rows.append([f"[{report.name}]({place})", report.title, report.machine, report.date[:10], report.source,
-                     ", ".join(filter(None, [gate, state]))])  # fmt: skip
-    head = ("# Reports\n\nWhat was measured, where, and by which commit. Each page and figure is drawn from the JSON "
-            "of the same name; `make reports` redraws them and this index. Experiments, failed ones too, are in "
-            "[LOG.md](LOG.md).\n\n")  # fmt: skip
+        rows.append(
+            [
+                f"[{report.name}]({place})",
+                report.title,
+                report.machine,
+                report.date[:10],
+                report.source,
+                ", ".join(filter(None, [gate, state])),
+            ]
+        )
+    head = (
+        "# Reports\n\nWhat was measured, where, and by which commit. Each page and figure is drawn from the JSON "
+        "of the same name; `make reports` redraws them and this index. Experiments, failed ones too, are in "
+        "[LOG.md](LOG.md).\n\n"
+    )
     columns = ["report", "what", "machine", "date", "commit", "numerics"]
     return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
 

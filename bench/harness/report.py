@@ -87,29 +87,47 @@ def machine_name(where: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
 
 
-def open_report(name: str, title: str, *, settings: dict[str, Any], method: dict[str, Any], out: Path, resume: bool,
-                quick: bool, device: str = "cpu") -> tuple[Report, Path]:  # fmt: skip
+def open_report(
+    name: str,
+    title: str,
+    *,
+    settings: dict[str, Any],
+    method: dict[str, Any],
+    out: Path,
+    resume: bool,
+    quick: bool,
+    device: str = "cpu",
+) -> tuple[Report, Path]:
     """A new report, or with `resume` the one that was begun, and the path of its JSON.
 
     Raises `ReportError` when the rows there come from other settings or another program.
     """
-    where = {**environment(device), "dirty": _dirty(), "load_average": os.getloadavg()[0],
-             "clocks": {"start": clocks(gpus=device != "cpu")}}  # fmt: skip
+    where = {
+        **environment(device),
+        "dirty": _dirty(),
+        "load_average": os.getloadavg()[0],
+        "clocks": {"start": clocks(gpus=device != "cpu")},
+    }
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
     fresh = Report(name, title, settings, method, where, _sources(), quick)
     path = out / fresh.machine / f"{name}.json"
     if not resume or not path.exists():
         return fresh, path
     begun = load(path)
-    changed = [f"{key}: {begun.settings.get(key)} -> {value}" for key, value in settings.items()
-               if begun.settings.get(key) != value]  # fmt: skip
+    changed = [
+        f"{key}: {begun.settings.get(key)} -> {value}"
+        for key, value in settings.items()
+        if begun.settings.get(key) != value
+    ]
     if begun.environment["threads"] != where["threads"]:
         changed.append(f"threads: {begun.environment['threads']} -> {where['threads']}")
     if begun.sources != fresh.sources:
         changed.append(f"program: {begun.source} -> {fresh.source}")
     if changed:
-        raise ReportError(f"{path} cannot be continued, its rows were measured with something else "
-                          f"({'; '.join(changed)}); start over without --resume")  # fmt: skip
+        raise ReportError(
+            f"{path} cannot be continued, its rows were measured with something else "
+            f"({'; '.join(changed)}); start over without --resume"
+        )
     return dataclasses.replace(fresh, gate=begun.gate, rows=begun.rows), path
 
 

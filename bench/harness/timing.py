@@ -6,8 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 1,
-               done: Mapping[str, int] | None = None) -> Iterator[tuple[str, float | None]]:  # fmt: skip
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    done: Mapping[str, int] | None = None,
+) -> Iterator[tuple[str, float | None]]:
     """Times candidates in turn, a call each a round, so that slow drifts of the machine meet all of them alike.
 
     Every second round goes backwards: no candidate always follows the same one. `done`: calls each has behind it from

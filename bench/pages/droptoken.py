@@ -62,8 +62,12 @@ def series(report: Report) -> list[Series]:
                 if scores:
                     add(f"built-in corpus, {modality} probe", row, f"seed {row['seed']}", statistics.fmean(scores))
             for direction in ("text_to_video", "audio_to_video"):
-                add(f"built-in corpus, {direction.replace('_', '-')} R@10", row, f"seed {row['seed']}",
-                    row["retrieval"][direction]["R@10"])  # fmt: skip
+                add(
+                    f"built-in corpus, {direction.replace('_', '-')} R@10",
+                    row,
+                    f"seed {row['seed']}",
+                    row["retrieval"][direction]["R@10"],
+                )
         elif row["kind"] == "esc10":
             add("ESC-10, top-1 from scratch", row, f"seed {row['seed']} fold {row['fold']}", row["top1"])
         elif row["kind"] == "data":
@@ -101,13 +105,25 @@ def page(report: Report) -> str:
 
 
 def flops_part(report: Report) -> str:
-    columns = ["dropped", "video tokens", "audio tokens", "GFLOPs, the paper's count", "printed in the paper",
-               "ours - printed", "true GFLOPs (2 x MAC)"]  # fmt: skip
+    columns = [
+        "dropped",
+        "video tokens",
+        "audio tokens",
+        "GFLOPs, the paper's count",
+        "printed in the paper",
+        "ours - printed",
+        "true GFLOPs (2 x MAC)",
+    ]
     cells = []
     for r in (r for r in report.rows if r["kind"] == "flops"):
         gflops = (r["paper_count"], r["printed"], r["paper_count"] - r["printed"], r["true"])
-        cells.append([f"{r['drop_rate']:.0%}", *(str(r["tokens"][m]) for m in ("video", "audio")),
-                      *(number(x, 1) for x in gflops)])  # fmt: skip
+        cells.append(
+            [
+                f"{r['drop_rate']:.0%}",
+                *(str(r["tokens"][m]) for m in ("video", "audio")),
+                *(number(x, 1) for x in gflops),
+            ]
+        )
     text = (
         'Inference on one clip with one caption; tokens with AGG. "The paper\'s count" is closed form: what '
         "TensorFlow's profiler counts, without Q K^T, and for rows that drop in a training graph with its dropouts. "
@@ -121,13 +137,33 @@ def timing_part(report: Report) -> str:
     s = report.settings
     rows = [r for r in report.rows if r["kind"] == "timing"]
     noise = max((r["p80"] - r["p20"]) / r["p50"] for r in rows if r.get("p50"))
-    columns = ["step", "dropped", "true GFLOPs a step", "clips/s p20", "p50", "p80", "peak GiB", "speed-up over 0 %",
-               "ideal", "speed-up / ideal"]  # fmt: skip
-    cells = [[r["mode"], f"{r['drop_rate']:.0%}", number(r.get("gflops"), 1),
-              *(number(r.get("clips_per_second", {}).get(q), 3) for q in ("p20", "p50", "p80")),
-              number(r.get("peak_bytes") and r["peak_bytes"] / 2**30), number(r.get("speedup")), number(r.get("ideal")),
-              number(r.get("speedup") and r["speedup"] / r["ideal"])]
-             for mode in ("inference", "training") for r in rows if r["mode"] == mode]  # fmt: skip
+    columns = [
+        "step",
+        "dropped",
+        "true GFLOPs a step",
+        "clips/s p20",
+        "p50",
+        "p80",
+        "peak GiB",
+        "speed-up over 0 %",
+        "ideal",
+        "speed-up / ideal",
+    ]
+    cells = [
+        [
+            r["mode"],
+            f"{r['drop_rate']:.0%}",
+            number(r.get("gflops"), 1),
+            *(number(r.get("clips_per_second", {}).get(q), 3) for q in ("p20", "p50", "p80")),
+            number(r.get("peak_bytes") and r["peak_bytes"] / 2**30),
+            number(r.get("speedup")),
+            number(r.get("ideal")),
+            number(r.get("speedup") and r["speedup"] / r["ideal"]),
+        ]
+        for mode in ("inference", "training")
+        for r in rows
+        if r["mode"] == mode
+    ]
     text = (
         f"All three modalities, batch {s['batch']}, {s['dtype']}, {'literal' if s['reference'] else 'fused'} "
         "operations. Inference drops tokens here, as the paper's GFLOPs have it; evaluation elsewhere never does. "
@@ -155,23 +191,38 @@ def mean_and_spread(values: list[float]) -> str:
 
 def accuracy_part(report: Report) -> str:
     measured = series(report)
-    text = ("## Accuracy (%)\n\nEvery column names its data set. All tokens are used in evaluation; dropping is in "
-            "training only. ± is the standard deviation over folds and seeds where there are several. Of the paper's "
-            "columns the first three are linear probes, the last two text-to-video R@10.")  # fmt: skip
+    text = (
+        "## Accuracy (%)\n\nEvery column names its data set. All tokens are used in evaluation; dropping is in "
+        "training only. ± is the standard deviation over folds and seeds where there are several. Of the paper's "
+        "columns the first three are linear probes, the last two text-to-video R@10."
+    )
     if not measured:
         return f"{text}\n\nNot measured yet."
     paper = [f"paper: {name}" for name in PAPER]
-    cells = [[f"{rate:.0%}",
-              *(mean_and_spread(list(s.values[rate].values())) if rate in s.values else "–" for s in measured),
-              *(number(PAPER[name].get(rate), 1) for name in PAPER)] for rate in rates_of(report)]  # fmt: skip
+    cells = [
+        [
+            f"{rate:.0%}",
+            *(mean_and_spread(list(s.values[rate].values())) if rate in s.values else "–" for s in measured),
+            *(number(PAPER[name].get(rate), 1) for name in PAPER),
+        ]
+        for rate in rates_of(report)
+    ]
     parts = [text, table(["dropped", *(s.name for s in measured), *paper], cells)]
     compared = [s for s in measured if 0.0 in s.values and len(s.values) > 1]
     if compared:
-        cells = [[f"{rate:.0%}", *(lost(s, rate) for s in compared),
-                  *(f"{PAPER[name][rate] - PAPER[name][0.0]:+.1f}" if rate in PAPER[name] else "–" for name in PAPER)]
-                 for rate in rates_of(report) if rate]  # fmt: skip
-        parts += ["Points against no dropping, fold by fold and seed by seed (± standard error):",
-                  table(["dropped", *(s.name for s in compared), *paper], cells)]  # fmt: skip
+        cells = [
+            [
+                f"{rate:.0%}",
+                *(lost(s, rate) for s in compared),
+                *(f"{PAPER[name][rate] - PAPER[name][0.0]:+.1f}" if rate in PAPER[name] else "–" for name in PAPER),
+            ]
+            for rate in rates_of(report)
+            if rate
+        ]
+        parts += [
+            "Points against no dropping, fold by fold and seed by seed (± standard error):",
+            table(["dropped", *(s.name for s in compared), *paper], cells),
+        ]
     return "\n\n".join(parts)
 
 
@@ -194,12 +245,21 @@ def corpus_part(report: Report, rows: list[dict[str, Any]]) -> str:
     probed = [(m, a) for m in PROBED for a in rows[0]["probe"] if m in rows[0]["probe"][a]]
     ranked = [(d, k) for d in ("text_to_video", "audio_to_video") for k in ("R@1", "R@10")]
     columns = ["dropped", "seed", *(f"{m}: {a}" for m, a in probed), *(f"{d.split('_')[0]} {k}" for d, k in ranked)]
-    cells = [[f"{r['drop_rate']:.0%}", str(r["seed"]), *(number(100 * r["probe"][a][m]["top1"], 1) for m, a in probed),
-              *(number(100 * r["retrieval"][d][k], 1) for d, k in ranked)] for r in rows]  # fmt: skip
+    cells = [
+        [
+            f"{r['drop_rate']:.0%}",
+            str(r["seed"]),
+            *(number(100 * r["probe"][a][m]["top1"], 1) for m, a in probed),
+            *(number(100 * r["retrieval"][d][k], 1) for d, k in ranked),
+        ]
+        for r in rows
+    ]
     chance = {a: 100 / rows[0]["probe"][a][m]["classes"] for m, a in probed}
-    text = (f"Tiny preset, {report.settings['corpus_steps']} steps. Chance of a probe, in %: "
-            f"{', '.join(f'{value:.1f} ({name})' for name, value in chance.items())}; of R@10: "
-            f"{100 * rows[0]['retrieval']['text_to_video']['chance_R@10']:.0f}.")  # fmt: skip
+    text = (
+        f"Tiny preset, {report.settings['corpus_steps']} steps. Chance of a probe, in %: "
+        f"{', '.join(f'{value:.1f} ({name})' for name, value in chance.items())}; of R@10: "
+        f"{100 * rows[0]['retrieval']['text_to_video']['chance_R@10']:.0f}."
+    )
     return "\n\n".join(["### Built-in corpus", text, table(columns, cells, left=2)])
 
 
@@ -211,13 +271,22 @@ def esc10_part(report: Report, rows: list[dict[str, Any]]) -> str:
     recipe, clips = report.settings["esc10"], rows[0]["clips"]
     keys = sorted({(r["seed"], r["fold"]) for r in rows})
     by = {(r["drop_rate"], r["seed"], r["fold"]): r for r in rows}
-    cells = [[f"{rate:.0%}",
-              *(number(100 * by[rate, *key]["top1"], 1) if (rate, *key) in by else "–" for key in keys),
-              mean_or_dash([r["top1"] for r in rows if r["drop_rate"] == rate and r["fold"] != TUNING_FOLD]),
-              number(statistics.fmean(r["train_seconds"] for r in rows if r["drop_rate"] == rate), 0)]
-             for rate in rates_of(report) if any(r["drop_rate"] == rate for r in rows)]  # fmt: skip
-    columns = ["dropped", *(f"seed {seed}, fold {fold}" for seed, fold in keys), f"mean without fold {TUNING_FOLD}",
-               "training s"]  # fmt: skip
+    cells = [
+        [
+            f"{rate:.0%}",
+            *(number(100 * by[rate, *key]["top1"], 1) if (rate, *key) in by else "–" for key in keys),
+            mean_or_dash([r["top1"] for r in rows if r["drop_rate"] == rate and r["fold"] != TUNING_FOLD]),
+            number(statistics.fmean(r["train_seconds"] for r in rows if r["drop_rate"] == rate), 0),
+        ]
+        for rate in rates_of(report)
+        if any(r["drop_rate"] == rate for r in rows)
+    ]
+    columns = [
+        "dropped",
+        *(f"seed {seed}, fold {fold}" for seed, fold in keys),
+        f"mean without fold {TUNING_FOLD}",
+        "training s",
+    ]
     encoder = recipe["encoder"]
     text = (
         f"A raw-waveform transformer of {encoder['layers']} layers, width {encoder['width']}, trained from scratch on "
@@ -231,10 +300,19 @@ def esc10_part(report: Report, rows: list[dict[str, Any]]) -> str:
 
 def data_part(report: Report, rows: list[dict[str, Any]]) -> str:
     columns = ["data", "model", "dropped in its training", "clips", "bad clips", "probe top-1 / top-5", "R@10", "paper"]
-    cells = [[r["name"], f"`{Path(r['init']).name}`", f"{r['drop_rate']:.0%}", str(r["clips"]), str(r["bad"]),
-              ", ".join(f"{m} {100 * p['top1']:.1f} / {100 * p['top5']:.1f}" for m, p in r["probe"].items()) or "–",
-              ", ".join(f"{k} {100 * s['R@10']:.1f}" for k, s in r["retrieval"].items()) or "–",
-              paper_of(r["name"], r["drop_rate"])] for r in rows]  # fmt: skip
+    cells = [
+        [
+            r["name"],
+            f"`{Path(r['init']).name}`",
+            f"{r['drop_rate']:.0%}",
+            str(r["clips"]),
+            str(r["bad"]),
+            ", ".join(f"{m} {100 * p['top1']:.1f} / {100 * p['top5']:.1f}" for m, p in r["probe"].items()) or "–",
+            ", ".join(f"{k} {100 * s['R@10']:.1f}" for k, s in r["retrieval"].items()) or "–",
+            paper_of(r["name"], r["drop_rate"]),
+        ]
+        for r in rows
+    ]
     return "\n\n".join(["### Manifests", table(columns, cells, left=3)])
 
 
@@ -247,12 +325,20 @@ def front(report: Report) -> list[tuple[str, str]]:
     lines = []
     for one in series(report):
         rates = [rate for rate in rates_of(report) if rate in one.values]
-        lines.append((f"DropToken, {one.name}, {' / '.join(f'{rate:.0%}' for rate in rates)} dropped in training",
-                      " / ".join(f"{one.mean(rate):.1f}" for rate in rates)))  # fmt: skip
+        lines.append(
+            (
+                f"DropToken, {one.name}, {' / '.join(f'{rate:.0%}' for rate in rates)} dropped in training",
+                " / ".join(f"{one.mean(rate):.1f}" for rate in rates),
+            )
+        )
     for r in report.rows:
         if r["kind"] == "timing" and r["drop_rate"] and r.get("speedup"):
-            lines.append((f"DropToken, {r['mode']} of `{report.settings['preset']}`, {r['drop_rate']:.0%} dropped",
-                          f"{r['speedup']:.2f}x as fast as without (ideal {r['ideal']:.2f})"))  # fmt: skip
+            lines.append(
+                (
+                    f"DropToken, {r['mode']} of `{report.settings['preset']}`, {r['drop_rate']:.0%} dropped",
+                    f"{r['speedup']:.2f}x as fast as without (ideal {r['ideal']:.2f})",
+                )
+            )
     return lines
 
 
@@ -267,8 +353,11 @@ def figure(report: Report, plt: Any) -> Any:
         spread = [statistics.stdev(v) if len(v := list(one.values[rate].values())) > 1 else 0.0 for rate in rates]
         accuracy.errorbar([one.gflops[r] for r in rates], [one.mean(r) for r in rates], yerr=spread, capsize=2, **style)
         if 0.0 in one.values and len(rates) > 1:
-            losses.plot([100 * one.gflops[r] / one.gflops[0.0] for r in rates],
-                        [statistics.fmean(one.loss(r)) for r in rates], **style)  # fmt: skip
+            losses.plot(
+                [100 * one.gflops[r] / one.gflops[0.0] for r in rates],
+                [statistics.fmean(one.loss(r)) for r in rates],
+                **style,
+            )
     for (colour, marker), (name, values) in zip(STYLES, PAPER.items(), strict=True):
         style = {
             "color": colour,
@@ -278,8 +367,11 @@ def figure(report: Report, plt: Any) -> Any:
             "label": f"paper: {name}",
         }
         accuracy.plot([PAPER_GFLOPS[r] for r in values], list(values.values()), **style)
-        losses.plot([100 * PAPER_GFLOPS[r] / PAPER_GFLOPS[0.0] for r in values],
-                    [value - values[0.0] for value in values.values()], **style)  # fmt: skip
+        losses.plot(
+            [100 * PAPER_GFLOPS[r] / PAPER_GFLOPS[0.0] for r in values],
+            [value - values[0.0] for value in values.values()],
+            **style,
+        )
     accuracy.set(xscale="log", xlabel="GFLOPs of one clip with the kept tokens", ylabel="%", title="Accuracy")
     losses.axhline(0, color=BLACK, linewidth=0.8)
     losses.set(xlabel="GFLOPs, % of those without dropping", ylabel="points", title="Against no dropping")
@@ -288,8 +380,13 @@ def figure(report: Report, plt: Any) -> Any:
         speed.plot(
             [100 * r["drop_rate"] for r in rows], [r["speedup"] for r in rows], color=colour, marker=marker, label=mode
         )
-        speed.plot([100 * r["drop_rate"] for r in rows], [r["ideal"] for r in rows], color=colour, linestyle="--",
-                   label=f"{mode}: FLOP ratio")  # fmt: skip
+        speed.plot(
+            [100 * r["drop_rate"] for r in rows],
+            [r["ideal"] for r in rows],
+            color=colour,
+            linestyle="--",
+            label=f"{mode}: FLOP ratio",
+        )
     speed.set(xlabel="tokens dropped (%)", ylabel="speed-up", title=f"Speed of {report.settings['preset']}")
     for axes in (accuracy, losses, speed):
         axes.grid(alpha=0.3)
@@ -308,9 +405,13 @@ def csv_rows(report: Report) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"drop_rate": rate}
         for row in (r for r in report.rows if r["drop_rate"] == rate):
             if row["kind"] == "flops":
-                line |= {"mbs video tokens": row["tokens"]["video"], "mbs audio tokens": row["tokens"]["audio"],
-                         "mbs GFLOPs paper count": row["paper_count"], "mbs GFLOPs printed": row["printed"],
-                         "mbs GFLOPs true": row["true"]}  # fmt: skip
+                line |= {
+                    "mbs video tokens": row["tokens"]["video"],
+                    "mbs audio tokens": row["tokens"]["audio"],
+                    "mbs GFLOPs paper count": row["paper_count"],
+                    "mbs GFLOPs printed": row["printed"],
+                    "mbs GFLOPs true": row["true"],
+                }
             elif row["kind"] == "timing":
                 speeds = row.get("clips_per_second", {})
                 what = f"{report.settings['preset']} {row['mode']}"

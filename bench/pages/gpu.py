@@ -98,11 +98,16 @@ def summaries(rows: list[Row]) -> list[Row]:
     for row in rows:
         groups.setdefault((row["operation"], row["dtype"]), []).append(row)
     return [
-        {"operation": operation, "dtype": dtype, "cases": len(group), "red": sum(not row["green"] for row in group),
-         "worst": max((row["of_allowed"] for row in group if row.get("of_allowed") is not None), default=None),
-         "green": all(row["green"] for row in group)}
+        {
+            "operation": operation,
+            "dtype": dtype,
+            "cases": len(group),
+            "red": sum(not row["green"] for row in group),
+            "worst": max((row["of_allowed"] for row in group if row.get("of_allowed") is not None), default=None),
+            "green": all(row["green"] for row in group),
+        }
         for (operation, dtype), group in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 # tables
@@ -111,15 +116,21 @@ def summaries(rows: list[Row]) -> list[Row]:
 def correctness_table(report: Report) -> str:
     return table(
         ["operation", "dtype", "cases", "red", "largest error / allowed"],
-        [[c["operation"], c["dtype"], str(c["cases"]), str(c["red"]), number(c["worst"])]
-         for c in report.gate["checks"]], left=2)  # fmt: skip
+        [
+            [c["operation"], c["dtype"], str(c["cases"]), str(c["red"]), number(c["worst"])]
+            for c in report.gate["checks"]
+        ],
+        left=2,
+    )
 
 
 def time_cells(row: Row, direction: str) -> list[str]:
     timed = row.get(direction, {})
     p20, p50, p80 = (number(timed[q] * 1e6 if timed else None, 1) for q in ("p20", "p50", "p80"))
-    rate, bandwidth = (number(timed.get(key) and timed[key] / scale, digits) for key, scale, digits in
-                       (("rate", 1e12, 1), ("bandwidth", 1e9, 0)))  # fmt: skip
+    rate, bandwidth = (
+        number(timed.get(key) and timed[key] / scale, digits)
+        for key, scale, digits in (("rate", 1e12, 1), ("bandwidth", 1e9, 0))
+    )
     share, over = timed.get("of_floor"), timed.get("over_ours")
     return [p20, p50, p80, rate, bandwidth, number(share and 100 * share, 0, " %"), marked(row, over)]
 
@@ -130,10 +141,30 @@ def kernel_table(rows: list[Row]) -> str:
         for direction in DIRECTIONS:
             if direction in row:
                 peak = row.get("peak_bytes")
-                lines.append([row["case"], row["dtype"], row["provider"], direction, *time_cells(row, direction),
-                              number(peak and peak / 2**20, 0)])  # fmt: skip
-    columns = ["case", "dtype", "provider", "direction", "p20 us", "p50 us", "p80 us", "TFLOP/s", "GB/s",
-               "of the floor", "time / ours", "peak MiB"]  # fmt: skip
+                lines.append(
+                    [
+                        row["case"],
+                        row["dtype"],
+                        row["provider"],
+                        direction,
+                        *time_cells(row, direction),
+                        number(peak and peak / 2**20, 0),
+                    ]
+                )
+    columns = [
+        "case",
+        "dtype",
+        "provider",
+        "direction",
+        "p20 us",
+        "p50 us",
+        "p80 us",
+        "TFLOP/s",
+        "GB/s",
+        "of the floor",
+        "time / ours",
+        "peak MiB",
+    ]
     return table(columns, lines, left=4)
 
 
@@ -141,20 +172,57 @@ def training_table(rows: Iterable[Row]) -> str:
     def percent(value: float | None) -> str:
         return number(value and 100 * value, 1, " %")
 
-    columns = ["preset", "part", "dropout", "batch", "dropped", "operations", "p50 ms", "clips/s", "MFU of 989",
-               "of measured", "speed-up", "FLOP ratio", "share of it", "eager / this", "peak GiB"]  # fmt: skip
-    return table(columns, [
-        [r["preset"], r["part"], f"{r['dropout']:g}", str(r["batch"]), f"{r['drop_rate']:.0%}", r["implementation"],
-         number(1e3 * r["p50"], 1), number(r["clips_per_second"], 0), percent(r["mfu_datasheet"]),
-         percent(r["mfu_measured"]), marked(r, r["speedup"]), number(r["flop_ratio"]), marked(r, r["speedup_of_ideal"]),
-         marked(r, r["eager_over_this"]), number(r.get("peak_bytes") and r["peak_bytes"] / 2**30, 1)]
-        for r in rows if "seconds" in r], left=6)  # fmt: skip
+    columns = [
+        "preset",
+        "part",
+        "dropout",
+        "batch",
+        "dropped",
+        "operations",
+        "p50 ms",
+        "clips/s",
+        "MFU of 989",
+        "of measured",
+        "speed-up",
+        "FLOP ratio",
+        "share of it",
+        "eager / this",
+        "peak GiB",
+    ]
+    return table(
+        columns,
+        [
+            [
+                r["preset"],
+                r["part"],
+                f"{r['dropout']:g}",
+                str(r["batch"]),
+                f"{r['drop_rate']:.0%}",
+                r["implementation"],
+                number(1e3 * r["p50"], 1),
+                number(r["clips_per_second"], 0),
+                percent(r["mfu_datasheet"]),
+                percent(r["mfu_measured"]),
+                marked(r, r["speedup"]),
+                number(r["flop_ratio"]),
+                marked(r, r["speedup_of_ideal"]),
+                marked(r, r["eager_over_this"]),
+                number(r.get("peak_bytes") and r["peak_bytes"] / 2**30, 1),
+            ]
+            for r in rows
+            if "seconds" in r
+        ],
+        left=6,
+    )
 
 
 def best_rival(rows: list[Row], row: Row, direction: str) -> Row | None:
     """Of the same case, by the time relative to ours of the same run."""
-    others = [r for r in rows if case_of(r) == case_of(row) and r["provider"] != "ours"
-              and r.get(direction, {}).get("over_ours")]  # fmt: skip
+    others = [
+        r
+        for r in rows
+        if case_of(r) == case_of(row) and r["provider"] != "ours" and r.get(direction, {}).get("over_ours")
+    ]
     return min(others, key=lambda r: r[direction]["over_ours"], default=None)
 
 
@@ -171,15 +239,33 @@ def summary(report: Report) -> str:
                 rival = best_rival(rows, row, direction)
                 cells = time_cells(row, direction)
                 over = rival[direction]["over_ours"] if rival else None
-                lines.append([f"{row['operation']} {direction}", row["case"], cells[1], cells[3], cells[4], cells[5],
-                              rival["provider"] if rival else "–", marked(row, over)])  # fmt: skip
+                lines.append(
+                    [
+                        f"{row['operation']} {direction}",
+                        row["case"],
+                        cells[1],
+                        cells[3],
+                        cells[4],
+                        cells[5],
+                        rival["provider"] if rival else "–",
+                        marked(row, over),
+                    ]
+                )
     for r in of_kind(report, "training"):
         if r["implementation"] == "fused":
             what = f"{r['preset']} {r['part']} step, batch {r['batch']}, dropout {r['dropout']:g}"
-            lines.append([what, f"{r['drop_rate']:.0%} dropped", number(r.get("p50") and 1e6 * r["p50"], 1),
-                          number(r.get("p50") and r["flops"] / r["p50"] / 1e12, 1), "–",
-                          number(r.get("mfu_measured") and 100 * r["mfu_measured"], 0, " %"), "eager",
-                          marked(r, r["eager_over_this"])])  # fmt: skip
+            lines.append(
+                [
+                    what,
+                    f"{r['drop_rate']:.0%} dropped",
+                    number(r.get("p50") and 1e6 * r["p50"], 1),
+                    number(r.get("p50") and r["flops"] / r["p50"] / 1e12, 1),
+                    "–",
+                    number(r.get("mfu_measured") and 100 * r["mfu_measured"], 0, " %"),
+                    "eager",
+                    marked(r, r["eager_over_this"]),
+                ]
+            )
     columns = ["what", "case", "p50 us", "TFLOP/s", "GB/s", "of the floor", "best rival", "its time / ours"]
     return table(columns, lines, left=2)
 
@@ -187,10 +273,13 @@ def summary(report: Report) -> str:
 def failures(report: Report) -> list[str]:
     """Everything of ours that is wrong or did not run, a line each."""
     return [
-        " ".join(str(row[key]) for key in ("kind", "operation", "preset", "part", "case", "drop_rate", "dtype")
-                 if key in row) + f": {trouble(row)}"
-        for row in report.rows if not row.get("green", True)
-    ]  # fmt: skip
+        " ".join(
+            str(row[key]) for key in ("kind", "operation", "preset", "part", "case", "drop_rate", "dtype") if key in row
+        )
+        + f": {trouble(row)}"
+        for row in report.rows
+        if not row.get("green", True)
+    ]
 
 
 def page(report: Report) -> str:
@@ -208,10 +297,16 @@ def page(report: Report) -> str:
     )
     watched = of_kind(report, "sanitizer")
     if watched:
-        parts.append("compute-sanitizer's memcheck: " + "; ".join(
-            " ".join(filter(None, [row["operation"], row["case"], row["variant"]])) + ": "
-            + (f"skipped, {row['skipped']}" if "skipped" in row else trouble(row) or "nothing found")
-            for row in watched) + ".")  # fmt: skip
+        parts.append(
+            "compute-sanitizer's memcheck: "
+            + "; ".join(
+                " ".join(filter(None, [row["operation"], row["case"], row["variant"]]))
+                + ": "
+                + (f"skipped, {row['skipped']}" if "skipped" in row else trouble(row) or "nothing found")
+                for row in watched
+            )
+            + "."
+        )
     for measured in of_kind(report, "ceilings"):
         rates = ", ".join(f"{name} {rate / 1e12:.1f} TFLOP/s" for name, rate in measured.get("matmul", {}).items())
         copied = number(measured.get("copy") and measured["copy"] / 1e12)
@@ -235,8 +330,13 @@ def page(report: Report) -> str:
         "tokens need. Eager: literal operations with PyTorch's fused attention.\n\n"
         + training_table(of_kind(report, "training"))
     )
-    missing = sorted({f"{r['preset']} {r['part']}, {r['drop_rate']:.0%} dropped, {r['implementation']}: {trouble(r)}"
-                      for r in of_kind(report, "training") if trouble(r)})  # fmt: skip
+    missing = sorted(
+        {
+            f"{r['preset']} {r['part']}, {r['drop_rate']:.0%} dropped, {r['implementation']}: {trouble(r)}"
+            for r in of_kind(report, "training")
+            if trouble(r)
+        }
+    )
     if missing:
         parts.append("Not measured: " + "; ".join(missing) + ".")
     return "\n\n".join(parts)
@@ -275,10 +375,14 @@ def figure(report: Report, plt: Any) -> Any:
     kernels = of_kind(report, "kernel")
     for place, (operation, direction) in zip(
         axes.flat,
-        (("attention", "forward"), ("attention", "backward"), ("project_voxels", "forward"),
-         ("contrastive_loss", "forward")),
+        (
+            ("attention", "forward"),
+            ("attention", "backward"),
+            ("project_voxels", "forward"),
+            ("contrastive_loss", "forward"),
+        ),
         strict=False,
-    ):  # fmt: skip
+    ):
         rows = [r for r in kernels if r["operation"] == operation and direction in r and not r["compiled"]]
         cases = list(dict.fromkeys(r["case"] for r in rows))[:4]
         names = list(dict.fromkeys(r["provider"] for r in rows))
@@ -299,8 +403,10 @@ def figure(report: Report, plt: Any) -> Any:
     for (name, implementation), colour in zip(
         sorted({(r["preset"], r["implementation"]) for r in steps}), COLOURS, strict=False
     ):
-        mine = sorted((r for r in steps if (r["preset"], r["implementation"]) == (name, implementation)),
-                      key=lambda r: r["drop_rate"])  # fmt: skip
+        mine = sorted(
+            (r for r in steps if (r["preset"], r["implementation"]) == (name, implementation)),
+            key=lambda r: r["drop_rate"],
+        )
         style = {"label": f"{name} {implementation}", "color": colour, "marker": "o"}
         rate.plot([100 * r["drop_rate"] for r in mine], [100 * r["mfu_datasheet"] for r in mine], **style)
         faster = [r for r in mine if r["speedup"]]

@@ -13,13 +13,13 @@ NAME = "scaling"
 LIMIT = 0.1  # of a step: from here on a kind of communication is said to limit it
 SHOWN = (8, 64, 1024)
 TITLES = {"ddp": "DDP", "fsdp": "FSDP2"}
-COLOURS = {"compute": "#dddddd", "embeddings": BLUE, "batch norm": GREEN,
-           "gradients": ORANGE, "parameters": PINK}  # fmt: skip
+COLOURS = {"compute": "#dddddd", "embeddings": BLUE, "batch norm": GREEN, "gradients": ORANGE, "parameters": PINK}
 
 
 def steps_of(report: Report, **where: Any) -> list[dict[str, Any]]:
-    return [row for row in report.rows
-            if row["kind"] == "step" and all(row[key] == value for key, value in where.items())]  # fmt: skip
+    return [
+        row for row in report.rows if row["kind"] == "step" and all(row[key] == value for key, value in where.items())
+    ]
 
 
 def share(row: dict[str, Any], kind: str) -> float:
@@ -30,29 +30,44 @@ def share(row: dict[str, Any], kind: str) -> float:
 def page(report: Report) -> str:
     presets = [row for row in report.rows if row["kind"] == "preset"]
     settings = report.settings
-    return "\n\n".join([
-        "**Nothing here was measured on GPUs.** Bytes are counted in our models, and a test holds the formulas against "
-        "what two processes of a small one send, to the byte; times follow from FLOPs, bytes and the inputs below, "
-        "which are data sheets' values and assumptions. Batches are of all GPUs; a clip has 32 frames of 224x224, "
-        f"3.2 s of sound and {settings['captions']} captions, and half of the video and audio tokens are dropped.",
-        "## Where the limit is", _answer(report), _limits(report),
-        "## Expected scaling",
-        "Share of a step that is computing, first with all overlap that the order of a step allows, then (in brackets) "
-        "with none. Overlapped: gradients with the backward pass (of the last micro-batch), FSDP2's parameters with "
-        "all computing; embeddings and batch norm's sums stand between forward and backward and overlap "
-        "with nothing. Micro-batches (exact accumulation, where the clips of a GPU do not fit) cost one more forward, "
-        "which counts as computing.",
-        _efficiency(report, "ddp"), _efficiency(report, "fsdp"),
-        "## Clips a second", _throughput(report),
-        "## Communication of a step", "GB that each GPU sends over NVLink + over the network.", _bytes(report),
-        "## Memory of a GPU",
-        "GB: parameters, gradients and Adam's moments in float32; activations of the clips computed at a time, with "
-        "bfloat16 copies of the weights; the loss (linear: no similarity is stored); what FSDP2 holds whole. "
-        f"{settings['free_memory']:.0%} of the memory stay free for libraries.",
-        _memory(report),
-        "## What a preset sends and keeps", _presets(presets),
-        "## Inputs", _inputs(settings["inputs"]),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            "**Nothing here was measured on GPUs.** Bytes are counted in our models, and a "
+            "test holds the formulas against "
+            "what two processes of a small one send, to the byte; times follow from FLOPs, bytes and the inputs below, "
+            "which are data sheets' values and assumptions. Batches are of all GPUs; a clip has 32 frames of 224x224, "
+            f"3.2 s of sound and {settings['captions']} captions, and half of the video and audio tokens are dropped.",
+            "## Where the limit is",
+            _answer(report),
+            _limits(report),
+            "## Expected scaling",
+            "Share of a step that is computing, first with all overlap that the order of a "
+            "step allows, then (in brackets) "
+            "with none. Overlapped: gradients with the backward pass (of the last "
+            "micro-batch), FSDP2's parameters with "
+            "all computing; embeddings and batch norm's sums stand between forward and backward and overlap "
+            "with nothing. Micro-batches (exact accumulation, where the clips of a GPU do "
+            "not fit) cost one more forward, "
+            "which counts as computing.",
+            _efficiency(report, "ddp"),
+            _efficiency(report, "fsdp"),
+            "## Clips a second",
+            _throughput(report),
+            "## Communication of a step",
+            "GB that each GPU sends over NVLink + over the network.",
+            _bytes(report),
+            "## Memory of a GPU",
+            "GB: parameters, gradients and Adam's moments in float32; activations of the "
+            "clips computed at a time, with "
+            "bfloat16 copies of the weights; the loss (linear: no similarity is stored); what FSDP2 holds whole. "
+            f"{settings['free_memory']:.0%} of the memory stay free for libraries.",
+            _memory(report),
+            "## What a preset sends and keeps",
+            _presets(presets),
+            "## Inputs",
+            _inputs(settings["inputs"]),
+        ]
+    )
 
 
 def _answer(report: Report) -> str:
@@ -66,13 +81,18 @@ def _answer(report: Report) -> str:
             if worst["seconds"][kind] == 0:
                 continue
             where = f"{worst['preset']}, batch {worst['batch']:,} on {worst['gpus']:,} GPUs"
-            bound = (f"over {LIMIT:.0%} of a step only where a GPU has at most {max(over)} clips" if over
-                     else f"never over {LIMIT:.0%} of a step")  # fmt: skip
+            bound = (
+                f"over {LIMIT:.0%} of a step only where a GPU has at most {max(over)} clips"
+                if over
+                else f"never over {LIMIT:.0%} of a step"
+            )
             lines.append(f"- **{kind}, {TITLES[parallel]}**: {bound}; at most {share(worst, kind):.0%} ({where})")
     last = max(report.settings["gpus"])
     rows = steps_of(report, parallel="ddp", gpus=last)
-    moved = {kind: max(row["sent_bytes"][kind] / row["sent_bytes"]["gradients"] for row in rows)
-             for kind in ("embeddings", "batch norm")}  # fmt: skip
+    moved = {
+        kind: max(row["sent_bytes"][kind] / row["sent_bytes"]["gradients"] for row in rows)
+        for kind in ("embeddings", "batch norm")
+    }
     return "\n".join(lines) + (
         "\n\nBytes are not what makes gathers dear. Embeddings, whose bytes grow with the batch and not with the "
         f"number of GPUs, are at most {moved['embeddings']:.1f} times the gradients' (DDP, {last:,} GPUs, the largest "
@@ -92,9 +112,10 @@ def _limits(report: Report) -> str:
                 found = steps_of(report, parallel=parallel, preset=name, batch=batch)
                 first = [next((f"{row['gpus']}" for row in found if share(row, kind) > LIMIT), "–") for kind in KINDS]
                 rows.append([TITLES[parallel], name, f"{batch:,}", *first])
-    return (f"Number of GPUs from which a kind takes more than {LIMIT:.0%} of a step without overlap (–: not up to "
-            f"{max(report.settings['gpus']):,}):\n\n"
-            + table(["", "preset", "batch", *KINDS], rows, left=2))  # fmt: skip
+    return (
+        f"Number of GPUs from which a kind takes more than {LIMIT:.0%} of a step without overlap (–: not up to "
+        f"{max(report.settings['gpus']):,}):\n\n" + table(["", "preset", "batch", *KINDS], rows, left=2)
+    )
 
 
 def _efficiency(report: Report, parallel: str) -> str:
@@ -102,8 +123,13 @@ def _efficiency(report: Report, parallel: str) -> str:
     for name in report.settings["presets"]:
         for batch in report.settings["batches"]:
             found = steps_of(report, parallel=parallel, preset=name, batch=batch)
-            rows.append([name, f"{batch:,}", *(f"{row['efficiency_overlapped']:.0%} ({row['efficiency']:.0%})"
-                                               for row in found)])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    f"{batch:,}",
+                    *(f"{row['efficiency_overlapped']:.0%} ({row['efficiency']:.0%})" for row in found),
+                ]
+            )
     return table([f"{TITLES[parallel]}, GPUs:", "batch", *(f"{n:,}" for n in report.settings["gpus"])], rows)
 
 
@@ -113,25 +139,47 @@ def _throughput(report: Report) -> str:
         for name in report.settings["presets"]:
             for batch in report.settings["batches"]:
                 found = steps_of(report, parallel=parallel, preset=name, batch=batch)
-                rows.append([TITLES[parallel], name, f"{batch:,}",
-                             *(f"{row['clips_per_second']:,.0f}{'*' if row['passes'] > 1 else ''}"
-                               for row in found)])  # fmt: skip
+                rows.append(
+                    [
+                        TITLES[parallel],
+                        name,
+                        f"{batch:,}",
+                        *(f"{row['clips_per_second']:,.0f}{'*' if row['passes'] > 1 else ''}" for row in found),
+                    ]
+                )
     columns = ["", "preset", "batch", *(f"{n:,} GPUs" for n in report.settings["gpus"])]
     return "Of all GPUs, overlapped. *: in micro-batches.\n\n" + table(columns, rows, left=2)
 
 
 def _bytes(report: Report) -> str:
-    rows = [[row["preset"], TITLES[row["parallel"]], f"{row['batch']:,}", f"{row['gpus']:,}",
-             *(f"{row['nvlink_bytes'][kind] / 1e9:.3f} + {row['network_bytes'][kind] / 1e9:.3f}" for kind in KINDS)]
-            for row in _corners(report)]  # fmt: skip
+    rows = [
+        [
+            row["preset"],
+            TITLES[row["parallel"]],
+            f"{row['batch']:,}",
+            f"{row['gpus']:,}",
+            *(f"{row['nvlink_bytes'][kind] / 1e9:.3f} + {row['network_bytes'][kind] / 1e9:.3f}" for kind in KINDS),
+        ]
+        for row in _corners(report)
+    ]
     return table(["preset", "", "batch", "GPUs", *KINDS], rows, left=2)
 
 
 def _memory(report: Report) -> str:
     parts = ("parameters", "gradients", "moments", "gathered", "loss", "activations", "inputs")
-    rows = [[row["preset"], TITLES[row["parallel"]], f"{row['batch']:,}", f"{row['gpus']:,}", f"{row['clips']:,}",
-             f"{row['micro_batch']:,}", *(f"{row['memory'][part] / 1e9:.2f}" for part in parts),
-             f"{sum(row['memory'].values()) / 1e9:.1f}"] for row in _corners(report)]  # fmt: skip
+    rows = [
+        [
+            row["preset"],
+            TITLES[row["parallel"]],
+            f"{row['batch']:,}",
+            f"{row['gpus']:,}",
+            f"{row['clips']:,}",
+            f"{row['micro_batch']:,}",
+            *(f"{row['memory'][part] / 1e9:.2f}" for part in parts),
+            f"{sum(row['memory'].values()) / 1e9:.1f}",
+        ]
+        for row in _corners(report)
+    ]
     return table(["preset", "", "batch", "GPUs", "clips", "at a time", *parts, "sum"], rows, left=2)
 
 
@@ -163,8 +211,9 @@ def _fit(row: dict[str, Any], name: str) -> str:
 
 
 def _inputs(inputs: list[dict[str, Any]]) -> str:
-    rows = [[entry["input"].replace("_", " "), f"{entry['value']:g}", entry["kind"], entry["source"]]
-            for entry in inputs]  # fmt: skip
+    rows = [
+        [entry["input"].replace("_", " "), f"{entry['value']:g}", entry["kind"], entry["source"]] for entry in inputs
+    ]
     return "FLOP/s, bytes, bytes/s a GPU and direction, seconds.\n\n" + table(["input", "value", "", "source"], rows)
 
 
@@ -180,25 +229,33 @@ def figure(report: Report, plt: Any) -> Any:
     for place, name in zip(axes[0], names, strict=False):
         for batch, colour in zip(batches, (BLUE, ORANGE, GREEN, PINK), strict=False):
             found = steps_of(report, parallel="ddp", preset=name, batch=batch)
-            place.plot(counts, [row["efficiency_overlapped"] for row in found], "o-", color=colour,
-                       label=f"batch {batch:,}")  # fmt: skip
+            place.plot(
+                counts, [row["efficiency_overlapped"] for row in found], "o-", color=colour, label=f"batch {batch:,}"
+            )
             place.plot(counts, [row["efficiency"] for row in found], ":", color=colour)
         place.set(title=f"{name}, DDP (dotted: nothing overlaps)", ylabel="computing, share of a step", ylim=(0, 1.03))
         place.set_xscale("log", base=2)
         place.grid(alpha=0.3)
     axes[0, 0].legend()
     middle = names[len(names) // 2]
-    for place, (parallel, batch) in zip(axes[1], (("ddp", min(batches)), ("fsdp", min(batches)),
-                                                  ("ddp", max(batches))), strict=True):  # fmt: skip
+    for place, (parallel, batch) in zip(
+        axes[1], (("ddp", min(batches)), ("fsdp", min(batches)), ("ddp", max(batches))), strict=True
+    ):
         found = steps_of(report, parallel=parallel, preset=middle, batch=batch)
         below = [0.0] * len(found)
         for kind, colour in COLOURS.items():
-            parts = [(row["compute_seconds"] if kind == "compute" else row["seconds"][kind]) / row["step_seconds"]
-                     for row in found]  # fmt: skip
+            parts = [
+                (row["compute_seconds"] if kind == "compute" else row["seconds"][kind]) / row["step_seconds"]
+                for row in found
+            ]
             place.bar(range(len(found)), parts, bottom=below, color=colour, edgecolor="white", label=kind)
             below = [low + part for low, part in zip(below, parts, strict=True)]
-        place.set(title=f"{middle}, {TITLES[parallel]}, batch {batch:,}, no overlap", ylabel="share of a step",
-                  ylim=(0, 1.03), xticks=range(len(found)))  # fmt: skip
+        place.set(
+            title=f"{middle}, {TITLES[parallel]}, batch {batch:,}, no overlap",
+            ylabel="share of a step",
+            ylim=(0, 1.03),
+            xticks=range(len(found)),
+        )
     axes[1, 0].legend(loc="lower left")
     for place in axes.flat:
         place.set_xlabel("GPUs")

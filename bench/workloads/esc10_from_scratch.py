@@ -148,8 +148,9 @@ def training_batch(clips: Clips, chosen: Tensor, recipe: Recipe, rng: np.random.
     return mixed, part * shares + (1 - part) * shares[other]
 
 
-def train_fold(clips: Clips, fold: int, drop_rate: float, seed: int, recipe: Recipe, *,
-               update: Callable[[], object] = lambda: None) -> dict[str, Any]:  # fmt: skip
+def train_fold(
+    clips: Clips, fold: int, drop_rate: float, seed: int, recipe: Recipe, *, update: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Trains on all folds but `fold`, on the device of `clips`, and tests on `fold`. `update` is called every step.
 
     Returns top-1, the loss of the last 50 steps, train_seconds, and which test clips were right. Raises `ReportError`
@@ -157,12 +158,23 @@ def train_fold(clips: Clips, fold: int, drop_rate: float, seed: int, recipe: Rec
     """
     device = clips.waves.device
     torch.manual_seed(mix_seed(seed, fold))
-    model = Classifier(model_config(recipe, drop_rate), "audio", len(clips.classes), head_dropout=recipe.head_dropout,
-                       ops=choose(True, device)).to(device).train()  # fmt: skip
+    model = (
+        Classifier(
+            model_config(recipe, drop_rate),
+            "audio",
+            len(clips.classes),
+            head_dropout=recipe.head_dropout,
+            ops=choose(True, device),
+        )
+        .to(device)
+        .train()
+    )
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": recipe.weight_decay},
-                                   {"params": others, "weight_decay": 0.0}], lr=recipe.learning_rate)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
     training = torch.nonzero(clips.folds != fold)[:, 0]
     losses: list[Tensor] = []
     began = time.perf_counter()

@@ -59,8 +59,23 @@ def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, 
         shutil.rmtree(run, ignore_errors=True)
     begun = (run / "config.json").exists()
     run.mkdir(parents=True, exist_ok=True)
-    argv = ["--preset", "tiny", "--fused", "--drop-rate", str(drop_rate), "--seed", str(seed), "--steps", str(steps),
-            "--set", f"data.builtin_clips={clips}", "--device", device, "--out", str(run)]  # fmt: skip
+    argv = [
+        "--preset",
+        "tiny",
+        "--fused",
+        "--drop-rate",
+        str(drop_rate),
+        "--seed",
+        str(seed),
+        "--steps",
+        str(steps),
+        "--set",
+        f"data.builtin_clips={clips}",
+        "--device",
+        device,
+        "--out",
+        str(run),
+    ]
     run_command(train.main, [*argv, *(["--resume"] if begun else [])], run.with_name(f"{run.name}.log"))
 
 
@@ -123,8 +138,12 @@ def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict
                 scores.append(linear_probe(features[fit], known[fit], features[test], known[test], len(ids)))
         if scores:
             means = {key: float(np.mean([score[key] for score in scores])) for key in ("top1", "top5")}
-            found[modality] = {**means, "classes": len(ids), "splits": [score["top1"] for score in scores],
-                               "strengths": [score["strength"] for score in scores]}  # fmt: skip
+            found[modality] = {
+                **means,
+                "classes": len(ids),
+                "splits": [score["top1"] for score in scores],
+                "strengths": [score["strength"] for score in scores],
+            }
     return found
 
 
@@ -147,11 +166,18 @@ def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:
     def rows(name: str, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(arrays[name][mask])
 
-    return retrieval(ClipEmbeddings(
-        rows("video_to_text", seen)[:, None], rows("video_to_audio", seen)[:, None],
-        rows("audio_embedding", heard)[:, None], rows("text_embedding", said),
-        torch.from_numpy(place[arrays["audio_clip"][heard]]),
-        torch.from_numpy(place[arrays["text_clip"][said]]), arrays["row"][kept].tolist(), []))  # fmt: skip
+    return retrieval(
+        ClipEmbeddings(
+            rows("video_to_text", seen)[:, None],
+            rows("video_to_audio", seen)[:, None],
+            rows("audio_embedding", heard)[:, None],
+            rows("text_embedding", said),
+            torch.from_numpy(place[arrays["audio_clip"][heard]]),
+            torch.from_numpy(place[arrays["text_clip"][said]]),
+            arrays["row"][kept].tolist(),
+            [],
+        )
+    )
 
 
 def corpus_scores(run: Path, clips: int, device: str) -> dict[str, Any]:
@@ -177,6 +203,8 @@ def manifest_scores(model: Path, source: str, out: Path, device: str) -> dict[st
     found = probes(arrays, arrays["label"], splits_of(arrays["split"]))
     scores = zero_shot(arrays)
     if not found and not scores:
-        raise ReportError(f"{source} has nothing to score: neither captions, nor labels with two splits or more "
-                          "(columns caption, label, split)")  # fmt: skip
+        raise ReportError(
+            f"{source} has nothing to score: neither captions, nor labels with two splits or more "
+            "(columns caption, label, split)"
+        )
     return {"probe": found, "retrieval": scores, "clips": len(arrays["label"]), "bad": len(arrays["bad_row"])}

@@ -120,10 +120,14 @@ def worst_of(errors: list[Error]) -> Row:
 
     worst = max(errors, key=ratio)
     used = ratio(worst)
-    return {"green": all(e.green for e in errors), "tensor": worst.tensor, "tensors": len(errors),
-            "of_allowed": used if math.isfinite(used) else None,
-            "relative_error": worst.error / worst.size if worst.size and math.isfinite(worst.error) else None,
-            "red": "; ".join(str(e) for e in errors if not e.green)}  # fmt: skip
+    return {
+        "green": all(e.green for e in errors),
+        "tensor": worst.tensor,
+        "tensors": len(errors),
+        "of_allowed": used if math.isfinite(used) else None,
+        "relative_error": worst.error / worst.size if worst.size and math.isfinite(worst.error) else None,
+        "red": "; ".join(str(e) for e in errors if not e.green),
+    }
 
 
 def correctness(operation: str, case: Case, dtype: str, device: str) -> list[Row]:
@@ -172,8 +176,10 @@ def kernels(operation: str, case: Case, dtype: str, device: str, rounds: int, co
     spec, clock = BY_NAME[operation], Clock(device)
     inputs = spec.make(case, dtype_of(dtype), device, SEED).differentiable()
     expected = expect_fitting(spec, case, dtype_of(dtype), device)
-    cost = {"forward": (spec.flops(case).forward, spec.bytes(case, dtype_of(dtype)).forward),
-            "backward": (spec.flops(case).backward, spec.bytes(case, dtype_of(dtype)).backward)}  # fmt: skip
+    cost = {
+        "forward": (spec.flops(case).forward, spec.bytes(case, dtype_of(dtype)).forward),
+        "backward": (spec.flops(case).backward, spec.bytes(case, dtype_of(dtype)).backward),
+    }
     rows: dict[str, Row] = {}
     jobs: dict[str, Callable[[], object]] = {}
     round_seconds = 0.0
@@ -181,9 +187,16 @@ def kernels(operation: str, case: Case, dtype: str, device: str, rounds: int, co
         name, own = provider.name, provider.name == "ours"
         if provider.compiles != compiled and not own:
             continue
-        row = rows[name] = {"kind": "kernel", "operation": operation, "case": case.name, "dtype": dtype,
-                            "provider": name, "compiled": compiled, "green": True,
-                            "numerics_of": dict(expected.case.sizes)}  # fmt: skip
+        row = rows[name] = {
+            "kind": "kernel",
+            "operation": operation,
+            "case": case.name,
+            "dtype": dtype,
+            "provider": name,
+            "compiled": compiled,
+            "green": True,
+            "numerics_of": dict(expected.case.sizes),
+        }
         try:
             # What compiles would compile once more for the mode that poisons memory.
             errors = worst_of(expected.errors(provider.prepare(spec, expected.inputs), poison=own))
@@ -247,8 +260,9 @@ class Trainer:
         self.frames = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
         torch.manual_seed(SEED)
         with torch.device(device):
-            self.model: nn.Module = (VATT(model, self.ops) if part == "full" else
-                                     Backbone(model, self.ops, ("video",))).train()  # fmt: skip
+            self.model: nn.Module = (
+                VATT(model, self.ops) if part == "full" else Backbone(model, self.ops, ("video",))
+            ).train()
         self.direction = torch.randn(batch, model.video_encoder.width, device=device, generator=generator)
         if part == "full":
             self.samples = 0.1 * torch.randn(batch, model.audio.samples, device=device, generator=generator)
@@ -292,12 +306,21 @@ def model_error(name: str, drop: float, device: str) -> Row:
         found.append((pooled.double(), torch.cat(gradients).double()))
     eps = torch.finfo(torch.bfloat16).eps
     errors = [
-        Error(tensor, float((fused - exact).norm()), float(2 * (literal - exact).norm() + eps * exact.norm()),
-              float(exact.norm()))
+        Error(
+            tensor,
+            float((fused - exact).norm()),
+            float(2 * (literal - exact).norm() + eps * exact.norm()),
+            float(exact.norm()),
+        )
         for tensor, exact, literal, fused in zip(("pooled feature", "all gradients"), *found, strict=True)
-    ]  # fmt: skip
-    return {"kind": "correctness", "operation": f"{name} video backbone, 2 layers", "case": f"{drop:.0%} dropped",
-            "dtype": "autocast", **worst_of(errors)}  # fmt: skip
+    ]
+    return {
+        "kind": "correctness",
+        "operation": f"{name} video backbone, 2 layers",
+        "case": f"{drop:.0%} dropped",
+        "dtype": "autocast",
+        **worst_of(errors),
+    }
 
 
 def training(name: str, part: str, dropout: float, drop: float, batch: int, device: str, rounds: int) -> list[Row]:
@@ -308,10 +331,19 @@ def training(name: str, part: str, dropout: float, drop: float, batch: int, devi
     rows: dict[str, Row] = {}
     jobs: dict[str, Callable[[], object]] = {}
     for implementation in IMPLEMENTATIONS:
-        row: Row = {"kind": "training", "preset": name, "part": part, "dropout": dropout, "drop_rate": drop,
-                    "batch": batch, "implementation": implementation, "dtype": "bfloat16" if low else "float32",
-                    "operations": USED[part], "green": True,
-                    "flops": step_flops(config, part, batch)}  # fmt: skip
+        row: Row = {
+            "kind": "training",
+            "preset": name,
+            "part": part,
+            "dropout": dropout,
+            "drop_rate": drop,
+            "batch": batch,
+            "implementation": implementation,
+            "dtype": "bfloat16" if low else "float32",
+            "operations": USED[part],
+            "green": True,
+            "flops": step_flops(config, part, batch),
+        }
         rows[implementation] = row
         if implementation == "fused" and not check["green"]:
             row |= {"green": False, "red": check["red"]}

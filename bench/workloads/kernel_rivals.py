@@ -242,8 +242,12 @@ def expect_fitting(spec: KernelSpec, case: Case, dtype: torch.dtype, device: tor
     return expect(spec, smaller(case), dtype, device)
 
 
-COMMON = (Provider("ours", ours), Provider("portable", portable), Provider("reference", reference),
-          Provider("reference, compiled", reference_compiled, compiles=True))  # fmt: skip
+COMMON = (
+    Provider("ours", ours),
+    Provider("portable", portable),
+    Provider("reference", reference),
+    Provider("reference, compiled", reference_compiled, compiles=True),
+)
 RIVALS: dict[str, tuple[Provider, ...]] = {
     "project_voxels": (Provider("Conv3d, then gather", convolve),),
     "project_waveform": (Provider("Conv, then gather", convolve),),

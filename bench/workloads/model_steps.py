@@ -207,16 +207,28 @@ def numerics(case: Case) -> dict[str, Any]:
             break
     green = exact.keys() == literal.keys() == this.keys() and ratio <= GATE_FACTOR
     video = model.video
-    return {"clip": f"{video.frames}x{video.size}x{video.size}", "drop_rate": model.drop.rate, "whole": case.whole,
-            "tensors": len(exact), **worst, "ratio": ratio, "green": green}  # fmt: skip
+    return {
+        "clip": f"{video.frames}x{video.size}x{video.size}",
+        "drop_rate": model.drop.rate,
+        "whole": case.whole,
+        "tensors": len(exact),
+        **worst,
+        "ratio": ratio,
+        "green": green,
+    }
 
 
 def _shallow(model: ModelConfig) -> ModelConfig:
     def cut(encoder: EncoderConfig) -> EncoderConfig:
         return replace(encoder, layers=min(encoder.layers, GATE_LAYERS), dropout=0.0)
 
-    return replace(model, video_encoder=cut(model.video_encoder), audio_encoder=cut(model.audio_encoder),
-                   text_encoder=cut(model.text_encoder), shared_encoder=cut(model.shared_encoder))  # fmt: skip
+    return replace(
+        model,
+        video_encoder=cut(model.video_encoder),
+        audio_encoder=cut(model.audio_encoder),
+        text_encoder=cut(model.text_encoder),
+        shared_encoder=cut(model.shared_encoder),
+    )
 
 
 def _tensors(case: Case, *, exact: bool = False) -> dict[str, Tensor]:
@@ -238,8 +250,11 @@ def _tensors(case: Case, *, exact: bool = False) -> dict[str, Tensor]:
         leaves = [noise(case, 20 + i, *shape) for i, shape in enumerate(shapes)]
         leaves = [leaf.to(wide if exact else torch.float32).requires_grad_() for leaf in leaves]
         contrast(Embeddings(*leaves), ops).backward()
-        found |= {f"{name} of the loss": leaf.grad for name, leaf in zip(Embeddings._fields, leaves, strict=True)
-                  if leaf.grad is not None}  # fmt: skip
+        found |= {
+            f"{name} of the loss": leaf.grad
+            for name, leaf in zip(Embeddings._fields, leaves, strict=True)
+            if leaf.grad is not None
+        }
     return found
 
 
@@ -266,8 +281,15 @@ def _lone_step(case: Case, threads: int) -> Callable[[], object]:
     return make_step(case)
 
 
-def measure(report: Report, path: Path, cases: Sequence[Case], *, repeats: int, checks: Sequence[Case],
-            derive: Callable[[Report], None]) -> bool:  # fmt: skip
+def measure(
+    report: Report,
+    path: Path,
+    cases: Sequence[Case],
+    *,
+    repeats: int,
+    checks: Sequence[Case],
+    derive: Callable[[Report], None],
+) -> bool:
     """Numerics of `checks`, then memory, then times of `cases`, to which the first rows of the report belong, in order.
 
     Such a row begins with "seconds": [] and whatever tells it apart; it gets "gflops" (true, of a step), "peak_bytes",
@@ -282,8 +304,10 @@ def measure(report: Report, path: Path, cases: Sequence[Case], *, repeats: int, 
         row["gflops"] = gflops
     missing = [repeats - min(len(row["seconds"]), repeats) for row in rows]
     total = sum(gflops * (1 + repeats) for gflops in work)
-    ahead = sum(gflops * (left + warmup * (left > 0) + ("peak_bytes" not in row))
-                for gflops, left, row in zip(work, missing, rows, strict=True))  # fmt: skip
+    ahead = sum(
+        gflops * (left + warmup * (left > 0) + ("peak_bytes" not in row))
+        for gflops, left, row in zip(work, missing, rows, strict=True)
+    )
     total = max(total, ahead)
     bar = progress_bar(round(total), report.name, "GFLOP", round(total - ahead))  # steps differ: time left goes by work
 
@@ -337,8 +361,12 @@ def add_step_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="N", help="clips a step")
     add("--repeats", type=int, metavar="N", help="timed rounds (default 5 on a CPU, 20 on a GPU; with --quick 2)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
-        help="compute type (default auto: bfloat16 on GPUs, float32 on CPUs)")  # fmt: skip
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="compute type (default auto: bfloat16 on GPUs, float32 on CPUs)",
+    )
     add("--reference", action="store_true", help="measure the literal operations instead of the fused ones")
 
 
@@ -360,20 +388,25 @@ def method(args: argparse.Namespace) -> dict[str, str]:
         "operations": choose(not args.reference, args.device).reason.removeprefix("operations: "),
         "inference": "forward in eval mode; training: forward and backward with DropToken, without the optimiser",
         "timing": f"all rows alternate within one process, every second round backwards; {1 if on_cpu else 3} warm-up "
-                  f"steps each, {args.repeats} rounds, time.perf_counter"
-                  f"{'' if on_cpu else ' around a step and torch.cuda.synchronize'}; p20, p50, p80 of the rounds",
-        "memory": "one step in a fresh process: VmHWM less what the process held after its imports" if on_cpu else
-                  "torch.cuda.max_memory_allocated of the second step of a model alone on the device",
+        f"steps each, {args.repeats} rounds, time.perf_counter"
+        f"{'' if on_cpu else ' around a step and torch.cuda.synchronize'}; p20, p50, p80 of the rounds",
+        "memory": "one step in a fresh process: VmHWM less what the process held after its imports"
+        if on_cpu
+        else "torch.cuda.max_memory_allocated of the second step of a model alone on the device",
         "input": "noise that lies on the device: decoding and copying are not measured",
-    }  # fmt: skip
+    }
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV, a column a key in the order of their first mention; an inner mapping becomes columns key.inner."""
-    flat = [{f"{key}.{inner}" if inner else key: value
-             for key, given in row.items()
-             for inner, value in (given.items() if isinstance(given, Mapping) else [("", given)])}
-            for row in rows]  # fmt: skip
+    flat = [
+        {
+            f"{key}.{inner}" if inner else key: value
+            for key, given in row.items()
+            for inner, value in (given.items() if isinstance(given, Mapping) else [("", given)])
+        }
+        for row in rows
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -389,7 +422,18 @@ def checks_table(report: Report) -> str:
         "float64 as the literal model in the same dtype.\n\n"
         + table(
             ["clip", "dropped", "tensors", "worst tensor", "literal error", "error", "ratio", "green"],
-            [[c["clip"], f"{c['drop_rate']:.0%}", str(c["tensors"]), f"`{c['tensor']}`", f"{c['literal']:.1e}",
-              f"{c['this']:.1e}", number(c["ratio"]), "yes" if c["green"] else "NO"]
-             for c in report.gate["checks"]])
-    )  # fmt: skip
+            [
+                [
+                    c["clip"],
+                    f"{c['drop_rate']:.0%}",
+                    str(c["tensors"]),
+                    f"`{c['tensor']}`",
+                    f"{c['literal']:.1e}",
+                    f"{c['this']:.1e}",
+                    number(c["ratio"]),
+                    "yes" if c["green"] else "NO",
+                ]
+                for c in report.gate["checks"]
+            ],
+        )
+    )

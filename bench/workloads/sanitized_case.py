@@ -45,8 +45,19 @@ def sanitizer(operation: str, case: str, variant: str, device: str) -> list[Row]
         return [row | {"skipped": "no GPU"}]
     if program is None:
         return [row | {"skipped": "compute-sanitizer, of the CUDA toolkit, is not on PATH"}]
-    command = [program, "--tool", "memcheck", "--error-exitcode", str(FAULTY), sys.executable, __file__,
-               operation, case, "bfloat16", *filter(None, [variant])]  # fmt: skip
+    command = [
+        program,
+        "--tool",
+        "memcheck",
+        "--error-exitcode",
+        str(FAULTY),
+        sys.executable,
+        __file__,
+        operation,
+        case,
+        "bfloat16",
+        *filter(None, [variant]),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -72,8 +83,9 @@ def main(operation: str, case: str, dtype: str, variant: str = "") -> None:
     if variant == "spare":
         from vatt_kernels.contrastive import triton_forward
 
-        triton_forward.LAUNCHES[:] = [(*row[:4], triton_forward.SPARE.get(row[:4], row[4]))
-                                      for row in triton_forward.LAUNCHES]  # fmt: skip
+        triton_forward.LAUNCHES[:] = [
+            (*row[:4], triton_forward.SPARE.get(row[:4], row[4])) for row in triton_forward.LAUNCHES
+        ]
     spec = next(spec for spec in SPECS if spec.name == operation)
     inputs = spec.make(case_of(operation, case), getattr(torch, dtype), "cuda", 0).differentiable()
     out = spec.call(inputs, "triton")

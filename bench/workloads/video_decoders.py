@@ -97,8 +97,9 @@ def dali_cpu() -> Decoder:
     except (ImportError, RuntimeError, OSError) as error:
         raise Unavailable(_short(error)) from error
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_async=False,
-                  exec_pipelined=False)  # fmt: skip
+    @pipeline_def(
+        batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False
+    )
     def graph() -> Any:
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
         frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)

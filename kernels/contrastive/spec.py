@@ -19,11 +19,15 @@ def literal_loss(inputs: Inputs) -> Tensor:
     prefix = "all_" if "all_video" in x else ""
     masks = {name: rest.get(prefix + name) for name in ("mask", "video_mask")}
     return reference.contrastive_loss(
-        x["video"], x["other"], x[f"{prefix}video"], x[f"{prefix}other"],
+        x["video"],
+        x["other"],
+        x[f"{prefix}video"],
+        x[f"{prefix}other"],
         mask=None if masks["mask"] is None else masks["mask"].float(),
         video_mask=None if masks["video_mask"] is None else masks["video_mask"].float(),
-        temperature=rest["temperature"], symmetric=rest["symmetric"],
-    ).float()  # fmt: skip
+        temperature=rest["temperature"],
+        symmetric=rest["symmetric"],
+    ).float()
 
 
 def loss_floor(case: Case, tensor: str, exact: Tensor, grad: Tensor, inputs: Inputs, eps: float) -> float:
@@ -53,8 +57,17 @@ def loss_bytes(case: Case, dtype: torch.dtype) -> Cost:
 
 def nce(name: str, **sizes: Any) -> Case:
     """`total`: clips of all ranks, 0 where this one is alone. `mask`: None, "some" or "nothing" valid."""
-    small = {"batch": 7, "candidates": 5, "width": 16, "total": 0, "offset": 0, "mask": None, "symmetric": False,
-             "temperature": 0.07, "layout": "contiguous"}  # fmt: skip
+    small = {
+        "batch": 7,
+        "candidates": 5,
+        "width": 16,
+        "total": 0,
+        "offset": 0,
+        "mask": None,
+        "symmetric": False,
+        "temperature": 0.07,
+        "layout": "contiguous",
+    }
     return Case(name, small | sizes)
 
 

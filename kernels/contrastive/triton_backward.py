@@ -48,9 +48,24 @@ AOT_SWITCHES = [(True, True, True), (True, True, False), (True, False, True), (F
 
 
 @triton.jit(do_not_specialize=["first_block"])
-def gradient_kernel(ROWS, COLUMNS, ROW_TERMS, COLUMN_TERMS, SUMS, first_block, row_count, column_blocks, part_blocks,
-                    scale, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                    FIXED: tl.constexpr, OF_ROWS: tl.constexpr, OF_COLUMNS: tl.constexpr):  # fmt: skip
+def gradient_kernel(
+    ROWS,
+    COLUMNS,
+    ROW_TERMS,
+    COLUMN_TERMS,
+    SUMS,
+    first_block,
+    row_count,
+    column_blocks,
+    part_blocks,
+    scale,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FIXED: tl.constexpr,
+    OF_ROWS: tl.constexpr,
+    OF_COLUMNS: tl.constexpr,
+):
     """SUMS float32 [P, rows of this launch, WIDTH]. Program (row block after `first_block`, part of the columns).
 
     ROW_TERMS [3, M], COLUMN_TERMS [3, N]: gains (g, h; if FIXED over a, b), admissions (q, r), log2 of a, b.
@@ -98,8 +113,23 @@ def gradient_kernel(ROWS, COLUMNS, ROW_TERMS, COLUMN_TERMS, SUMS, first_block, r
 
 
 @triton.jit(do_not_specialize=["first_row"])
-def finish_kernel(SUMS, PARTNERS, PAIRS, FACTOR, VECTORS, GRADIENT, rows, first_row, sum_rows, parts, width,
-                  candidates, WIDTH: tl.constexpr, BLOCK: tl.constexpr, POSITIVES: tl.constexpr):  # fmt: skip
+def finish_kernel(
+    SUMS,
+    PARTNERS,
+    PAIRS,
+    FACTOR,
+    VECTORS,
+    GRADIENT,
+    rows,
+    first_row,
+    sum_rows,
+    parts,
+    width,
+    candidates,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    POSITIVES: tl.constexpr,
+):
     """GRADIENT [rows, width]: the sum of SUMS [parts, sum_rows, WIDTH] and the positives, through the normalisation.
 
     POSITIVES: "none"; "clips", each with `candidates` partners; "candidates", each with a clip as its partner. PAIRS
@@ -177,15 +207,43 @@ def vector_gradient(
         sums = torch.empty(parts, blocks * tile.rows, wide, dtype=torch.float32, device=device)
         with torch.cuda.device_of(result):
             gradient_kernel[(blocks, parts)](
-                rows.units, columns.units, rows.terms, columns.terms, sums, first, row_count, column_blocks,
-                part_blocks, math.log2(math.e) / temperature, WIDTH=wide, BLOCK_M=tile.rows,
-                BLOCK_N=tile.columns, FIXED=temperature >= FIXED_TEMPERATURE, OF_ROWS=rows.own, OF_COLUMNS=columns.own,
-                num_warps=tile.warps, num_stages=tile.stages,
-            )  # fmt: skip
+                rows.units,
+                columns.units,
+                rows.terms,
+                columns.terms,
+                sums,
+                first,
+                row_count,
+                column_blocks,
+                part_blocks,
+                math.log2(math.e) / temperature,
+                WIDTH=wide,
+                BLOCK_M=tile.rows,
+                BLOCK_N=tile.columns,
+                FIXED=temperature >= FIXED_TEMPERATURE,
+                OF_ROWS=rows.own,
+                OF_COLUMNS=columns.own,
+                num_warps=tile.warps,
+                num_stages=tile.stages,
+            )
             finish_kernel[(blocks * tile.rows // block,)](
-                sums, partners, pairs, factor, rows.vectors, result, count, first * tile.rows, blocks * tile.rows,
-                parts, width, candidates, WIDTH=wide, BLOCK=block, POSITIVES=kind, num_warps=SMALL.warps,
-            )  # fmt: skip
+                sums,
+                partners,
+                pairs,
+                factor,
+                rows.vectors,
+                result,
+                count,
+                first * tile.rows,
+                blocks * tile.rows,
+                parts,
+                width,
+                candidates,
+                WIDTH=wide,
+                BLOCK=block,
+                POSITIVES=kind,
+                num_warps=SMALL.warps,
+            )
     return result
 
 

@@ -114,8 +114,9 @@ def unit_kernel(VECTORS, UNITS, rows, width, WIDTH: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit
-def pair_kernel(VIDEOS, OTHERS, SCORES, pairs, candidates, inverse_temperature,
-                WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def pair_kernel(
+    VIDEOS, OTHERS, SCORES, pairs, candidates, inverse_temperature, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, WIDTH)
     valid = pair < pairs
@@ -126,8 +127,20 @@ def pair_kernel(VIDEOS, OTHERS, SCORES, pairs, candidates, inverse_temperature,
 
 
 @triton.jit
-def row_sums_kernel(ROWS, COLUMNS, ADMIT, RESULT, row_count, column_blocks, part_blocks, scale, WIDTH: tl.constexpr,
-                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FIXED: tl.constexpr):  # fmt: skip
+def row_sums_kernel(
+    ROWS,
+    COLUMNS,
+    ADMIT,
+    RESULT,
+    row_count,
+    column_blocks,
+    part_blocks,
+    scale,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    FIXED: tl.constexpr,
+):
     """RESULT [P, M]: sums if FIXED, else their logarithms. Program (row block, part): its rows stay, columns pass."""
     part = tl.program_id(1)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -159,9 +172,22 @@ def row_sums_kernel(ROWS, COLUMNS, ADMIT, RESULT, row_count, column_blocks, part
 
 
 @triton.jit
-def both_sums_kernel(ROWS, COLUMNS, ROW_ADMIT, COLUMN_ADMIT, ROW_SUMS, COLUMN_SUMS, row_blocks, column_blocks,
-                     row_part_blocks, column_part_blocks, scale, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
-                     BLOCK_N: tl.constexpr):  # fmt: skip
+def both_sums_kernel(
+    ROWS,
+    COLUMNS,
+    ROW_ADMIT,
+    COLUMN_ADMIT,
+    ROW_SUMS,
+    COLUMN_SUMS,
+    row_blocks,
+    column_blocks,
+    row_part_blocks,
+    column_part_blocks,
+    scale,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """ROW_SUMS [P, M], zeros before; COLUMN_SUMS [R, N]. Program (column part, row part).
 
     A block of columns stays while the rows pass: its sums grow in a register tile that is added up once, at the end.
@@ -237,10 +263,21 @@ def row_sums(rows: Tensor, columns: Tensor, admit: Tensor, temperature: float) -
     result = torch.empty(parts, row_count, dtype=torch.float32, device=rows.device)
     with torch.cuda.device_of(rows):
         row_sums_kernel[(row_blocks, parts)](
-            rows, columns, admit, result, row_count, column_blocks, part_blocks, math.log2(math.e) / temperature,
-            WIDTH=wide, BLOCK_M=tile.rows, BLOCK_N=tile.columns, FIXED=temperature >= FIXED_TEMPERATURE,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+            rows,
+            columns,
+            admit,
+            result,
+            row_count,
+            column_blocks,
+            part_blocks,
+            math.log2(math.e) / temperature,
+            WIDTH=wide,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.columns,
+            FIXED=temperature >= FIXED_TEMPERATURE,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
     if parts == 1:
         return result[0]
     return result.sum(dim=0) if temperature >= FIXED_TEMPERATURE else result.logsumexp(dim=0)
@@ -265,10 +302,23 @@ def both_sums(
     of_columns = torch.empty(row_parts, column_count, dtype=torch.float32, device=rows.device)
     with torch.cuda.device_of(rows):
         both_sums_kernel[(column_parts, row_parts)](
-            rows, columns, row_admit, column_admit, of_rows, of_columns, row_blocks, column_blocks, row_part_blocks,
-            column_part_blocks, math.log2(math.e) / temperature, WIDTH=wide, BLOCK_M=tile.rows, BLOCK_N=tile.columns,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+            rows,
+            columns,
+            row_admit,
+            column_admit,
+            of_rows,
+            of_columns,
+            row_blocks,
+            column_blocks,
+            row_part_blocks,
+            column_part_blocks,
+            math.log2(math.e) / temperature,
+            WIDTH=wide,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.columns,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
     return of_rows.sum(dim=0), of_columns.sum(dim=0)
 
 
@@ -298,9 +348,18 @@ def aot_case(
     switches += [value for value in constexprs.values() if isinstance(value, str)]
     width = constexprs["WIDTH"]
     return AotCase(
-        " ".join(["contrastive", name, dtype, f"D{width}", *switches]), kernel, signature, constexprs, tuple(divisible),
-        launch.warps, launch.stages, launch.rows >= 64, SHAPES[width], archs, early,
-    )  # fmt: skip
+        " ".join(["contrastive", name, dtype, f"D{width}", *switches]),
+        kernel,
+        signature,
+        constexprs,
+        tuple(divisible),
+        launch.warps,
+        launch.stages,
+        launch.rows >= 64,
+        SHAPES[width],
+        archs,
+        early,
+    )
 
 
 def aot_cases() -> list[AotCase]:

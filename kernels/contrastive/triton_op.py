@@ -230,10 +230,20 @@ def _fake_forward(video: Tensor, other: Tensor, *settings: Any) -> tuple[Tensor,
 
 
 def _fake_backward(
-    grad: Tensor, forth: Tensor, back: Tensor, pairs: Tensor, video: Tensor, other: Tensor, all_video: Tensor | None,
-    all_other: Tensor | None, mask: Tensor | None, video_mask: Tensor | None, temperature: float, symmetric: bool,
+    grad: Tensor,
+    forth: Tensor,
+    back: Tensor,
+    pairs: Tensor,
+    video: Tensor,
+    other: Tensor,
+    all_video: Tensor | None,
+    all_other: Tensor | None,
+    mask: Tensor | None,
+    video_mask: Tensor | None,
+    temperature: float,
+    symmetric: bool,
     needed: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, ...]:
     inputs = (video, other, all_video, all_other)
     return tuple(
         x.new_empty(x.shape) if need and x is not None else grad.new_empty(0)
@@ -249,22 +259,33 @@ def _forward_flops(
 
 
 def _backward_flops(
-    grad: torch.Size, forth: Any, back: Any, pairs: Any, video: torch.Size, other: torch.Size,
-    all_video: torch.Size | None, *settings: Any, out_shape: Any
-) -> int:  # fmt: skip
+    grad: torch.Size,
+    forth: Any,
+    back: Any,
+    pairs: Any,
+    video: torch.Size,
+    other: torch.Size,
+    all_video: torch.Size | None,
+    *settings: Any,
+    out_shape: Any,
+) -> int:
     """Twice the forward; computing the scores again is the implementation's own expense."""
     return 2 * _forward_flops(video, other, all_video, out_shape=None)
 
 
 _loss = operator(
     f"contrastive_loss({ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    contrastive_forward, _fake_forward, _forward_flops,
-)  # fmt: skip
+    contrastive_forward,
+    _fake_forward,
+    _forward_flops,
+)
 _loss_backward = operator(
     f"contrastive_loss_backward(Tensor grad, Tensor forth, Tensor back, Tensor pairs, {ARGUMENTS}, bool[] needed) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _backward, _fake_backward, _backward_flops,
-)  # fmt: skip
+    _backward,
+    _fake_backward,
+    _backward_flops,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -57,15 +57,22 @@ GATHER = (
     gather("expanded", layout="expanded", gradient="expanded", per_sample=True),
 )
 SAMPLE_VATT = tuple(
-    sample(tokens, kept_tokens(tokens, drop), batch) for tokens in (1568, 3200, 1200)
-    for drop in (0.5, 0.75) for batch in (None, 32)
-)  # fmt: skip
+    sample(tokens, kept_tokens(tokens, drop), batch)
+    for tokens in (1568, 3200, 1200)
+    for drop in (0.5, 0.75)
+    for batch in (None, 32)
+)
 GATHER_VATT = tuple(
-    gather(f"agnostic Medium, {tokens} tokens, {drop:.0%} dropped", batch=32, tokens=tokens, width=1024,
-           kept=kept_tokens(tokens, drop))
+    gather(
+        f"agnostic Medium, {tokens} tokens, {drop:.0%} dropped",
+        batch=32,
+        tokens=tokens,
+        width=1024,
+        kept=kept_tokens(tokens, drop),
+    )
     for tokens in (1568, 1200)
     for drop in (0.5, 0.75)
-)  # fmt: skip
+)
 
 
 def make_sample(case: Case, dtype: torch.dtype, device: torch.device | str, seed: int) -> Inputs:

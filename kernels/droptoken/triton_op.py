@@ -55,9 +55,20 @@ def draw_kernel(OUT, tokens, offset_low, offset_high, seed_low, seed_high, BLOCK
 
 @triton.jit(do_not_specialize=["tokens"])
 def gather_kernel(
-    X, KEEP, Y, rows, kept, width, keep_stride, stride_b, stride_n, stride_d, tokens, ROWS: tl.constexpr,
-    BLOCK: tl.constexpr
-):  # fmt: skip
+    X,
+    KEEP,
+    Y,
+    rows,
+    kept,
+    width,
+    keep_stride,
+    stride_b,
+    stride_n,
+    stride_d,
+    tokens,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """ROWS x BLOCK values of y; `rows` is B * K, `keep_stride` 0 where all samples share a draw.
 
     Under TRITON_DEBUG=1 an index that no token has stops the kernel.
@@ -123,8 +134,9 @@ def _fake_draw(tokens: int, kept: int, seed: int, offset: int, batch: int | None
 
 _sample_keep = operator(
     "sample_keep(SymInt tokens, SymInt kept, SymInt seed, SymInt offset, SymInt? batch, Device device) -> Tensor",
-    _draw, _fake_draw,
-)  # fmt: skip
+    _draw,
+    _fake_draw,
+)
 
 
 def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
@@ -143,9 +155,19 @@ def gather_forward(x: Tensor, keep: Tensor) -> Tensor:
         grid = (triton.cdiv(batch * kept, GATHERED_ROWS), triton.cdiv(width, COLUMNS))
         with torch.cuda.device_of(y):
             gather_kernel[grid](
-                x.view(word), keep, y.view(word), batch * kept, kept, width, kept if keep.ndim == 2 else 0, *x.stride(),
-                x.shape[1], ROWS=GATHERED_ROWS, BLOCK=COLUMNS, num_warps=4,
-            )  # fmt: skip
+                x.view(word),
+                keep,
+                y.view(word),
+                batch * kept,
+                kept,
+                width,
+                kept if keep.ndim == 2 else 0,
+                *x.stride(),
+                x.shape[1],
+                ROWS=GATHERED_ROWS,
+                BLOCK=COLUMNS,
+                num_warps=4,
+            )
     return y
 
 
@@ -172,10 +194,19 @@ def segment_sum(dy: Tensor, keep: Tensor, tokens: int, *, over_batch: bool) -> T
     grid = (out.numel() // width, triton.cdiv(width, COLUMNS))
     with torch.cuda.device_of(out):
         segment_sum_kernel[grid](
-            dy.contiguous(), order, bounds, out, segments, kept, width, repeats,
-            ROWS=summed_rows(over_batch), BLOCK=COLUMNS, ACC=tl.float64 if wide == torch.float64 else tl.float32,
+            dy.contiguous(),
+            order,
+            bounds,
+            out,
+            segments,
+            kept,
+            width,
+            repeats,
+            ROWS=summed_rows(over_batch),
+            BLOCK=COLUMNS,
+            ACC=tl.float64 if wide == torch.float64 else tl.float32,
             num_warps=4,
-        )  # fmt: skip
+        )
     return out
 
 
@@ -226,19 +257,45 @@ def aot_cases() -> list[AotCase]:
     integers = ("rows", "kept", "width", "keep_stride", "stride_b", "stride_n")
     cases = [
         AotCase(
-            "tokens draw", draw_kernel,
-            {"OUT": "*i64", "tokens": "i32", "offset_low": "i32", "offset_high": "i32", "seed_low": "i32",
-             "seed_high": "i32", "BLOCK": "constexpr"},
-            {"BLOCK": KEYS}, ("OUT", "tokens"), 4, 3, False, "1568 tokens, 32 rows",
+            "tokens draw",
+            draw_kernel,
+            {
+                "OUT": "*i64",
+                "tokens": "i32",
+                "offset_low": "i32",
+                "offset_high": "i32",
+                "seed_low": "i32",
+                "seed_high": "i32",
+                "BLOCK": "constexpr",
+            },
+            {"BLOCK": KEYS},
+            ("OUT", "tokens"),
+            4,
+            3,
+            False,
+            "1568 tokens, 32 rows",
         ),
         AotCase(
-            "tokens gather 16-bit", gather_kernel,
-            {"X": "*i16", "KEEP": "*i32", "Y": "*i16", **dict.fromkeys(integers, "i32"), "stride_d": "constexpr",
-             "tokens": "i32", "ROWS": "constexpr", "BLOCK": "constexpr"},
-            {"stride_d": 1, "ROWS": GATHERED_ROWS, "BLOCK": COLUMNS}, ("X", "KEEP", "Y", *integers), 4, 3, False,
+            "tokens gather 16-bit",
+            gather_kernel,
+            {
+                "X": "*i16",
+                "KEEP": "*i32",
+                "Y": "*i16",
+                **dict.fromkeys(integers, "i32"),
+                "stride_d": "constexpr",
+                "tokens": "i32",
+                "ROWS": "constexpr",
+                "BLOCK": "constexpr",
+            },
+            {"stride_d": 1, "ROWS": GATHERED_ROWS, "BLOCK": COLUMNS},
+            ("X", "KEEP", "Y", *integers),
+            4,
+            3,
+            False,
             "[32, 1568, 1024] -> [32, 784, 1024]",
         ),
-    ]  # fmt: skip
+    ]
     for dtype in ("bf16", "fp16", "fp32"):
         for over_batch in (False, True):
             sizes: dict[str, object] = {
@@ -246,18 +303,30 @@ def aot_cases() -> list[AotCase]:
                 "BLOCK": COLUMNS,
                 "ACC": tl.float32,
             }
-            signature = {"DY": f"*{dtype}", "ORDER": "*i64", "BOUNDS": "*i64",
-                         "OUT": "*fp32" if over_batch else f"*{dtype}", "segments": "i32", "kept": "i32",
-                         "width": "i32", "repeats": "i32"}  # fmt: skip
+            signature = {
+                "DY": f"*{dtype}",
+                "ORDER": "*i64",
+                "BOUNDS": "*i64",
+                "OUT": "*fp32" if over_batch else f"*{dtype}",
+                "segments": "i32",
+                "kept": "i32",
+                "width": "i32",
+                "repeats": "i32",
+            }
             if not over_batch:
                 signature["repeats"] = "constexpr"
                 sizes["repeats"] = 1
             cases.append(
                 AotCase(
-                    f"tokens segment sum {dtype}{' over the batch' if over_batch else ''}", segment_sum_kernel,
-                    signature | dict.fromkeys(("ROWS", "BLOCK", "ACC"), "constexpr"), sizes,
-                    ("DY", "ORDER", "BOUNDS", "OUT", "segments", "kept", "width"), 4, 3, False,
+                    f"tokens segment sum {dtype}{' over the batch' if over_batch else ''}",
+                    segment_sum_kernel,
+                    signature | dict.fromkeys(("ROWS", "BLOCK", "ACC"), "constexpr"),
+                    sizes,
+                    ("DY", "ORDER", "BOUNDS", "OUT", "segments", "kept", "width"),
+                    4,
+                    3,
+                    False,
                     "[32, 784, 768] -> [32, 1568, 768] or [1568, 768]",
                 )
-            )  # fmt: skip
+            )
     return cases

@@ -43,8 +43,15 @@ def projection_bytes(case: Case, dtype: torch.dtype) -> Cost:
 
 
 # `integers`: bytes or 16-bit samples; else floating point, which with `leaf` has a gradient that no training asks for.
-CLIP = {"integers": True, "leaf": True, "kept": None, "per_sample": False, "extras": True, "layout": "contiguous",
-        "weights": "contiguous"}  # fmt: skip
+CLIP = {
+    "integers": True,
+    "leaf": True,
+    "kept": None,
+    "per_sample": False,
+    "extras": True,
+    "layout": "contiguous",
+    "weights": "contiguous",
+}
 
 
 def voxels(name: str, **sizes: Any) -> Case:
@@ -92,20 +99,36 @@ WAVEFORM = (
 
 def _vatt_voxels(size: int, batch: int, tokens: int) -> list[Case]:
     return [
-        voxels(f"{model} {size}, {drop:.0%} dropped", batch=batch, frames=32, rows=size, columns=size,
-               patch=(4, 16, 16), width=width, kept=kept_tokens(tokens, drop) if drop else None)
+        voxels(
+            f"{model} {size}, {drop:.0%} dropped",
+            batch=batch,
+            frames=32,
+            rows=size,
+            columns=size,
+            patch=(4, 16, 16),
+            width=width,
+            kept=kept_tokens(tokens, drop) if drop else None,
+        )
         for model, width in WIDTHS.items()
         for drop in (0.5, 0.75, 0.0, 0.25)
-    ]  # fmt: skip
+    ]
 
 
 VOXELS_VATT = (*_vatt_voxels(224, 32, 1568), *_vatt_voxels(320, 8, 3200))
 WAVEFORM_VATT = tuple(
-    waveform(f"{model}, {drop:.0%} dropped", batch=32, samples=153_600, patch=128, width=width, integers=False,
-             leaf=False, kept=kept_tokens(1200, drop) if drop else None)
+    waveform(
+        f"{model}, {drop:.0%} dropped",
+        batch=32,
+        samples=153_600,
+        patch=128,
+        width=width,
+        integers=False,
+        leaf=False,
+        kept=kept_tokens(1200, drop) if drop else None,
+    )
     for model, width in WIDTHS.items()
     for drop in (0.5, 0.75, 0.0, 0.25)
-)  # fmt: skip
+)
 
 
 def _projection(draw: Draw, sizes: dict[str, Any], name: str, signal: Tensor, values: int, tokens: int) -> Inputs:

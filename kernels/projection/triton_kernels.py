@@ -31,9 +31,18 @@ def kept_token(row, KEEP, kept, keep_stride, tokens, HAS_KEEP: tl.constexpr):
 
 @triton.jit
 def patch_start(
-    row, token, kept, grid_h, grid_w, stride_b, stride_t, stride_h,
-    T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+    row,
+    token,
+    kept,
+    grid_h,
+    grid_w,
+    stride_b,
+    stride_t,
+    stride_h,
+    T: tl.constexpr,
+    H: tl.constexpr,
+    RUN: tl.constexpr,
+):
     """Offset of the first value of a row's patch."""
     sample = (row // kept).to(tl.int64)
     at_w = (token % grid_w).to(tl.int64)
@@ -50,8 +59,9 @@ def value_offset(value, stride_t, stride_h, H: tl.constexpr, RUN: tl.constexpr):
 
 
 @triton.jit
-def store_tokens(acc, Y, EXTRA, POSITION, row, token, column, rows, width, scale,
-                 HAS_EXTRA: tl.constexpr, HAS_POSITION: tl.constexpr):  # fmt: skip
+def store_tokens(
+    acc, Y, EXTRA, POSITION, row, token, column, rows, width, scale, HAS_EXTRA: tl.constexpr, HAS_POSITION: tl.constexpr
+):
     """Normalise and write acc [columns, rows] as y [rows, columns]."""
     inside = (row < rows)[:, None] & (column < width)[None, :]
     result = tl.trans(acc) * scale
@@ -65,11 +75,34 @@ def store_tokens(acc, Y, EXTRA, POSITION, row, token, column, rows, width, scale
 
 @triton.jit(do_not_specialize=["tokens"])
 def project_kernel(
-    X, W, EXTRA, POSITION, KEEP, Y, rows, kept, keep_stride, width, tokens, grid_h, grid_w, stride_b, stride_t,
-    stride_h, scale, T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, HAS_KEEP: tl.constexpr,
-    HAS_EXTRA: tl.constexpr, HAS_POSITION: tl.constexpr, TYPE: tl.constexpr, COLUMNS: tl.constexpr,
-    TOKENS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+    X,
+    W,
+    EXTRA,
+    POSITION,
+    KEEP,
+    Y,
+    rows,
+    kept,
+    keep_stride,
+    width,
+    tokens,
+    grid_h,
+    grid_w,
+    stride_b,
+    stride_t,
+    stride_h,
+    scale,
+    T: tl.constexpr,
+    H: tl.constexpr,
+    RUN: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    HAS_POSITION: tl.constexpr,
+    TYPE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
     """COLUMNS columns of TOKENS rows of y. Programs of one group of rows are neighbours and share its bytes in L2."""
     VALUES: tl.constexpr = T * H * RUN
     tiles = tl.cdiv(width, COLUMNS)
@@ -107,10 +140,24 @@ def project_kernel(
 
 @triton.jit(do_not_specialize=["tokens"])
 def starts_kernel(
-    KEEP, STARTS, rows, kept, keep_stride, tokens, grid_h, grid_w, stride_b, stride_t, stride_h,
-    T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, HAS_KEEP: tl.constexpr, UNIT: tl.constexpr,
+    KEEP,
+    STARTS,
+    rows,
+    kept,
+    keep_stride,
+    tokens,
+    grid_h,
+    grid_w,
+    stride_b,
+    stride_t,
+    stride_h,
+    T: tl.constexpr,
+    H: tl.constexpr,
+    RUN: tl.constexpr,
+    HAS_KEEP: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """The offset of each row's first value in units of UNIT values, once for all programs of `weight_kernel`."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     token = kept_token(tl.minimum(row, rows - 1), KEEP, kept, keep_stride, tokens, HAS_KEEP)
@@ -120,10 +167,27 @@ def starts_kernel(
 
 @triton.jit
 def weight_kernel(
-    X, DY, EXTRA, STARTS, DW, rows, width, stride_t, stride_h, scale, per_split,
-    T: tl.constexpr, H: tl.constexpr, RUN: tl.constexpr, UNIT: tl.constexpr, HAS_EXTRA: tl.constexpr,
-    TYPE: tl.constexpr, COLUMNS: tl.constexpr, VALUE_BLOCK: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+    X,
+    DY,
+    EXTRA,
+    STARTS,
+    DW,
+    rows,
+    width,
+    stride_t,
+    stride_h,
+    scale,
+    per_split,
+    T: tl.constexpr,
+    H: tl.constexpr,
+    RUN: tl.constexpr,
+    UNIT: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+    TYPE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
     """One tile of one part of dW [splits, P, d]: the sum over `per_split` rows."""
     VALUES: tl.constexpr = T * H * RUN
     tiles = tl.cdiv(width, COLUMNS)

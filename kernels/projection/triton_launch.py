@@ -79,9 +79,15 @@ def describe(frames: Tensor, patch: Patch, keep: Tensor | None) -> Clip:
         steps = [0 if size == 1 else step for size, step in zip(frames.shape[:3], frames.stride()[:3], strict=True)]
         per_sample = keep is not None and keep.ndim == 2
         return Clip(
-            frames, None if keep is None else keep.contiguous(), batch * kept, kept, kept if per_sample else 0, grid,
-            (steps[0], steps[1], steps[2]), (t, h, w * channels),
-        )  # fmt: skip
+            frames,
+            None if keep is None else keep.contiguous(),
+            batch * kept,
+            kept,
+            kept if per_sample else 0,
+            grid,
+            (steps[0], steps[1], steps[2]),
+            (t, h, w * channels),
+        )
 
     columns_apart = width > 1 and frames.stride(3) != channels
     if columns_apart or (channels > 1 and frames.stride(4) != 1):
@@ -121,12 +127,33 @@ def project_forward(
     grid = (triton.cdiv(width, launch.width) * triton.cdiv(rows, launch.other),)
     with torch.cuda.device_of(y):
         project_kernel[grid](
-            clip.values, weight, extra, position, clip.keep, y, rows, clip.kept, clip.keep_stride, width, clip.tokens,
-            *clip.grid, *clip.strides, scale, T=t, H=h, RUN=run, HAS_KEEP=clip.keep is not None,
-            HAS_EXTRA=extra is not None, HAS_POSITION=position is not None, TYPE=TYPES[weight.dtype],
-            COLUMNS=launch.width, TOKENS=launch.other, DEPTH=launch.depth, num_warps=launch.warps,
+            clip.values,
+            weight,
+            extra,
+            position,
+            clip.keep,
+            y,
+            rows,
+            clip.kept,
+            clip.keep_stride,
+            width,
+            clip.tokens,
+            *clip.grid,
+            *clip.strides,
+            scale,
+            T=t,
+            H=h,
+            RUN=run,
+            HAS_KEEP=clip.keep is not None,
+            HAS_EXTRA=extra is not None,
+            HAS_POSITION=position is not None,
+            TYPE=TYPES[weight.dtype],
+            COLUMNS=launch.width,
+            TOKENS=launch.other,
+            DEPTH=launch.depth,
+            num_warps=launch.warps,
             num_stages=launch.stages,
-        )  # fmt: skip
+        )
     return y
 
 
@@ -155,15 +182,45 @@ def project_weight_gradient(
     partial = torch.empty(splits, values, width, dtype=dtype if splits == 1 else torch.float32, device=dy.device)
     with torch.cuda.device_of(dy):
         starts_kernel[(triton.cdiv(rows, 256),)](
-            clip.keep, starts, rows, clip.kept, clip.keep_stride, clip.tokens, *clip.grid, *clip.strides,
-            T=t, H=h, RUN=run, HAS_KEEP=clip.keep is not None, UNIT=clip.unit, BLOCK=256, num_warps=4,
-        )  # fmt: skip
+            clip.keep,
+            starts,
+            rows,
+            clip.kept,
+            clip.keep_stride,
+            clip.tokens,
+            *clip.grid,
+            *clip.strides,
+            T=t,
+            H=h,
+            RUN=run,
+            HAS_KEEP=clip.keep is not None,
+            UNIT=clip.unit,
+            BLOCK=256,
+            num_warps=4,
+        )
         weight_kernel[(tiles, splits)](
-            clip.values, dy, extra, starts, partial, rows, width, *clip.strides[1:], scale,
-            triton.cdiv(steps, splits) * launch.depth, T=t, H=h, RUN=run, UNIT=clip.unit, HAS_EXTRA=extra is not None,
-            TYPE=TYPES[dy.dtype], COLUMNS=launch.width, VALUE_BLOCK=launch.other, DEPTH=launch.depth,
-            num_warps=launch.warps, num_stages=launch.stages,
-        )  # fmt: skip
+            clip.values,
+            dy,
+            extra,
+            starts,
+            partial,
+            rows,
+            width,
+            *clip.strides[1:],
+            scale,
+            triton.cdiv(steps, splits) * launch.depth,
+            T=t,
+            H=h,
+            RUN=run,
+            UNIT=clip.unit,
+            HAS_EXTRA=extra is not None,
+            TYPE=TYPES[dy.dtype],
+            COLUMNS=launch.width,
+            VALUE_BLOCK=launch.other,
+            DEPTH=launch.depth,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
     return partial[0] if splits == 1 else partial.sum(dim=0).to(dtype)
 
 

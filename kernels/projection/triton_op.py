@@ -52,9 +52,16 @@ from .triton_launch import (
 
 
 def _forward(
-    frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
-    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor | None,
+    keep: Tensor | None,
+    patch: Sequence[int],
+    scale: float,
+    shift: float,
+    dtype: torch.dtype,
+) -> Tensor:
     t, h, w = patch
     offset = shift + scale * CENTRE.get(frames.dtype, 0)
     extra = None if bias is None else bias.float()
@@ -71,9 +78,18 @@ def _forward(
 
 
 def _backward(
-    grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
-    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype, needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor | None,
+    keep: Tensor | None,
+    patch: Sequence[int],
+    scale: float,
+    shift: float,
+    dtype: torch.dtype,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of frames, weight, bias and position where `needed`, else empty. The clip is gathered again."""
     t, h, w = patch
     need_frames, need_weight, need_bias, need_position = needed
@@ -100,18 +116,34 @@ def _backward(
 
 
 def _fake_forward(
-    frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
-    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor | None,
+    keep: Tensor | None,
+    patch: Sequence[int],
+    scale: float,
+    shift: float,
+    dtype: torch.dtype,
+) -> Tensor:
     tokens = math.prod([size // step for size, step in zip(frames.shape[1:4], patch, strict=True)])
     kept = tokens if keep is None else keep.shape[-1]
     return weight.new_empty(frames.shape[0], kept, weight.shape[1])
 
 
 def _fake_backward(
-    grad: Tensor, frames: Tensor, weight: Tensor, bias: Tensor | None, position: Tensor | None, keep: Tensor | None,
-    patch: Sequence[int], scale: float, shift: float, dtype: torch.dtype, needed: Sequence[bool],
-) -> tuple[Tensor, ...]:  # fmt: skip
+    grad: Tensor,
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor | None,
+    keep: Tensor | None,
+    patch: Sequence[int],
+    scale: float,
+    shift: float,
+    dtype: torch.dtype,
+    needed: Sequence[bool],
+) -> tuple[Tensor, ...]:
     inputs = (frames, weight, bias, position)
     return tuple(
         x.new_empty(x.shape) if need and x is not None else grad.new_empty(0)
@@ -138,8 +170,10 @@ ARGUMENTS = (
 _project = operator(f"project({ARGUMENTS}) -> Tensor", _forward, _fake_forward, _forward_flops)
 _project_backward = operator(
     f"project_backward(Tensor grad, {ARGUMENTS}, bool[] needed) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward, _fake_backward, _backward_flops,
-)  # fmt: skip
+    _backward,
+    _fake_backward,
+    _backward_flops,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -231,7 +265,14 @@ def _aot_case(
         *(argument for argument in types if argument != "scale"),
     )
     return AotCase(
-        name, kernel, signature, constexprs,
-        tuple(argument for argument in divisible if argument in signature), launch.warps, launch.stages,
-        launch.width >= 64 and constexprs["TYPE"] != tl.float32, shape, early=early,
-    )  # fmt: skip
+        name,
+        kernel,
+        signature,
+        constexprs,
+        tuple(argument for argument in divisible if argument in signature),
+        launch.warps,
+        launch.stages,
+        launch.width >= 64 and constexprs["TYPE"] != tl.float32,
+        shape,
+        early=early,
+    )

@@ -25,8 +25,18 @@ def attention_bytes(case: Case, dtype: torch.dtype) -> Cost:
 
 def attend(name: str, **sizes: Any) -> Case:
     """`mask`: None, "some" keys hidden, "one blind" sequence that sees no key, "all blind". `lengths`: packed."""
-    small = {"batch": 2, "tokens": 17, "heads": 2, "width": 16, "mask": None, "buckets": 0, "dropout": 0.0,
-             "lengths": None, "scale": None, "layout": "model"}  # fmt: skip
+    small = {
+        "batch": 2,
+        "tokens": 17,
+        "heads": 2,
+        "width": 16,
+        "mask": None,
+        "buckets": 0,
+        "dropout": 0.0,
+        "lengths": None,
+        "scale": None,
+        "layout": "model",
+    }
     return Case(name, small | sizes)
 
 
@@ -63,8 +73,13 @@ ATTENTION = (
 )
 ATTENTION_VATT = (
     *(
-        attend(f"{model} {size}, {drop:.0%} dropped", batch=batch, heads=heads, width=64,
-               tokens=kept_tokens(tokens, drop) + 1)
+        attend(
+            f"{model} {size}, {drop:.0%} dropped",
+            batch=batch,
+            heads=heads,
+            width=64,
+            tokens=kept_tokens(tokens, drop) + 1,
+        )
         for size, batch, tokens in ((224, 32, 1568), (320, 8, 3200))
         for model, heads in HEADS.items()
         for drop in (0.5, 0.75, 0.0, 0.25)
@@ -75,14 +90,24 @@ ATTENTION_VATT = (
         for drop in (0.5, 0.0)
     ),
     *(
-        attend(f"Medium 224, {drop:.0%} dropped, dropout 0.1", batch=32, heads=16, width=64, dropout=0.1,
-               tokens=kept_tokens(1568, drop) + 1)
+        attend(
+            f"Medium 224, {drop:.0%} dropped, dropout 0.1",
+            batch=32,
+            heads=16,
+            width=64,
+            dropout=0.1,
+            tokens=kept_tokens(1568, drop) + 1,
+        )
         for drop in (0.5, 0.0)
     ),
     attend("Medium 224, 50% dropped, key mask", batch=32, heads=16, width=64, tokens=785, mask="some"),
-    attend("packed, three modalities of the agnostic Medium", heads=16, width=64,
-           lengths=[785] * 16 + [601] * 16 + [17] * 80),
-)  # fmt: skip
+    attend(
+        "packed, three modalities of the agnostic Medium",
+        heads=16,
+        width=64,
+        lengths=[785] * 16 + [601] * 16 + [17] * 80,
+    ),
+)
 
 
 def make_attention(case: Case, dtype: torch.dtype, device: torch.device | str, seed: int) -> Inputs:

@@ -104,9 +104,16 @@ def attention_backward(
         dq, dk, dv, contiguous, of shape and dtype of q; the gradient of bias_table (None without one) in its dtype.
     """
     problem = describe(
-        q, key_mask=key_mask, bias_table=bias_table, max_distance=max_distance, cu_seqlens=cu_seqlens,
-        max_seqlen=max_seqlen, scale=scale, dropout_p=dropout_p, seed=seed,
-    )  # fmt: skip
+        q,
+        key_mask=key_mask,
+        bias_table=bias_table,
+        max_distance=max_distance,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=seed,
+    )
     grad, q, k, v = grad.contiguous(), readable(q), readable(k), readable(v)
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     arguments = (*strides(q), *strides(k), *strides(v))
@@ -121,29 +128,75 @@ def attention_backward(
         if problem.longest <= ONE_TILE:
             sums = bias_sums(1)
             one_tile_kernel[problem.grid(1)](
-                q, k, v, grad, lse, sums, dq, dk, dv, *arguments, **shared, BLOCK=ONE_TILE, num_warps=small.warps,
+                q,
+                k,
+                v,
+                grad,
+                lse,
+                sums,
+                dq,
+                dk,
+                dv,
+                *arguments,
+                **shared,
+                BLOCK=ONE_TILE,
+                num_warps=small.warps,
                 num_stages=small.stages,
-            )  # fmt: skip
+            )
         else:
             delta = torch.empty_like(lse[0])
             first, second = backward_launches(
                 problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), bias=bias_table is not None
             )
             queries_kernel[problem.grid(triton.cdiv(problem.longest, first.rows))](
-                q, k, v, out, grad, lse, delta, dq, *arguments, **shared, ROWS=first.rows, KEYS=first.keys,
-                num_warps=first.warps, num_stages=first.stages,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                out,
+                grad,
+                lse,
+                delta,
+                dq,
+                *arguments,
+                **shared,
+                ROWS=first.rows,
+                KEYS=first.keys,
+                num_warps=first.warps,
+                num_stages=first.stages,
+            )
             keys_kernel[problem.grid(triton.cdiv(problem.longest, second.keys))](
-                q, k, v, grad, lse, delta, dk, dv, *arguments, **shared, ROWS=second.rows, KEYS=second.keys,
-                num_warps=second.warps, num_stages=second.stages,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                grad,
+                lse,
+                delta,
+                dk,
+                dv,
+                *arguments,
+                **shared,
+                ROWS=second.rows,
+                KEYS=second.keys,
+                num_warps=second.warps,
+                num_stages=second.stages,
+            )
             tiles = 2 * triton.cdiv(problem.longest, ONE_TILE) - 1
             sums = bias_sums(tiles)
             if sums is not None:
                 diagonals_kernel[problem.grid(tiles)](
-                    q, k, v, grad, lse, delta, sums, *arguments, **shared, BLOCK=ONE_TILE, num_warps=small.warps,
+                    q,
+                    k,
+                    v,
+                    grad,
+                    lse,
+                    delta,
+                    sums,
+                    *arguments,
+                    **shared,
+                    BLOCK=ONE_TILE,
+                    num_warps=small.warps,
                     num_stages=small.stages,
-                )  # fmt: skip
+                )
     if sums is None or bias_table is None:
         return dq, dk, dv, None
     return dq, dk, dv, table_gradient(sums, problem, bias_table, max_distance)

@@ -55,9 +55,28 @@ def along_diagonals(tile, BLOCK: tl.constexpr):
 
 @triton.jit
 def recompute(
-    queries, keys, values, grads, statistic, factor, query, key, words, key_mask, diagonals, first, length, head,
-    reach, scale, threshold, rescale, DROPOUT: tl.constexpr, EXACT: tl.constexpr, CHECK: tl.constexpr
-):  # fmt: skip
+    queries,
+    keys,
+    values,
+    grads,
+    statistic,
+    factor,
+    query,
+    key,
+    words,
+    key_mask,
+    diagonals,
+    first,
+    length,
+    head,
+    reach,
+    scale,
+    threshold,
+    rescale,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    CHECK: tl.constexpr,
+):
     """P and dP [queries, keys] of one tile. Without CHECK all keys lie inside the sequence."""
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     weight_grads = tl.dot(grads, tl.trans(values), input_precision="ieee")
@@ -76,11 +95,42 @@ def recompute(
 
 @triton.jit(do_not_specialize=SIZES)
 def queries_kernel(
-    q, k, v, out, grad, lse, delta, dq, q_sequence, q_row, q_head, k_sequence, k_row, k_head, v_sequence, v_row, v_head,
-    key_mask, diagonals, edges, heads, longest, total, reach, scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    grad,
+    lse,
+    delta,
+    dq,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """First pass: delta and dq of one tile of queries."""
     tile, head, origin, first, length = locate(edges, heads, longest, tl.cdiv(longest, ROWS))
     start = tile * ROWS
@@ -104,9 +154,28 @@ def queries_kernel(
             keys = load_at(k, origin, n, head, k_sequence, k_row, k_head, length, KEYS, WIDTH, PADDED)
             values = load_at(v, origin, n, head, v_sequence, v_row, v_head, length, KEYS, WIDTH, PADDED)
             weights, weight_grads = recompute(
-                queries, keys, values, grads, statistic, factor, query, key, words, key_mask, diagonals, first, length,
-                head, reach, scale, threshold, rescale, DROPOUT, EXACT, True
-            )  # fmt: skip
+                queries,
+                keys,
+                values,
+                grads,
+                statistic,
+                factor,
+                query,
+                key,
+                words,
+                key_mask,
+                diagonals,
+                first,
+                length,
+                head,
+                reach,
+                scale,
+                threshold,
+                rescale,
+                DROPOUT,
+                EXACT,
+                True,
+            )
             part += tl.sum(weights * weight_grads, axis=1)
     else:
         outs = load_at(out, first, start, head, row, row, WIDTH, length, ROWS, WIDTH, PADDED)
@@ -119,9 +188,28 @@ def queries_kernel(
         keys = load_rows(k_tile, key, length, WIDTH, PADDED, False)
         values = load_rows(v_tile, key, length, WIDTH, PADDED, False)
         weights, weight_grads = recompute(
-            queries, keys, values, grads, statistic, factor, query, key, words, key_mask, diagonals, first,
-            length, head, reach, scale, threshold, rescale, DROPOUT, EXACT, False
-        )  # fmt: skip
+            queries,
+            keys,
+            values,
+            grads,
+            statistic,
+            factor,
+            query,
+            key,
+            words,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            reach,
+            scale,
+            threshold,
+            rescale,
+            DROPOUT,
+            EXACT,
+            False,
+        )
         ds = weights * (weight_grads - part[:, None])
         acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
         k_tile += KEYS * k_row
@@ -131,9 +219,28 @@ def queries_kernel(
         keys = load_rows(k_tile, key, length, WIDTH, PADDED, True)
         values = load_rows(v_tile, key, length, WIDTH, PADDED, True)
         weights, weight_grads = recompute(
-            queries, keys, values, grads, statistic, factor, query, key, words, key_mask, diagonals, first,
-            length, head, reach, scale, threshold, rescale, DROPOUT, EXACT, True
-        )  # fmt: skip
+            queries,
+            keys,
+            values,
+            grads,
+            statistic,
+            factor,
+            query,
+            key,
+            words,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            reach,
+            scale,
+            threshold,
+            rescale,
+            DROPOUT,
+            EXACT,
+            True,
+        )
         ds = weights * (weight_grads - part[:, None])
         acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
     store_rows(dq, acc * (scale * LN2), first, query, length, head, heads, WIDTH, PADDED)
@@ -141,10 +248,34 @@ def queries_kernel(
 
 @triton.jit
 def gather_queries(
-    dk, dv, keys, values, q_tile, g_tile, lse, delta, query, key, diagonals, first, length, head, heads, total, reach,
-    scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, LAST: tl.constexpr
-):  # fmt: skip
+    dk,
+    dv,
+    keys,
+    values,
+    q_tile,
+    g_tile,
+    lse,
+    delta,
+    query,
+    key,
+    diagonals,
+    first,
+    length,
+    head,
+    heads,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """One step of the second pass, on transposed tiles (key, query). `lse` and `delta` point at position 0."""
     queries = load_rows(q_tile, query, length, WIDTH, PADDED, LAST)
     grads = load_rows(g_tile, query, length, WIDTH, PADDED, LAST)
@@ -176,11 +307,42 @@ def gather_queries(
 
 @triton.jit(do_not_specialize=SIZES)
 def keys_kernel(
-    q, k, v, grad, lse, delta, dk, dv, q_sequence, q_row, q_head, k_sequence, k_row, k_head, v_sequence, v_row, v_head,
-    key_mask, diagonals, edges, heads, longest, total, reach, scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr
-):  # fmt: skip
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    dk,
+    dv,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """Second pass: dk and dv of one tile of keys. A key's numbers meet no other key's, so what is masked or after the
     end is cleared once, when the loop is over."""
     tile, head, origin, first, length = locate(edges, heads, longest, tl.cdiv(longest, KEYS))
@@ -200,18 +362,66 @@ def keys_kernel(
     whole = length // ROWS * ROWS
     for m in range(0, whole, ROWS):
         k_acc, v_acc = gather_queries(
-            k_acc, v_acc, keys, values, q_tile, g_tile, lse, delta, m + tl.arange(0, ROWS), key, diagonals, first,
-            length, head, heads, total, reach, scale, threshold, seed_low, seed_high, rescale, WIDTH, PADDED, DROPOUT,
-            EXACT, False
-        )  # fmt: skip
+            k_acc,
+            v_acc,
+            keys,
+            values,
+            q_tile,
+            g_tile,
+            lse,
+            delta,
+            m + tl.arange(0, ROWS),
+            key,
+            diagonals,
+            first,
+            length,
+            head,
+            heads,
+            total,
+            reach,
+            scale,
+            threshold,
+            seed_low,
+            seed_high,
+            rescale,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            EXACT,
+            False,
+        )
         q_tile += ROWS * q_row
         g_tile += ROWS * row
     if whole < length:
         k_acc, v_acc = gather_queries(
-            k_acc, v_acc, keys, values, q_tile, g_tile, lse, delta, whole + tl.arange(0, ROWS), key, diagonals, first,
-            length, head, heads, total, reach, scale, threshold, seed_low, seed_high, rescale, WIDTH, PADDED, DROPOUT,
-            EXACT, True
-        )  # fmt: skip
+            k_acc,
+            v_acc,
+            keys,
+            values,
+            q_tile,
+            g_tile,
+            lse,
+            delta,
+            whole + tl.arange(0, ROWS),
+            key,
+            diagonals,
+            first,
+            length,
+            head,
+            heads,
+            total,
+            reach,
+            scale,
+            threshold,
+            seed_low,
+            seed_high,
+            rescale,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            EXACT,
+            True,
+        )
     k_acc *= scale * LN2
     v_acc *= rescale
     if key_mask is not None:
@@ -224,10 +434,40 @@ def keys_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def diagonals_kernel(
-    q, k, v, grad, lse, delta, sums, q_sequence, q_row, q_head, k_sequence, k_row, k_head, v_sequence, v_row, v_head,
-    key_mask, diagonals, edges, heads, longest, total, reach, scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    sums,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Third pass, with a bias only: sums [programs, 2 BLOCK] of dS along the diagonals of one diagonal of tiles."""
     tiles = tl.cdiv(longest, BLOCK)
     tile, head, origin, first, length = locate(edges, heads, longest, 2 * tiles - 1)
@@ -248,9 +488,28 @@ def diagonals_kernel(
         if DROPOUT:
             words = row_words(first, query, head, heads, seed_low, seed_high)
         weights, weight_grads = recompute(
-            queries, keys, values, grads, statistic, factor, query, key, words, key_mask, diagonals, first,
-            length, head, reach, scale, threshold, rescale, DROPOUT, EXACT, True
-        )  # fmt: skip
+            queries,
+            keys,
+            values,
+            grads,
+            statistic,
+            factor,
+            query,
+            key,
+            words,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            reach,
+            scale,
+            threshold,
+            rescale,
+            DROPOUT,
+            EXACT,
+            True,
+        )
         acc += weights * (weight_grads - part[:, None])
     place = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
     tl.store(sums + place, along_diagonals(acc, BLOCK))
@@ -258,10 +517,42 @@ def diagonals_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def one_tile_kernel(
-    q, k, v, grad, lse, sums, dq, dk, dv, q_sequence, q_row, q_head, k_sequence, k_row, k_head, v_sequence, v_row,
-    v_head, key_mask, diagonals, edges, heads, longest, total, reach, scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    sums,
+    dq,
+    dk,
+    dv,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Everything at once, for one head of a sequence of at most BLOCK tokens."""
     _, head, origin, first, length = locate(edges, heads, longest, 1)
     place = tl.arange(0, BLOCK)

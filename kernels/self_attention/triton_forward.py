@@ -50,9 +50,28 @@ FEATURES = {  # a key mask or dropout: registers are short
 
 @triton.jit
 def attend_tile(
-    acc, norm, peak, queries, k_tile, v_tile, query, key, words, key_mask, diagonals, first, length, head, reach, scale,
-    threshold, WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, LAST: tl.constexpr
-):  # fmt: skip
+    acc,
+    norm,
+    peak,
+    queries,
+    k_tile,
+    v_tile,
+    query,
+    key,
+    words,
+    key_mask,
+    diagonals,
+    first,
+    length,
+    head,
+    reach,
+    scale,
+    threshold,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """One step of the streamed softmax: a tile of keys for a tile of queries."""
     keys = load_rows(k_tile, key, length, WIDTH, PADDED, LAST)
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
@@ -82,11 +101,39 @@ def attend_tile(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    q, k, v, out, lse, q_sequence, q_row, q_head, k_sequence, k_row, k_head, v_sequence, v_row, v_head,
-    key_mask, diagonals, edges, heads, longest, total, reach, scale, threshold, seed_low, seed_high, rescale,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, DROPOUT: tl.constexpr, EXACT: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    lse,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    seed_low,
+    seed_high,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
     """One tile of queries of one head: out and, for the backward, what normalises the exponentials of scores."""
     tile, head, origin, first, length = locate(edges, heads, longest, tl.cdiv(longest, ROWS))
     start = tile * ROWS
@@ -105,16 +152,54 @@ def forward_kernel(
     whole = length // KEYS * KEYS
     for n in range(0, whole, KEYS):
         acc, norm, peak = attend_tile(
-            acc, norm, peak, queries, k_tile, v_tile, query, n + tl.arange(0, KEYS), words, key_mask, diagonals, first,
-            length, head, reach, scale, threshold, WIDTH, PADDED, DROPOUT, False
-        )  # fmt: skip
+            acc,
+            norm,
+            peak,
+            queries,
+            k_tile,
+            v_tile,
+            query,
+            n + tl.arange(0, KEYS),
+            words,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            reach,
+            scale,
+            threshold,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            False,
+        )
         k_tile += KEYS * k_row
         v_tile += KEYS * v_row
     if whole < length:
         acc, norm, peak = attend_tile(
-            acc, norm, peak, queries, k_tile, v_tile, query, whole + tl.arange(0, KEYS), words, key_mask, diagonals,
-            first, length, head, reach, scale, threshold, WIDTH, PADDED, DROPOUT, True
-        )  # fmt: skip
+            acc,
+            norm,
+            peak,
+            queries,
+            k_tile,
+            v_tile,
+            query,
+            whole + tl.arange(0, KEYS),
+            words,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            reach,
+            scale,
+            threshold,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            True,
+        )
     if key_mask is not None:  # a row that sees no key: out is 0, and +inf makes the backward's probabilities 0
         peak = tl.where(norm > 0, peak, float("inf"))
         norm = tl.where(norm > 0, norm, 1.0)
@@ -169,19 +254,42 @@ def attention_forward(
     if scale <= 0:  # the kernel takes the factor out of a maximum
         q, scale = (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
     problem = describe(
-        q, key_mask=key_mask, bias_table=bias_table, max_distance=max_distance, cu_seqlens=cu_seqlens,
-        max_seqlen=max_seqlen, scale=scale, dropout_p=dropout_p, seed=seed,
-    )  # fmt: skip
+        q,
+        key_mask=key_mask,
+        bias_table=bias_table,
+        max_distance=max_distance,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=seed,
+    )
     q, k, v = readable(q), readable(k), readable(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(1 + problem.exact, problem.heads, problem.total, dtype=torch.float32, device=q.device)
     launch = forward_launch(
-        problem.longest, problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), mask=key_mask is not None,
-        bias=bias_table is not None, dropout=dropout_p > 0,
-    )  # fmt: skip
+        problem.longest,
+        problem.padded,
+        q.dtype,
+        architecture(ARCHITECTURES, q.device),
+        mask=key_mask is not None,
+        bias=bias_table is not None,
+        dropout=dropout_p > 0,
+    )
     with on_device(q):
         forward_kernel[problem.grid(triton.cdiv(problem.longest, launch.rows))](
-            q, k, v, out, lse, *strides(q), *strides(k), *strides(v), **problem.arguments(), ROWS=launch.rows,
-            KEYS=launch.keys, num_warps=launch.warps, num_stages=launch.stages,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            out,
+            lse,
+            *strides(q),
+            *strides(k),
+            *strides(v),
+            **problem.arguments(),
+            ROWS=launch.rows,
+            KEYS=launch.keys,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
     return out, lse

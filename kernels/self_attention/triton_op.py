@@ -87,8 +87,10 @@ _attention = operator(
 _attention_backward = operator(
     f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {ARGUMENTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _backward, _fake_backward, _backward_flops,
-)  # fmt: skip
+    _backward,
+    _fake_backward,
+    _backward_flops,
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -138,10 +138,21 @@ def describe(
         buckets = reference.relative_buckets(place, bias_table.shape[0], max_distance)
         diagonals = (bias_table.float()[buckets] * LOG2E).T.contiguous()
     return Problem(
-        sequences, longest, total, heads, width, max(16, triton.next_power_of_2(width)), q.dtype == torch.float32,
-        cu_seqlens, None if key_mask is None else key_mask.contiguous().view(torch.uint8), diagonals, reach, scale,
-        dropout_p, seed,
-    )  # fmt: skip
+        sequences,
+        longest,
+        total,
+        heads,
+        width,
+        max(16, triton.next_power_of_2(width)),
+        q.dtype == torch.float32,
+        cu_seqlens,
+        None if key_mask is None else key_mask.contiguous().view(torch.uint8),
+        diagonals,
+        reach,
+        scale,
+        dropout_p,
+        seed,
+    )
 
 
 def readable(x: Tensor) -> Tensor:
@@ -225,9 +236,18 @@ def load_rows(pointers, rows, length, WIDTH: tl.constexpr, PADDED: tl.constexpr,
 
 @triton.jit
 def load_at(
-    x, origin, start, head, by_sequence, by_row, by_head, length,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr
-):  # fmt: skip
+    x,
+    origin,
+    start,
+    head,
+    by_sequence,
+    by_row,
+    by_head,
+    length,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     """The tile of rows `start`..., zero after the end of the sequence."""
     pointers = tile_at(x, origin, start, head, by_sequence, by_row, by_head, ROWS, PADDED)
     return load_rows(pointers, start + tl.arange(0, ROWS), length, WIDTH, PADDED, True)
@@ -288,15 +308,18 @@ def settings() -> list[Setting]:
 
 def aot_case(
     name: str, kernel: Any, tensors: str, launch: Launch, blocks: dict[str, int], setting: Setting, shape: str
-) -> AotCase:  # fmt: skip
+) -> AotCase:
     """`tensors`: the kernel's pointers of the inputs' dtype, blanks between; `blocks`: its tile constants."""
     has, own = VARIANTS[setting.variant], f"*{setting.type_name}"
     optional = {"key_mask": ("mask", "*u8"), "diagonals": ("bias", "*fp32"), "edges": ("packed", "*i32")}
     constexprs: dict[str, object] = {
-        "WIDTH": setting.width, "PADDED": setting.width, "DROPOUT": has.get("dropout", False),
-        "EXACT": setting.type_name == "fp32", **blocks,
+        "WIDTH": setting.width,
+        "PADDED": setting.width,
+        "DROPOUT": has.get("dropout", False),
+        "EXACT": setting.type_name == "fp32",
+        **blocks,
         **{name: None for name, (feature, _) in optional.items() if not has.get(feature)},
-    }  # fmt: skip
+    }
     types = {name: type_ for name, (_, type_) in optional.items()} | {"scale": "fp32", "rescale": "fp32"}
     types |= dict.fromkeys(tensors.split(), own) | dict.fromkeys(("lse", "delta", "sums"), "*fp32")
     names: list[str] = kernel.arg_names

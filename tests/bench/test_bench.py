@@ -53,17 +53,35 @@ def training_report(seeds=(1, 2, 3), **changes) -> Report:
     score = {"R@1": 0.5, "R@5": 0.8, "R@10": 0.9, "median_rank": 1.0, "candidates": 100, "chance_R@10": 0.1}
     rows = [
         {
-            "seed": seed, "cold_cache": seed == 1, "operations": "operations: some", "wall_seconds": 100.0,
-            "train_seconds": 80.0, "evaluate_seconds": 10.0, "other_seconds": 10.0, "wait_share": 0.05,
-            "steps_without_update": 0, "bad_clips": 0, "final_loss": 0.5 + seed,
+            "seed": seed,
+            "cold_cache": seed == 1,
+            "operations": "operations: some",
+            "wall_seconds": 100.0,
+            "train_seconds": 80.0,
+            "evaluate_seconds": 10.0,
+            "other_seconds": 10.0,
+            "wait_share": 0.05,
+            "steps_without_update": 0,
+            "bad_clips": 0,
+            "final_loss": 0.5 + seed,
             "retrieval": {"text_to_video": score | {"R@10": 0.8 + seed / 100}, "audio_to_video": score},
             "curve": [{"step": step, "loss": 5.0 / step, "video_text": 1.0, "video_audio": 1.0} for step in (1, 2, 3)],
         }
         for seed in seeds
-    ]  # fmt: skip
+    ]
     where = provenance.environment() | {"dirty": False, "load_average": 0.0}
-    return Report("tiny_training", "Training", {"steps": 900}, {}, where, "0", finished=True, rows=rows,
-                  gate={"green": True, "checks": []}, **changes)  # fmt: skip
+    return Report(
+        "tiny_training",
+        "Training",
+        {"steps": 900},
+        {},
+        where,
+        "0",
+        finished=True,
+        rows=rows,
+        gate={"green": True, "checks": []},
+        **changes,
+    )
 
 
 def test_the_benchmark_suite_is_not_empty():
@@ -150,8 +168,17 @@ def test_rows_of_other_settings_or_programs_never_mix(measured, tmp_path, capsys
 
 def test_no_speed_up_is_printed_when_the_numerics_are_red(measured, tmp_path, monkeypatch, capsys):
     def wrong(config):
-        return {"drop_rate": config.drop.rate, "dropout": 0.0, "layers": 1, "tensors": 1, "tensor": "weight",
-                "literal": 1e-7, "fused": 1e-2, "ratio": 1e5, "green": False}  # fmt: skip
+        return {
+            "drop_rate": config.drop.rate,
+            "dropout": 0.0,
+            "layers": 1,
+            "tensors": 1,
+            "tensor": "weight",
+            "literal": 1e-7,
+            "fused": 1e-2,
+            "ratio": 1e5,
+            "green": False,
+        }
 
     monkeypatch.setattr(fused_vs_reference, "numerics", wrong)
     assert fused_vs_reference.main([*SMALL, "--out", str(tmp_path)]) == 1
@@ -311,8 +338,21 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--data", str(clips), "--quick", "--rounds", "1", "--steps", "1", "--batch", "2", "--workers", "0",
-               "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        "--data",
+        str(clips),
+        "--quick",
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     assert decode.main(command) == 0
     path = next(tmp_path.glob("*/decode.json"))
     report = harness.load(path)
@@ -341,8 +381,19 @@ def test_a_decoder_with_other_frames_is_not_timed(clips: Path, monkeypatch: pyte
 
 
 def test_soak(clips: Path, tmp_path: Path) -> None:
-    command = ["--data", str(clips), "--quick", "--variants", "6", "--clips", "32", "--clips-damaged", "1",
-               "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        "--data",
+        str(clips),
+        "--quick",
+        "--variants",
+        "6",
+        "--clips",
+        "32",
+        "--clips-damaged",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     assert soak.main(command) == 0
     report = harness.load(next(tmp_path.glob("*/soak.json")))
     assert report.gate["green"]

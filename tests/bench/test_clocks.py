@@ -28,8 +28,14 @@ def test_clocks_are_what_the_machine_tells(tmp_path: Path, monkeypatch: pytest.M
     found = clocks.clocks(gpus=True)
     assert (found["cpu_mhz"], found["governor"]) == ([2250.5, 3100.0], "performance")
     first, second = found["gpus"]
-    assert first == {"name": "NVIDIA H200", "sm_mhz": 1980.0, "memory_mhz": 3201.0, "max_sm_mhz": 1980.0,
-                     "power_limit_w": 700.0, "celsius": 41.0}  # fmt: skip
+    assert first == {
+        "name": "NVIDIA H200",
+        "sm_mhz": 1980.0,
+        "memory_mhz": 3201.0,
+        "max_sm_mhz": 1980.0,
+        "power_limit_w": 700.0,
+        "celsius": 41.0,
+    }
     assert (second["sm_mhz"], second["power_limit_w"]) == (None, None)
     assert "SM 1980 of 1980 MHz, memory 3201 MHz, limit 700 W, 41 °C" in clocks.describe({"start": found})
 

@@ -73,8 +73,9 @@ class Commands:
 
 
 def esc10(tmp_path, *arguments) -> int:
-    return esc10_official.main(["--data", str(tmp_path), "--out", str(tmp_path / "reports"), "--work",
-                                str(tmp_path / "work"), *arguments])  # fmt: skip
+    return esc10_official.main(
+        ["--data", str(tmp_path), "--out", str(tmp_path / "reports"), "--work", str(tmp_path / "work"), *arguments]
+    )
 
 
 def test_esc10_goes_on_after_a_crash(tmp_path, monkeypatch, capsys):
@@ -120,22 +121,43 @@ def test_esc10_does_not_mix_two_pretrainings(tmp_path, monkeypatch, capsys):
 def figure2_report() -> harness.Report:
     rng = np.random.default_rng(0)
     labels = [f"shape {i % 5}" for i in range(20)]
-    rows = [{"model": name, "scores": {"top1": 0.5, "R@10": 0.75}, "final_loss": 1.0, "train_seconds": 2.0,
-             "same_class": 0.6, "chance": 0.2, "labels": labels, "points": rng.normal(size=(20, 2)).tolist()}
-            for name in figure2.PANELS]  # fmt: skip
+    rows = [
+        {
+            "model": name,
+            "scores": {"top1": 0.5, "R@10": 0.75},
+            "final_loss": 1.0,
+            "train_seconds": 2.0,
+            "same_class": 0.6,
+            "chance": 0.2,
+            "labels": labels,
+            "points": rng.normal(size=(20, 2)).tolist(),
+        }
+        for name in figure2.PANELS
+    ]
     where = provenance.environment() | {"dirty": False, "load_average": 0.0}
-    return harness.Report("figure2", "Features", {"steps": 9, "rate": 1, "clips": 160}, {}, where, "0", finished=True,
-                          rows=rows)  # fmt: skip
+    return harness.Report(
+        "figure2", "Features", {"steps": 9, "rate": 1, "clips": 160}, {}, where, "0", finished=True, rows=rows
+    )
 
 
 def figure4_report() -> harness.Report:
     maps = np.random.default_rng(0).normal(size=(2, 4, 16))
-    rows = [{"modality": name, "activations": found.tolist()}
-            for name, found in zip(("video", "audio", "text"), [maps[0], maps[0], maps[1]], strict=True)]  # fmt: skip
-    settings = {"model": "tiny_ma", "kind": "agnostic", "steps": 9, "scores": {"text_to_video": 0.5}, "clips": 1,
-                "data": "built-in corpus", "split": "test"}  # fmt: skip
-    return harness.Report("figure4", "Activations", settings, {}, figure2_report().environment, "0", finished=True,
-                          rows=rows)  # fmt: skip
+    rows = [
+        {"modality": name, "activations": found.tolist()}
+        for name, found in zip(("video", "audio", "text"), [maps[0], maps[0], maps[1]], strict=True)
+    ]
+    settings = {
+        "model": "tiny_ma",
+        "kind": "agnostic",
+        "steps": 9,
+        "scores": {"text_to_video": 0.5},
+        "clips": 1,
+        "data": "built-in corpus",
+        "split": "test",
+    }
+    return harness.Report(
+        "figure4", "Activations", settings, {}, figure2_report().environment, "0", finished=True, rows=rows
+    )
 
 
 def test_figures_and_pages_come_from_the_json_alone(tmp_path):
@@ -154,20 +176,33 @@ def test_figures_and_pages_come_from_the_json_alone(tmp_path):
 def test_real_clips_are_red_when_the_commands_differ(tmp_path, monkeypatch, capsys):
     data, best = tmp_path / "clips", {"vatt.finetune": "wave 0.9 | ride 0.1", "vatt.evaluate": "wave 0.8 | ride 0.2"}
     data.mkdir()
-    listed = [("a.avi", "wave", "ok"), ("b.avi", "ride", "ok"), ("bbaf2n.mpg", "", "ok"), ("d.avi", "wave", "ERROR"),
-              ("e.avi", "", "ok")]  # fmt: skip
+    listed = [
+        ("a.avi", "wave", "ok"),
+        ("b.avi", "ride", "ok"),
+        ("bbaf2n.mpg", "", "ok"),
+        ("d.avi", "wave", "ERROR"),
+        ("e.avi", "", "ok"),
+    ]
     with open(data / "manifest.csv", "w", newline="") as file:
         csv.writer(file).writerows([("file", "label", "decode"), *listed])
 
     def fake(command: list[str], log: Path) -> None:
         out = Path(value(command, "--out"))
         out.mkdir(parents=True)
-        table = [("path", "label", "best"), ("a.avi", "wave", best[command[0]]), ("b.avi", "ride", "ride 1 | wave 0"),
-                 ("bbaf2n.mpg", "speaking", "wave 1 | speaking 0")]  # fmt: skip
+        table = [
+            ("path", "label", "best"),
+            ("a.avi", "wave", best[command[0]]),
+            ("b.avi", "ride", "ride 1 | wave 0"),
+            ("bbaf2n.mpg", "speaking", "wave 1 | speaking 0"),
+        ]
         with open(out / "predictions.csv", "w", newline="") as file:
             csv.writer(file).writerows(table)
-        result = {"test": {"scores": {"top1": 0.5}, "bad_clips": 0}, "final_loss": 1.0, "train_seconds": 1.0,
-                  "bad_clips": 0}  # fmt: skip
+        result = {
+            "test": {"scores": {"top1": 0.5}, "bad_clips": 0},
+            "final_loss": 1.0,
+            "train_seconds": 1.0,
+            "bad_clips": 0,
+        }
         (out / "result.json").write_text(json.dumps(result))
         (out / "metrics.jsonl").write_text(line(1, 2.0) + line(2, 1.0))
 

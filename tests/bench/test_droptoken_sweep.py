@@ -217,8 +217,10 @@ def test_a_model_of_ones_own_is_scored_on_any_manifest(cache, shared, tmp_path):
     assert built_in["probe"]["motion"]["video"]["classes"] == 8
     sounds = sorted((shared / "data" / "esc10" / "audio").glob("*.flac"))[:6]
     first = read_manifest(corpus)[0]
-    rows = [replace(first, index=i, path=path, name=path.name, captions=(), label="ab"[i % 2], split="xyz"[i // 2])
-            for i, path in enumerate(sounds)]  # fmt: skip
+    rows = [
+        replace(first, index=i, path=path, name=path.name, captions=(), label="ab"[i % 2], split="xyz"[i // 2])
+        for i, path in enumerate(sounds)
+    ]
     write_manifest(tmp_path / "esc50.csv", rows)
     scores = frozen_model.manifest_scores(model, str(tmp_path / "esc50.csv"), tmp_path / "sounds.npz", "cpu")
     assert set(scores["probe"]) == {"audio"}

@@ -116,8 +116,11 @@ def test_a_failing_kernel_is_red_and_not_compared(
         assert "forward" not in row
     others = [row for row in report.rows if row["kind"] == "kernel" and row["operation"] != "attention"]
     assert any(row["forward"]["over_ours"] for row in others if "forward" in row)
-    assert all(row["doubted"] == "attention bfloat16" for row in report.rows
-               if row.get("operation") == "attention" and row["kind"] == "kernel")  # fmt: skip
+    assert all(
+        row["doubted"] == "attention bfloat16"
+        for row in report.rows
+        if row.get("operation") == "attention" and row["kind"] == "kernel"
+    )
     assert not any("attention" in what for what, _ in gpu_page.front(report))
     assert "RED" in capsys.readouterr().out
     assert "## Red" in gpu_page.page(report)
@@ -128,20 +131,47 @@ def measured(**red: list[str]) -> harness.Report:
 
     def kernel(operation: str, dtype: str, provider: str, seconds: float) -> dict[str, Any]:
         timed = {"seconds": [seconds] * 3, "flops": 10**9, "bytes": 10**6}
-        return {"kind": "kernel", "operation": operation, "case": "a", "dtype": dtype, "provider": provider,
-                "compiled": False, "green": True, "forward": timed}  # fmt: skip
+        return {
+            "kind": "kernel",
+            "operation": operation,
+            "case": "a",
+            "dtype": dtype,
+            "provider": provider,
+            "compiled": False,
+            "green": True,
+            "forward": timed,
+        }
 
     rows: list[dict[str, Any]] = []
     for operation in ("attention", "project_voxels"):
         for dtype in ("bfloat16", "float32"):
-            rows += [{"kind": "correctness", "operation": operation, "case": "a", "dtype": dtype,
-                      "green": dtype not in red.get(operation, [])}]  # fmt: skip
+            rows += [
+                {
+                    "kind": "correctness",
+                    "operation": operation,
+                    "case": "a",
+                    "dtype": dtype,
+                    "green": dtype not in red.get(operation, []),
+                }
+            ]
             rows += [kernel(operation, dtype, "ours", 1e-3), kernel(operation, dtype, "SDPA flash", 2e-3)]
     for implementation, seconds in (("fused", 1.0), ("eager", 2.0)):
-        rows.append({"kind": "training", "preset": "mbs", "part": "video", "dropout": 0.0, "drop_rate": 0.0, "batch": 2,
-                     "implementation": implementation, "dtype": "bfloat16", "green": True,
-                     "operations": gpu_measurements.USED["video"], "flops": 10**12,
-                     "seconds": [seconds] * 3})  # fmt: skip
+        rows.append(
+            {
+                "kind": "training",
+                "preset": "mbs",
+                "part": "video",
+                "dropout": 0.0,
+                "drop_rate": 0.0,
+                "batch": 2,
+                "implementation": implementation,
+                "dtype": "bfloat16",
+                "green": True,
+                "operations": gpu_measurements.USED["video"],
+                "flops": 10**12,
+                "seconds": [seconds] * 3,
+            }
+        )
     report = harness.Report(gpu_report.NAME, "", {"dry_run": False}, {}, {}, "", rows=rows)
     gpu_page.derive(report)
     return report
@@ -178,13 +208,18 @@ def test_what_decides_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cases[:2] == [("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped")]
     assert all("dropout 0.1" in case for _, case in cases[2:4])
     assert [(u.about["drop_rate"], u.about["dropout"], u.about["batch"]) for u in training[:2]] == [
-        (0.5, 0.0, 64), (0.5, 0.1, 64)
-    ]  # fmt: skip
+        (0.5, 0.0, 64),
+        (0.5, 0.1, 64),
+    ]
     assert {u.about["preset"] for u in training} == {"mbs"}
     keys = [unit.key for stage in stages for unit in stage.units]
     assert len(keys) == len(set(keys))
-    whole = {(unit.about["operation"], unit.about["case"]) for stage in stages for unit in stage.units
-             if unit.kind == "kernel"}  # fmt: skip
+    whole = {
+        (unit.about["operation"], unit.about["case"])
+        for stage in stages
+        for unit in stage.units
+        if unit.kind == "kernel"
+    }
     assert whole == {(name, case.name) for name, spec in BY_NAME.items() for case in spec.shapes()}
     assert stages[-1].units[-1].about["dtype"] == "float32"
 
@@ -253,14 +288,22 @@ exit {code}
     ("said", "code", "found"),
     [
         ("echo '========= ERROR SUMMARY: 0 errors'", 0, {"green": True}),
-        ("echo '========= Invalid __shared__ read of size 16 bytes'; echo '========= ERROR SUMMARY: 2 errors'", 99,
-         {"green": False, "red": "2 errors: Invalid __shared__ read of size 16 bytes"}),
+        (
+            "echo '========= Invalid __shared__ read of size 16 bytes'; echo '========= ERROR SUMMARY: 2 errors'",
+            99,
+            {"green": False, "red": "2 errors: Invalid __shared__ read of size 16 bytes"},
+        ),
         ("echo 'Traceback (most recent call last)'; echo 'RuntimeError: no'", 1, {"green": False}),
-        ("echo '========= Error: Target application terminated before first instrumented API call'", 1,
-         {"skipped": "compute-sanitizer refused (exit code 1): Error: Target application terminated before first "
-                     "instrumented API call"}),
+        (
+            "echo '========= Error: Target application terminated before first instrumented API call'",
+            1,
+            {
+                "skipped": "compute-sanitizer refused (exit code 1): Error: Target application terminated before first "
+                "instrumented API call"
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sanitizer_is_understood(
     said: str, code: int, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,16 +70,32 @@ def noise(config: Config, rank: int) -> Batch:
     video, audio, text = config.model.video, config.model.audio, config.model.text
     generator, there, nothing = torch.Generator().manual_seed(rank), torch.ones(CLIPS), torch.zeros(0)
     clip = (CLIPS, video.frames, video.size, video.size, 3)
-    return Batch(torch.randint(0, 256, clip, dtype=torch.uint8, generator=generator),
-                 torch.randn(CLIPS, audio.samples, generator=generator),
-                 torch.randint(1, text.vocabulary, (CLIPS, text.captions, text.words), generator=generator),
-                 there, there, there, nothing, nothing, [], [], [], 0.0, 0.0)  # fmt: skip
+    return Batch(
+        torch.randint(0, 256, clip, dtype=torch.uint8, generator=generator),
+        torch.randn(CLIPS, audio.samples, generator=generator),
+        torch.randint(1, text.vocabulary, (CLIPS, text.captions, text.words), generator=generator),
+        there,
+        there,
+        there,
+        nothing,
+        nothing,
+        [],
+        [],
+        [],
+        0.0,
+        0.0,
+    )
 
 
 # c10d operation -> what it is, and which argument holds the whole tensor, or all its parts.
-PLACES = {"c10d::_allgather_base_": ("all-gather", 0), "c10d::allgather_": ("all-gather", 0),
-          "c10d::_reduce_scatter_base_": ("reduce-scatter", 1), "c10d::reduce_scatter_": ("reduce-scatter", 1),
-          "c10d::allreduce_": ("all-reduce", 0), "c10d::broadcast_": ("broadcast", 0)}  # fmt: skip
+PLACES = {
+    "c10d::_allgather_base_": ("all-gather", 0),
+    "c10d::allgather_": ("all-gather", 0),
+    "c10d::_reduce_scatter_base_": ("reduce-scatter", 1),
+    "c10d::reduce_scatter_": ("reduce-scatter", 1),
+    "c10d::allreduce_": ("all-reduce", 0),
+    "c10d::broadcast_": ("broadcast", 0),
+}
 
 
 class Sent(TorchDispatchMode):
@@ -142,8 +158,11 @@ def test_two_processes_send_what_the_formulas_say(tmp_path: Path) -> None:
 def test_embeddings_have_the_counted_width() -> None:
     model = small_config().model
     head = VATT(model).head
-    pooled = (torch.randn(2, ENCODER.width), torch.randn(2, ENCODER.width),
-              torch.randn(2, model.text.captions, ENCODER.width))  # fmt: skip
+    pooled = (
+        torch.randn(2, ENCODER.width),
+        torch.randn(2, ENCODER.width),
+        torch.randn(2, model.text.captions, ENCODER.width),
+    )
     to_audio, to_text = head.embed_video(pooled[0])
     made = Embeddings(to_audio, to_text, head.audio(pooled[1]), head.text(pooled[2]))
     assert sum(x.numel() for x in made) == 2 * sizes_of(model).embedding

@@ -17,8 +17,22 @@ from workloads.model_steps import Case
 from vatt.config.model import DropConfig
 from vatt.config.presets import preset
 
-SWEEP = ["--preset", "tiny", "--layers", "1", "--clips", "8x64", "8x96", "--drop-rates", "0", "0.5", "--repeats", "2",
-         "--device", "cpu"]  # fmt: skip
+SWEEP = [
+    "--preset",
+    "tiny",
+    "--layers",
+    "1",
+    "--clips",
+    "8x64",
+    "8x96",
+    "--drop-rates",
+    "0",
+    "0.5",
+    "--repeats",
+    "2",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,8 +64,11 @@ def test_rows_time_training_with_fewer_tokens_and_evaluation_with_all(swept):
     rows = {(r["clip"], r["training"], r["drop_rate"]): r for r in report.rows if r["kind"] == "measured"}
     assert set(rows) == {(c, t, d) for c in ("8x64", "8x96") for t in (True, False) for d in (0.0, 0.5)}
     assert {key: r["tokens"] for key, r in rows.items() if key[0] == "8x96"} == {
-        ("8x96", True, 0.0): 73, ("8x96", True, 0.5): 37, ("8x96", False, 0.0): 73, ("8x96", False, 0.5): 37,
-    }  # fmt: skip
+        ("8x96", True, 0.0): 73,
+        ("8x96", True, 0.5): 37,
+        ("8x96", False, 0.0): 73,
+        ("8x96", False, 0.5): 37,
+    }
     for (clip, training, rate), row in rows.items():
         assert row["drop_in_eval"] == (not training and rate > 0)
         assert len(row["seconds"]) == 2

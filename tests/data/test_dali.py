@@ -53,8 +53,15 @@ def needs_dali() -> None:
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install -e '.[dali]' brings it")
 
 
-def write_video(path: Path, codec: str, width: int, height: int, picture: Callable[[int], np.ndarray],
-                count: int = 30, **options: str) -> Path:  # fmt: skip
+def write_video(
+    path: Path,
+    codec: str,
+    width: int,
+    height: int,
+    picture: Callable[[int], np.ndarray],
+    count: int = 30,
+    **options: str,
+) -> Path:
     """`picture(i)` uint8 [height, width, 3] at i / 25 seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
@@ -191,8 +198,9 @@ def test_encoded_batches_are_those_of_the_pyav_path(corpus: Manifest) -> None:
         for place, row in enumerate(got.decoded):
             assert got.clips[row] == 6
             assert torch.equal(got.video[place], expected.video[row])
-        assert got.notes == (["DALI does not decode h264 on a CPU; python -m vatt.data.transcode changes it"]
-                             if got.decoded else [])  # fmt: skip
+        assert got.notes == (
+            ["DALI does not decode h264 on a CPU; python -m vatt.data.transcode changes it"] if got.decoded else []
+        )
         kinds |= {("decoded", bool(got.decoded)), ("bad", bool(got.bad))}
         halves = [EncodedClips(training(corpus, slots=slots), "cpu")[step] for slots in (range(2), range(2, 4))]
         assert halves[0].clips + halves[1].clips == got.clips
@@ -281,9 +289,13 @@ def test_decoding_and_shrinking_of_ramps(size: int, bound: int, needs_dali: None
     """
     y, x = np.mgrid[0:160, 0:240]
     path = write_video(
-        tmp_path / "ramp.webm", "libvpx-vp9", 240, 160,
-        lambda i: np.repeat(np.rint(20 + x * 0.5 + y * 0.4 + i).astype(np.uint8)[..., None], 3, 2), lossless="1",
-    )  # fmt: skip
+        tmp_path / "ramp.webm",
+        "libvpx-vp9",
+        240,
+        160,
+        lambda i: np.repeat(np.rint(20 + x * 0.5 + y * 0.4 + i).astype(np.uint8)[..., None], 3, 2),
+        lossless="1",
+    )
     model = replace(MODEL, video=replace(MODEL.video, size=size))
     data = replace(DATA, batch_size=2, augment=replace(PLAIN, scale_jitter=1.0, flip=True, scale_range=(1.0, 1.2)))
     clips = Manifest((Clip(0, path, "a"), Clip(1, path, "b")), tmp_path, ())
@@ -426,9 +438,17 @@ def test_both_decoders_read_the_colours_that_a_file_is_tagged_with(
     whole = warp_matrix(VideoDraw(128, 256, 0, 0, False, None), 128, 256, 128)
     ours = decode_span(path, start=0.0, fps=10.0, frames=8, rate=RATE).video
     assert ours is not None
-    got = run(128, {"encoded": [np.frombuffer(packets.data, np.uint8)], "frames": [packets.frames],
-                    "shrunk": [np.array([128, 256], np.float32)], "matrix": [whole],
-                    "rgb": [colour_matrix(packets.colourspace)]}, recolour=False)[0]  # fmt: skip
+    got = run(
+        128,
+        {
+            "encoded": [np.frombuffer(packets.data, np.uint8)],
+            "frames": [packets.frames],
+            "shrunk": [np.array([128, 256], np.float32)],
+            "matrix": [whole],
+            "rgb": [colour_matrix(packets.colourspace)],
+        },
+        recolour=False,
+    )[0]
     assert np.abs(got[:, 40:90, [32, 96]].astype(int) - ours[:, 40:90, [32, 96]]).max() <= 3
 
 
@@ -443,8 +463,16 @@ def test_what_transcoding_writes_is_marked_and_read_alike(needs_dali: None, tmp_
     assert packets.colourspace in (5, 6)
     assert ours is not None
     whole = warp_matrix(VideoDraw(128, 256, 0, 0, False, None), 128, 256, 128)
-    got = run(128, {"encoded": [np.frombuffer(packets.data, np.uint8)], "frames": [packets.frames],
-                    "shrunk": [np.array([128, 256], np.float32)], "matrix": [whole]}, recolour=False)[0]  # fmt: skip
+    got = run(
+        128,
+        {
+            "encoded": [np.frombuffer(packets.data, np.uint8)],
+            "frames": [packets.frames],
+            "shrunk": [np.array([128, 256], np.float32)],
+            "matrix": [whole],
+        },
+        recolour=False,
+    )[0]
     assert np.abs(got[:, 40:90, [32, 96]].astype(int) - ours[:, 40:90, [32, 96]]).max() <= 3
     assert np.abs(ours[:, 64, 32::64].astype(int) - np.array(FLAT["clipped"])).max() <= 4
 
@@ -452,8 +480,15 @@ def test_what_transcoding_writes_is_marked_and_read_alike(needs_dali: None, tmp_
 @pytest.mark.parametrize("width", [640, 455, 398, 394])
 def test_white_stays_white_at_every_width(width: int, tmp_path: Path) -> None:
     for level in (255, 128):
-        path = write_video(tmp_path / f"{level}.mp4", "libx264", 640, 360, lambda _, at=level:
-                           np.full((360, 640, 3), at, np.uint8), 3, crf="1")  # fmt: skip
+        path = write_video(
+            tmp_path / f"{level}.mp4",
+            "libx264",
+            640,
+            360,
+            lambda _, at=level: np.full((360, 640, 3), at, np.uint8),
+            3,
+            crf="1",
+        )
         video = decode_span(path, start=0.0, fps=10.0, frames=1, rate=RATE, short_side=round(width * 360 / 640)).video
         assert video is not None
         assert abs(video.mean() - level) < 1

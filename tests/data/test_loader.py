@@ -297,9 +297,11 @@ def test_a_failed_write_of_the_record_leaves_the_old_one(
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", full)
-    for write in (lambda: record.add(1, fake([], [(11, "cut")])),
-                  lambda: Tokenizer(["dog"]).save(tmp_path / "words.txt"),
-                  lambda: write_manifest(tmp_path / "m.csv", corpus)):  # fmt: skip
+    for write in (
+        lambda: record.add(1, fake([], [(11, "cut")])),
+        lambda: Tokenizer(["dog"]).save(tmp_path / "words.txt"),
+        lambda: write_manifest(tmp_path / "m.csv", corpus),
+    ):
         with pytest.raises(OSError, match="disk full"):
             write()
     assert [path.name for path in tmp_path.iterdir()] == ["bad_clips.csv"]

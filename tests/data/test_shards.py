@@ -33,8 +33,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     captions: list[tuple[str, ...]] = [("a dog", "ein Hündchen"), (), ("one",), ("two",), ("three",)]
     splits = ["train", "test", None, "train", "train"]
     labels = ["a | b", None, "c", "c", "c"]
-    return [Clip(i, folder / f"{i}.mp4", f"{i}.mp4", captions=captions[i], label=labels[i], split=splits[i])
-            for i in range(5)]  # fmt: skip
+    return [
+        Clip(i, folder / f"{i}.mp4", f"{i}.mp4", captions=captions[i], label=labels[i], split=splits[i])
+        for i in range(5)
+    ]
 
 
 def test_round_trip(tmp_path: Path, clips: list[Clip]) -> None:
@@ -132,10 +134,16 @@ def test_shards_of_others(tmp_path: Path) -> None:
     tar = pack(
         tmp_path / "a.tar",
         entry("./", b"", type=tarfile.DIRTYPE),
-        entry("./x/1.mp4"), entry("./x/1.txt", b"\xef\xbb\xbfa cat\r\n\r\na tom\n"), entry("./x/1.jpg"),
+        entry("./x/1.mp4"),
+        entry("./x/1.txt", b"\xef\xbb\xbfa cat\r\n\r\na tom\n"),
+        entry("./x/1.jpg"),
         entry("./x/1.json", json.dumps({"caption": "of | json", "labels": [3, "d"], "end": 2, "url": "-"}).encode()),
-        entry("y/1.seg.mp4"), entry("2.flac"), entry("2.txt", b"bark"), entry("README"), entry(".hidden.mp4"),
-    )  # fmt: skip
+        entry("y/1.seg.mp4"),
+        entry("2.flac"),
+        entry("2.txt", b"bark"),
+        entry("README"),
+        entry(".hidden.mp4"),
+    )
     first, dotted, second = read_shards(tar)
     assert dotted.name == "a.tar/y/1.seg.mp4"
     assert (first.path, first.captions, first.label) == (tar / "x/1.mp4", ("of", "json"), "3 | d")
@@ -245,14 +253,26 @@ def test_every_entry_is_read_or_counted(tmp_path: Path, clips: list[Clip]) -> No
     about = json.dumps({"caption": "told by info", "labels": ["x", None, float("nan")]}).encode()
     tar = pack(
         tmp_path / "a.tar",
-        entry("plain.mp4", data), entry("plain.txt", b"a caption"),
-        entry("sub/v1.2_walk.mp4", data), entry("sub/v1.2_walk.txt", b"of a key with a dot"),
-        entry("trip 2.0 (final).MP4", data), entry("trip 2.0 (final).info.json", about),
-        entry("0.mp4", data), entry("0.cls", b"7"), entry("0.m4a", data), entry("0.jpg", b""),
-        entry("cam.left.mp4", data), entry("cam.right.mp4", data), entry("cam.json", b'{"caption": null, "label": 0}'),
-        entry("sound.m4a", data), entry("lone.txt", b"no clip"), entry("plain.en.vtt", b"WEBVTT"),
-        entry("model.npy", b""), entry("README", b""), entry("._plain.mp4", b""),
-    )  # fmt: skip
+        entry("plain.mp4", data),
+        entry("plain.txt", b"a caption"),
+        entry("sub/v1.2_walk.mp4", data),
+        entry("sub/v1.2_walk.txt", b"of a key with a dot"),
+        entry("trip 2.0 (final).MP4", data),
+        entry("trip 2.0 (final).info.json", about),
+        entry("0.mp4", data),
+        entry("0.cls", b"7"),
+        entry("0.m4a", data),
+        entry("0.jpg", b""),
+        entry("cam.left.mp4", data),
+        entry("cam.right.mp4", data),
+        entry("cam.json", b'{"caption": null, "label": 0}'),
+        entry("sound.m4a", data),
+        entry("lone.txt", b"no clip"),
+        entry("plain.en.vtt", b"WEBVTT"),
+        entry("model.npy", b""),
+        entry("README", b""),
+        entry("._plain.mp4", b""),
+    )
     found = read_manifest(tar)
     assert [(clip.name, clip.captions, clip.label) for clip in found] == [
         ("a.tar/plain.mp4", ("a caption",), None),
@@ -282,9 +302,14 @@ def test_runs_of_before_read_the_shards_as_they_did(tmp_path: Path, clips: list[
     data = clips[0].path.read_bytes()
     tar = pack(
         tmp_path / "a.tar",
-        entry("a.mp4", data), entry("a.json", b'{"captions": ["x", null]}'), entry("b.c.mp4", data),
-        entry("0.mp4", data), entry("0.cls", b"7"), entry("1.mp4", data), entry("1.info.json", b'{"caption": "y"}'),
-    )  # fmt: skip
+        entry("a.mp4", data),
+        entry("a.json", b'{"captions": ["x", null]}'),
+        entry("b.c.mp4", data),
+        entry("0.mp4", data),
+        entry("0.cls", b"7"),
+        entry("1.mp4", data),
+        entry("1.info.json", b'{"caption": "y"}'),
+    )
     old = read_manifest(tar, version=1)
     assert [(clip.name, clip.captions, clip.label) for clip in old] == [
         ("a.tar/a.mp4", ("x", "None"), None),

@@ -83,11 +83,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(
         folder / "m.csv",
         [
-            "a.mp4,,,a | b,x | y,train", "a.mp4,1,2.5,cut,x,", "gone.mp4,,,c,x,train", "silent ä.mp4,,,,,test",
-            "s.flac,1,,hum,z,test", "large.jpg,,,,x,train", "small.jpg,,,,x,train", "broken.mp4,,,,x,train",
-            'a.mp4,1,2.5,"the same, again",y,test', "a.mp4,7,9,beyond,y,test",
+            "a.mp4,,,a | b,x | y,train",
+            "a.mp4,1,2.5,cut,x,",
+            "gone.mp4,,,c,x,train",
+            "silent ä.mp4,,,,,test",
+            "s.flac,1,,hum,z,test",
+            "large.jpg,,,,x,train",
+            "small.jpg,,,,x,train",
+            "broken.mp4,,,,x,train",
+            'a.mp4,1,2.5,"the same, again",y,test',
+            "a.mp4,7,9,beyond,y,test",
         ],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -299,8 +306,15 @@ def test_nothing_left_and_nothing_there(tmp_path: Path, capsys: pytest.CaptureFi
 def test_awkward_clips(shared: Path, tmp_path: Path) -> None:
     """Sound only, rotated, odd sizes, no duration, MPEG-TS that starts late, one pixel; and those that must be told."""
     folder = shared / "data" / "clips" / "awkward"
-    good = ("opus_audioinit.mp4", "video_90.mov", "bear-vp9-odd-dimensions.webm", "video_not_seekable.ts",
-            "bitmap.mp4", "unordered.mov", "h265_10bits.mp4")  # fmt: skip
+    good = (
+        "opus_audioinit.mp4",
+        "video_90.mov",
+        "bear-vp9-odd-dimensions.webm",
+        "video_not_seekable.ts",
+        "bitmap.mp4",
+        "unordered.mov",
+        "h265_10bits.mp4",
+    )
     bad = ("corrupted.mp4", "no_timescale.mp4", "invalid_userdata.mp4", "result.webm", "invalid-bitstream.webm")
     rows = write_rows(tmp_path / "m.csv", [f"{folder / name},,,,," for name in (*good, *bad)])
     assert run(rows, "--out", tmp_path / "out", "--size", 96) == 0

@@ -129,8 +129,15 @@ def test_bad_and_unlabelled_clips_are_told_apart(model, clips, tmp_path):
 
 def test_a_finished_model_brings_its_classes(model, clips, tmp_path):
     config = small_config()
-    saved = {"modality": "video", "classes": 5, "labels": clips.labels, "task": "video", "loss": "softmax",
-             "windows": 2, "crops": 1}  # fmt: skip
+    saved = {
+        "modality": "video",
+        "classes": 5,
+        "labels": clips.labels,
+        "task": "video",
+        "loss": "softmax",
+        "windows": 2,
+        "crops": 1,
+    }
     write_model_folder(tmp_path / "model", model.state_dict(), config, {"classifier": saved}, None)
     again, how, labels = read_classifier(tmp_path, CPU)
     assert (how, labels) == (ClassifyConfig("video", "softmax", 2, 1), clips.labels)
@@ -261,8 +268,13 @@ def test_tables_of_classes(tmp_path):
     }
     write_per_class(tmp_path / "one.csv", ("a", "b", "c"), logits, labels, "softmax")
     assert rows(tmp_path / "one.csv")[1] == {
-        "class": "b", "clips": "2", "right": "1", "accuracy": "0.5", "precision": "1", "most_confused_with": "a",
-    }  # fmt: skip
+        "class": "b",
+        "clips": "2",
+        "right": "1",
+        "accuracy": "0.5",
+        "precision": "1",
+        "most_confused_with": "a",
+    }
     write_per_class(tmp_path / "many.csv", ("a", "b", "c"), logits, labels, "sigmoid")
     table = {row["class"]: row for row in rows(tmp_path / "many.csv")}
     assert (table["a"]["clips"], table["a"]["AUC"], table["c"]["AP"]) == ("2", "0.625", "")

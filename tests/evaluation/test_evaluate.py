@@ -84,8 +84,13 @@ def test_only_clips_that_have_both_are_ranked(model, corpus, tmp_path):
     clips = [*read_manifest(corpus).split("train")]
     write_clip(tmp_path / "silent.mp4", steady(3.0, 10.0))
     write_sound(tmp_path / "a.wav", tone_burst(1.5, 0.2, 16_000, 1.0), 16_000)
-    mixed = [clips[0], replace(clips[1], captions=()), replace(clips[2], path=tmp_path / "silent.mp4"),
-             replace(clips[3], path=tmp_path / "a.wav"), clips[4]]  # fmt: skip
+    mixed = [
+        clips[0],
+        replace(clips[1], captions=()),
+        replace(clips[2], path=tmp_path / "silent.mp4"),
+        replace(clips[3], path=tmp_path / "a.wav"),
+        clips[4],
+    ]
     manifest = Manifest(tuple(replace(clip, index=i, label=None) for i, clip in enumerate(mixed)), tmp_path, ())
     config = small_config()
     dataset = EvalDataset(manifest, config.data, config.model, load_tokenizer(model), 2, 3, needs=())
@@ -204,8 +209,20 @@ def test_sound_files_beside_clips_are_probed_by_their_sound(model, corpus, tmp_p
     lines += [f"{read_manifest(corpus)[0].path},low,train", "silent.mp4,low,test"]
     (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]) + "\n")
     out = tmp_path / "out"
-    assert run("--task=probe", "--run", model, "--data", tmp_path / "m.csv", "--modality=audio", "--out", out,
-               "--max-bad-share=1") == 0  # fmt: skip
+    assert (
+        run(
+            "--task=probe",
+            "--run",
+            model,
+            "--data",
+            tmp_path / "m.csv",
+            "--modality=audio",
+            "--out",
+            out,
+            "--max-bad-share=1",
+        )
+        == 0
+    )
     found = result(out)["probe"]["audio"]
     assert found["folds"]["m"]["fitted"] == 3
     assert found["folds"]["m"]["tested"] == 2
@@ -265,8 +282,15 @@ def test_classification_of_a_finished_model(corpus, tmp_path, capsys):
     config, clips = small_config(), read_manifest(corpus)
     torch.manual_seed(1)
     model = Classifier(config.model, "video", len(clips.labels), ops=choose(True, CPU))
-    saved = {"modality": "video", "classes": 5, "labels": clips.labels, "task": "video", "loss": "softmax",
-             "windows": 2, "crops": 3}  # fmt: skip
+    saved = {
+        "modality": "video",
+        "classes": 5,
+        "labels": clips.labels,
+        "task": "video",
+        "loss": "softmax",
+        "windows": 2,
+        "crops": 3,
+    }
     write_model_folder(tmp_path / "model", model.state_dict(), config, {"classifier": saved}, None)
     arguments = ("--task", "classify", "--run", tmp_path, "--data", corpus, "--crops", 1)
     assert run(*arguments, "--out", tmp_path / "out") == 0
@@ -283,10 +307,17 @@ def test_classification_of_a_finished_model(corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--task=probe", "--crops=3"), ("--task=retrieve", "--modality=audio"), ("--task=classify", "--fps=12.5"),
-     ("--task=retrieve", "--data", "a.csv", "b.csv"), ("--task=probe", "--out=scores.json"), ("--resume",),
-     ("--fps=0",), ("--task=probe", "--data", "nothing.csv")],
-)  # fmt: skip
+    [
+        ("--task=probe", "--crops=3"),
+        ("--task=retrieve", "--modality=audio"),
+        ("--task=classify", "--fps=12.5"),
+        ("--task=retrieve", "--data", "a.csv", "b.csv"),
+        ("--task=probe", "--out=scores.json"),
+        ("--resume",),
+        ("--fps=0",),
+        ("--task=probe", "--data", "nothing.csv"),
+    ],
+)
 def test_wrong_usage_exits_2(model, arguments, capsys):
     assert run("--run", model, *arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -58,8 +58,11 @@ def test_activations_are_mlp_outputs_before_the_residual(models, kind):
     backbone, generator = vatt.load(models[kind], fused=False).double().backbone, torch.Generator().manual_seed(0)
     ids = torch.randint(2, 60, (2, 8), generator=generator)
     ids[1, 3:] = 0
-    inputs = {"video": torch.randint(256, (2, 16, 64, 64, 3), dtype=torch.uint8, generator=generator),
-              "audio": torch.rand(2, 12_800, dtype=torch.float64, generator=generator) - 0.5, "text": ids}  # fmt: skip
+    inputs = {
+        "video": torch.randint(256, (2, 16, 64, 64, 3), dtype=torch.uint8, generator=generator),
+        "audio": torch.rand(2, 12_800, dtype=torch.float64, generator=generator) - 0.5,
+        "text": ids,
+    }
     for name, given in inputs.items():
         x, mask = backbone.tokens[name](given)
         encoder = backbone.encoder["shared" if kind == "agnostic" else name]

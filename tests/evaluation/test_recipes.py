@@ -132,19 +132,33 @@ def place(tmp_path_factory, cache):
     both = list(zip(IDS, LABELS, strict=True))
     media("kinetics400", "{0}_000000_000002.mp4")
     for split, chosen in (("train", both[:4]), ("val", both[4:])):
-        table(f"kinetics-400_{split}.csv", ("label", "youtube_id", "time_start", "time_end", "split"),
-              *((label, video, 0, 2, split) for video, label in chosen))  # fmt: skip
-        lines(f"{'training' if split == 'train' else 'validation'}Set.csv",
-              *(f"{label}/{video}.mp4,{label},3,1" for video, label in chosen))  # fmt: skip
-        table(f"LOC_{split}_solution.csv", ("ImageId", "PredictionString"),
-              *((video, f"n0{label} 1 2 3 4 n0{label} 5 6 7 8") for video, label in chosen))  # fmt: skip
+        table(
+            f"kinetics-400_{split}.csv",
+            ("label", "youtube_id", "time_start", "time_end", "split"),
+            *((label, video, 0, 2, split) for video, label in chosen),
+        )
+        lines(
+            f"{'training' if split == 'train' else 'validation'}Set.csv",
+            *(f"{label}/{video}.mp4,{label},3,1" for video, label in chosen),
+        )
+        table(
+            f"LOC_{split}_solution.csv",
+            ("ImageId", "PredictionString"),
+            *((video, f"n0{label} 1 2 3 4 n0{label} 5 6 7 8") for video, label in chosen),
+        )
     media("Moments_in_Time_Raw")
     media("audioset", "Y{0}.mp4")
     for name, chosen in (("unbalanced_train", both[:2]), ("balanced_train", both[2:4]), ("eval", both[4:])):
-        lines(f"{name}_segments.csv", "# a comment",
-              *(f'{video}, 0.000, 10.000, "/m/{label},/m/both"' for video, label in chosen))  # fmt: skip
-    table("class_labels_indices.csv", ("index", "mid", "display_name"),
-          *((i, f"/m/{name}", name) for i, name in enumerate(("left", "right", "both"))))  # fmt: skip
+        lines(
+            f"{name}_segments.csv",
+            "# a comment",
+            *(f'{video}, 0.000, 10.000, "/m/{label},/m/both"' for video, label in chosen),
+        )
+    table(
+        "class_labels_indices.csv",
+        ("index", "mid", "display_name"),
+        *((i, f"/m/{name}", name) for i, name in enumerate(("left", "right", "both"))),
+    )
     pictures = folder / "ILSVRC" / "Data" / "CLS-LOC"
     pictures.mkdir(parents=True)
     for video, clip in zip(IDS, clips, strict=True):
@@ -154,15 +168,20 @@ def place(tmp_path_factory, cache):
     steps = {"subset": "validation", "annotations": [{"segment": [0, 2], "sentence": "a red shape moves"}]}
     lines("youcookii_annotations_trainval.json", json.dumps({"database": dict.fromkeys(IDS, steps)}))
     media("MSRVTT/videos/all", "video{1}.mp4")
-    table("MSRVTT_JSFUSION_test.csv", ("key", "vid_key", "video_id", "sentence"),
-          *((f"ret{i}", f"msr{i}", f"video{i}", "a blue shape") for i in range(len(IDS))))  # fmt: skip
+    table(
+        "MSRVTT_JSFUSION_test.csv",
+        ("key", "vid_key", "video_id", "sentence"),
+        *((f"ret{i}", f"msr{i}", f"video{i}", "a blue shape") for i in range(len(IDS))),
+    )
     media("hmdb51")
     media("UCF-101")
     for n in (1, 2, 3):
         tested = IDS[2 * n - 2 : 2 * n]
         for label in set(LABELS):
-            lines(f"testTrainMulti_7030_splits/{label}_test_split{n}.txt",
-                  *(f"{video}.avi {2 if video in tested else 1}" for video, own in both if own == label))  # fmt: skip
+            lines(
+                f"testTrainMulti_7030_splits/{label}_test_split{n}.txt",
+                *(f"{video}.avi {2 if video in tested else 1}" for video, own in both if own == label),
+            )
         names = {video: f"{label}/{video}.avi" for video, label in both}
         lines(f"ucfTrainTestlist/trainlist0{n}.txt", *(f"{names[v]} 1" for v in IDS if v not in tested))
         lines(f"ucfTrainTestlist/testlist0{n}.txt", *(names[v] for v in tested))
@@ -171,16 +190,28 @@ def place(tmp_path_factory, cache):
         with wave.open(str(folder / "audio" / f"{video}.wav"), "wb") as file:
             file.setparams((1, 2, 8000, 0, "NONE", ""))
             file.writeframes(video.encode() * 1500)
-    table("meta/esc50.csv", ("filename", "fold", "target", "category", "esc10"),
-          *((f"{video}.wav", min(i + 1, 5), 0, label, "True") for i, (video, label) in enumerate(both)))  # fmt: skip
+    table(
+        "meta/esc50.csv",
+        ("filename", "fold", "target", "category", "esc10"),
+        *((f"{video}.wav", min(i + 1, 5), 0, label, "True") for i, (video, label) in enumerate(both)),
+    )
     return folder
 
 
 @pytest.mark.parametrize(
     "name",
-    ["k400-medium", "mit-base", "audioset-base", "imagenet-base", "youcook2-mbs", "msrvtt-drop-50", "hmdb51-drop-50",
-     "ucf101-drop-50", "esc50-drop-50"],
-)  # fmt: skip
+    [
+        "k400-medium",
+        "mit-base",
+        "audioset-base",
+        "imagenet-base",
+        "youcook2-mbs",
+        "msrvtt-drop-50",
+        "hmdb51-drop-50",
+        "ucf101-drop-50",
+        "esc50-drop-50",
+    ],
+)
 def test_from_annotation_files_to_the_score(name, place, monkeypatch):
     one = RECIPES[name]
     monkeypatch.chdir(place)
@@ -207,10 +238,14 @@ def test_the_command_prints_what_a_shell_can_run(capsys):
     assert main(["k400-large", "esc50-drop-0"]) == 0
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line and not line.startswith("#")] == [
-        *commands(RECIPES["k400-large"]), *commands(RECIPES["esc50-drop-0"])]  # fmt: skip
+        *commands(RECIPES["k400-large"]),
+        *commands(RECIPES["esc50-drop-0"]),
+    ]
     assert main(["--table", "2"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
-        "audioset-base", "audioset-ma-medium"]  # fmt: skip
+        "audioset-base",
+        "audioset-ma-medium",
+    ]
     assert main(["k400-larg"]) == 2
     assert "did you mean 'k400-large'?" in capsys.readouterr().err
 
@@ -250,8 +285,11 @@ def test_the_tables_never_mix_what_was_measured_with_the_paper(tmp_path, capsys)
     assert "| 45.5 / 13 | 30.0 / 40 (7 clips) | 29.7 / 49 | not measured" in lines["VATT-MBS (batch 2048, 4 epochs)"]
     assert lines["k400-medium"].endswith("| cpu | aaaaaaaaa | `python -m vatt.finetune` |")
     # Neither a stand-in nor another protocol gets into them.
-    for name, changes in (("k400-medium", {"model": tiny().model}), ("k400-medium", {"steps": 7}),
-                          ("youcook2-mbs", {"windows": 1})):  # fmt: skip
+    for name, changes in (
+        ("k400-medium", {"model": tiny().model}),
+        ("k400-medium", {"steps": 7}),
+        ("youcook2-mbs", {"windows": 1}),
+    ):
         file.write_text(json.dumps(result_of(RECIPES[name], **changes)))
         code, lines, error = show(f"{name}={file}")
         assert (code, lines) == (1, {})

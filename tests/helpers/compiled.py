@@ -20,10 +20,18 @@ def model_config(kind: str, sampling: str) -> ModelConfig:
     config = small_config().model
     encoder = replace(config.video_encoder, dropout=0.1)
     return replace(
-        config, kind=kind, video_encoder=encoder, audio_encoder=encoder, text_encoder=encoder, shared_encoder=encoder,
-        post_width=24, drop=DropConfig(0.5, sampling), video=replace(config.video, frames=8, size=32),
-        audio=replace(config.audio, samples=1280), text=replace(config.text, captions=2),
-    )  # fmt: skip
+        config,
+        kind=kind,
+        video_encoder=encoder,
+        audio_encoder=encoder,
+        text_encoder=encoder,
+        shared_encoder=encoder,
+        post_width=24,
+        drop=DropConfig(0.5, sampling),
+        video=replace(config.video, frames=8, size=32),
+        audio=replace(config.audio, samples=1280),
+        text=replace(config.text, captions=2),
+    )
 
 
 def assert_one_graph(config: ModelConfig, ops: Ops, device: str, backend: str) -> None:

@@ -179,10 +179,18 @@ def install(patch: pytest.MonkeyPatch, seed: int = 0) -> list[str]:
         set_place(self, number // (height * depth), number // depth % height, number % depth)
 
     changes: dict[str, Any] = {
-        "cast_impl": cast, "create_fp_to_fp": cast, "create_dot": dot, "binary_op": binary, "unary_op": unary,
-        "create_exp2": exp2, "create_fdiv": divide, "create_masked_load": load, "create_masked_store": store,
-        "set_grid_dim": grid, "set_grid_idx": place,
-    }  # fmt: skip
+        "cast_impl": cast,
+        "create_fp_to_fp": cast,
+        "create_dot": dot,
+        "binary_op": binary,
+        "unary_op": unary,
+        "create_exp2": exp2,
+        "create_fdiv": divide,
+        "create_masked_load": load,
+        "create_masked_store": store,
+        "set_grid_dim": grid,
+        "set_grid_idx": place,
+    }
     for name, change in changes.items():
         patch.setattr(Builder, name, change)
     patch.setattr(interpreter.GridExecutor, "_init_args_hst", arguments)

@@ -119,8 +119,12 @@ def _inputs(rng: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
 
     def fine_tuning(classes: int, *shape: int) -> dict[str, np.ndarray]:
         onehot = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, 4)]
-        return {"in.views": normal(4, *shape), "num_views": np.array(2), "in.train": normal(4, *shape),
-                "in.onehot": onehot}  # fmt: skip
+        return {
+            "in.views": normal(4, *shape),
+            "num_views": np.array(2),
+            "in.train": normal(4, *shape),
+            "in.onehot": onehot,
+        }
 
     video = {"video": normal(2, 6, 9, 15, 3), "big_video": normal(2, 4, 15, 12, 3)}
     audio = {"audio": normal(2, 132, 1), "big_audio": normal(2, 180, 1)}

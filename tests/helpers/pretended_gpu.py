@@ -51,8 +51,15 @@ class Launcher:
         self.name, self.metadata = source.fn.__name__, metadata
 
     def __call__(self, x: int, y: int, z: int, *rest: Any) -> None:
-        launches.append({"kernel": self.name, "grid": (x, y, z), "warps": self.metadata.num_warps,
-                         "stages": self.metadata.num_stages, "shared": self.metadata.shared})  # fmt: skip
+        launches.append(
+            {
+                "kernel": self.name,
+                "grid": (x, y, z),
+                "warps": self.metadata.num_warps,
+                "stages": self.metadata.num_stages,
+                "shared": self.metadata.shared,
+            }
+        )
 
 
 class Driver:
@@ -107,16 +114,33 @@ def move(to: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def install() -> None:
     """From here on this process has the GPU."""
     driver.set_active(Driver())
-    for name in ("empty", "zeros", "ones", "full", "arange", "tensor", "rand", "randn", "randint",
-                 "empty_like", "zeros_like", "ones_like", "full_like"):  # fmt: skip
+    for name in (
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "arange",
+        "tensor",
+        "rand",
+        "randn",
+        "randint",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+    ):
         setattr(torch, name, on_cpu(getattr(torch, name)))
     for name in ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"):
         setattr(Tensor, name, on_cpu(getattr(Tensor, name)))
     generator = torch.Generator
     changes: dict[Any, dict[str, Any]] = {
         torch: {"Generator": lambda device=None: generator()},
-        Tensor: {"to": move(Tensor.to), "get_device": lambda self: 0, "device": property(lambda self: CUDA),
-                 "is_cuda": property(lambda self: True)},
+        Tensor: {
+            "to": move(Tensor.to),
+            "get_device": lambda self: 0,
+            "device": property(lambda self: CUDA),
+            "is_cuda": property(lambda self: True),
+        },
         torch.cuda: {
             "is_available": lambda: True,
             "current_device": lambda: 0,
@@ -125,7 +149,7 @@ def install() -> None:
             "device": lambda *of: contextlib.nullcontext(),
             "device_of": lambda *of: contextlib.nullcontext(),
         },
-    }  # fmt: skip
+    }
     for owner, attributes in changes.items():
         for name, value in attributes.items():
             setattr(owner, name, value)

@@ -64,12 +64,20 @@ def exact(model, corpus) -> dict:
     with torch.no_grad():
         video, audio, text = (
             double.backbone.features(name, x)[:, 0]
-            for name, x in (("video", batch.video.flatten(0, 1)), ("audio", batch.audio.flatten(0, 1).double()),
-                            ("text", torch.from_numpy(np.stack(ids))))
-        )  # fmt: skip
+            for name, x in (
+                ("video", batch.video.flatten(0, 1)),
+                ("audio", batch.audio.flatten(0, 1).double()),
+                ("text", torch.from_numpy(np.stack(ids))),
+            )
+        )
         to_audio, to_text = double.head.embed_video(video)
-        features = {"video_pooled": video, "video_to_audio": to_audio, "video_to_text": to_text, "audio_pooled": audio,
-                    "audio_embedding": double.head.audio(audio)}  # fmt: skip
+        features = {
+            "video_pooled": video,
+            "video_to_audio": to_audio,
+            "video_to_text": to_text,
+            "audio_pooled": audio,
+            "audio_embedding": double.head.audio(audio),
+        }
         features = {name: value.unflatten(0, (24, -1)).mean(1) for name, value in features.items()}
         features |= {"text_pooled": text, "text_embedding": double.head.text(text)}
     assert all(value.dtype == torch.float64 for value in features.values())
@@ -80,16 +88,23 @@ def exact(model, corpus) -> dict:
 def limits(model, corpus, exact) -> dict:
     """Largest error allowed: four times that of the evaluation command, which computes four of them on its own."""
     loaded, config = vatt.load(model), vatt.load_config(model)
-    dataset = EvalDataset(read_manifest(corpus), config.data, config.model, vatt.load_tokenizer(model),
-                          config.eval_windows, 5)  # fmt: skip
+    dataset = EvalDataset(
+        read_manifest(corpus), config.data, config.model, vatt.load_tokenizer(model), config.eval_windows, 5
+    )
     theirs = retrieval.embed_clips(loaded, dataset, autocast_for(torch.device("cpu"), torch.float32))
-    pairs = {"video_to_text": theirs.video_text.mean(1), "video_to_audio": theirs.video_audio.mean(1),
-             "audio_embedding": theirs.audio.mean(1), "text_embedding": theirs.text}  # fmt: skip
+    pairs = {
+        "video_to_text": theirs.video_text.mean(1),
+        "video_to_audio": theirs.video_audio.mean(1),
+        "audio_embedding": theirs.audio.mean(1),
+        "text_embedding": theirs.text,
+    }
     found = {name: 4 * np.abs(value.numpy() - exact[name]).max() for name, value in pairs.items()}
     assert max(found.values()) < 1e-3
     # Of the pooled features there is nothing but the file; the head after them only adds to the error.
-    return found | {f"{name}_pooled": found[f"{name}_{of}"]
-                    for name, of in (("video", "to_audio"), ("audio", "embedding"), ("text", "embedding"))}  # fmt: skip
+    return found | {
+        f"{name}_pooled": found[f"{name}_{of}"]
+        for name, of in (("video", "to_audio"), ("audio", "embedding"), ("text", "embedding"))
+    }
 
 
 def test_features_are_those_of_the_model(whole, model, corpus, exact, limits):
@@ -403,8 +418,9 @@ def test_wrong_usage_says_what_is_wrong(model, corpus, tmp_path, monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argument", ["--windows=0", "--batch-size=0", "--dtype=float8", "--max-bad-share=-1",
-                                      "--max-bad-share=nan"])  # fmt: skip
+@pytest.mark.parametrize(
+    "argument", ["--windows=0", "--batch-size=0", "--dtype=float8", "--max-bad-share=-1", "--max-bad-share=nan"]
+)
 def test_values_out_of_range_exit_2(model, corpus, tmp_path, argument, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(model, corpus, tmp_path / "f.npz", argument)

@@ -31,8 +31,15 @@ def classifier(tmp_path_factory, corpus: Path) -> vatt.Classifier:
     clips, config = read_manifest(corpus), small_config()
     torch.manual_seed(3)
     made = vatt.Classifier(config.model, "video", len(clips.labels))
-    saved = {"modality": "video", "classes": 5, "labels": clips.labels, "task": "video", "loss": "softmax",
-             "windows": 2, "crops": 3}  # fmt: skip
+    saved = {
+        "modality": "video",
+        "classes": 5,
+        "labels": clips.labels,
+        "task": "video",
+        "loss": "softmax",
+        "windows": 2,
+        "crops": 3,
+    }
     folder = tmp_path_factory.mktemp("classifier")
     write_model_folder(folder, made.state_dict(), config, {"classifier": saved}, None)
     return vatt.load(folder)

@@ -24,8 +24,15 @@ def folder(tmp_path_factory, corpus: Path) -> Path:
     """A fine-tuned model of videos with two classes."""
     torch.manual_seed(3)
     made = vatt.Classifier(small_config().model, "video", 2)
-    saved = {"modality": "video", "classes": 2, "labels": ["cat, small", "dog"], "task": "video", "loss": "softmax",
-             "windows": 2, "crops": 1}  # fmt: skip
+    saved = {
+        "modality": "video",
+        "classes": 2,
+        "labels": ["cat, small", "dog"],
+        "task": "video",
+        "loss": "softmax",
+        "windows": 2,
+        "crops": 1,
+    }
     folder = tmp_path_factory.mktemp("classifier")
     write_model_folder(folder, made.state_dict(), small_config(), {"classifier": saved}, None)
     return folder

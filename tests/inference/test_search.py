@@ -98,8 +98,10 @@ def test_several_indices_are_one(index, model, corpus, folder, capsys):
     files = []
     for split in ("train", "test"):
         files.append(folder / f"{split}.npz")
-        assert embed.main([f"--model={model}", f"--data={corpus}", f"--out={files[-1]}", "--windows=1",
-                           "--split", split]) == 0  # fmt: skip
+        assert (
+            embed.main([f"--model={model}", f"--data={corpus}", f"--out={files[-1]}", "--windows=1", "--split", split])
+            == 0
+        )
     capsys.readouterr()
     one, several = ask(capsys, "--index", index, "a square"), ask(capsys, "a square", "--index", *files)
     assert [r["path"] for r in one[0]["results"]] == [r["path"] for r in several[0]["results"]]
@@ -112,8 +114,12 @@ def test_sound_files_are_told_of_and_not_ranked(index, model, corpus, tmp_path, 
     write_wave(tmp_path / "a.wav", np.arange(16_000) % 500, 16_000)
     for name, rows in (("mixed", f"a.wav,a square\n{read_manifest(corpus)[3].path},a ring\n"), ("alone", "a.wav,\n")):
         (tmp_path / f"{name}.csv").write_text(f"path,caption\n{rows}")
-        assert embed.main([f"--model={model}", f"--data={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}.npz",
-                           "--windows=1"]) == 0  # fmt: skip
+        assert (
+            embed.main(
+                [f"--model={model}", f"--data={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}.npz", "--windows=1"]
+            )
+            == 0
+        )
     capsys.readouterr()
     mixed = tmp_path / "mixed.npz"
     for query in (["a square"], ["--audio", str(tmp_path / "a.wav")]):

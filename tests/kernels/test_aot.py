@@ -100,9 +100,14 @@ def kernel(X, Y):
 
 @pytest.mark.parametrize(
     ("line", "operands"),
-    [("z = tl.dot(tl.trans(y.to(tl.bfloat16)), x)", 1), ("z = tl.dot(tl.trans(y).to(tl.bfloat16), x)", 1),
-     ("z = tl.dot(y.to(tl.bfloat16), x)", 0), ("z = tl.trans(y)", 0), ("z = tl.dot(tl.trans(x), x)", 0)],
-)  # fmt: skip
+    [
+        ("z = tl.dot(tl.trans(y.to(tl.bfloat16)), x)", 1),
+        ("z = tl.dot(tl.trans(y).to(tl.bfloat16), x)", 1),
+        ("z = tl.dot(y.to(tl.bfloat16), x)", 0),
+        ("z = tl.trans(y)", 0),
+        ("z = tl.dot(tl.trans(x), x)", 0),
+    ],
+)
 def test_transposed_results_that_are_operands_are_noticed(line: str, operands: int, tmp_path: Path) -> None:
     (tmp_path / "kernel.py").write_text(KERNEL.format(line=line))
     done = run("-c", TRANSPOSED, str(tmp_path))

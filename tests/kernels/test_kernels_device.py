@@ -43,9 +43,15 @@ def test_the_interpreter_is_one_processor_without_limits() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "hip", "expected"),
-    [((8, 0), None, 80), ((8, 9), None, 80), ((9, 0), None, 90), ((10, 0), None, 100), ((12, 0), None, 80),
-     ((9, 4), "6.4", 90)],
-)  # fmt: skip
+    [
+        ((8, 0), None, 80),
+        ((8, 9), None, 80),
+        ((9, 0), None, 90),
+        ((10, 0), None, 100),
+        ((12, 0), None, 80),
+        ((9, 4), "6.4", 90),
+    ],
+)
 def test_which_tiles_a_gpu_takes(
     capability: tuple[int, int], hip: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

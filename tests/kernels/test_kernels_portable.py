@@ -205,9 +205,16 @@ def attend(name: str, shape: tuple[int, ...], edges: Tensor | None = None) -> Op
 
     def operation(impl: str, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
         out = vk.attention(
-            q, k, v, key_mask=mask, bias_table=table if use_bias else None, max_distance=9, cu_seqlens=edges,
-            impl=impl, **settings,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            key_mask=mask,
+            bias_table=table if use_bias else None,
+            max_distance=9,
+            cu_seqlens=edges,
+            impl=impl,
+            **settings,
+        )
         return out + 0 * table.sum()  # so that the table has a gradient in any case
 
     return operation
@@ -272,10 +279,16 @@ def test_contrastive_loss_in_many_tiles(symmetric: bool, clips: int, candidates:
     def operation(impl: str, video: Tensor, other: Tensor) -> Tensor:
         module, more = (portable, {"block": 4}) if impl == "portable" else (reference, {})
         loss = module.contrastive_loss(
-            video, other, video, other, temperature=0.07, symmetric=symmetric,
+            video,
+            other,
+            video,
+            other,
+            temperature=0.07,
+            symmetric=symmetric,
             mask=None if mask is None else mask.to(video.dtype),
-            video_mask=None if video_mask is None else video_mask.to(video.dtype), **more,
-        )  # fmt: skip
+            video_mask=None if video_mask is None else video_mask.to(video.dtype),
+            **more,
+        )
         valid = torch.ones(clips) if mask is None or video_mask is None else mask * video_mask
         return (loss * valid)[None]
 
@@ -333,9 +346,16 @@ def test_contrastive_loss_memory_is_linear_in_the_candidates(symmetric: bool) ->
 
         with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss = portable.contrastive_loss(
-                video, other, video, other,
-                mask=None, video_mask=None, temperature=0.07, symmetric=symmetric, block=block,
-            )  # fmt: skip
+                video,
+                other,
+                video,
+                other,
+                mask=None,
+                video_mask=None,
+                temperature=0.07,
+                symmetric=symmetric,
+                block=block,
+            )
             loss.sum().backward()
         linear = clips * candidates * width
         assert largest.bytes <= 8 * max(linear, block * block)

@@ -52,8 +52,9 @@ def test_bfloat16_is_rounded_to_nearest_even_as_torch_does() -> None:
     )
     x = torch.cat([x, torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 0.0, -0.0, torch.inf, -torch.inf, torch.nan])])
     bits = interpreter_as_gpu.narrowed(x.numpy())
-    torch.testing.assert_close(torch.from_numpy(interpreter_as_gpu.widened(bits)), x.bfloat16().float(), rtol=0, atol=0,
-                               equal_nan=True)  # fmt: skip
+    torch.testing.assert_close(
+        torch.from_numpy(interpreter_as_gpu.widened(bits)), x.bfloat16().float(), rtol=0, atol=0, equal_nan=True
+    )
 
 
 @triton.jit
@@ -138,8 +139,19 @@ def test_a_sequence_longer_than_stated_stops_the_kernel() -> None:
 
     q, edges = torch.zeros(40, 1, 16), torch.tensor([0, 35, 40], dtype=torch.int32)
     with pytest.raises(InterpreterError, match="longer than max_seqlen"):
-        attention_forward(q, q, q, key_mask=None, bias_table=None, max_distance=64, cu_seqlens=edges, max_seqlen=33,
-                          scale=1.0, dropout_p=0.0, seed=0)  # fmt: skip
+        attention_forward(
+            q,
+            q,
+            q,
+            key_mask=None,
+            bias_table=None,
+            max_distance=64,
+            cu_seqlens=edges,
+            max_seqlen=33,
+            scale=1.0,
+            dropout_p=0.0,
+            seed=0,
+        )
 
 
 def test_the_changes_are_undone() -> None:

@@ -229,10 +229,17 @@ def test_strided_and_expanded_inputs_and_gradients() -> None:
     base, shared = randn(16, 9).requires_grad_(), randn(5, 1, 16, seed=1).requires_grad_()
     everyone = randn(3, 16, 8, seed=2).requires_grad_()
     expected, got = (
-        public([base.to(dtype).mT[:5], shared.to(dtype).expand(5, 3, 16), base.to(dtype).mT[1:9],
-                everyone.to(dtype).permute(2, 0, 1)], impl)
+        public(
+            [
+                base.to(dtype).mT[:5],
+                shared.to(dtype).expand(5, 3, 16),
+                base.to(dtype).mT[1:9],
+                everyone.to(dtype).permute(2, 0, 1),
+            ],
+            impl,
+        )
         for impl, dtype in (("reference", torch.float64), ("triton", torch.float32))
-    )  # fmt: skip
+    )
     for e, t in zip(expected, got, strict=True):
         torch.testing.assert_close(t.double(), e, rtol=1e-5, atol=1e-5)
 
@@ -331,8 +338,9 @@ def official(case: dict[str, np.ndarray], names: tuple[str, str, str], symmetric
         if replicas > 1:
             gathered = {"all_video": video, "all_other": other, "all_mask": masks[0], "all_video_mask": masks[1]}
             gathered["offset"] = part.start
-        loss = vk.contrastive_loss(video[part], other[part], mask=local[0], video_mask=local[1], symmetric=symmetric,
-                                   impl="triton", **gathered)  # fmt: skip
+        loss = vk.contrastive_loss(
+            video[part], other[part], mask=local[0], video_mask=local[1], symmetric=symmetric, impl="triton", **gathered
+        )
         for weight in (local[0], local[1] if symmetric else None):
             if weight is not None:
                 loss = loss * weight * (len(rows) / weight.sum().clamp(min=1))

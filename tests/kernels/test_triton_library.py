@@ -60,15 +60,25 @@ def operations() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "packed attention": (ops.attention, (packed, packed, packed, None, None, 64, edges, 3, 0.25, 0.0, 0)),
         "contrastive_loss": (ops.contrastive_loss, (video, text, None, None, mask, None, 0.07, False)),
         "gathered contrastive_loss": (
-            ops.contrastive_loss, (video[:2], text[:2], video, text, mask, mask, 0.07, True),
+            ops.contrastive_loss,
+            (video[:2], text[:2], video, text, mask, mask, 0.07, True),
         ),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
-    "name", ["sample_keep", "gather_tokens", "project", "project alone", "attention", "packed attention",
-             "contrastive_loss", "gathered contrastive_loss"],
-)  # fmt: skip
+    "name",
+    [
+        "sample_keep",
+        "gather_tokens",
+        "project",
+        "project alone",
+        "attention",
+        "packed attention",
+        "contrastive_loss",
+        "gathered contrastive_loss",
+    ],
+)
 def test_opcheck(name: str) -> None:
     """Schema, shapes without data, gradients and tracing agree with what the operation does."""
     operation, arguments = operations()[name]

@@ -82,8 +82,11 @@ def test_load_says_what_is_wrong(run, tmp_path):
     saved = json.loads((tmp_path / "m/config.json").read_text())
     saved["config"]["model"]["video_encoder"]["layers"] = 2
     (tmp_path / "m/config.json").write_text(json.dumps(saved))
-    with pytest.raises(RunError, match=r"model\.safetensors does not fit .*config\.json: .*video\.layers\.1\.\S* is "
-                                       r"missing, and \d+ more differ$") as error:  # fmt: skip
+    with pytest.raises(
+        RunError,
+        match=r"model\.safetensors does not fit .*config\.json: .*video\.layers\.1\.\S* is "
+        r"missing, and \d+ more differ$",
+    ) as error:
         vatt.load(tmp_path / "m")
     assert "\n" not in str(error.value)
     for wrong in ({}, [], None, {"modality": "smell", "classes": 5}, {"modality": "audio", "classes": 0}):

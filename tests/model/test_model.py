@@ -22,8 +22,16 @@ def small(kind: str = "specific", drop: DropConfig | None = None, dropout: float
     """The tiny preset made tinier: width 32, 2 layers."""
     encoder = EncoderConfig(width=32, layers=2, heads=2, head_width=16, mlp=48, dropout=dropout)
     model = preset("tiny").model
-    return replace(model, kind=kind, video_encoder=encoder, audio_encoder=encoder, text_encoder=encoder,
-                   shared_encoder=encoder, post_width=24, drop=drop or DropConfig(0.5))  # fmt: skip
+    return replace(
+        model,
+        kind=kind,
+        video_encoder=encoder,
+        audio_encoder=encoder,
+        text_encoder=encoder,
+        shared_encoder=encoder,
+        post_width=24,
+        drop=drop or DropConfig(0.5),
+    )
 
 
 def inputs(batch: int = 4, dtype: torch.dtype = torch.float32):

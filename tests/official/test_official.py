@@ -32,8 +32,12 @@ PARAMETERS = {
     "finetune-wat_medium-audioset-from_agnostic": 155_160_079,
 }
 PRESETS = {"pretrain-bbs": "bbs", "pretrain-mbs": "mbs", "pretrain-lbs": "lbs", "pretrain-ut_fac_medium": "ma_medium"}
-BOOKKEEPING = {"_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter" + VALUE, "optimizer/iter" + VALUE,
-               "optimizer/decay" + VALUE}  # fmt: skip
+BOOKKEEPING = {
+    "_CHECKPOINTABLE_OBJECT_GRAPH",
+    "save_counter" + VALUE,
+    "optimizer/iter" + VALUE,
+    "optimizer/decay" + VALUE,
+}
 ADAM = {f"optimizer/{name}{VALUE}" for name in ("beta_1", "beta_2")}
 MOMENTUM = {"optimizer/momentum" + VALUE}
 

@@ -33,9 +33,12 @@ from vatt.training import status
 
 ASKED = os.environ.get("VATT_FUZZ")
 fuzz = settings(
-    max_examples=int(ASKED or 40), derandomize=ASKED is None, deadline=None, database=None,
+    max_examples=int(ASKED or 40),
+    derandomize=ASKED is None,
+    deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)  # fmt: skip
+)
 MOST_SECONDS, MOST_BYTES = 2.0, 10**9
 numbers = st.sampled_from([0, 1, -1, 3, 10**9, 10**12, 2**63, 10**400, 0.5, float("inf"), float("-inf"), float("nan")])
 plain = st.none() | st.booleans() | numbers | st.text(max_size=5) | st.just("\x1b[2J\n")
@@ -301,28 +304,61 @@ def forged(base, name):
         return {"metadata": np.array(json.dumps(kept))}
 
     return {
-        "not a number": {"video_to_text": not_a_number}, "infinite": {"video_to_text": infinite},
-        "text": {"video_to_text": video.astype(str)}, "complex": {"video_to_text": video.astype(complex)},
-        "one axis": {"video_to_text": video[:, 0]}, "three axes": {"video_to_text": video[None]},
-        "narrow": {"video_to_text": video[:, :9]}, "fewer rows": {"video_to_text": video[:5]},
+        "not a number": {"video_to_text": not_a_number},
+        "infinite": {"video_to_text": infinite},
+        "text": {"video_to_text": video.astype(str)},
+        "complex": {"video_to_text": video.astype(complex)},
+        "one axis": {"video_to_text": video[:, 0]},
+        "three axes": {"video_to_text": video[None]},
+        "narrow": {"video_to_text": video[:, :9]},
+        "fewer rows": {"video_to_text": video[:5]},
         "more rows": {"video_to_text": np.concatenate([video, video])},
         "positions beyond": {"video_clip": base["video_clip"] + 1000},
         "positions negative": {"video_clip": base["video_clip"] - clips},
         "positions float": {"video_clip": base["video_clip"].astype(float)},
         "positions twice": {"video_clip": base["video_clip"] * 0},
-        "few captions": {"caption": base["caption"][:3]}, "few paths": {"path": base["path"][:3]},
-        "start text": {"start": base["start"].astype(str)}, "objects": {"caption": np.zeros(3, "V8")},
-        "no windows": metadata(windows=None), "windows text": metadata(windows="many"),
+        "few captions": {"caption": base["caption"][:3]},
+        "few paths": {"path": base["path"][:3]},
+        "start text": {"start": base["start"].astype(str)},
+        "objects": {"caption": np.zeros(3, "V8")},
+        "no windows": metadata(windows=None),
+        "windows text": metadata(windows="many"),
         "windows 0": metadata(windows=0),
-        "no weights": metadata(weights_sha256=None), "no model": metadata(model=None), "format 9": metadata(format=9),
-        "deep metadata": {"metadata": np.array('{"a":' * 100_000)}, "metadata of numbers": {"metadata": np.arange(3)},
-    }[name]  # fmt: skip
+        "no weights": metadata(weights_sha256=None),
+        "no model": metadata(model=None),
+        "format 9": metadata(format=9),
+        "deep metadata": {"metadata": np.array('{"a":' * 100_000)},
+        "metadata of numbers": {"metadata": np.arange(3)},
+    }[name]
 
 
-FORGED = ["not a number", "infinite", "text", "complex", "one axis", "three axes", "narrow", "fewer rows", "more rows",
-          "positions beyond", "positions negative", "positions float", "positions twice", "few captions", "few paths",
-          "start text", "objects", "no windows", "windows text", "windows 0", "no weights", "no model", "format 9",
-          "deep metadata", "metadata of numbers"]  # fmt: skip
+FORGED = [
+    "not a number",
+    "infinite",
+    "text",
+    "complex",
+    "one axis",
+    "three axes",
+    "narrow",
+    "fewer rows",
+    "more rows",
+    "positions beyond",
+    "positions negative",
+    "positions float",
+    "positions twice",
+    "few captions",
+    "few paths",
+    "start text",
+    "objects",
+    "no windows",
+    "windows text",
+    "windows 0",
+    "no weights",
+    "no model",
+    "format 9",
+    "deep metadata",
+    "metadata of numbers",
+]
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -351,8 +387,12 @@ shapes = st.lists(st.sampled_from([0, 1, 3, 23, 24, 32]), max_size=3)
 
 
 @fuzz
-@given(name=st.sampled_from((*search.COLUMNS, "video_to_text", "metadata")), kind=arrays, shape=shapes,
-       fill=st.sampled_from([0, 1, -1, 5, 1000]))  # fmt: skip
+@given(
+    name=st.sampled_from((*search.COLUMNS, "video_to_text", "metadata")),
+    kind=arrays,
+    shape=shapes,
+    fill=st.sampled_from([0, 1, -1, 5, 1000]),
+)
 def test_arrays_of_any_kind(index, model, tmp_path, name, kind, shape, fill, capsys):
     base = dict(np.load(index))
     path = tmp_path / "f.npz"
@@ -361,8 +401,10 @@ def test_arrays_of_any_kind(index, model, tmp_path, name, kind, shape, fill, cap
 
 
 @fuzz
-@given(name=st.sampled_from(["path", "start", "captions", "video_to_text", "reason"]), changes=st.sampled_from(
-    ["int", "text", "nested", "null", "list"]))  # fmt: skip
+@given(
+    name=st.sampled_from(["path", "start", "captions", "video_to_text", "reason"]),
+    changes=st.sampled_from(["int", "text", "nested", "null", "list"]),
+)
 def test_tables_of_any_kind(index, tmp_path, name, changes):
     pa = pytest.importorskip("pyarrow", reason="pip install -e '.[features]'")
     from pyarrow import parquet
@@ -375,8 +417,13 @@ def test_tables_of_any_kind(index, tmp_path, name, changes):
     _write_parquet(path, [tmp_path / "shard.npz"], str(base["metadata"]))
     table = parquet.read_table(path)
     count = len(table)
-    column = {"int": [1] * count, "text": ["x"] * count, "nested": [[[1.0]]] * count, "null": [None] * count,
-              "list": [[1.0]] * count}[changes]  # fmt: skip
+    column = {
+        "int": [1] * count,
+        "text": ["x"] * count,
+        "nested": [[[1.0]]] * count,
+        "null": [None] * count,
+        "list": [[1.0]] * count,
+    }[changes]
     table = table.set_column(table.column_names.index(name), name, pa.array(column))
     parquet.write_table(table, path)
     with contextlib.suppress(FeaturesError):

@@ -37,9 +37,12 @@ from vatt.official.tensorflow_checkpoint import CheckpointError, TFCheckpoint
 ASKED = os.environ.get("VATT_FUZZ")
 # Always the same cases unless more are asked for; a file of a case lies where the last one did.
 fuzz = settings(
-    max_examples=int(ASKED or 60), derandomize=ASKED is None, deadline=None, database=None,
+    max_examples=int(ASKED or 60),
+    derandomize=ASKED is None,
+    deadline=None,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)  # fmt: skip
+)
 BOUNDARIES = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 pieces = st.binary(max_size=12) | st.sampled_from(BOUNDARIES).map(lambda value: struct.pack("<Q", value))
 edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12) | st.just(10**6), pieces), min_size=1, max_size=5)
@@ -86,10 +89,13 @@ def test_changed_safetensors(folder: Path, changes: list[Any]) -> None:
 
 
 numbers = st.integers(-3, 100) | st.sampled_from(BOUNDARIES)
-tensor = st.fixed_dictionaries({
-    "dtype": st.sampled_from(["F32", "I64", "BOOL", "F8_E4M3", "F4", "x"]) | st.none(),
-    "shape": st.lists(numbers, max_size=4), "data_offsets": st.lists(numbers, min_size=2, max_size=2),
-})  # fmt: skip
+tensor = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "I64", "BOOL", "F8_E4M3", "F4", "x"]) | st.none(),
+        "shape": st.lists(numbers, max_size=4),
+        "data_offsets": st.lists(numbers, min_size=2, max_size=2),
+    }
+)
 headers = st.dictionaries(st.text(max_size=8) | st.just("__metadata__"), tensor | st.text(max_size=5), max_size=4)
 
 

@@ -171,8 +171,9 @@ def test_bad_clips_leave_nothing_for_the_garbage_collector(corpus: Manifest, tmp
     """Frames that wait for it are memory that grows for hundreds of clips: an error must not be its own cause."""
     data = corpus[0].path.read_bytes()
     clips = [Clip(0, tmp_path / "gone.mp4", "gone.mp4")]
-    for i, damaged in enumerate((b"", b"no video" * 99, data[:700], data[: len(data) // 2],
-                                 data[:300] + bytes(4000) + data[4300:])):  # fmt: skip
+    for i, damaged in enumerate(
+        (b"", b"no video" * 99, data[:700], data[: len(data) // 2], data[:300] + bytes(4000) + data[4300:])
+    ):
         (tmp_path / f"{i}.mp4").write_bytes(damaged)
         clips.append(Clip(i + 1, tmp_path / f"{i}.mp4", f"{i}.mp4"))
     readers = [WindowReader(MODEL.video, MODEL.audio, 64, 30.0, cache) for cache in (0, 10**8)]
@@ -265,8 +266,10 @@ def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "zero.mp4").symlink_to("/dev/zero")
     for name in ("pipe.mp4", "folder.mp4", "zero.mp4"):
-        for read in (lambda path: decode_span(path, start=0.0, fps=10.0, frames=1, rate=RATE),
-                     lambda path: read_sound(path, RATE, 5.0)):  # fmt: skip
+        for read in (
+            lambda path: decode_span(path, start=0.0, fps=10.0, frames=1, rate=RATE),
+            lambda path: read_sound(path, RATE, 5.0),
+        ):
             with pytest.raises(BadClip, match="not a file"):
                 read(tmp_path / name)
     for name in ("pipe.tar", "pipe.mp4"):

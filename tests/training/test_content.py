@@ -69,9 +69,12 @@ def test_large_files_and_many_are_looked_at_in_part(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, ImportError])
 def test_an_error_of_the_program_is_no_clips(
-    error: type[Exception], clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise error("ours")
 

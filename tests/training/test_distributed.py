@@ -25,8 +25,18 @@ def folder(tmp_path_factory):
 
 
 STEPS = 6
-FEW = ["--steps", STEPS, "--batch-size", 8, "--set=save_every=2", "--set=data.workers=0", "--set=eval_windows=1",
-       "--set=data.max_bad_share=1", "--set=model.video.size=32", "--device=cpu"]  # fmt: skip
+FEW = [
+    "--steps",
+    STEPS,
+    "--batch-size",
+    8,
+    "--set=save_every=2",
+    "--set=data.workers=0",
+    "--set=eval_windows=1",
+    "--set=data.max_bad_share=1",
+    "--set=model.video.size=32",
+    "--device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +106,21 @@ def test_sigterm_to_torchrun_saves_and_resuming_repeats_the_run(folder, tmp_path
 @pytest.mark.parametrize(("task", "parallel"), [("video", "fsdp"), ("audio", "ddp")])
 def test_fine_tuning_on_two_processes_is_that_of_one(task, parallel, folder, two, tmp_path):
     """Video without dropout, which draws anew; sound with mixup across processes and classes counted in all of them."""
-    few = ("--task", task, "--data", folder / "corpus" / "manifest.csv", "--init", two[0] / "model", "--steps", 4,
-           "--batch-size", 4, "--set=data.workers=0", "--set=head_dropout=0", "--device=cpu")  # fmt: skip
+    few = (
+        "--task",
+        task,
+        "--data",
+        folder / "corpus" / "manifest.csv",
+        "--init",
+        two[0] / "model",
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+        "--set=data.workers=0",
+        "--set=head_dropout=0",
+        "--device=cpu",
+    )
     done = torchrun(2, "-m", "vatt.finetune", *few, "--out", tmp_path / "two", "--parallel", parallel)
     assert done.returncode == 0, done.stderr
     assert finetune.main([*map(str, few), "--out", str(tmp_path / "one")]) == 0

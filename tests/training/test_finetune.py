@@ -32,8 +32,15 @@ from vatt.training import finetuning_step, optimizers
 from vatt.training.metrics_log import read_metrics
 
 CPU = torch.device("cpu")
-FEW = ["--batch-size=4", "--steps=6", "--rate=0.05", "--fused", "--set=data.workers=0", "--set=save_every=2",
-       "--set=optim.warmup=1"]  # fmt: skip
+FEW = [
+    "--batch-size=4",
+    "--steps=6",
+    "--rate=0.05",
+    "--fused",
+    "--set=data.workers=0",
+    "--set=save_every=2",
+    "--set=optim.warmup=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +90,17 @@ def same_weights(a, b):
 
 def test_a_run_leaves_all_it_promises(whole, corpus):
     assert {p.name for p in whole.iterdir()} >= {
-        "config.json", "init.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json", "content.json",
-        "predictions.csv", "per_class.csv",
-    }  # fmt: skip
+        "config.json",
+        "init.txt",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "loss.png",
+        "result.json",
+        "content.json",
+        "predictions.csv",
+        "per_class.csv",
+    }
     result = json.loads((whole / "result.json").read_text())
     assert set(result["test"]["scores"]) == {"mAP", "AUC", "d-prime", "classes"}
     assert result["test"]["views"] == 4
@@ -262,8 +277,11 @@ def test_a_step_is_the_releases(shared, name, fused):
     model = fixtures.load(f"ckpt_{name}")
     classifier = model.module  # in eval mode: recorded without dropout
     audio = classifier.modality == "audio"
-    free = FinetuneConfig(task="audio" if audio else "video", loss="sigmoid" if audio else "softmax",
-                          optim=SGDConfig(rate=0.5, warmup=0, clip=0.0))  # fmt: skip
+    free = FinetuneConfig(
+        task="audio" if audio else "video",
+        loss="sigmoid" if audio else "softmax",
+        optim=SGDConfig(rate=0.5, warmup=0, clip=0.0),
+    )
     before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
 
     def step(config: FinetuneConfig) -> dict:
@@ -319,8 +337,19 @@ def test_crops_show_what_they_should():
     whole = inception_video(frames[:, :, :40], 40, (1.0, 1.0), (1.0, 1.0), still, np.random.default_rng(0))
     assert np.array_equal(whole, frames[:, :, :40])
     mirrored = {
-        bool(np.array_equal(inception_video(frames[:, :, :40], 40, (1.0, 1.0), (1.0, 1.0), replace(still, flip=True),
-                                            np.random.default_rng(seed)), frames[:, :, 39::-1]))
+        bool(
+            np.array_equal(
+                inception_video(
+                    frames[:, :, :40],
+                    40,
+                    (1.0, 1.0),
+                    (1.0, 1.0),
+                    replace(still, flip=True),
+                    np.random.default_rng(seed),
+                ),
+                frames[:, :, 39::-1],
+            )
+        )
         for seed in range(8)
-    }  # fmt: skip
+    }
     assert mirrored == {False, True}

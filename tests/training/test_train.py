@@ -31,9 +31,15 @@ def whole(tmp_path_factory, cache):
 
 def test_a_run_leaves_all_it_promises(whole):
     assert {p.name for p in whole.iterdir()} == {
-        "config.json", "vocabulary.txt", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+        "config.json",
+        "vocabulary.txt",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "loss.png",
+        "result.json",
         "content.json",
-    }  # fmt: skip
+    }
     records = read_metrics(whole / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 11))
     assert all(r["operations"] == "portable" for r in records)
@@ -161,8 +167,21 @@ def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     text = capsys.readouterr().out
-    for flag in ("--preset", "--data", "--out", "--fused", "--steps", "--batch-size", "--seed", "--device", "--dtype",
-                 "--resume", "--drop-rate", "--set", "--print-config"):  # fmt: skip
+    for flag in (
+        "--preset",
+        "--data",
+        "--out",
+        "--fused",
+        "--steps",
+        "--batch-size",
+        "--seed",
+        "--device",
+        "--dtype",
+        "--resume",
+        "--drop-rate",
+        "--set",
+        "--print-config",
+    ):
         lines = [line for line in text.splitlines() if line.strip().startswith(flag)]
         assert lines, flag
     assert "exit codes" in text

@@ -58,8 +58,9 @@ def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V])
     """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
     folder = model_folder(folder)
     if is_classifier(folder):
-        raise RunError(f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one "
-                       "(vatt.load reads both)")  # fmt: skip
+        raise RunError(
+            f"{folder} holds a fine-tuned model without common spaces; give a pre-trained one (vatt.load reads both)"
+        )
     require_fit(folder, config.model, build)
     return build()
 
@@ -81,8 +82,10 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
         if type(classes) is not int or classes < 1:
             raise ValueError(f"classes {classes!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
-                       f"a number of classes ({error})") from error  # fmt: skip
+        raise RunError(
+            f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
+            f"a number of classes ({error})"
+        ) from error
     build = partial(Classifier, config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
     require_fit(folder, config.model, build)
     classifier = build()
@@ -116,8 +119,11 @@ def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module
     which are there. `build` is called without memory for weights ("meta"), with no more layers than there are weights.
     """
     theirs = weight_shapes(folder)
-    encoders = {"shared": config.shared_encoder} if config.kind == "agnostic" else {
-        "video": config.video_encoder, "audio": config.audio_encoder, "text": config.text_encoder}  # fmt: skip
+    encoders = (
+        {"shared": config.shared_encoder}
+        if config.kind == "agnostic"
+        else {"video": config.video_encoder, "audio": config.audio_encoder, "text": config.text_encoder}
+    )
     for name, encoder in encoders.items():
         if encoder.layers > len(theirs):
             raise _unfit(folder, [f"{len(theirs)} weights in all, here {encoder.layers} layers of the {name} encoder"])
@@ -171,8 +177,11 @@ def _differences(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple
     """What is wrong with `theirs`, a line a weight."""
     differ = [f"{name} is missing" for name in ours if name not in theirs]
     differ += [f"{name} is unknown" for name in theirs if name not in ours]
-    return differ + [f"{name} has shape {list(theirs[name])}, here {list(shape)}" for name, shape in ours.items()
-                     if name in theirs and theirs[name] != shape]  # fmt: skip
+    return differ + [
+        f"{name} has shape {list(theirs[name])}, here {list(shape)}"
+        for name, shape in ours.items()
+        if name in theirs and theirs[name] != shape
+    ]
 
 
 def _unfit(folder: Path, differ: list[str]) -> RunError:

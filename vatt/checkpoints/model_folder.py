@@ -92,8 +92,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, record: dict[str, Any],
-                       words: Tokenizer | None) -> None:  # fmt: skip
+def write_model_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: RunConfig, record: dict[str, Any], words: Tokenizer | None
+) -> None:
     """Write weights, settings (with `record` beside them) and vocabulary; `folder` changes only when all is there.
 
     Raises:

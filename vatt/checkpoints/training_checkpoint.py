@@ -205,8 +205,10 @@ def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
         raise DamagedCheckpoint(f"{file} cannot be read: {printable(str(error)[:200])}") from error
     written = state.pop("format", 1) if isinstance(state, dict) else None
     if type(written) is int and written > FORMAT:
-        raise ForeignCheckpoint(f"{file} has format {written}, this version reads up to {FORMAT}; resume with the "
-                                "version of vatt that wrote it, or a newer one")  # fmt: skip
+        raise ForeignCheckpoint(
+            f"{file} has format {written}, this version reads up to {FORMAT}; resume with the "
+            "version of vatt that wrote it, or a newer one"
+        )
     try:
         require_form(state, {"step": int})
     except FormError as error:
@@ -247,8 +249,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
             log.warning("damaged checkpoint: %s; using %s instead", message, path.name)
         return checkpoint
     if damaged:
-        raise DamagedCheckpoint(f"no whole checkpoint in {folder}: {'; '.join(damaged)}; restore one, or delete the "
-                                "folder to begin anew")  # fmt: skip
+        raise DamagedCheckpoint(
+            f"no whole checkpoint in {folder}: {'; '.join(damaged)}; restore one, or delete the folder to begin anew"
+        )
     return None
 
 

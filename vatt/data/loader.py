@@ -89,8 +89,10 @@ def make_loader(
         except _ServerLost as error:
             losses = losses + 1 if start == first else 1
             if losses > MAX_LOSSES:
-                raise DataError(f"the process from which data workers are started was ended {losses} times in a row "
-                                f"({error}); see what kills it, or set data.workers=0") from error  # fmt: skip
+                raise DataError(
+                    f"the process from which data workers are started was ended {losses} times in a row "
+                    f"({error}); see what kills it, or set data.workers=0"
+                ) from error
         finally:
             batches.close()  # ends the workers now, also while somebody holds on to the traceback
 
@@ -113,8 +115,10 @@ def _received(
     except (ConnectionError, EOFError) as error:
         raise _ServerLost(str(error) or type(error).__name__) from error
     except OSError as error:
-        raise DataError(f"{workers} data workers cannot be started ({error}); lower data.workers, or raise the limits "
-                        "on processes and open files (ulimit -u, -n)") from error  # fmt: skip
+        raise DataError(
+            f"{workers} data workers cannot be started ({error}); lower data.workers, or raise the limits "
+            "on processes and open files (ulimit -u, -n)"
+        ) from error
     try:
         for _ in indices:
             batch = _next(dataset, pool, interrupted)
@@ -144,9 +148,11 @@ def _next(dataset: BatchSource, pool: Workers, interrupted: Callable[[], object]
                 return None
             silent = min(time.monotonic() - since, dataset.watch.silence(pool.due))
             if silent > dataset.longest_seconds:
-                raise DataError(f"a data worker stopped: it has done nothing for {silent:.0f} s, though it is not in a "
-                                "decoder; see whether the machine or its disk hangs; data.workers=0 builds batches in "
-                                "the main process")  # fmt: skip
+                raise DataError(
+                    f"a data worker stopped: it has done nothing for {silent:.0f} s, though it is not in a "
+                    "decoder; see whether the machine or its disk hangs; data.workers=0 builds batches in "
+                    "the main process"
+                )
         batch = pool.take()
     except Lost as error:
         exits = pool.exits(LOOK_SECONDS)
@@ -172,8 +178,10 @@ def _raised(failure: Failure) -> Exception:
     if failure.kind == "DataError":
         return DataError(failure.text)
     if failure.kind in ("MemoryError", "OutOfMemoryError"):
-        return DataError(f"a data worker has not enough memory ({failure.text or failure.kind}); lower "
-                         "data.batch_size, data.workers or data.cache_gb")  # fmt: skip
+        return DataError(
+            f"a data worker has not enough memory ({failure.text or failure.kind}); lower "
+            "data.batch_size, data.workers or data.cache_gb"
+        )
     if failure.kind.endswith("Error") and "Errno" in failure.text:
         return DataError(f"a data worker failed: {failure.text}")
     return Fault(f"in a data worker:\n{failure.where}")

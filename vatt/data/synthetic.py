@@ -392,9 +392,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=800, help="train and test clips together (default: 800)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
     parser.add_argument(
-        "--format", type=int, choices=range(1, FORMAT + 1), default=FORMAT,
+        "--format",
+        type=int,
+        choices=range(1, FORMAT + 1),
+        default=FORMAT,
         help=f"of the files, an earlier one for a run that began with it (default: {FORMAT})",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args(argv)
 
     def action() -> None:

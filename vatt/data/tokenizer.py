@@ -73,8 +73,10 @@ class Tokenizer:
             double = next(word for word, count in Counter(self.words).items() if count > 1)
             raise VocabularyError(f"the word {double!r} is listed twice; ids would be ambiguous, remove one")
         if self.words[0] != PAD_WORD or UNKNOWN_WORD not in self.ids:
-            raise VocabularyError(f"a list with {PAD_WORD} or {UNKNOWN_WORD} starts with {PAD_WORD} and holds both; "
-                                  "leave both out to have them added")  # fmt: skip
+            raise VocabularyError(
+                f"a list with {PAD_WORD} or {UNKNOWN_WORD} starts with {PAD_WORD} and holds both; "
+                "leave both out to have them added"
+            )
         self.unknown = self.ids[UNKNOWN_WORD]
 
     def __len__(self) -> int:

@@ -173,8 +173,9 @@ class Workers:
         OSError, EOFError: a process cannot be started.
     """
 
-    def __init__(self, source: Source, indices: range, count: int, prefetch: int,
-                 join: Callable[[Any, int], None]) -> None:  # fmt: skip
+    def __init__(
+        self, source: Source, indices: range, count: int, prefetch: int, join: Callable[[Any, int], None]
+    ) -> None:
         self._indices, self._prefetch, self._next = indices, prefetch, 0
         self._ends: list[connection.Connection] = []
         self.processes: list[Any] = []

@@ -52,8 +52,9 @@ class ClassifyConfig:
         return self.windows * self.crops
 
 
-def read_classifier(folder: str | Path, device: torch.device, *,
-                    fused: bool = False) -> tuple[Classifier, ClassifyConfig, tuple[str, ...] | None]:  # fmt: skip
+def read_classifier(
+    folder: str | Path, device: torch.device, *, fused: bool = False
+) -> tuple[Classifier, ClassifyConfig, tuple[str, ...] | None]:
     """The fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
 
     Converted models are tested as the release does. Raises `RunError` for a folder without a classifier.
@@ -82,9 +83,11 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) 
         clips = Manifest(tuple(relabelled), clips.root, labels, clips.notes)
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
-        raise ConfigError(f"{clips.root}: the model has no class {unknown[0]!r}"
-                          f"{f' (nor {len(unknown) - 1} more)' if unknown[1:] else ''}; it has: "
-                          f"{', '.join(labels[:10])}{', ...' if labels[10:] else ''}")  # fmt: skip
+        raise ConfigError(
+            f"{clips.root}: the model has no class {unknown[0]!r}"
+            f"{f' (nor {len(unknown) - 1} more)' if unknown[1:] else ''}; it has: "
+            f"{', '.join(labels[:10])}{', ...' if labels[10:] else ''}"
+        )
     return Manifest(clips.clips, clips.root, labels)
 
 
@@ -99,8 +102,10 @@ def check_labels(clips: Manifest, loss: str) -> None:
         )
     several = [clip for clip in clips if len(clip.labels) > 1]
     if loss == "softmax" and several:
-        raise ConfigError(f"{clips.root}: {several[0].name} has several labels ({several[0].label}); --loss sigmoid "
-                          "takes them, softmax takes one a clip")  # fmt: skip
+        raise ConfigError(
+            f"{clips.root}: {several[0].name} has several labels ({several[0].label}); --loss sigmoid "
+            "takes them, softmax takes one a clip"
+        )
     if len(clips.labels) < 2:
         raise ConfigError(f"{clips.root}: {len(clips.labels)} classes, at least 2 are needed; the column is `label`")
 
@@ -125,8 +130,15 @@ def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
     return classification_scores(logits, target) | {"mean_class_accuracy": per_class.mean().item()}
 
 
-def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: DataConfig, out: Path,
-             autocast: Any, world: World = SINGLE_PROCESS) -> dict[str, Any]:  # fmt: skip
+def classify(
+    model: Classifier,
+    clips: Manifest,
+    config: ClassifyConfig,
+    data: DataConfig,
+    out: Path,
+    autocast: Any,
+    world: World = SINGLE_PROCESS,
+) -> dict[str, Any]:
     """Classifies `clips` (class ids are the model's) and writes predictions, a table of classes and their confusion.
 
     All ranks of `world` classify, the first one writes; on the others this ends with `RankFinished`.
@@ -135,20 +147,36 @@ def classify(model: Classifier, clips: Manifest, config: ClassifyConfig, data: D
     In `out`: predictions.csv (best classes of each clip), predictions.parquet (all logits; .npz without pyarrow),
     per_class.csv and, for single labels and with matplotlib, confusion.png.
     """
-    dataset = ViewDataset(clips, data, model.backbone.config, config.task, config.windows, config.crops,
-                          batch_size=max(1, data.batch_size // config.views))  # fmt: skip
+    dataset = ViewDataset(
+        clips,
+        data,
+        model.backbone.config,
+        config.task,
+        config.windows,
+        config.crops,
+        batch_size=max(1, data.batch_size // config.views),
+    )
     parts = out / "predictions.parts"
-    identity = {"weights": weights_fingerprint(model), "clips": fingerprint(clips), "batch": dataset.batch_size,
-                "model": to_dict(model.backbone.config), "augment": to_dict(data.augment),
-                **asdict(config)}  # fmt: skip
+    identity = {
+        "weights": weights_fingerprint(model),
+        "clips": fingerprint(clips),
+        "batch": dataset.batch_size,
+        "model": to_dict(model.backbone.config),
+        "augment": to_dict(data.augment),
+        **asdict(config),
+    }
     world.on_main(lambda: open_parts(parts, identity))
     predictions = predict(model, dataset, parts, autocast, world)
     world.only_main_continues()
     labels = label_table(clips, predictions.clips)
     write_predictions(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
     labelled = labels.any(1)
-    result: dict[str, Any] = {"clips": len(predictions.clips), "labelled": int(labelled.sum()),
-                              "bad_clips": len(predictions.bad), "views": config.views}  # fmt: skip
+    result: dict[str, Any] = {
+        "clips": len(predictions.clips),
+        "labelled": int(labelled.sum()),
+        "bad_clips": len(predictions.bad),
+        "views": config.views,
+    }
     if labelled.any():
         logits, labels = predictions.logits[labelled].double(), labels[labelled]
         try:

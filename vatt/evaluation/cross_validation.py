@@ -61,12 +61,16 @@ def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: st
         if rows.get(train) and rows.get(test):
             folds.append(Fold(_name(source, number, sources), rows[train], rows[test]))
         elif len(sources) == 1 and len(rows) > 1 and not rows.keys() & {train, test}:
-            folds = [Fold(name, [i for other in rows if other != name for i in rows[other]], rows[name])
-                     for name in sorted(rows)]  # fmt: skip
+            folds = [
+                Fold(name, [i for other in rows if other != name for i in rows[other]], rows[name])
+                for name in sorted(rows)
+            ]
         else:
-            raise ConfigError(f"{source} has no rows of split {train if not rows.get(train) else test!r} (it has: "
-                              f"{', '.join(sorted(rows)) or 'none'}); a probe is fitted to {train!r} and tested on "
-                              f"{test!r}, --split names another test split")  # fmt: skip
+            raise ConfigError(
+                f"{source} has no rows of split {train if not rows.get(train) else test!r} (it has: "
+                f"{', '.join(sorted(rows)) or 'none'}); a probe is fitted to {train!r} and tested on "
+                f"{test!r}, --split names another test split"
+            )
     used = {i for fold in folds for i in (*fold.train, *fold.test)}
     kept = tuple(clip for clip in clips.values() if clip.index in used)
     merged = Manifest(kept, manifest.root, tuple(sorted({label for clip in kept for label in clip.labels})))
@@ -106,8 +110,9 @@ def probe_folds(
     def pooled(use: str, dataset: CentreDataset | ViewDataset) -> Pooled:
         world.on_main(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
-        return pooled_features(backbone, modality, dataset, autocast, what, parts / use, config.data.max_bad_share,
-                               world)  # fmt: skip
+        return pooled_features(
+            backbone, modality, dataset, autocast, what, parts / use, config.data.max_bad_share, world
+        )
 
     fitted = only({i for fold in folds for i in fold.train})
     tested = only({i for fold in folds for i in fold.test})
@@ -131,8 +136,9 @@ def probe_folds(
         bad = [entry for entry in test.bad if entry[0] in set(fold.test)]
         scores[fold.name] = _write(out / modality / fold.name, clips, asked, logits, bad)
         scores[fold.name] |= {"fitted": len(learned), "tested": len(asked)}
-    means = {name: float(np.mean([one[name] for one in scores.values()]))
-             for name in ("top1", "top5", "mean_class_accuracy")}  # fmt: skip
+    means = {
+        name: float(np.mean([one[name] for one in scores.values()])) for name in ("top1", "top5", "mean_class_accuracy")
+    }
     bad_clips = {index for found in (fit, test) for index, _ in found.bad}
     return {"scores": means, "folds": scores, "classes": len(clips.labels), "bad_clips": len(bad_clips)}
 
@@ -143,8 +149,9 @@ def _keep(path: Path, values: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _write(folder: Path, clips: Manifest, indices: list[int], logits: Tensor,
-           bad: list[tuple[int, str]]) -> dict[str, float]:  # fmt: skip
+def _write(
+    folder: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]]
+) -> dict[str, float]:
     """Writes the files of a fold and returns its scores. logits float64 [m,C] of the clips with these indices."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = label_table(clips, indices)

@@ -78,8 +78,14 @@ def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> tupl
     """
     weight = torch.zeros(features.shape[1], classes, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, tolerance_grad=1e-6, tolerance_change=1e-10,
-                                  history_size=20, line_search_fn="strong_wolfe")  # fmt: skip
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=300,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -96,8 +102,10 @@ def logistic_regression() -> Any:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise ConfigError("--probe sklearn needs scikit-learn: pip install -e '.[probe]' in the project's folder; "
-                          "--probe lbfgs minimises the same loss without it") from error  # fmt: skip
+        raise ConfigError(
+            "--probe sklearn needs scikit-learn: pip install -e '.[probe]' in the project's folder; "
+            "--probe lbfgs minimises the same loss without it"
+        ) from error
     return LogisticRegression
 
 
@@ -128,8 +136,7 @@ def every_fifth(labels: Tensor) -> Tensor:
     return chosen
 
 
-def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int,
-               fit: Fit = fit) -> tuple[Tensor, float]:  # fmt: skip
+def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int, fit: Fit = fit) -> tuple[Tensor, float]:
     """Log-probabilities float64 [m,C] of windows [m,W,D] after a fit to `features` [n,D]; and the L2 strength.
 
     Features are standardised by the training clips' mean and deviation. The strength of STRENGTHS that is best on a
@@ -152,8 +159,9 @@ def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int,
     return mean_of_windows(windows @ weight + bias), strength
 
 
-def linear_probe(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor,
-                 classes: int) -> dict[str, float]:  # fmt: skip
+def linear_probe(
+    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, classes: int
+) -> dict[str, float]:
     """Top-1 and top-5 of `test_features` [m,D] by `regression` on `features` [n,D]; "strength" tells that chosen."""
     logits, strength = regression(features, labels, test_features[:, None], classes)
     return {**classification_scores(logits, test_labels), "strength": strength}

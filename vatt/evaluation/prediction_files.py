@@ -31,8 +31,9 @@ BEST = 5
 MOST_NAMES = 50  # more class names on an axis cannot be read
 
 
-def write_predictions(out: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]],
-                      loss: str) -> None:  # fmt: skip
+def write_predictions(
+    out: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]], loss: str
+) -> None:
     """Writes predictions.csv and predictions.parquet (or .npz). logits [C,K] of the clips with these indices."""
     by_index = {clip.index: clip for clip in clips}
     probabilities = logits.softmax(1) if loss == "softmax" else logits.sigmoid()
@@ -127,8 +128,14 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _about(clip: Clip) -> dict[str, Any]:
-    return {"path": str(clip.path), "row": clip.index, "start": clip.start, "end": clip.end, "split": clip.split,
-            "label": clip.label}  # fmt: skip
+    return {
+        "path": str(clip.path),
+        "row": clip.index,
+        "start": clip.start,
+        "end": clip.end,
+        "split": clip.split,
+        "label": clip.label,
+    }
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -82,8 +82,10 @@ def embed_clips(
         raise DataError("none of the clips has video: there is nothing to retrieve")
     place = {row: i for i, row in enumerate(arrays["row"].tolist())}
     tensors = {name: torch.from_numpy(arrays[name]) for name in ("video_text", "video_audio", "audio", "text")}
-    owners = {name: torch.tensor([place[row] for row in arrays[name].tolist()], dtype=torch.int64)
-              for name in ("audio_clip", "text_clip")}  # fmt: skip
+    owners = {
+        name: torch.tensor([place[row] for row in arrays[name].tolist()], dtype=torch.int64)
+        for name in ("audio_clip", "text_clip")
+    }
     return ClipEmbeddings(**tensors, **owners, clips=arrays["row"].tolist(), bad=mapped.bad)
 
 
@@ -202,7 +204,8 @@ def write_ranks(path: Path, embedded: ClipEmbeddings, clips: Manifest, score: st
         )
         for owner, caption, rank, best in found:
             clip, first = candidates[owner], candidates[best]
-            writer.writerow((direction, clip.path, clip.index, clip.start, clip.end, caption, f"{rank:g}", first.path,
-                             first.index))  # fmt: skip
+            writer.writerow(
+                (direction, clip.path, clip.index, clip.start, clip.end, caption, f"{rank:g}", first.path, first.index)
+            )
     # A file name need not be UTF-8: its bytes come out as they are on the disk.
     write_atomically(path, text.getvalue().encode(errors="surrogateescape"))

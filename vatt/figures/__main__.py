@@ -34,13 +34,16 @@ padding is none), then over clips: the first that have all of the model's modali
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.figures", epilog=EXAMPLES, formatter_class=raw,
+        prog="python -m vatt.figures",
+        epilog=EXAMPLES,
+        formatter_class=raw,
         description="Draw what a model has learned: its features (Figure 2) or its activations (Figure 4).",
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="tsne|activations")
     tsne = commands.add_parser("tsne", epilog=TSNE, formatter_class=raw, help="features of the vision tower")
-    activations = commands.add_parser("activations", epilog=ACTIVATIONS, formatter_class=raw,
-                                      help="mean MLP output of each node and layer")  # fmt: skip
+    activations = commands.add_parser(
+        "activations", epilog=ACTIVATIONS, formatter_class=raw, help="mean MLP output of each node and layer"
+    )
     tsne.add_argument("--model", type=Path, nargs="+", required=True, metavar="DIR", help="a panel each")
     activations.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a run or model")
     for command in (tsne, activations):

@@ -47,8 +47,9 @@ def mlp_activations(backbone: Backbone, modality: str, x: Tensor) -> Tensor:
     return torch.stack([(output * kept).sum(1) / kept.sum(1) for output in outputs], dim=1)
 
 
-def average_activations(model: VATT | Classifier, dataset: EvalDataset, clips: int,
-                        autocast: Any) -> tuple[Arrays, list[int]]:  # fmt: skip
+def average_activations(
+    model: VATT | Classifier, dataset: EvalDataset, clips: int, autocast: Any
+) -> tuple[Arrays, list[int]]:
     """Modality -> mean activations float32 [L,D] of the first `clips` clips that have all modalities, and their rows.
 
     `dataset` gives one clip a batch. Raises `DataError` when no clip has all modalities of `model`.
@@ -69,8 +70,10 @@ def average_activations(model: VATT | Classifier, dataset: EvalDataset, clips: i
             if len(rows) == clips:
                 break
     if not rows:
-        raise DataError(f"{dataset.clips.root}: none of {len(dataset)} clips has all that the model reads "
-                        f"({', '.join(found)}); the last: {reason}")  # fmt: skip
+        raise DataError(
+            f"{dataset.clips.root}: none of {len(dataset)} clips has all that the model reads "
+            f"({', '.join(found)}); the last: {reason}"
+        )
     if len(rows) < clips:
         print(f"note: only {len(rows)} of {len(dataset)} clips are usable; the last of the others: {reason}")
     return {name: torch.cat(parts).mean(0).cpu().numpy() for name, parts in found.items()}, rows
@@ -85,8 +88,14 @@ def activations(args: argparse.Namespace) -> None:
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, 1, 1, read=modalities, needs=modalities)
     autocast = autocast_for(device, compute_dtype(config.dtype, device))
     means, rows = average_activations(model, dataset, args.clips, autocast)
-    metadata = {"model": str(args.model), "kind": config.model.kind, "weights_sha256": weights_fingerprint(model),
-                "data": args.data, "split": args.split, "environment": environment(device)}  # fmt: skip
+    metadata = {
+        "model": str(args.model),
+        "kind": config.model.kind,
+        "weights_sha256": weights_fingerprint(model),
+        "data": args.data,
+        "split": args.split,
+        "environment": environment(device),
+    }
     write_arrays(arrays_file, means | {"row": np.array(rows)}, metadata, {})
     counted = f"{len(rows)} clip{'s' if rows[1:] else ''}"
     title = f"{panel_name(args.model)} ({config.model.kind}): mean MLP output, {counted}"
@@ -104,8 +113,16 @@ def activations_figure(means: Arrays, title: str) -> Any:
     limit = float(np.percentile(np.abs(np.concatenate([mean.ravel() for mean in means.values()])), 99)) or 1.0
     for i, ((name, mean), panel) in enumerate(zip(means.items(), maps, strict=True)):
         layers, nodes = mean.shape
-        image = panel.imshow(mean, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower",
-                             interpolation="nearest", extent=(0.5, nodes + 0.5, 0.5, layers + 0.5))  # fmt: skip
+        image = panel.imshow(
+            mean,
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+            extent=(0.5, nodes + 0.5, 0.5, layers + 0.5),
+        )
         panel.set(title=name, xlabel="node", ylabel="layer", yticks=range(1, layers + 1, 1 + layers // 8))
         lines.plot(range(1, layers + 1), np.abs(mean).mean(1), label=name, color=COLOURS[i], marker=MARKERS[i])
     figure.colorbar(image, ax=maps, extend="both", aspect=40, label="average activation")

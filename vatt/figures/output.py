@@ -32,8 +32,10 @@ def check_output(out: Path, method: str, resume: bool) -> Path:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ConfigError(f"{error}; pip install -e '.[figures]' in the project's folder brings it, and "
-                              "--method pca does without scikit-learn") from error  # fmt: skip
+            raise ConfigError(
+                f"{error}; pip install -e '.[figures]' in the project's folder brings it, and "
+                "--method pca does without scikit-learn"
+            ) from error
     return arrays
 
 

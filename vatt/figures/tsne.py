@@ -112,12 +112,27 @@ def tsne(args: argparse.Namespace) -> None:
         if "video" not in model.backbone.tokens:
             raise ConfigError(f"{folder} is a classifier of sound and has no vision tower")
         windows, dtype = args.windows or config.eval_windows, compute_dtype(config.dtype, device)
-        identity = json.dumps({"weights": weights_fingerprint(model), "video": to_dict(config.model.video),
-                               "clips": chosen, "windows": windows, "dtype": str(dtype)})  # fmt: skip
+        identity = json.dumps(
+            {
+                "weights": weights_fingerprint(model),
+                "video": to_dict(config.model.video),
+                "clips": chosen,
+                "windows": windows,
+                "dtype": str(dtype),
+            }
+        )
         identities.append(identity)
         if identity not in known:
-            dataset = EvalDataset(clips, config.data, config.model, Tokenizer([]), windows, max(1, VIEWS // windows),
-                                  read=("video",), needs=("video",))  # fmt: skip
+            dataset = EvalDataset(
+                clips,
+                config.data,
+                config.model,
+                Tokenizer([]),
+                windows,
+                max(1, VIEWS // windows),
+                read=("video",),
+                needs=("video",),
+            )
             known[identity] = video_features(model, dataset, autocast_for(device, dtype), name)
             write_arrays(arrays_file, {}, {}, known)  # a crash loses the features of one model
     rows = set.intersection(*(set(known[identity][1].tolist()) for identity in identities))
@@ -140,8 +155,12 @@ def tsne(args: argparse.Namespace) -> None:
             flat = TSNE(perplexity=perplexity, init="pca", random_state=args.seed).fit_transform(features)
         points.append(flat)
         titles.append(title)
-    arrays: Arrays = {"points": np.stack(points), "row": np.array([clip.index for clip in shown]), "label": labels,
-                      "path": np.array([str(clip.path) for clip in shown])}  # fmt: skip
+    arrays: Arrays = {
+        "points": np.stack(points),
+        "row": np.array([clip.index for clip in shown]),
+        "label": labels,
+        "path": np.array([str(clip.path) for clip in shown]),
+    }
     metadata: dict[str, Any] = {name: str(value) for name, value in vars(args).items()}
     metadata |= {"perplexity": perplexity, "titles": titles, "environment": environment(device)}
     write_arrays(arrays_file, arrays, metadata, {identity: known[identity] for identity in identities})

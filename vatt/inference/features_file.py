@@ -142,8 +142,13 @@ def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[st
     sizes = [
         {name: len(a) for name, a in read_shard(shard, (*POSITIONS, "row", "bad_row")).items()} for shard in shards
     ]
-    names = {"clips": "row", "with_video": "video_clip", "with_sound": "audio_clip", "captions": "text_clip",
-             "bad_clips": "bad_row"}  # fmt: skip
+    names = {
+        "clips": "row",
+        "with_video": "video_clip",
+        "with_sound": "audio_clip",
+        "captions": "text_clip",
+        "bad_clips": "bad_row",
+    }
     counts = {key: sum(size[name] for size in sizes) for key, name in names.items()}
     text = json.dumps({"format": FORMAT, **metadata, **counts})
     if out.suffix == ".parquet":

@@ -25,9 +25,16 @@ class Pooled(NamedTuple):
     bad: Bad
 
 
-def pooled_features(backbone: Backbone, modality: str, dataset: EvalDataset, autocast: Any, what: str,
-                    parts: Path | None = None, max_bad_share: float = 1.0,
-                    world: World = SINGLE_PROCESS) -> Pooled:  # fmt: skip
+def pooled_features(
+    backbone: Backbone,
+    modality: str,
+    dataset: EvalDataset,
+    autocast: Any,
+    what: str,
+    parts: Path | None = None,
+    max_bad_share: float = 1.0,
+    world: World = SINGLE_PROCESS,
+) -> Pooled:
     """The pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes

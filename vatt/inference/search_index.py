@@ -99,19 +99,24 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
     weights = files[0].metadata["weights_sha256"]
     folder = given or Path(files[0].metadata["model"])
     if given is None and not folder.is_dir():
-        raise RunError(f"{files[0].source} was made by the model in {folder}, which is not there; name its folder with "
-                       "--model")  # fmt: skip
+        raise RunError(
+            f"{files[0].source} was made by the model in {folder}, which is not there; name its folder with --model"
+        )
     model = load_vatt(folder, device=device)
     if weights_fingerprint(model) != weights:
         made_by = files[0].metadata["model"]
-        raise RunError(f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
-                       "the right one with --model, or embed the clips again")  # fmt: skip
+        raise RunError(
+            f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
+            "the right one with --model, or embed the clips again"
+        )
     spaces = load_config(folder).model.head
     for features in files:
         for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
             if name in features.arrays and features.arrays[name].shape[1] != wanted:
-                raise FeaturesError(f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
-                                    f"and {wanted} in the model in {folder}; embed the clips again")  # fmt: skip
+                raise FeaturesError(
+                    f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
+                    f"and {wanted} in the model in {folder}; embed the clips again"
+                )
     return model, folder
 
 

@@ -53,8 +53,16 @@ class _Others(NamedTuple):
     average: str
 
 
-def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, ops: Ops, *,
-              video_mask: Tensor | None = None, others: _Others | None = None) -> Tensor:  # fmt: skip
+def pair_loss(
+    video: Tensor,
+    other: Tensor,
+    mask: Tensor,
+    config: LossConfig,
+    ops: Ops,
+    *,
+    video_mask: Tensor | None = None,
+    others: _Others | None = None,
+) -> Tensor:
     """Contrastive loss of one pair of modalities, averaged over the clips that have both; 0 when none has.
 
     video [B,D], other [B,L,D] (L candidates a clip), mask [B] bool or 0/1: whether the clip has the other modality.
@@ -68,8 +76,13 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
     symmetric = config.form == "symmetric"
     gathered: dict[str, Any] = {}
     if others is not None:
-        gathered = {"all_video": others.video, "all_other": others.other, "all_mask": others.mask,
-                    "all_video_mask": others.video_mask, "offset": others.offset}  # fmt: skip
+        gathered = {
+            "all_video": others.video,
+            "all_other": others.other,
+            "all_mask": others.mask,
+            "all_video_mask": others.video_mask,
+            "offset": others.offset,
+        }
     terms = ops.contrastive_loss(
         video, other, mask=mask, video_mask=video_mask, temperature=config.temperature, symmetric=symmetric, **gathered
     )
@@ -91,8 +104,16 @@ def pair_loss(video: Tensor, other: Tensor, mask: Tensor, config: LossConfig, op
     return (terms * weights).sum()
 
 
-def pretraining_loss(embeddings: Embeddings, audio_mask: Tensor, text_mask: Tensor, config: LossConfig, ops: Ops, *,
-                     video_mask: Tensor | None = None, gathered: Gathered | None = None) -> Losses:  # fmt: skip
+def pretraining_loss(
+    embeddings: Embeddings,
+    audio_mask: Tensor,
+    text_mask: Tensor,
+    config: LossConfig,
+    ops: Ops,
+    *,
+    video_mask: Tensor | None = None,
+    gathered: Gathered | None = None,
+) -> Losses:
     """Both pairs and their weighted mean (official), or weighted sum for "paper"."""
     all_text = all_audio = None
     if gathered is not None:
@@ -100,10 +121,18 @@ def pretraining_loss(embeddings: Embeddings, audio_mask: Tensor, text_mask: Tens
         rest = gathered.video_mask, gathered.offset, gathered.average
         all_text = _Others(e.video_text, e.text, gathered.text_mask, *rest)
         all_audio = _Others(e.video_audio, e.audio[:, None], gathered.audio_mask, *rest)
-    text = pair_loss(embeddings.video_text, embeddings.text, text_mask, config, ops,
-                     video_mask=video_mask, others=all_text)  # fmt: skip
-    audio = pair_loss(embeddings.video_audio, embeddings.audio[:, None], audio_mask, config, ops,
-                      video_mask=video_mask, others=all_audio)  # fmt: skip
+    text = pair_loss(
+        embeddings.video_text, embeddings.text, text_mask, config, ops, video_mask=video_mask, others=all_text
+    )
+    audio = pair_loss(
+        embeddings.video_audio,
+        embeddings.audio[:, None],
+        audio_mask,
+        config,
+        ops,
+        video_mask=video_mask,
+        others=all_audio,
+    )
     total = config.video_text * text + config.video_audio * audio
     if config.form != "paper":
         total = total / (config.video_text + config.video_audio)

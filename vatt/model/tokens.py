@@ -26,8 +26,18 @@ class _PatchTokens(nn.Module):
     `inner` is the Linear + GELU that modality-agnostic models put between projection and position.
     """
 
-    def __init__(self, patch_size: int, channels: int, tables: tuple[int, ...], width: int, *, inner: bool,
-                 drop: DropConfig, dropout: float, ops: Ops):  # fmt: skip
+    def __init__(
+        self,
+        patch_size: int,
+        channels: int,
+        tables: tuple[int, ...],
+        width: int,
+        *,
+        inner: bool,
+        drop: DropConfig,
+        dropout: float,
+        ops: Ops,
+    ):
         super().__init__()
         self.ops, self.drop = ops, drop
         self.weight = nn.Parameter(torch.empty(patch_size * channels, width))
@@ -54,8 +64,7 @@ class _PatchTokens(nn.Module):
         first, total = rows or BatchRows(0, batch)
         return self.ops.sample_keep(tokens, kept, seed=seed, batch=total, device=device)[first : first + batch]
 
-    def finish(self, grid: tuple[int, ...], keep: Tensor | None,
-               project: Callable[[Tensor | None], Tensor]) -> Tensor:  # fmt: skip
+    def finish(self, grid: tuple[int, ...], keep: Tensor | None, project: Callable[[Tensor | None], Tensor]) -> Tensor:
         """Projects the kept tokens with `project(position)`, adds positions, dropout and AGG -> [B,K+1,D]."""
         position = self.position(grid)
         if self.inner is None:
@@ -77,8 +86,9 @@ class VideoTokens(_PatchTokens):
         super().__init__(t * h * w, 3, tables, width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch = config.patch
 
-    def forward(self, frames: Tensor, keep: Tensor | None = None, seed: int = 0,
-                rows: BatchRows | None = None) -> tuple[Tensor, None]:  # fmt: skip
+    def forward(
+        self, frames: Tensor, keep: Tensor | None = None, seed: int = 0, rows: BatchRows | None = None
+    ) -> tuple[Tensor, None]:
         grid = tuple(size // p for size, p in zip(frames.shape[1:4], self.patch, strict=True))
         if keep is None:
             keep = self.draw(frames.shape[0], math.prod(grid), seed, frames.device, rows)
@@ -98,8 +108,9 @@ class AudioTokens(_PatchTokens):
         super().__init__(config.patch, 1, (config.tokens,), width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch = config.patch
 
-    def forward(self, samples: Tensor, keep: Tensor | None = None, seed: int = 0,
-                rows: BatchRows | None = None) -> tuple[Tensor, None]:  # fmt: skip
+    def forward(
+        self, samples: Tensor, keep: Tensor | None = None, seed: int = 0, rows: BatchRows | None = None
+    ) -> tuple[Tensor, None]:
         tokens = samples.shape[1] // self.patch
         if keep is None:
             keep = self.draw(samples.shape[0], tokens, seed, samples.device, rows)

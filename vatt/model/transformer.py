@@ -39,13 +39,21 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
         return q, k, v
 
-    def forward(self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int,
-                seed: int) -> Tensor:  # fmt: skip
+    def forward(
+        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: int
+    ) -> Tensor:
         q, k, v = self.project(x)
         x = self.ops.attention(
-            q, k, v, key_mask=key_mask, bias_table=bias_table, max_distance=max_distance, scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0, seed=seed,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            key_mask=key_mask,
+            bias_table=bias_table,
+            max_distance=max_distance,
+            scale=self.scale,
+            dropout_p=self.dropout if self.training else 0.0,
+            seed=seed,
+        )
         return self.out(x.flatten(-2))
 
 
@@ -78,8 +86,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config, bias=not text)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int,
-                seed: int) -> Tensor:  # fmt: skip
+    def forward(
+        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: int
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), key_mask, bias_table, max_distance, seed))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 

@@ -243,8 +243,9 @@ class VATT(nn.Module):
         pooled = self.backbone.features("text", text.flatten(0, 1), seed=seed)[:, 0]
         return self.head.text(pooled).unflatten(0, text.shape[:2])
 
-    def embed(self, path: str | Path, *, windows: int | None = None, start: float = 0.0,
-              end: float | None = None) -> dict[str, Tensor]:  # fmt: skip
+    def embed(
+        self, path: str | Path, *, windows: int | None = None, start: float = 0.0, end: float | None = None
+    ) -> dict[str, Tensor]:
         """Embed a video, a picture or a sound.
 
         Args:
@@ -262,9 +263,15 @@ class VATT(nn.Module):
         vectors: dict[str, Tensor] = _floor_above("inference.one_file").embed_file(self, path, windows, start, end)
         return vectors
 
-    def rank_texts(self, path: str | Path, texts: Sequence[str] | Mapping[str, Sequence[str]], *,
-                   windows: int | None = None, start: float = 0.0,
-                   end: float | None = None) -> list[tuple[str, float]]:  # fmt: skip
+    def rank_texts(
+        self,
+        path: str | Path,
+        texts: Sequence[str] | Mapping[str, Sequence[str]],
+        *,
+        windows: int | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+    ) -> list[tuple[str, float]]:
         """Rank texts by how well they fit a video, without any training on them ("zero-shot").
 
         Args:
@@ -310,8 +317,15 @@ class Classifier(nn.Module):
         logits = self.head(self.backbone.features(self.modality, x, seed=seed, rows=rows)[:, 0])
         return logits if self.training else logits.unflatten(0, (-1, views)).mean(dim=1)
 
-    def predict(self, path: str | Path, *, top: int | None = 5, windows: int | None = None, start: float = 0.0,
-                end: float | None = None) -> list[tuple[str, float]]:  # fmt: skip
+    def predict(
+        self,
+        path: str | Path,
+        *,
+        top: int | None = 5,
+        windows: int | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+    ) -> list[tuple[str, float]]:
         """Classify a file.
 
         Args:
@@ -330,8 +344,9 @@ class Classifier(nn.Module):
         best: list[tuple[str, float]] = one_file.predict_file(self, path, windows, start, end)[:top]
         return best
 
-    def embed(self, path: str | Path, *, windows: int | None = None, start: float = 0.0,
-              end: float | None = None) -> dict[str, Tensor]:  # fmt: skip
+    def embed(
+        self, path: str | Path, *, windows: int | None = None, start: float = 0.0, end: float | None = None
+    ) -> dict[str, Tensor]:
         """Return the pooled feature of a file, "video_pooled" or "audio_pooled"; see `VATT.embed`."""
         vectors: dict[str, Tensor] = _floor_above("inference.one_file").embed_file(self, path, windows, start, end)
         return vectors

@@ -71,8 +71,10 @@ def print_summary(checkpoint: TFCheckpoint, mapped: Mapped) -> None:
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     statistics = sum(t.numel() for name, t in mapped.tensors.items() if ".running_" in name)
     trainable = mapped.numbers - frozen - statistics
-    print(f"{mapped.numbers:,} parameters in {len(mapped.places)} variables: {trainable:,} trainable, "
-          f"{frozen:,} of a frozen word table, {statistics:,} moving statistics")  # fmt: skip
+    print(
+        f"{mapped.numbers:,} parameters in {len(mapped.places)} variables: {trainable:,} trainable, "
+        f"{frozen:,} of a frozen word table, {statistics:,} moving statistics"
+    )
     for line in description.assumed:
         print(f"assumed: {line}")
     if description.unread:
@@ -129,8 +131,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m vatt.official", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     prefix_help = "PREFIX of PREFIX.index and PREFIX.data-*, or the folder that holds them"
-    for name, text in (("inspect", "print kind, sizes, step and parameter counts"),
-                       ("convert", "write safetensors + config.json")):  # fmt: skip
+    for name, text in (
+        ("inspect", "print kind, sizes, step and parameter counts"),
+        ("convert", "write safetensors + config.json"),
+    ):
         command = commands.add_parser(name, help=text, description=text, epilog=CONFIG_HELP, formatter_class=raw)
         command.add_argument("prefix", type=Path, metavar="PREFIX", help=prefix_help)
         command.add_argument("--config", type=Path, metavar="FILE", help="sizes that keys and shapes cannot tell")

@@ -73,8 +73,9 @@ def build(description: Description, ops: Ops = REFERENCE) -> nn.Module:
     return Classifier(description.config, description.modality, description.classes, head_dropout=dropout, ops=ops)
 
 
-def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None, *,
-                  need_heads: bool = True) -> Mapped:  # fmt: skip
+def map_variables(
+    entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
+) -> Mapped:
     """Finds the place of every model variable among checkpoint `entries` (key -> shape).
 
     Raises `SizeError` for a checkpoint of no known model and `MapError` unless variables and places match one to one,
@@ -104,8 +105,9 @@ def map_variables(entries: Mapping[str, tuple[int, ...]], settings: Mapping[str,
     return Mapped(description, shapes, places, tensors)
 
 
-def map_checkpoint(checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None, *,
-                   need_heads: bool = True) -> Mapped:  # fmt: skip
+def map_checkpoint(
+    checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
+) -> Mapped:
     """`map_variables` for an open checkpoint; the variables must be float32 besides."""
     mapped = map_variables({key: checkpoint.shape(key) for key in checkpoint}, settings, need_heads=need_heads)
     for name in mapped.places:
@@ -177,8 +179,13 @@ def preset_name(description: Description) -> str:
     return "official"
 
 
-def write_folder(out: Path, description: Description, weights: dict[str, Tensor], moments: dict[str, Tensor] | None,
-                 record: dict[str, Any]) -> None:  # fmt: skip
+def write_folder(
+    out: Path,
+    description: Description,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor] | None,
+    record: dict[str, Any],
+) -> None:
     """Writes `out` under another name and renames it when complete. `out` must not exist, or be an empty folder."""
     config = Config(preset=preset_name(description), model=description.config)
     if description.modality is not None:

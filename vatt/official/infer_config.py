@@ -84,8 +84,9 @@ class Description:
         return f"{e.layers} layers, width {e.width}, {heads}, MLP {e.mlp}"
 
 
-def describe(shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None, *,
-             need_heads: bool = True) -> Description:  # fmt: skip
+def describe(
+    shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
+) -> Description:
     """Kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`.
 
     `need_heads` False: goes on, with a note, where the assumed head width does not fit.
@@ -233,8 +234,15 @@ class _Reader:
         self.agree("text", facts | {"num_relative_buckets": buckets} | self.encoder_facts(text_encoder))
         assert isinstance(video, VideoConfig)
         assert isinstance(audio, AudioConfig)
-        return ModelConfig(video=video, audio=audio, text=text, video_encoder=video_encoder,
-                           audio_encoder=audio_encoder, text_encoder=text_encoder, head=self.head())  # fmt: skip
+        return ModelConfig(
+            video=video,
+            audio=audio,
+            text=text,
+            video_encoder=video_encoder,
+            audio_encoder=audio_encoder,
+            text_encoder=text_encoder,
+            head=self.head(),
+        )
 
     def agnostic(self) -> ModelConfig:
         root = "_base_layer/unified_backbone/unified_transformer/"
@@ -258,8 +266,15 @@ class _Reader:
             "d_post_proj": post_width,
         }
         self.agree("unified", facts | self.encoder_facts(encoder))
-        return ModelConfig(kind="agnostic", video=video, audio=audio, text=text, shared_encoder=encoder,
-                           post_width=post_width, head=self.head())  # fmt: skip
+        return ModelConfig(
+            kind="agnostic",
+            video=video,
+            audio=audio,
+            text=text,
+            shared_encoder=encoder,
+            post_width=post_width,
+            head=self.head(),
+        )
 
     def fine_tuned(self) -> ModelConfig:
         modality = "video" if f"{MODEL}_base/voxel_to_patch/kernel" in self.shapes else "audio"

@@ -33,8 +33,9 @@ def source_sizes(init: str) -> ModelConfig:
         with TFCheckpoint(Path(init)) as found:
             return map_checkpoint(found).description.config
     except SizeError as error:
-        raise ConfigError(f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder "
-                          "that --init takes") from error  # fmt: skip
+        raise ConfigError(
+            f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder that --init takes"
+        ) from error
 
 
 def read_source(source: str | Path) -> dict[str, Tensor]:

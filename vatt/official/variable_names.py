@@ -57,8 +57,13 @@ class Place(NamedTuple):
         return part.T if self.transpose else part.reshape(shape)
 
 
-_LEAF = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
-         "moving_variance": "running_var"}  # fmt: skip
+_LEAF = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 # Inside an encoder. Groups: layer, what, leaf.
 _LAYER = re.compile(

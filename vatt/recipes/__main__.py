@@ -37,8 +37,10 @@ WORDS = "downloads/misc/howto100m_en.txt"
 def source_commands(recipe: Recipe) -> list[str]:
     """From annotation files to manifests."""
     dataset = DATASETS[recipe.dataset]
-    return [f"python -m vatt.data.sources {source} --out {manifest}"
-            for source, manifest in zip(dataset.sources, dataset.manifests(recipe.dataset), strict=True)]  # fmt: skip
+    return [
+        f"python -m vatt.data.sources {source} --out {manifest}"
+        for source, manifest in zip(dataset.sources, dataset.manifests(recipe.dataset), strict=True)
+    ]
 
 
 def start_commands(recipe: Recipe) -> list[str]:
@@ -125,9 +127,11 @@ def listing(recipes: Iterable[Recipe]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.recipes", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m vatt.recipes",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The commands from annotation file to score for every row of the paper's tables.",
-    )  # fmt: skip
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="print the commands of these (default: list them all)")
     parser.add_argument("--table", type=int, choices=range(1, 7), help="only recipes of this table")
     args = parser.parse_args(argv)

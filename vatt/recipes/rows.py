@@ -93,9 +93,11 @@ VIDEO = (
 )
 FRAMES = "12.5 frames a second: every second frame of 25, as the release evaluates."
 SCORES = "The paper does not say which of the release's two scores it prints; Table 4 takes embd here."
-OWN = ("The same model has 45.5 on YouCook2 in Table 4 and 20.7 at 50 % here: the pre-training of this table was "
-           "another one, of which the paper tells no more. Nor does this one mix in AudioSet as the release does, "
-           "and it trains its word table where the release loads word2vec.")  # fmt: skip
+OWN = (
+    "The same model has 45.5 on YouCook2 in Table 4 and 20.7 at 50 % here: the pre-training of this table was "
+    "another one, of which the paper tells no more. Nor does this one mix in AudioSet as the release does, "
+    "and it trains its word table where the release loads word2vec."
+)
 
 VIDEO_SCORES = {
     "Base": ((79.6, 94.9), (80.5, 95.5), (38.7, 67.5)),
@@ -107,9 +109,13 @@ DROPPED = (0.75, 0.5, 0.25, 0.0)
 PROBES = {"hmdb51": (62.5, 64.8, 65.6, 66.4), "ucf101": (84.0, 85.5, 87.2, 87.6), "esc50": (78.9, 84.1, 84.6, 84.9)}
 RETRIEVALS = {"youcook2": (17.9, 20.7, 24.2, 23.1), "msrvtt": (14.1, 14.6, 15.1, 15.2)}
 RESOLUTIONS = {
-    (32, 224, 0.0): 79.9, (64, 224, 0.0): 80.8,
-    (32, 320, 0.75): 79.3, (32, 320, 0.5): 80.2, (32, 320, 0.25): 80.7, (32, 320, 0.0): 81.1,
-}  # fmt: skip
+    (32, 224, 0.0): 79.9,
+    (64, 224, 0.0): 80.8,
+    (32, 320, 0.75): 79.3,
+    (32, 320, 0.5): 80.2,
+    (32, 320, 0.25): 80.7,
+    (32, 320, 0.0): 81.1,
+}
 
 
 def percent(share: float) -> str:
@@ -125,23 +131,43 @@ def video_flags(dataset: str, model: str) -> str:
 def video_rows() -> list[Recipe]:
     """Table 1."""
     return [
-        Recipe(f"{dataset}-{row.lower()}", 1, f"VATT-{row}", dataset, "video", SIZES[row],
-               {"top1": top1, "top5": top5}, video_flags(dataset, SIZES[row]), note=VIDEO)
+        Recipe(
+            f"{dataset}-{row.lower()}",
+            1,
+            f"VATT-{row}",
+            dataset,
+            "video",
+            SIZES[row],
+            {"top1": top1, "top5": top5},
+            video_flags(dataset, SIZES[row]),
+            note=VIDEO,
+        )
         for row, scores in VIDEO_SCORES.items()
         for dataset, (top1, top5) in zip(("k400", "k600", "mit"), scores, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def audio_rows() -> list[Recipe]:
     """Table 2. Any of the modality-specific checkpoints has a Base encoder of sound."""
     which = "Which of the three checkpoints with a Base encoder of sound the paper took is not told."
-    printed = (("Base", "mbs", (39.4, 97.1, 2.895), f"{which} {BATCH}"),
-               ("MA-Medium", "ma_medium", (39.3, 97.0, 2.884), BATCH))  # fmt: skip
+    printed = (
+        ("Base", "mbs", (39.4, 97.1, 2.895), f"{which} {BATCH}"),
+        ("MA-Medium", "ma_medium", (39.3, 97.0, 2.884), BATCH),
+    )
     return [
-        Recipe(f"audioset-{row.lower()}", 2, f"VATT-{row}", "audioset", "audio", model,
-               dict(zip(("mAP", "AUC", "d-prime"), scores, strict=True)), "--steps 50000", note=note)
+        Recipe(
+            f"audioset-{row.lower()}",
+            2,
+            f"VATT-{row}",
+            "audioset",
+            "audio",
+            model,
+            dict(zip(("mAP", "AUC", "d-prime"), scores, strict=True)),
+            "--steps 50000",
+            note=note,
+        )
         for row, model, scores, note in printed
-    ]  # fmt: skip
+    ]
 
 
 def image_rows() -> list[Recipe]:
@@ -149,20 +175,38 @@ def image_rows() -> list[Recipe]:
     note = f"The release has no settings for images: these are those of video; a picture fills a row of voxels. {BATCH}"
     return [
         Recipe("imagenet-base", 3, "VATT-Base", "imagenet", "image", "bbs", {"top1": 78.7, "top5": 93.9}, note=note),
-        Recipe("imagenet-scratch", 3, "VATT-Base from scratch", "imagenet", "image", "bbs",
-               {"top1": 64.7, "top5": 83.9}, scratch=True, note=note),
-    ]  # fmt: skip
+        Recipe(
+            "imagenet-scratch",
+            3,
+            "VATT-Base from scratch",
+            "imagenet",
+            "image",
+            "bbs",
+            {"top1": 64.7, "top5": 83.9},
+            scratch=True,
+            note=note,
+        ),
+    ]
 
 
 def retrieval_rows() -> list[Recipe]:
     """Table 4."""
     printed = (("mbs", "VATT-MBS", (45.5, 13), (29.7, 49)), ("ma_medium", "VATT-MA-Medium", (40.6, 17), (23.6, 67)))
     return [
-        Recipe(f"{dataset}-{model.replace('_', '-')}", 4, row, dataset, "retrieve", model,
-               {"R@10": recall, "median_rank": rank}, "--windows 4 --fps 12.5 --score both", note=f"{FRAMES} {SCORES}")
+        Recipe(
+            f"{dataset}-{model.replace('_', '-')}",
+            4,
+            row,
+            dataset,
+            "retrieve",
+            model,
+            {"R@10": recall, "median_rank": rank},
+            "--windows 4 --fps 12.5 --score both",
+            note=f"{FRAMES} {SCORES}",
+        )
         for model, row, *scores in printed
         for dataset, (recall, rank) in zip(("youcook2", "msrvtt"), scores, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def drop_rows() -> list[Recipe]:
@@ -174,19 +218,39 @@ def drop_rows() -> list[Recipe]:
             seen = "--modality audio" if dataset == "esc50" else "--modality video --fps 12.5"
             task, score, flags = "probe", "top1", f"{seen} --probe official --windows 4"
         for rate, value in zip(DROPPED, scores, strict=True):
-            made.append(Recipe(f"{dataset}-drop-{percent(rate)}", 5, f"{percent(rate)} % dropped", dataset, task, "mbs",
-                               {score: value}, flags, drop=rate, note=OWN))  # fmt: skip
+            made.append(
+                Recipe(
+                    f"{dataset}-drop-{percent(rate)}",
+                    5,
+                    f"{percent(rate)} % dropped",
+                    dataset,
+                    task,
+                    "mbs",
+                    {score: value},
+                    flags,
+                    drop=rate,
+                    note=OWN,
+                )
+            )
     return made
 
 
 def resolution_rows() -> list[Recipe]:
     """Table 6: VATT-Medium on Kinetics-400."""
     return [
-        Recipe(f"k400-{frames}x{size}-drop-{percent(rate)}", 6, f"{frames}x{size}x{size}, {percent(rate)} % dropped",
-               "k400", "video", "mbs", {"top1": value},
-               f"--size {size} --frames {frames} --drop-rate {rate:g} --steps 100000", note=BATCH)
+        Recipe(
+            f"k400-{frames}x{size}-drop-{percent(rate)}",
+            6,
+            f"{frames}x{size}x{size}, {percent(rate)} % dropped",
+            "k400",
+            "video",
+            "mbs",
+            {"top1": value},
+            f"--size {size} --frames {frames} --drop-rate {rate:g} --steps 100000",
+            note=BATCH,
+        )
         for (frames, size, rate), value in RESOLUTIONS.items()
-    ]  # fmt: skip
+    ]
 
 
 RECIPES: dict[str, Recipe] = {

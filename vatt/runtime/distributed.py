@@ -59,8 +59,10 @@ class World:
     def batch_slice(self, batch_size: int) -> range:
         """This rank's part of a batch. Raises `ConfigError` when it cannot be divided."""
         if batch_size % self.size:
-            raise ConfigError(f"a batch of {batch_size} clips cannot be divided among {self.size} processes; choose a "
-                              f"multiple of {self.size}")  # fmt: skip
+            raise ConfigError(
+                f"a batch of {batch_size} clips cannot be divided among {self.size} processes; choose a "
+                f"multiple of {self.size}"
+            )
         share = batch_size // self.size
         return range(self.rank * share, (self.rank + 1) * share)
 
@@ -99,8 +101,10 @@ class World:
 
         def compare() -> None:
             if len(set(values)) > 1:
-                raise RunError(f"the processes have different {what} ({', '.join(map(str, values))}); the run's folder "
-                               "and its data must be the same files for all of them")  # fmt: skip
+                raise RunError(
+                    f"the processes have different {what} ({', '.join(map(str, values))}); the run's folder "
+                    "and its data must be the same files for all of them"
+                )
 
         values = self.all_gather_object(value)
         self.on_main(compare)
@@ -114,8 +118,10 @@ class World:
                 first = everyone[0].get(name)
                 for rank, one in enumerate(everyone):
                     if one.get(name) != first:
-                        raise RunError(f"the processes differ: {name} is {first!r} for process 0 and {one.get(name)!r} "
-                                       f"for process {rank}; start all with the same settings and code")  # fmt: skip
+                        raise RunError(
+                            f"the processes differ: {name} is {first!r} for process 0 and {one.get(name)!r} "
+                            f"for process {rank}; start all with the same settings and code"
+                        )
 
         self.on_main(compare)
 
@@ -255,8 +261,10 @@ def init_world(device: str) -> Iterator[World]:
     if gpus and device not in ("auto", "cuda"):
         raise ConfigError(f"--device {device} is one GPU for all processes; --device cuda gives each its own")
     if gpus and local >= found:
-        raise ConfigError(f"process {local} of this machine has no GPU, there are {found}; start as many processes "
-                          "(--nproc-per-node), or add --device cpu")  # fmt: skip
+        raise ConfigError(
+            f"process {local} of this machine has no GPU, there are {found}; start as many processes "
+            "(--nproc-per-node), or add --device cpu"
+        )
     if gpus:
         torch.cuda.set_device(local)
     _end_with_launcher()

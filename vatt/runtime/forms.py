@@ -96,8 +96,14 @@ def _fits(value: Any, form: Any) -> bool:
 def _name(form: Any) -> str:
     if form in (float, complex):
         return "a number"
-    names = {int: "a whole number", str: "a text", bool: "true or false", dict: "an object of names and values",
-             list: "a list", None: "null"}  # fmt: skip
+    names = {
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+        dict: "an object of names and values",
+        list: "a list",
+        None: "null",
+    }
     return names[form]
 
 

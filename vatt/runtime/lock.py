@@ -28,16 +28,39 @@ from ..errors import VattError
 
 log = logging.getLogger(__name__)
 
-LOCAL = {"apfs", "aufs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs", "ntfs3",
-         "overlay", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs"}  # fmt: skip
+LOCAL = {
+    "apfs",
+    "aufs",
+    "bcachefs",
+    "btrfs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hfs",
+    "jfs",
+    "ntfs",
+    "ntfs3",
+    "overlay",
+    "ramfs",
+    "reiserfs",
+    "tmpfs",
+    "vfat",
+    "xfs",
+    "zfs",
+}
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what write_atomically and its like have not renamed yet
 LONGEST = 4096  # bytes of a lock file
 
 
 def add_force_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="write although another process holds the lock of what is "
-                        "written: only if you know that it has ended")  # fmt: skip
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write although another process holds the lock of what is written: only if you know that it has ended",
+    )
 
 
 class OwnedError(VattError, OSError):
@@ -115,8 +138,9 @@ def _acquire(lock: Path, path: Path, force: bool) -> int:
                 log.warning("note: %s is taken from %s, as --force says", path, owner or "another process")
             if locked is False:
                 if not force:
-                    raise OwnedError(f"{path} is being written by {owner or 'another process'}; wait for it, or choose "
-                                     "another --out")  # fmt: skip
+                    raise OwnedError(
+                        f"{path} is being written by {owner or 'another process'}; wait for it, or choose another --out"
+                    )
                 lock.unlink(missing_ok=True)
                 os.close(descriptor)
                 continue
@@ -158,8 +182,10 @@ def _take_over(owner: Owner, path: Path, locked: bool | None) -> None:
                 return
             raise OwnedError(f"{path} is being written by {owner}; wait for it, or choose another --out")
         return  # another process has its number now
-    raise OwnedError(f"{path} was being written by {owner}; whether that still runs cannot be known from "
-                     f"{ours.host}: if it does not, --force takes over")  # fmt: skip
+    raise OwnedError(
+        f"{path} was being written by {owner}; whether that still runs cannot be known from "
+        f"{ours.host}: if it does not, --force takes over"
+    )
 
 
 def is_local(path: Path) -> bool:

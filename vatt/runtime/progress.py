@@ -12,5 +12,13 @@ LOG_SECONDS = 15.0  # between lines when nobody is watching
 def progress_bar(total: int, what: str, unit: str, start: int = 0) -> tqdm:
     """A tqdm bar on standard error with rate and time left; `start` of `total` units are done already."""
     interval = 0.1 if sys.stderr.isatty() else LOG_SECONDS
-    return tqdm(total=total, initial=start, desc=what, unit=unit, dynamic_ncols=True, mininterval=interval,
-                maxinterval=max(interval, 10.0), smoothing=0.1)  # fmt: skip
+    return tqdm(
+        total=total,
+        initial=start,
+        desc=what,
+        unit=unit,
+        dynamic_ncols=True,
+        mininterval=interval,
+        maxinterval=max(interval, 10.0),
+        smoothing=0.1,
+    )

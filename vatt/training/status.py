@@ -78,7 +78,12 @@ def status(out: Path) -> Status:
     else:
         state = "evaluating" if step >= steps else "running"
     return Status(
-        out, what, state, step, steps, age,
+        out,
+        what,
+        state,
+        step,
+        steps,
+        age,
         loss=sum(losses) / len(losses) if losses else None,
         skipped=len(records) - len(losses),
         step_seconds=a_step,
@@ -92,7 +97,7 @@ def status(out: Path) -> Status:
         checkpoint_step=saved[0] if saved else None,
         checkpoint_age=max(now - saved[1], 0.0) if saved else None,
         held_out=_held_out(out / "result.json") if state == "done" else "",
-    )  # fmt: skip
+    )
 
 
 def format_status(s: Status) -> str:
@@ -148,8 +153,10 @@ def _settings(out: Path) -> tuple[dict[str, Any], str]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
     except FormError as error:
-        raise RunError(f"{path} is not a run's config: {error}; --resume takes the settings from the newest "
-                       "checkpoint and writes it anew") from error  # fmt: skip
+        raise RunError(
+            f"{path} is not a run's config: {error}; --resume takes the settings from the newest "
+            "checkpoint and writes it anew"
+        ) from error
     return settings, what
 
 

@@ -22,8 +22,9 @@ from vatt.data.decoding.span import decode_span
 RATE = 48_000
 
 
-def write_frames(path: Path, codec: str, count: int, b_frames: int, first: int = 0, form: str | None = None,
-                 **options: str) -> Path:  # fmt: skip
+def write_frames(
+    path: Path, codec: str, count: int, b_frames: int, first: int = 0, form: str | None = None, **options: str
+) -> Path:
     """Frames of the numbers from `first` on, 25 a second, with B-frames, a key frame in every 50 frames."""
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=25, options=options)

@@ -15,8 +15,11 @@ DELAY = {(".avi", "libmp3lame"): 1105, (".avi", "ac3"): 256}
 RATES = {"libopus": 48_000}
 
 GRID = [
-    *((".mp4", video, sound) for video in ("libx264", "libx265", "mpeg4", "libsvtav1", "mjpeg", "libvpx-vp9")
-      for sound in ("aac",)),
+    *(
+        (".mp4", video, sound)
+        for video in ("libx264", "libx265", "mpeg4", "libsvtav1", "mjpeg", "libvpx-vp9")
+        for sound in ("aac",)
+    ),
     *((".mp4", "libx264", sound) for sound in ("libmp3lame", "libopus", "flac", "ac3")),
     *((".mov", video, sound) for video, sound in (("libx264", "pcm_s16le"), ("mpeg4", "aac"), ("mjpeg", "pcm_s16le"))),
     *((".mkv", video, "libopus") for video in ("libx264", "libx265", "mpeg4", "mpeg2video", "libvpx", "ffv1")),
@@ -24,11 +27,14 @@ GRID = [
     *((".webm", video, "libopus") for video in ("libvpx", "libvpx-vp9", "libsvtav1")),
     # The muxer of AVI makes room for MP3's delay by a frame that is shown twice, where no B-frame leaves it room.
     *((".avi", video, "pcm_s16le") for video in ("mpeg4", "libx264", "mjpeg", "mpeg2video")),
-    (".avi", "libx264", "libmp3lame"), (".avi", "mpeg4", "ac3"),
+    (".avi", "libx264", "libmp3lame"),
+    (".avi", "mpeg4", "ac3"),
     *((".ts", video, sound) for video, sound in (("libx264", "aac"), ("libx265", "aac"), ("mpeg2video", "mp2"))),
     *((".flv", video, sound) for video, sound in (("libx264", "aac"), ("flv", "libmp3lame"))),
-    (".wmv", "wmv2", "wmav2"), (".3gp", "libx264", "aac"), (".m4v", "libx264", "aac"),
-]  # fmt: skip
+    (".wmv", "wmv2", "wmav2"),
+    (".3gp", "libx264", "aac"),
+    (".m4v", "libx264", "aac"),
+]
 
 
 @pytest.mark.parametrize(("suffix", "video", "sound"), GRID)

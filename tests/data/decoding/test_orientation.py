@@ -54,8 +54,9 @@ def test_photographs_of_every_exif_orientation(tmp_path: Path, number: int) -> N
     assert corners(first(image)) == corners(PICTURE)
 
 
-@pytest.mark.parametrize("matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
-                         + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "matrix", [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+)
 def test_display_matrices_of_every_kind(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     """The track header's matrix (a, b, c, d) shows the stored (x, y) at (a x + c y, b x + d y); on both paths alike."""
     clip = write_clip(tmp_path / "clip.mp4", steady(1.0, 25))

@@ -207,8 +207,10 @@ def test_other_forms_of_caption_lists(tmp_path: Path) -> None:
 
 
 def test_the_nearest_narrations() -> None:
-    told = [Narration(start, end, str(i)) for i, (start, end) in
-            enumerate([(0, 2), (4, 6), (7, 9), (10, 12), (12.5, 15), (30, 31)])]  # fmt: skip
+    told = [
+        Narration(start, end, str(i))
+        for i, (start, end) in enumerate([(0, 2), (4, 6), (7, 9), (10, 12), (12.5, 15), (30, 31)])
+    ]
     assert list(nearest(told, 3, 1)) == [3]
     assert list(nearest(told, 3, 2)) == [3, 4]  # 5 s with either: the later one of equals
     assert list(nearest(told, 2, 2)) == [2, 3]  # 4 to 9 would be as long
@@ -283,11 +285,29 @@ KINETICS = "label,youtube_id,time_start,time_end,split\n"
 
 
 def test_names_of_cut_and_whole_files(tmp_path: Path) -> None:
-    rows = ["a/b c,id_1,7,17,train", "y,id_1,107,117,train", "y,whole,7,17,val", "y,gone,7,17,val", "y,ms,3,13,test",
-            "y,bad,17,7,test", "y,,1,2,test", "y,whole,7,17,val", "y,thumbnail,1,11,val"]  # fmt: skip
+    rows = [
+        "a/b c,id_1,7,17,train",
+        "y,id_1,107,117,train",
+        "y,whole,7,17,val",
+        "y,gone,7,17,val",
+        "y,ms,3,13,test",
+        "y,bad,17,7,test",
+        "y,,1,2,test",
+        "y,whole,7,17,val",
+        "y,thumbnail,1,11,val",
+    ]
     source = write(tmp_path / "k.csv", KINETICS + "\n".join(rows))
-    media = touch(tmp_path / "media", "a_b c/id_1_000007_000017.webm", "id_1_107_117.mp4", "deep/er/whole.MKV",
-                  "ms_3000_13000.mp4", "bad.mp4", "thumbnail.jpg", "gone_8_18.mp4", "whole.mkv.part")  # fmt: skip
+    media = touch(
+        tmp_path / "media",
+        "a_b c/id_1_000007_000017.webm",
+        "id_1_107_117.mp4",
+        "deep/er/whole.MKV",
+        "ms_3000_13000.mp4",
+        "bad.mp4",
+        "thumbnail.jpg",
+        "gone_8_18.mp4",
+        "whole.mkv.part",
+    )
     manifest = imported(tmp_path, "kinetics", source, "--media", media)
     assert [(clip.path.name, clip.start, clip.end, clip.label, clip.split) for clip in manifest] == [
         ("id_1_000007_000017.webm", 0, None, "a/b c", "train"),
@@ -304,14 +324,18 @@ def test_names_of_cut_and_whole_files(tmp_path: Path) -> None:
     assert report["repeated_rows"] == 1
     lost = list(csv.DictReader((tmp_path / "out/m.missing.csv").open()))
     assert [(row["video"], row["state"]) for row in lost] == [
-        ("gone", "missing"), ("bad", "bad rows"), ("", "bad rows"), ("thumbnail", "missing")]  # fmt: skip
+        ("gone", "missing"),
+        ("bad", "bad rows"),
+        ("", "bad rows"),
+        ("thumbnail", "missing"),
+    ]
     whole = imported(tmp_path, "kinetics", source, "--media", media, "--trimmed", "--split", "train").split("train")[2]
     assert (whole.path.name, whole.start, whole.end) == ("whole.MKV", 0, None)
 
 
 def test_audio_names_and_several_labels(tmp_path: Path) -> None:
     write(tmp_path / "class_labels_indices.csv", 'index,mid,display_name\n0,/m/a,"Dog, bark"\n1,/m/b,Rain\n')
-    rows = ["y1, 0.000, 10.000, \"/m/a,/m/b\"", 'y2, 30.000, 40.000, "/m/b"', 'y3, 20.000, 30.000, "/m/b"']  # fmt: skip
+    rows = ['y1, 0.000, 10.000, "/m/a,/m/b"', 'y2, 30.000, 40.000, "/m/b"', 'y3, 20.000, 30.000, "/m/b"']
     source = write(tmp_path / "eval_segments.csv", "\n".join(rows))
     touch(tmp_path, "Yy1.wav", "y2_30.000.flac", "y3_20000_30000.m4a", "y3.jpg")
     manifest = imported(tmp_path, "audioset", source)

@@ -138,8 +138,17 @@ class EncodedClips(ClipDataset):
     def __init__(self, plain: ClipDataset, kind: str) -> None:
         if type(plain).crop is not ClipDataset.crop:
             raise ValueError("the GPU path has the crop of pre-training only")
-        super().__init__(plain.clips, plain.data, plain.model, plain.tokenizer, plain.seed, plain.batch_size,
-                         read=plain.read, needs=plain.needs, slots=plain.slots)  # fmt: skip
+        super().__init__(
+            plain.clips,
+            plain.data,
+            plain.model,
+            plain.tokenizer,
+            plain.seed,
+            plain.batch_size,
+            read=plain.read,
+            needs=plain.needs,
+            slots=plain.slots,
+        )
         self.plain, self.kind = plain, kind
         self.watch = plain.watch
         self.side = short_side(self.model.video.size, self.data.augment)
@@ -197,8 +206,15 @@ class EncodedClips(ClipDataset):
     def _encode(self, clip: Clip, rng: np.random.Generator) -> _Encoded:
         self.require_text(clip)
         if self._packets is None:
-            self._packets = PacketReader(self.model.video, self.model.audio, self.side, self.data.decode_seconds,
-                                         read=self.read, needs=self.needs, watch=self.watch)  # fmt: skip
+            self._packets = PacketReader(
+                self.model.video,
+                self.model.audio,
+                self.side,
+                self.data.decode_seconds,
+                read=self.read,
+                needs=self.needs,
+                watch=self.watch,
+            )
         cut = self._packets.cut(clip, int(rng.integers(self._packets.last_offset(clip) + 1)), self.kind)
         text, has_text = self.text(clip, rng)
         size, augment = self.model.video.size, self.data.augment
@@ -302,9 +318,13 @@ class _Decoder:
             number = torch.cuda.current_device() if self.device.index is None else self.device.index
         try:
             pipeline = build_graph(
-                self.encoded.kind, rows=len(self.encoded.slots), size=self.encoded.model.video.size,
-                recolour=recolour, threads=self.threads, device_id=number,
-            )  # fmt: skip
+                self.encoded.kind,
+                rows=len(self.encoded.slots),
+                size=self.encoded.model.video.size,
+                recolour=recolour,
+                threads=self.threads,
+                device_id=number,
+            )
             pipeline.build()
         except (ImportError, OSError, *FAILURES) as error:
             raise DataError(f"DALI cannot start on {self.device} ({_line(error)}); try --decoder pyav") from error

@@ -26,8 +26,16 @@ class LabelledDataset(ClipDataset):
 
     keeps_files_apart = False
 
-    def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, task: str, seed: int,
-                 ranges: tuple[Range, Range] | None, slots: range | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clips: Manifest,
+        data: DataConfig,
+        model: ModelConfig,
+        task: str,
+        seed: int,
+        ranges: tuple[Range, Range] | None,
+        slots: range | None = None,
+    ) -> None:
         only = (modality(task),)
         super().__init__(clips, data, model, Tokenizer([]), seed, read=only, needs=only, slots=slots)
         self.ranges = ranges
@@ -41,8 +49,16 @@ class LabelledDataset(ClipDataset):
 class ViewDataset(EvalDataset):
     """Test batches: `windows` windows of every clip with `crops` crops each, 1 (centre) or 3, side by side."""
 
-    def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, task: str, windows: int, crops: int,
-                 batch_size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clips: Manifest,
+        data: DataConfig,
+        model: ModelConfig,
+        task: str,
+        windows: int,
+        crops: int,
+        batch_size: int,
+    ) -> None:
         only = (modality(task),)
         super().__init__(clips, data, model, Tokenizer([]), windows, batch_size, read=only, needs=only)
         self.crops_per_window = crops

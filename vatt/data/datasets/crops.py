@@ -18,8 +18,9 @@ ATTEMPTS = 100
 LEAST_COVERED = 0.1  # of the picture, whatever the area range says; the release asks for it
 
 
-def inception_box(height: int, width: int, area: tuple[float, float], aspect: tuple[float, float],
-                  rng: np.random.Generator) -> tuple[int, int, int, int]:  # fmt: skip
+def inception_box(
+    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random box: width / height in `aspect`, a share of the picture in `area`.
 
     Of each attempt the aspect is drawn first, then a height out of those that give an area in range, then the place.
@@ -41,8 +42,14 @@ def inception_box(height: int, width: int, area: tuple[float, float], aspect: tu
     return 0, 0, height, width
 
 
-def inception_video(frames: Frames, size: int, area: tuple[float, float], aspect: tuple[float, float],
-                    augment: AugmentConfig, rng: np.random.Generator) -> Frames:  # fmt: skip
+def inception_video(
+    frames: Frames,
+    size: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+) -> Frames:
     """uint8 [T, h, w, 3] to uint8 [T, size, size, 3]: one box a clip stretched to the size, flip, colour jitter."""
     # Every draw is made whether or not it is used: turning one augmentation off leaves the others as they were.
     flip, colour = rng.random(2)

@@ -181,6 +181,8 @@ def _scanned(container: InputContainer, stream: int, check: Callable[[], None]) 
         ends = before.end.get(stream, max(before.end.values(), default=0.0))
         offsets.append(offsets[-1] + ends - part.first.get(stream, min(part.first.values(), default=0.0)))
     times = [(shown + offsets[number], place) for number, shown, place in marks]
-    end = max((part.end[stream] + offset for part, offset in zip(parts, offsets, strict=True) if stream in part.end),
-              default=0.0)  # fmt: skip
+    end = max(
+        (part.end[stream] + offset for part, offset in zip(parts, offsets, strict=True) if stream in part.end),
+        default=0.0,
+    )
     return Joined(tuple(part.position for part in parts), tuple(offsets), tuple(sorted(times)), end)

@@ -52,15 +52,17 @@ EXAMPLES = {
     "imagenet": ("LOC_train_solution.csv LOC_val_solution.csv", "ImageNet: pictures, a class each (WordNet ids)"),
     "audioset": ("eval_segments.csv --classes class_labels_indices.csv", "AudioSet: id, start, end, labels; or JSON"),
     "vggsound": ("vggsound.csv", "VGGSound: vggsound.csv, or train.csv and test.csv"),
-    "msrvtt": ("train_val_videodatainfo.json MSRVTT_train.9k.csv MSRVTT_JSFUSION_test.csv",
-               "MSR-VTT: captions (JSON), with lists of ids and the 1k-A test whatever these name"),
+    "msrvtt": (
+        "train_val_videodatainfo.json MSRVTT_train.9k.csv MSRVTT_JSFUSION_test.csv",
+        "MSR-VTT: captions (JSON), with lists of ids and the 1k-A test whatever these name",
+    ),
     "youcook2": ("youcookii_annotations_trainval.json", "YouCook2: that JSON, or end,start,task,text,video_id"),
     "youcook2-frames": ("captions.csv --hold-out 0.1", "frames of YouCook2: file,youtube_id,...,caption"),
     "howto100m": ("captions/ --every 4", "HowTo100M: caption.json, or a CSV start,end,text for each video"),
     "webvid": ("results_2M_train.csv", "WebVid and the like: an id or file name and a caption in each row"),
     **{name: (form.files, form.about) for name, form in sorted(FORMS.items())},
     "folder": ("clips/", "any folder of clips, with .txt, .srt or .vtt beside them; splits and classes by folders"),
-}  # fmt: skip
+}
 
 
 def records_of(args: argparse.Namespace) -> Iterator[Record]:
@@ -175,8 +177,11 @@ def nothing_found(first: Record, media: MediaIndex, coverage: Coverage, lost: Pa
     where = ", ".join(map(str, media.folders))
     if any(state == "unreadable" for _, state, _ in coverage.lost):
         return f"none of the files found in {where} can be used; {lost} says why of each"
-    there = f"{media.count} media files there, such as {', '.join(media.examples())}" if media.count else (
-        f"nothing there has one of the suffixes {' '.join(sorted(media.suffixes))}")  # fmt: skip
+    there = (
+        f"{media.count} media files there, such as {', '.join(media.examples())}"
+        if media.count
+        else (f"nothing there has one of the suffixes {' '.join(sorted(media.suffixes))}")
+    )
     return f"no clip found in {where} (folders below included); looked for {' or '.join(expected(first))}; {there}"
 
 
@@ -203,25 +208,34 @@ def formats_table() -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    lines = [f"  python -m vatt.data.sources {name} {files}{'' if name == 'folder' else ' --media clips/'} --out m.csv"
-             for name, (files, _) in EXAMPLES.items()]  # fmt: skip
+    lines = [
+        f"  python -m vatt.data.sources {name} {files}{'' if name == 'folder' else ' --media clips/'} --out m.csv"
+        for name, (files, _) in EXAMPLES.items()
+    ]
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.data.sources", formatter_class=raw,
+        prog="python -m vatt.data.sources",
+        formatter_class=raw,
         epilog="\n".join(["examples:", *lines, "", NOTES]),
         description="Make a manifest of the clips that native annotations list and that are there.",
-    )  # fmt: skip
+    )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT", title="formats")
     for (name, (_, about)), line in zip(EXAMPLES.items(), lines, strict=True):
-        one = formats.add_parser(name, help=about, description=about, formatter_class=raw,
-                                 epilog=f"example:\n{line}\n\n{NOTES}")  # fmt: skip
+        one = formats.add_parser(
+            name, help=about, description=about, formatter_class=raw, epilog=f"example:\n{line}\n\n{NOTES}"
+        )
         add = one.add_argument
         add("files", type=Path, nargs=1 if name == "folder" else "+", metavar="FILES")
         add("--media", type=Path, nargs="+", metavar="DIR", help="folders with the clips (default: beside FILES)")
         add("--out", type=Path, required=True, metavar="MANIFEST.csv", help="manifest to write; replaces an older one")
         add_force_flag(one)
         add("--split", metavar="NAME", help="put all clips in this split (default: what the annotation says)")
-        add("--hold-out", type=float, default=0.0, metavar="R",
-            help="move this share of the training videos to the test split, always the same ones")  # fmt: skip
+        add(
+            "--hold-out",
+            type=float,
+            default=0.0,
+            metavar="R",
+            help="move this share of the training videos to the test split, always the same ones",
+        )
         add("--trimmed", action="store_true", help="files that are named by the video alone hold just the clip")
         add("--check", action="store_true", help="open every file; those that are no media do not count as found")
         add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads of --check (default: cores)")
@@ -239,11 +253,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             if TABLES[name].fold:
                 add("--fold", type=int, default=1, choices=range(1, 11), help="the fold to test on (default 1)")
         elif name == "audioset":
-            add("--classes", type=Path, metavar="FILE",
-                help="class_labels_indices.csv, for names (default: the one beside FILES, if any)")  # fmt: skip
+            add(
+                "--classes",
+                type=Path,
+                metavar="FILE",
+                help="class_labels_indices.csv, for names (default: the one beside FILES, if any)",
+            )
         elif name in ("howto100m", "folder"):
-            add("--every", type=int, default=1, metavar="N",
-                help="a clip for every Nth narration only; the others stay candidates for its captions")  # fmt: skip
+            add(
+                "--every",
+                type=int,
+                default=1,
+                metavar="N",
+                help="a clip for every Nth narration only; the others stay candidates for its captions",
+            )
     args = parser.parse_args(argv)
     if not 0.0 <= args.hold_out < 1.0:
         parser.error(f"--hold-out is a share from 0 to 1, got {args.hold_out:g}")

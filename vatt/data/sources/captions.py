@@ -133,8 +133,10 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
                 raise SourceError(f"{path}: neither a list of ids nor a table with a column `sentence`")
             chosen += [Record(stem(name), split=split_of("", path)) for name in names]
     if chosen:
-        yield from (record if record.captions else replace(record, captions=captions(*told.get(record.video, ())))
-                    for record in chosen)  # fmt: skip
+        yield from (
+            record if record.captions else replace(record, captions=captions(*told.get(record.video, ())))
+            for record in chosen
+        )
     else:
         yield from (Record(name, captions=captions(*told.get(name, ())), split=splits[name]) for name in splits)
 

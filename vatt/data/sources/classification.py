@@ -135,8 +135,10 @@ def vggsound(paths: Sequence[Path]) -> Iterator[Record]:
             elif len(row) == 2:
                 (video, _, begin), label, split = stem(row[0]).rpartition("_"), row[1], ""
             else:
-                raise SourceError(f"{path}: a row of {len(row)} cells, {','.join(row)!r}; rows are: "
-                                  "id,start,label,split or: id_000030.mp4,label")  # fmt: skip
+                raise SourceError(
+                    f"{path}: a row of {len(row)} cells, {','.join(row)!r}; rows are: "
+                    "id,start,label,split or: id_000030.mp4,label"
+                )
             start = seconds(begin)
             end = start + VGGSOUND_SECONDS
             cut = (*start_names(video, start), *span_names(video, start, end))

@@ -92,9 +92,11 @@ def summary(report: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m vatt.data.transcode", epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m vatt.data.transcode",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Make a corpus fit for training: small frames, short groups of pictures, mono 48 kHz sound.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("manifest", metavar="PATH", help="manifest CSV, folder of clips, or tar shards")
     add(
@@ -109,13 +111,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--codec", choices=tuple(CODECS), default="h264", help="of the video, see below (default h264)")
     add("--size", type=int, default=256, metavar="N", help="short side in pixels; never enlarged (default 256)")
     add("--fps", type=float, default=10.0, metavar="R", help="frames a second (default 10, the model's)")
-    add("--gop", type=int, default=10, metavar="N",
-        help="frames from one key frame to the next: up to N - 1 are decoded before a window (default 10)")  # fmt: skip
+    add(
+        "--gop",
+        type=int,
+        default=10,
+        metavar="N",
+        help="frames from one key frame to the next: up to N - 1 are decoded before a window (default 10)",
+    )
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="clips at a time (default: cores)")
-    add("--time-limit", type=float, default=600.0, metavar="SECONDS",
-        help="a clip that takes longer is left out (default 600)")  # fmt: skip
-    add("--memory-limit", type=float, default=8.0, metavar="GB",
-        help="a clip that takes more memory is left out; 0: no limit (default 8)")  # fmt: skip
+    add(
+        "--time-limit",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a clip that takes longer is left out (default 600)",
+    )
+    add(
+        "--memory-limit",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="a clip that takes more memory is left out; 0: no limit (default 8)",
+    )
     add("--shards", type=int, default=0, metavar="N", help="also pack tars of N clips each (default: none)")
     args = parser.parse_args(argv)
     for name, least in (("size", 16), ("gop", 1), ("workers", 1), ("shards", 0)):

@@ -77,11 +77,14 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
         if begun.get("format") in range(1, FORMAT):
             recipe = replace(recipe, format=begun["format"])  # goes on as it began
-            print(f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
-                  f"not ({DECODING_CHANGES})")  # fmt: skip
+            print(
+                f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
+                f"not ({DECODING_CHANGES})"
+            )
         if begun != asdict(recipe):
-            raise ConfigError(f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another "
-                              "--out")  # fmt: skip
+            raise ConfigError(
+                f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another --out"
+            )
     corpus = Corpus(out, recipe)
     (out / "clips").mkdir(parents=True, exist_ok=True)
     log = open(corpus.log, "a+", encoding="utf-8")  # noqa: SIM115 (kept open)
@@ -145,21 +148,30 @@ def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float)
     read, check = (sum(getattr(one, name) for one in videos) for name in ("read_seconds", "check_seconds"))
     return {
         "recipe": asdict(corpus.recipe),
-        "rows": {"listed": len(jobs), "written": sum(job.key in corpus.done for job in jobs),
-                 "left_out": sum(job.key in corpus.failed for job in jobs)},
-        "files": {"written": len(encoded), "of_them_before_this_run": resumed,
-                  **Counter(f"{one.kind}s" for one in encoded)},
+        "rows": {
+            "listed": len(jobs),
+            "written": sum(job.key in corpus.done for job in jobs),
+            "left_out": sum(job.key in corpus.failed for job in jobs),
+        },
+        "files": {
+            "written": len(encoded),
+            "of_them_before_this_run": resumed,
+            **Counter(f"{one.kind}s" for one in encoded),
+        },
         "media_seconds": round(sum(one.media_seconds for one in encoded), 3),
         "seconds": round(seconds, 3),
-        "bytes": {"before": sum(sources.values()), "source_files": len(sources),
-                  "after": sum(one.bytes for one in encoded)},
+        "bytes": {
+            "before": sum(sources.values()),
+            "source_files": len(sources),
+            "after": sum(one.bytes for one in encoded),
+        },
         "decode": {
             "what": "frames at the corpus's rate, with their sound, whole clips in a row; one process a clip, "
-                    "timed while transcoding, other processes at work",
+            "timed while transcoding, other processes at work",
             "frames": frames,
             "frames_per_second_before": round(frames / read, 1) if read else None,
             "frames_per_second_after": round(frames / check, 1) if check else None,
         },
         "remarks": dict(sorted(Counter(remark for one in encoded for remark in one.remarks).items())),
         "environment": environment(),
-    }  # fmt: skip
+    }

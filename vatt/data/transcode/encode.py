@@ -56,27 +56,44 @@ class Codec:
 # One thread an encoder: clips are encoded side by side. No B-frames, so that frames leave a decoder as they enter it.
 CODECS = {
     "h264": Codec(
-        "libx264", "mp4", ".mp4", "aac",
+        "libx264",
+        "mp4",
+        ".mp4",
+        "aac",
         "NVDEC on every GPU that has one, and every CPU: the safe choice, quick to encode and to decode",
         {"preset": "fast", "crf": "20", "bf": "0", "sc_threshold": "0", "threads": "1"},
     ),
     "hevc": Codec(
-        "libx265", "mp4", ".mp4", "aac",
+        "libx265",
+        "mp4",
+        ".mp4",
+        "aac",
         "NVDEC (frames of 144 x 144 or more); slower than h264 on CPUs; fewer bytes, slow to encode",
-        {"preset": "fast", "crf": "23",
-         "x265-params": "bframes=0:scenecut=0:open-gop=0:pools=none:frame-threads=1:log-level=none"},
+        {
+            "preset": "fast",
+            "crf": "23",
+            "x265-params": "bframes=0:scenecut=0:open-gop=0:pools=none:frame-threads=1:log-level=none",
+        },
     ),
     "vp9": Codec(
-        "libvpx-vp9", "webm", ".webm", "libopus",
+        "libvpx-vp9",
+        "webm",
+        ".webm",
+        "libopus",
         "NVDEC (128 x 128 or more), and CPU decoders without h264, such as DALI's; fewer bytes, slow to encode",
         {"crf": "28", "b": "0", "deadline": "good", "cpu-used": "5", "lag-in-frames": "0", "threads": "1"},
     ),
     "mjpeg": Codec(
-        "mjpeg", "mp4", ".mp4", "aac",
+        "mjpeg",
+        "mp4",
+        ".mp4",
+        "aac",
         "CPUs only, NVDEC has no MJPEG: the fastest there, as every frame stands alone; over twice the bytes of h264",
-        {"qmin": "3", "qmax": "3"}, "yuvj420p", gop=False,
+        {"qmin": "3", "qmax": "3"},
+        "yuvj420p",
+        gop=False,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -186,10 +203,16 @@ class _Source:
                 heard_from = self.steps
             # One frame more than is taken, to know that the file goes on before a piece begins there.
             span = decode_span(
-                self.path, start=self.start + self.steps / fps, fps=fps, rate=RATE, short_side=self.recipe.size,
-                frames=min(chunk + 1, self.wanted - self.steps), time_limit=self.time_limit, needs=(),
+                self.path,
+                start=self.start + self.steps / fps,
+                fps=fps,
+                rate=RATE,
+                short_side=self.recipe.size,
+                frames=min(chunk + 1, self.wanted - self.steps),
+                time_limit=self.time_limit,
+                needs=(),
                 read=("video",) if self.has_video else BOTH,
-            )  # fmt: skip
+            )
             self.remarks |= span.remarks
             self.seconds += time.perf_counter() - since
             got = _steps(span, fps)

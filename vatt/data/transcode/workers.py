@@ -37,8 +37,9 @@ class _Running:
     since: float
 
 
-def encode_all(corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float,
-               memory: float) -> None:  # fmt: skip
+def encode_all(
+    corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float, memory: float
+) -> None:
     """Encodes what is not done yet, `workers` clips at a time, each in `time_limit` seconds and `memory` gigabytes.
 
     Raises OSError when files cannot be written.

@@ -36,10 +36,14 @@ def nce_losses(recording: Recording) -> None:
             for offset in range(0, len(audio), size):
                 own = slice(offset, offset + size)
                 losses = pretraining_loss(
-                    Embeddings(*(x[own] for x in everyone)), audio_mask[own], text_mask[own], config,
-                    recording.fixtures.ops, video_mask=masks["video"],
+                    Embeddings(*(x[own] for x in everyone)),
+                    audio_mask[own],
+                    text_mask[own],
+                    config,
+                    recording.fixtures.ops,
+                    video_mask=masks["video"],
                     gathered=Gathered(everyone, audio_mask, text_mask, offset) if replicas > 1 else None,
-                )  # fmt: skip
+                )
                 rows.append(torch.stack(losses))
             name = f"{tag}.{form}_nce"
             recording.check(f"{name}.loss_vidtxt_vidaud", torch.stack(rows), tolerance)
