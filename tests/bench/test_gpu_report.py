@@ -201,8 +201,9 @@ def test_what_decides_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     stages = gpu_report.plan(gpu_report.arguments([]))
-    assert [stage.name for stage in stages[:4]] == ["ceilings", "correctness, bfloat16", "kernels", "training"]
-    correct, kernels, training = (stage.units for stage in stages[1:4])
+    names = ["ceilings", "correctness, bfloat16", "sanitizer", "kernels", "training"]
+    assert [stage.name for stage in stages[:5]] == names
+    correct, _, kernels, training = (stage.units for stage in stages[1:5])
     assert {unit.about["dtype"] for unit in correct} == {"bfloat16"}
     cases = [(unit.about["operation"], unit.about["case"]) for unit in kernels]
     assert cases[:2] == [("attention", "Medium 224, 50% dropped"), ("attention", "Medium 224, 0% dropped")]
