@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 from av.codec import Codec
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -51,8 +52,9 @@ SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, metho
 
 def display_matrix(frame: VideoFrame) -> bytes | None:
     """Return the nine int32 of a frame's display matrix, in the machine's byte order; None where it has none."""
-    found: Any = frame.side_data
-    data = found.get(SideDataType.DISPLAYMATRIX)
+    # `frame.side_data` is kept by the frame that it keeps: such frames would wait for the garbage collector.
+    made_of: Any = SideDataContainer
+    data = made_of(frame).get(SideDataType.DISPLAYMATRIX)
     return None if data is None else bytes(data)
 
 
