@@ -242,10 +242,10 @@ def early_writes(ptx: str) -> list[str]:
     branches; what place is written cannot be seen in the text.
     """
     code: list[tuple[bool, str, str]] = []  # predicated?, opcode, operands
-    labels: dict[str, int] = {}
+    labels: dict[str, list[int]] = {}  # names within braces, those of a wait for a barrier, stand more than once
     for line in ptx.splitlines():
-        if label := re.match(r"\s*(\$\w+):", line):
-            labels[label[1]] = len(code)
+        if label := re.match(r"\s*([$\w]+):", line):
+            labels.setdefault(label[1], []).append(len(code))
         elif instruction := re.match(r"\s*(@\S+\s+)?([a-z][\w.:]*)\s*(.*)", line):
             code.append((bool(instruction[1]), instruction[2], instruction[3]))
     early, seen, paths = set[int](), set[tuple[int, bool]](), [(0, False)]
@@ -261,7 +261,8 @@ def early_writes(ptx: str) -> list[str]:
             elif waited and WRITES.match(operation):
                 early.add(at)
             elif operation.startswith("bra"):
-                paths.append((labels[operands.strip().rstrip(";")], waited))
+                places = labels[operands.strip().rstrip(";")]
+                paths.append((min(places, key=lambda place: abs(place - at)), waited))
             if operation.startswith(("bra", "ret", "exit")) and not predicated:
                 break
             at += 1

@@ -16,6 +16,7 @@ LONGEST = ("test_promises.py", "test_triton_interpreter.py", "test_distributed.p
 CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With --dist=loadgroup a file is one process's, as its fixtures are, unless tests say otherwise (xdist_group).
 

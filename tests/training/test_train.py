@@ -39,6 +39,7 @@ def test_a_run_leaves_all_it_promises(whole):
         "loss.png",
         "result.json",
         "content.json",
+        "decoding.json",
     }
     records = read_metrics(whole / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 11))
