@@ -19,7 +19,7 @@ train: $(INSTALLED)
 
 # A group of tests (tests/conftest.py) is one process's; a thread each, as two pools of them on two cores crawl.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		$(ARGS)
 
 bench: $(INSTALLED)

@@ -16,15 +16,8 @@ LONGEST = ("test_promises.py", "test_triton_interpreter.py", "test_distributed.p
 CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist=loadgroup a file is one process's, as its fixtures are, unless tests say otherwise (xdist_group).
-
-    The files that take longest come first, so that none is at work alone when all others are done.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """The files that take longest come first, so that none is at work alone when all others are done."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
     _skip_a_failing_interpreter(items)
 

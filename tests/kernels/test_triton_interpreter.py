@@ -28,9 +28,7 @@ def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param(name, marks=pytest.mark.xdist_group(f"interpreted {name}")) for name in FILES]
-)
+@pytest.mark.parametrize("file", FILES)
 def test_kernels_in_the_interpreter(file: str) -> None:
     pytest.importorskip("triton")
     if reason := interpreter_fails():

@@ -72,7 +72,7 @@ def whole(tmp_path_factory, cache):
     return undisturbed(tmp_path_factory.mktemp("whole"), 1)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.xdist_group("promise 1, two ranks"))])
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_1_killed_at_any_moment(ranks, request, tmp_path):
     """kill -9 at random steps, twice per epoch and during a save, 1 and 2 ranks: remaining losses bit-identical."""
     whole = request.getfixturevalue("whole") if ranks == 1 else undisturbed(tmp_path / "whole", ranks)
@@ -208,7 +208,6 @@ def test_5_bad_clips(tmp_path, cache, capsys):
 ROUNDING = 1e-9
 
 
-@pytest.mark.xdist_group("promise 6")
 def test_6_world_size(tmp_path):
     """The number of processes, their sharding and micro-batches change no batch, loss, gradient or weight."""
     write_mixed_clips(tmp_path)
@@ -252,7 +251,6 @@ MICRO = [
 ]
 
 
-@pytest.mark.xdist_group("promise 7")
 def test_7_fused_is_reference(tmp_path):
     """The reference and the fused operations, portable and Triton in its interpreter, agree over 20 steps."""
     pytest.importorskip("triton")
@@ -295,7 +293,6 @@ def test_8_workers_prefetch_and_threads():
                 assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
-@pytest.mark.xdist_group("promise 9")
 def test_9_a_fresh_clone_trains(tmp_path):
     """A fresh clone trains: nothing that is not committed is needed."""
     if not (ROOT / ".git").exists():
