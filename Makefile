@@ -17,7 +17,7 @@ INSTALLED = $(VENV)/.installed
 train: $(INSTALLED)
 	$(RUN) -m vatt.train --fused $(ARGS)
 
-# A group of tests (tests/conftest.py) is one process's; a thread each, as two pools of them on two cores crawl.
+# A file of tests is one process's; a thread each, as two pools of them on two cores crawl.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		$(ARGS)
