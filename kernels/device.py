@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 INTERPRETED = 90  # whose tiles the interpreter runs
-INTERPRETED_PRODUCTS = frozenset({torch.float32, torch.float16})  # it multiplies the bits of bfloat16 as integers
+MISREAD_PRODUCTS = frozenset({torch.bfloat16})  # whose bits the interpreter multiplies as integers
 
 
 @functools.cache
@@ -72,9 +72,8 @@ def check_product(op: str, dtype: torch.dtype) -> None:
     Raises:
         TypeError: the interpreter was asked for and `dtype` is bfloat16.
     """
-    if interpreting() and dtype not in INTERPRETED_PRODUCTS:
-        name = str(dtype).removeprefix("torch.")
+    if interpreting() and dtype in MISREAD_PRODUCTS:
         raise TypeError(
-            f'{op}: impl="triton" cannot multiply in {name} in Triton\'s interpreter; convert the inputs, switch '
+            f'{op}: impl="triton" cannot multiply in bfloat16 in Triton\'s interpreter; convert the inputs, switch '
             'autocast off, or use impl="portable"'
         )
