@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,15 @@ def pythons() -> list[Python]:
     return [found[minor] for minor in SUPPORTED if minor in found]
 
 
+_patching = threading.Lock()  # compat.py asks from several threads, and a patch is everybody's
+
+
 def package() -> dict[str, Any]:
     """Return the arguments that setup.py gives to `setup`, without building anything."""
     import setuptools  # which make's environment has; a Python of compat.py need not
 
     given: dict[str, Any] = {}
-    with patch.object(setuptools, "setup", given.update):
+    with _patching, patch.object(setuptools, "setup", given.update):
         runpy.run_path(str(ROOT / "setup.py"))
     return given
 
