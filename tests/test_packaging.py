@@ -169,7 +169,7 @@ def test_each_command_hands_over_to_its_module(name, monkeypatch, capsys):
 
 def test_every_command_module_is_a_command():
     """Modules that are run with `python -m` and have flags; the rest of them serve the tests or a machine."""
-    others = {"vatt.records", "vatt.data.synthetic", "vatt.data.look", "vatt"}
+    others = {"vatt.data.synthetic", "vatt.data.look", "vatt"}
     runnable = set()
     for path in (ROOT / "vatt").rglob("*.py"):
         if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8").splitlines():

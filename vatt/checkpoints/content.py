@@ -84,8 +84,8 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
 def older_decoding(out: Path) -> str:
     """Return what a run in `out` that goes on should say of how its clips were decoded when it began, if not as now."""
     try:
-        before = int(json.loads((out / DECODING_NAME).read_text(encoding="utf-8"))["version"])
-    except (OSError, ValueError, KeyError, TypeError):
+        before = read_json(out / DECODING_NAME, {"version": int})["version"]
+    except (OSError, ValueError):
         before = 1  # runs of then wrote no record
     if before >= DECODING:
         return ""
