@@ -1,10 +1,12 @@
 """Worker processes: how many there are changes no batch; those that hang, die or lose their parent are dealt with."""
 
 import gc
+import multiprocessing.forkserver
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from vatt.data.decoding import container
 from vatt.data.decoding.watchdog import Watch
 from vatt.data.loader import make_loader
 from vatt.data.tokenizer import Tokenizer
+from vatt.data.workers import fork_server
 from vatt.errors import DataError
 
 
@@ -268,6 +271,20 @@ class Orphaned(ClipDataset):
             mark.touch()
             os.kill(os.getppid(), signal.SIGKILL)
         return super().__getitem__(step)
+
+
+def test_a_long_folder_for_temporary_files_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of a socket has 107 bytes at most, and that of the fork server lies below TMPDIR."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.delitem(multiprocessing.process.current_process()._config, "tempdir", raising=False)
+    fork_server("json")
+    assert tempfile.gettempdir() == str(folder)  # all else stays where it was asked for
+    server = multiprocessing.forkserver.ForkServer()
+    server.ensure_running()
+    os.close(server._forkserver_alive_fd)  # which ends it
+    os.waitpid(server._forkserver_pid, 0)
 
 
 def test_a_killed_fork_server_costs_nothing(corpus: Manifest, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from helpers import small_run
 from vatt import finetune, train
 from vatt.data.synthetic import build_corpus
 from vatt.errors import ConfigError, RunError
+from vatt.runtime.lock import Owner, this_process
 from vatt.training.metrics_log import METRICS, read_metrics
 from vatt.training.profiler import ProfiledSteps, parse_profile, profiling
 from vatt.training.status import format_status, status
@@ -93,7 +95,12 @@ def folder(out: Path, steps: int = 1000, lines: int = 50, **changes: Any) -> Pat
     }
     text = "".join(json.dumps({"step": i, "loss": 100.0 - i, **line}) + "\n" for i in range(1, lines + 1))
     (out / "metrics.jsonl").write_text(text + '{"step": 51, "lo')  # half a line
+    own(out, this_process())
     return out
+
+
+def own(out: Path, owner: Owner) -> None:
+    (out / ".lock").write_text(json.dumps(owner._asdict()))
 
 
 def silent_for(path: Path, seconds: float) -> None:
@@ -145,6 +152,22 @@ def test_other_states(tmp_path: Path) -> None:
     more = folder(tmp_path / "more")
     (more / "result.json").write_text('{"steps": 50}')  # of the time before it was given more steps
     assert status(more).state == "running"
+
+
+def test_a_run_whose_process_has_ended_says_how_to_go_on(tmp_path: Path) -> None:
+    out, ours = folder(tmp_path / "a run"), this_process()
+    own(out, ours._replace(pid=2**22 + 1))  # was killed
+    assert status(out).state == "interrupted"
+    own(out, ours._replace(began="1"))  # another process has its number now
+    assert status(out).state == "interrupted"
+    own(out, ours._replace(host="elsewhere"))
+    assert status(out).state == "running"  # as far as can be known from here
+    (out / ".lock").unlink()  # ended by itself, as after Ctrl-C
+    said = format_status(status(out))
+    assert f"interrupted; go on with: python -m vatt.train --out '{out}' --resume" in said
+    assert "time left" not in said
+    (out / "config.json").write_text(json.dumps({"finetune": {"steps": 1000, "task": "audio"}}))
+    assert "python -m vatt.finetune --out" in format_status(status(out))
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
@@ -205,6 +228,20 @@ def test_the_command_shows_the_state(trained: Path, tuned: Path, capsys: pytest.
     assert f"{tuned}: fine-tuning, audio" in shown
     assert train.main(["--status", str(trained / "nothing")]) == 1
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_each_command_resumes_its_own_runs(
+    damaged: bool, trained: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, other, own in ((tuned, train, "vatt.finetune"), (trained, finetune, "vatt.train")):
+        run = shutil.copytree(out, tmp_path / own)
+        if damaged:
+            (run / "config.json").write_text("{")
+        assert other.main(["--out", str(run), "--resume"]) == 1
+        err = capsys.readouterr().err
+        assert f"{run} holds a run of {own}; resume it with that command" in err
+        assert err.count("\n") == 1
 
 
 def test_traces_that_cannot_be_are_refused(tmp_path: Path) -> None:

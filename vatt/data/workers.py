@@ -11,6 +11,7 @@ import contextlib
 import errno
 import mmap
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import signal
@@ -33,6 +34,8 @@ ALIGNMENT = 64  # bytes; of each array in a block
 LOST = 255  # exit code that is told of a process whose fork server has died
 STARTING = 12  # descriptors that the start of a worker and of the fork server takes for a while
 ENDING = 5.0  # seconds that a killed worker is waited for
+LONGEST_TMPDIR = 70  # bytes; /pymp-XXXXXXXX/listener-XXXXXXXX comes behind it, in at most 103 bytes on some systems
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 class Source(Protocol):
@@ -159,6 +162,24 @@ def _stored(parts: Sequence[memoryview]) -> int:
     return descriptor
 
 
+def fork_server(preload: str) -> Any:
+    """Return multiprocessing's fork server, which has imported the module `preload`, also where TMPDIR is long.
+
+    The server listens on a socket in a folder below TMPDIR, and the name of a socket has at most 107 bytes.
+    """
+    before = tempfile.tempdir
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+            short = (folder for folder in SHORT_FOLDERS if os.access(folder, os.W_OK | os.X_OK))
+            tempfile.tempdir = next(short, None)
+        multiprocessing.util.get_temp_dir()  # made once, for all sockets of this process
+    finally:
+        tempfile.tempdir = before
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    return context
+
+
 class Lost(Exception):
     """A worker ended before its batch was there."""
 
@@ -181,8 +202,7 @@ class Workers:
         self.processes: list[Any] = []
         self.through_connections: str | None = None  # why batches did not come in shared memory
         _require_descriptors(2 * count + prefetch)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["vatt.data.loader"])
+        context = fork_server("vatt.data.loader")
         try:
             with _signals_blocked():
                 for number in range(min(count, len(indices))):

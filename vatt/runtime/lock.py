@@ -117,6 +117,23 @@ def owned(path: Path, *, folder: bool = False, new: bool = False, force: bool = 
                 one.rmdir()
 
 
+def is_owned(folder: Path) -> bool | None:
+    """Tell whether a process owns `folder`; None where that cannot be known, of an owner on another machine."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        owner, ours = _read(descriptor), this_process()
+    finally:
+        os.close(descriptor)
+    if owner is None:
+        return True  # it has just made it
+    if (owner.host, owner.boot) != (ours.host, ours.boot):
+        return None
+    return _lives(owner.pid) and _began(owner.pid) in (None, owner.began)
+
+
 def _make(folder: Path, new: bool) -> list[Path]:
     """Makes `folder`; returns what was made, the innermost first."""
     missing = [folder, *folder.parents]

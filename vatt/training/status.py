@@ -1,11 +1,13 @@
 """The state of a training run, read from its folder while it runs or after: `python -m vatt.train --status OUT`.
 
-Nothing is asked of the run itself, so the folder may be on another machine's disk. Whether a run is alive cannot be
-known from files: what is said is how long ago it last wrote a step, and whether that is longer than its steps explain.
+Nothing is asked of the run itself, so the folder may be on another machine's disk. A run that ended has given up its
+lock, or its process is gone. Of one on another machine what is said is how long ago it last wrote a step,
+and whether that is longer than its steps explain.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,10 @@ from ..checkpoints.training_checkpoint import saved_steps
 from ..data.bad_clips import read_counts
 from ..errors import RunError
 from ..runtime.forms import FormError, parse_json, printable, read_json, require_form
+from ..runtime.lock import is_owned
 from .metrics_log import LINE
 
+FINE_TUNING = "fine-tuning"
 LAST = 20  # steps that averages are taken over
 TAIL_BYTES = 4 * 2**20  # of metrics.jsonl: many more lines than LAST
 SILENT_STEPS, SILENT_SECONDS = 20, 120.0  # without a line for longer than both, a run is taken to have stopped
@@ -27,7 +31,8 @@ class Status:
     """What is known of a run. None: not known (yet). Averages are over the last 20 steps; times are in seconds.
 
     state: "starting" (no step yet), "running", "silent" (it has written nothing for longer than 20 of its steps and two
-    minutes: stopped, stuck, or busy saving), "evaluating" (all steps done) or "done" (result.json is there).
+    minutes: stopped, stuck, or busy saving), "evaluating" (all steps done), "interrupted" (its process has ended before
+    that) or "done" (result.json is there).
     skipped: of the last 20 steps, those without a finite loss or gradient. bad_clips: different ones; replaced: times.
     """
 
@@ -71,6 +76,8 @@ def status(out: Path) -> Status:
     bad = _bad_clips(out / "bad_clips.csv")
     if _is_done(out / "result.json", steps):
         state = "done"
+    elif is_owned(out) is False:
+        state = "interrupted"
     elif not records or age is None or a_step is None:
         state = "starting"
     elif age > max(SILENT_STEPS * a_step, SILENT_SECONDS):
@@ -102,11 +109,13 @@ def status(out: Path) -> Status:
 
 def format_status(s: Status) -> str:
     """A few lines for people."""
+    command = "vatt.finetune" if s.what.startswith(FINE_TUNING) else "vatt.train"
     state = {
         "starting": "no step yet",
         "running": "running",
         "silent": "silent for longer than its steps explain: stopped or stuck; --resume goes on where it was saved",
         "evaluating": "all steps are made; the run is evaluated, or stopped there",
+        "interrupted": f"interrupted; go on with: python -m {command} --out {shlex.quote(str(s.out))} --resume",
         "done": "done",
     }[s.state]
     lines = {"run": f"{s.out}: {s.what}", "state": state}
@@ -149,7 +158,7 @@ def _settings(out: Path) -> tuple[dict[str, Any], str]:
         section = "finetune" if fine_tuning else "config"
         require_form(record, {section: {"steps": int, "task" if fine_tuning else "preset": str}})
         settings = record[section]
-        what = f"fine-tuning, {settings['task']}" if fine_tuning else f"pre-training, {settings['preset']}"
+        what = f"{FINE_TUNING}, {settings['task']}" if fine_tuning else f"pre-training, {settings['preset']}"
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
     except FormError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from ...runtime.forms import printable
 from ...runtime.progress import progress_bar
 from ..decoding.container import BadClip
 from ..decoding.memory_limit import memory_limit
+from ..workers import fork_server
 from .corpus import Corpus, Job
 from .encode import Encoded, Recipe, encode_clip
 
@@ -46,8 +46,7 @@ def encode_all(
     """
     distinct = {job.key: job for job in jobs}
     waiting = deque(job for key, job in distinct.items() if key not in corpus.done)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vatt.data.transcode.encode"])
+    context = fork_server("vatt.data.transcode.encode")
     running: dict[connection.Connection, _Running] = {}
     with progress_bar(len(distinct), "transcoding", "clip", len(corpus.done)) as bar:
         try:
