@@ -28,8 +28,10 @@ from .config.serialization import to_dict
 from .data.class_list import SORTED, read_classes
 from .data.clip import Manifest, ManifestError
 from .data.datasets.evaluation import EvalDataset
+from .data.hold_out import hold_out
 from .data.manifest import read_manifest, tell_notes
 from .data.media_types import AUDIO
+from .data.shards.reading import absolute_source
 from .data.synthetic import corpus_of
 from .errors import ConfigError, RankFinished
 from .evaluation import classification, linear_probe
@@ -234,6 +236,8 @@ def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
     columns = args.columns or ("" if args.data else config.data.columns)
     version = DATA_VERSION if args.data else config.data.version
     manifest = tell_notes(read_manifest(source or builtin_corpus(args, config), columns, version))
+    if source and absolute_source(source) == config.data.source:
+        manifest = hold_out(manifest, config.data)
     wanted: str | None = args.split or config.data.test_split
     clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
@@ -267,8 +271,9 @@ def trained_files(config: RunConfig) -> set[Path]:
     try:
         if not data.source or not Path(data.source).exists():
             return set()
-        return {clip.path for clip in read_manifest(data.source, data.columns).split(data.train_split)}
-    except ManifestError:
+        read = hold_out(read_manifest(data.source, data.columns), data)
+        return {clip.path for clip in read.split(data.train_split)}
+    except (ManifestError, ConfigError):
         return set()
 
 

@@ -28,6 +28,7 @@ from .data.check import corpus_notes
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.classification import LabelledDataset
+from .data.hold_out import nothing_held_out
 from .errors import ConfigError
 from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
 from .evaluation.prediction_files import draw_training
@@ -157,6 +158,10 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
     ]
     if world.is_first:
         notes += corpus_notes(clips, held_out, config.data)
+    if not held_out:
+        notes.append(f"note: {nothing_held_out(config.data)}")
+    if len(clips) < (size := config.data.batch_size):
+        notes.append(f"note: a batch of {size} repeats some of the {len(clips)} training clips; --batch-size lowers it")
     if untrained := len(manifest.labels) - len({label for clip in clips for label in clip.labels}):
         notes.append(f"note: {untrained} of the classes have no training clip")
     classifier = {
@@ -215,7 +220,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
 def test(config: FinetuneConfig, out: Path, model: Classifier, held_out: Manifest) -> dict[str, Any]:
     """Classify the test clips, print the scores, and return what result.json says of them."""
     if not held_out:
-        print(f"no rows of split {config.data.test_split!r} in the manifest: no scores")
+        print(f"no scores: {nothing_held_out(config.data)}")
         return {}
     device = next(model.parameters()).device
     views = ClassifyConfig(config.task, config.loss, config.eval_windows, config.eval_crops)

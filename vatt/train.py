@@ -29,6 +29,7 @@ from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.evaluation import EvalDataset
 from .data.datasets.training import ClipDataset
+from .data.hold_out import nothing_held_out
 from .data.manifest import read_manifest
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer
@@ -139,6 +140,8 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     world.require_equal({"the decoder": decoder, "the operations": ops.impl})
     if world.is_first:
         notes += corpus_notes(clips, held_out, config.data)
+    if not held_out:
+        notes.append(f"note: {nothing_held_out(config.data)}")
     if len(clips) < config.data.batch_size:
         size = config.data.batch_size
         notes.append(
@@ -200,7 +203,7 @@ def evaluate(
         What result.json says of it, and why there are no scores, if so.
     """
     if not held_out:
-        print(f"no rows of split {config.data.test_split!r} in the manifest: no retrieval scores")
+        print(f"no retrieval scores: {nothing_held_out(config.data)}")
         return {}, None
     device = next(model.parameters()).device
     few = max(1, config.data.batch_size // config.eval_windows)

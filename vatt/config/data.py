@@ -35,6 +35,7 @@ class DataConfig:
     `max_bad_share`: a run stops when a larger share of the clips it tried could not be decoded.
     `decode_seconds`, `decode_gb`: time and memory that decoding one clip may take, the memory on top of what a worker
     holds; 0 GB is no limit, and with `workers` 0 there is none.
+    `hold_out`: share of the training files that is held out, of a source without rows of `test_split`.
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
     `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
     of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
@@ -45,6 +46,7 @@ class DataConfig:
     builtin_clips: int = 800
     train_split: str = "train"
     test_split: str = "test"
+    hold_out: float = field(default=0.0, metadata={"fixed": True})
     batch_size: int = 32
     workers: int = 2
     prefetch: int = 4

@@ -103,6 +103,8 @@ def _data(d: DataConfig) -> Iterator[Finding]:
     yield from _at_least(1, data__batch_size=d.batch_size)
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)
     yield from _at_least(1, data__prefetch=d.prefetch)
+    yield "data.hold_out", 0 <= d.hold_out < 1, "at least 0 and below 1"
+    yield "data.hold_out", not d.hold_out or d.source != "", "0 for the built-in corpus, which has a test split"
     yield "data.builtin_clips", d.builtin_clips >= 2, "at least 2"
     yield _share("data.max_bad_share", d.max_bad_share)
     yield "data.decode_seconds", 0 < d.decode_seconds < math.inf, "above 0"

@@ -22,6 +22,7 @@ from ..config.serialization import apply_overrides, differences, require_resumab
 from ..config.validation import check
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
+from ..data.hold_out import hold_out
 from ..data.manifest import read_manifest, tell_notes
 from ..data.shards.reading import absolute_source
 from ..errors import ConfigError, RunError
@@ -75,6 +76,12 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
         metavar="NAME=COLUMN,...",
         help="columns of --data that have other names, e.g. caption=title,path=filepath",
     )
+    add(
+        "--hold-out",
+        metavar="R",
+        type=float,
+        help="share of the files to score at the end and not to train on, for data without a test split, e.g. 0.1",
+    )
     add("--seed", metavar="N", type=int, help=f"seed of {seed}, batches, augmentation and dropping (default 1)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default auto: a GPU if there is one)")
     words = ", ".join(get_args(Dtype))
@@ -110,8 +117,8 @@ def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, ex
 
 
 def open_source(data: DataConfig) -> Manifest:
-    """Return the clips of the run's source; say what in it is not read."""
-    return tell_notes(read_manifest(data.source, data.columns, data.version))
+    """Return the clips of the run's source, some of them held out if asked; say what in it is not read."""
+    return hold_out(tell_notes(read_manifest(data.source, data.columns, data.version)), data)
 
 
 def run_command(args: argparse.Namespace, run: Callable[[argparse.Namespace, World, ExitStack], None]) -> int:
@@ -145,6 +152,7 @@ def settings_from_flags(config: C, args: argparse.Namespace, flags: dict[str, An
         **flags,
         "data.source": args.data,
         "data.columns": args.columns,
+        "data.hold_out": args.hold_out,
         "data.batch_size": args.batch_size,
         "model.drop.rate": args.drop_rate,
         "steps": args.steps,
