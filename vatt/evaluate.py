@@ -391,6 +391,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())
         print(
             f"{modality}: {scores}  (mean of {len(one['folds'])} folds, {one['classes']} classes, "
+            f"chance {1 / max(1, one['classes']):.4g}, "
             f"{one['bad_clips']} bad clips)"
         )
     print(f"done: {out}/result.json; predictions, classes and confusion of each fold below {out}/MODALITY/")

@@ -71,6 +71,12 @@ def test_logits_are_means_over_views(model, clips, tmp_path):
     assert [int(row["row"]) for row in written] == [clip.index for clip in some]
     best = expected.softmax(0).argmax()
     assert written[0]["best"].startswith(f"{clips.labels[best]} {expected.softmax(0)[best]:.4g} | ")
+    assert written[0]["predicted"] == written[0]["class_1"] == clips.labels[best]
+    ordered = expected.softmax(0).sort(descending=True)
+    for number, (place, value) in enumerate(zip(ordered.indices.tolist(), ordered.values.tolist(), strict=True), 1):
+        assert written[0][f"class_{number}"] == clips.labels[place]
+        assert float(written[0][f"probability_{number}"]) == pytest.approx(value, rel=1e-4)
+    assert list(written[0])[:6] == ["path", "start", "end", "label", "predicted", "right"]
     assert not (tmp_path / "predictions.parts").exists()
 
 
@@ -119,6 +125,9 @@ def test_bad_and_unlabelled_clips_are_told_apart(model, clips, tmp_path):
     result = classification.classify(model, mixed, VIDEO, small_config().data, tmp_path, FLOAT32)
     assert (result["clips"], result["labelled"], result["bad_clips"]) == (4, 3, 1)
     written = rows(tmp_path / "predictions.csv")
+    assert result["scores"]["top1"] == pytest.approx(np.mean([float(row["right"]) for row in written[:-2]]))
+    assert [row["right"] for row in written[-2:]] == ["", ""]  # no label; could not be read
+    assert written[-1]["predicted"] == ""
     assert written[-1]["reason"]
     assert not written[-1]["best"]
     assert written[-2]["best"]
@@ -278,6 +287,32 @@ def test_tables_of_classes(tmp_path):
     write_per_class(tmp_path / "many.csv", ("a", "b", "c"), logits, labels, "sigmoid")
     table = {row["class"]: row for row in rows(tmp_path / "many.csv")}
     assert (table["a"]["clips"], table["a"]["AUC"], table["c"]["AP"]) == ("2", "0.625", "")
+
+
+def test_predictions_of_several_labels_and_of_ties(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.mp4,x | y\nb.mp4,y\nc.mp4,x\nd.mp4,z\n")
+    clips = read_manifest(tmp_path / "m.csv")
+    logits = torch.tensor([[1.0, 3.0, 0.0], [2.0, 0.0, 0.0], [2.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    result = classification.report(tmp_path, clips, [0, 1, 2, 3], logits, [], "sigmoid")
+    written = rows(tmp_path / "predictions.csv")
+    assert [row["right"] for row in written] == ["1", "0", "0.5", "0.333333"]
+    assert (written[0]["label"], written[0]["predicted"]) == ("x | y", "y")
+    assert float(written[0]["probability_1"]) == pytest.approx(torch.tensor(3.0).sigmoid().item(), rel=1e-5)
+    assert written[0]["class_4"] == written[0]["probability_4"] == ""
+    assert result["chance"]["mAP"] == pytest.approx((2 + 2 + 1) / 4 / 3)
+    said = classification.format_scores(result | {"views": 1})
+    assert "(chance 0.4167)" in said
+    assert "note" not in said
+
+
+def test_one_class_and_chance_are_said(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\na.mp4,x\nb.mp4,y\n")
+    clips, logits = read_manifest(tmp_path / "m.csv"), torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    said = classification.format_scores(
+        classification.report(tmp_path, clips, [0, 1], logits, [], "softmax") | {"views": 1}
+    )
+    assert "top1 0.5 (chance 0.5)" in said
+    assert "note: all 2 clips are given the class 'x': none is told apart" in said
 
 
 def test_scores_are_the_releases(shared):

@@ -168,37 +168,79 @@ def classify(
     world.on_main(lambda: open_parts(parts, identity))
     predictions = predict(model, dataset, parts, autocast, world)
     world.only_main_continues()
-    labels = label_table(clips, predictions.clips)
-    write_predictions(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
+    result = report(out, clips, predictions.clips, predictions.logits, predictions.bad, config.loss)
+    shutil.rmtree(parts)
+    return result | {"views": config.views}
+
+
+def report(
+    out: Path,
+    clips: Manifest,
+    indices: list[int],
+    logits: Tensor,
+    bad: list[tuple[int, str]],
+    loss: str,
+) -> dict[str, Any]:
+    """Score clips that were classified, and write their files to `out`; see `classify`.
+
+    Args:
+        clips: labels are the names of the K classes.
+        indices: manifest indices of the clips of `logits` [C,K].
+        bad: manifest index and reason of those that could not be used.
+        loss: softmax for one label a clip, sigmoid for several.
+
+    Returns:
+        Counts; scores and what guessing would score, where there are labels; the class that all clips were given, where
+        there is one.
+    """
+    labels = label_table(clips, indices)
+    write_predictions(out, clips, indices, logits.float(), labels, bad, loss)
     labelled = labels.any(1)
-    result: dict[str, Any] = {
-        "clips": len(predictions.clips),
-        "labelled": int(labelled.sum()),
-        "bad_clips": len(predictions.bad),
-        "views": config.views,
-    }
+    result: dict[str, Any] = {"clips": len(indices), "labelled": int(labelled.sum()), "bad_clips": len(bad)}
+    given = logits.argmax(1).unique().tolist()
+    if len(given) == 1 and len(indices) > 1:
+        result["one_class"] = clips.labels[given[0]]
     if labelled.any():
-        logits, labels = predictions.logits[labelled].double(), labels[labelled]
+        logits, labels = logits[labelled].double(), labels[labelled]
         try:
-            scores = score(logits, labels, config.loss)
+            scores = score(logits, labels, loss)
             result["scores"] = {name: x if math.isfinite(x) else None for name, x in scores.items()}
+            result["chance"] = chance(labels, loss)
         except ValueError as error:
             result["no_scores"] = str(error)
-        write_per_class(out / "per_class.csv", clips.labels, logits, labels, config.loss)
-        if config.loss == "softmax":
+        write_per_class(out / "per_class.csv", clips.labels, logits, labels, loss)
+        if loss == "softmax":
             try:
                 draw_confusion(out / "confusion.png", clips.labels, logits, labels)
             except ImportError:
                 print("no confusion.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    shutil.rmtree(parts)
     return result
 
 
+def chance(labels: Tensor, loss: str) -> dict[str, float]:
+    """Return what guessing scores on clips with labels 0/1 [C,K]."""
+    if loss == "softmax":
+        classes = labels.shape[1]
+        return {"top1": 1 / classes, "top5": min(5 / classes, 1.0), "mean_class_accuracy": 1 / classes}
+    shares = labels.double().mean(0)
+    return {"mAP": shares[(shares > 0) & (shares < 1)].mean().item(), "AUC": 0.5, "d-prime": 0.0}
+
+
 def format_scores(result: dict[str, Any]) -> str:
-    """One line for people."""
-    scores = result.get("scores", {})
-    said = "  ".join(
-        f"{name} {'infinite' if value is None else format(value, '.4g')}" for name, value in scores.items()
+    """Return a line for people, and another when all clips were given one class."""
+    guessed = result.get("chance", {})
+    scores = "  ".join(
+        f"{name} {'infinite' if value is None else format(value, '.4g')}"
+        + (f" (chance {guessed[name]:.4g})" if name in guessed else "")
+        for name, value in result.get("scores", {}).items()
     )
     counts = f"{result['labelled']} labelled of {result['clips']} clips, {result['views']} views each"
-    return f"{said or result.get('no_scores', 'no labels, no scores')}  ({counts}, {result['bad_clips']} bad)"
+    line = f"{scores or result.get('no_scores', 'no labels, no scores')}  ({counts}, {result['bad_clips']} bad)"
+    return "\n".join(filter(None, (line, one_class_note(result))))
+
+
+def one_class_note(result: dict[str, Any]) -> str:
+    """Say so when all clips were given one class; nothing otherwise."""
+    if "one_class" not in result:
+        return ""
+    return f"note: all {result['clips']} clips are given the class {result['one_class']!r}: none is told apart"

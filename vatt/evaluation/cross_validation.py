@@ -25,9 +25,8 @@ from ..inference.pooled_features import Pooled, pooled_features
 from ..model.vatt import Backbone
 from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
-from .classification import check_labels, label_table, score
+from .classification import check_labels, label_table, one_class_note, report
 from .linear_probe import classify
-from .prediction_files import draw_confusion, write_per_class, write_predictions
 
 
 class Fold(NamedTuple):
@@ -154,11 +153,8 @@ def _write(
 ) -> dict[str, float]:
     """Writes the files of a fold and returns its scores. logits float64 [m,C] of the clips with these indices."""
     folder.mkdir(parents=True, exist_ok=True)
-    labels = label_table(clips, indices)
-    write_predictions(folder, clips, indices, logits.float(), bad, "softmax")
-    write_per_class(folder / "per_class.csv", clips.labels, logits, labels, "softmax")
-    try:
-        draw_confusion(folder / "confusion.png", clips.labels, logits, labels)
-    except ImportError:
-        print("no confusion.png: matplotlib is missing, pip install -e '.[bench]' brings it")
-    return score(logits, labels, "softmax")
+    found = report(folder, clips, indices, logits, bad, "softmax")
+    if note := one_class_note(found):
+        print(f"{folder}: {note}")
+    scores: dict[str, float] = found["scores"]
+    return scores

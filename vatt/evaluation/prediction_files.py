@@ -1,7 +1,10 @@
 """What a classification leaves behind: predictions, a table of classes, the confusion matrix, the training curve.
 
-predictions.csv      a row a clip: path, row, start, end, split, label, reason (why it could not be used), and its five
-                     best classes with their probabilities, as `class 0.912 | class 0.05 | ...`
+predictions.csv      a row a clip: path, start, end, label (several separated by ` | `), predicted (the most likely
+                     class), right (1 where it is a label of the clip, 0 where not, a share where classes tie, empty
+                     without a label), class_1, probability_1, ... class_5, probability_5, best first; row (of the
+                     manifest), split, reason (why the clip could not be used), and best, which is those five in one
+                     cell as `class 0.912 | class 0.05 | ...`
 predictions.parquet  a row a clip that could be used: path, row, start, end, split, label, logits (list of float32); the
                      schema metadata holds the class names under "labels". Without pyarrow predictions.npz: row [C],
                      logits [C,K], labels [K]
@@ -14,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +36,41 @@ MOST_NAMES = 50  # more class names on an axis cannot be read
 
 
 def write_predictions(
-    out: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]], loss: str
+    out: Path,
+    clips: Manifest,
+    indices: list[int],
+    logits: Tensor,
+    labels: Tensor,
+    bad: list[tuple[int, str]],
+    loss: str,
 ) -> None:
-    """Writes predictions.csv and predictions.parquet (or .npz). logits [C,K] of the clips with these indices."""
+    """Write predictions.csv and predictions.parquet (or .npz).
+
+    Args:
+        clips: those that were classified, and those that could not be used.
+        indices: manifest indices of the C clips of `logits` [C,K] and `labels` 0/1 [C,K].
+        bad: manifest index and reason of the others.
+        loss: "softmax", whose probabilities of a clip add up to 1, or "sigmoid".
+    """
     by_index = {clip.index: clip for clip in clips}
     probabilities = logits.softmax(1) if loss == "softmax" else logits.sigmoid()
     best = probabilities.topk(min(BEST, probabilities.shape[1]), dim=1)
-    rows: dict[int, list[str]] = {index: [reason, ""] for index, reason in bad}
-    for index, values, classes in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
-        said = (f"{clips.labels[c]} {value:.4g}" for value, c in zip(values, classes, strict=True))
-        rows[index] = ["", " | ".join(said)]
-    columns = ("path", "row", "start", "end", "split", "label", "reason", "best")
-    _write_csv(out / "predictions.csv", columns, [[*_about(by_index[i]).values(), *rows[i]] for i in sorted(rows)])
+    shares = rightness(logits, labels).tolist()
+    rows: dict[int, list[Any]] = {index: [""] * (2 + 2 * BEST) + [reason, ""] for index, reason in bad}
+    for index, right, values, places in zip(indices, shares, best.values.tolist(), best.indices.tolist(), strict=True):
+        found = [(clips.labels[place], value) for value, place in zip(values, places, strict=True)]
+        cells = [cell for pair in found for cell in pair] + [""] * 2 * (BEST - len(found))
+        said = " | ".join(f"{name} {value:.4g}" for name, value in found)
+        rows[index] = [found[0][0], right if by_index[index].labels else "", *cells, "", said]
+    columns = ["path", "start", "end", "label", "predicted", "right"]
+    columns += [name for number in range(1, BEST + 1) for name in (f"class_{number}", f"probability_{number}")]
+    columns += ["row", "split", "reason", "best"]
+    table = []
+    for index in sorted(rows):
+        about, cells = _about(by_index[index]), rows[index]
+        first = [about[name] for name in columns[:4]]
+        table.append([*first, *cells[:-2], about["row"], about["split"], *cells[-2:]])
+    _write_csv(out / "predictions.csv", columns, table)
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -58,6 +85,12 @@ def write_predictions(
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(table, schema=schema), sink)
     write_atomically(out / "predictions.parquet", sink.getvalue())
+
+
+def rightness(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return [C]: 1 where the best class of logits [C,K] is one of labels 0/1 [C,K], else 0; a share where some tie."""
+    best = (logits == logits.amax(1, keepdim=True)).double()
+    return (best * labels).sum(1) / best.sum(1).clamp(min=1)
 
 
 def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor, loss: str) -> None:
@@ -142,5 +175,5 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: list[list[Any]]) -> None:
     write_csv(path, columns, ([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows))
