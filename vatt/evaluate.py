@@ -1,6 +1,7 @@
-"""What a finished model scores on clips: `python -m vatt.evaluate --task classify|probe|retrieve --run DIR`.
+"""What a finished model scores on clips: `python -m vatt.evaluate --task classify|zero-shot|probe|retrieve --run DIR`.
 
 classify: a fine-tuned model, several views of every clip, averaged logits (paper, Tables 1 to 3).
+zero-shot: class names, as sentences, rank each clip of a pre-trained model; nothing is trained.
 probe: a classifier on frozen pooled features, over official splits or folds (Table 5).
 retrieve: captions and sounds rank all clips, zero-shot (Table 4).
 """
@@ -23,6 +24,7 @@ from .checkpoints.fingerprints import fingerprint, weights_fingerprint
 from .checkpoints.loading import load_vatt
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
 from .config.data import DATA_VERSION
+from .config.pretraining import Config
 from .config.run import RunConfig
 from .config.serialization import to_dict
 from .data.class_list import SORTED, read_classes
@@ -37,6 +39,9 @@ from .errors import ConfigError, RankFinished
 from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
+from .evaluation.zero_shot import unknown_words, zero_shot
+from .inference.one_file import class_embeddings
+from .inference.prompts import class_prompts, read_prompts
 from .inference.result_folder import open_parts, open_result, write_result
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
@@ -45,12 +50,12 @@ from .runtime.files import first_free, write_atomically
 from .runtime.lock import add_force_flag, owned
 from .runtime.provenance import code_identity
 
-TASKS = ("classify", "probe", "retrieve")
+TASKS = ("classify", "zero-shot", "probe", "retrieve")
+SCORED = {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
 # What is printed of a result.json that an earlier command wrote.
 RESULT: dict[str, Any] = {
-    "classify": {
-        "test": {"scores?": {"*": (complex, None)}, "labelled": int, "clips": int, "views": int, "bad_clips": int}
-    },
+    "classify": {"test": SCORED},
+    "zero-shot": {"zero_shot": SCORED},
     "probe": {"probe": {"*": {"scores": {"*": complex}, "folds": (list, dict), "classes": int, "bad_clips": int}}},
     "retrieve": {
         "retrieval": {
@@ -63,21 +68,25 @@ EXAMPLES = """examples:
   python -m vatt.evaluate --run runs/mbs --data test.csv                          retrieval, printed
   python -m vatt.evaluate --run vatt-mbs --data youcook2.csv --split val --score both --out runs/youcook2
   python -m vatt.evaluate --task classify --run runs/k400 --data k400.csv --split val
+  python -m vatt.evaluate --task zero-shot --run vatt-mbs --data ucf101.csv --template "a video of {}" "people do {}"
   python -m vatt.evaluate --task probe --run vatt-mbs --data ucf101-1.csv ucf101-2.csv ucf101-3.csv --out runs/ucf101
   python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --modality audio --probe lbfgs
   python -m vatt.evaluate --task probe --run vatt-mbs --data esc50.csv --out runs/esc50 --resume    after a crash
   torchrun --nproc-per-node=8 -m vatt.evaluate --task classify --model runs/k400 --data k400.csv --split val
 
+zero-shot: the classes are the labels of --data, or those of --prompts FILE: a class a line, its sentences behind it
+(divided by tabs, or by commas where there are none), or a JSON object of names and lists of sentences.
 probe: a manifest a split or fold, each with rows of train and test; features are made once for all of them. Rows of a
 single manifest that are in other splits (1, 2, 3, ...) are folds: each is tested once, after a fit to the others.
   --probe official  dense 128, dropout 0.9, dense with L2 0.1, Adam, 1000 epochs, as the release
   --probe lbfgs     logistic regression, L2 strength chosen on a fifth of the training clips
   --probe sklearn   the same, solved by scikit-learn (pip install -e '.[probe]')
-retrieve: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
+retrieve, zero-shot: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
 
 In --out DIR: result.json (scores, settings, environment) and
   classify  predictions.csv, predictions.parquet, per_class.csv, confusion.png
             (python -m pydoc vatt.evaluation.prediction_files describes them)
+  zero-shot the same; probabilities are the softmax of cosines over the temperature of pre-training
   probe     the same in MODALITY/FOLD/
   retrieve  ranks.csv: each query, its rank and what came first
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted (go on with --resume)."""
@@ -88,7 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m vatt.evaluate",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Score a finished model: classification, linear probes of frozen features, zero-shot retrieval.",
+        description="Score a finished model: classification, with and without training, linear probes, retrieval.",
     )
     add = parser.add_argument
     add("--task", choices=TASKS, default="retrieve", help="what to score (default retrieve)")
@@ -123,7 +132,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="classify: names of the model's outputs in their order, a line each, for a model without names; "
         "sorted: the labels in alphabetical order (default: labels are numbers of outputs)",
     )
-    add("--fps", type=float, metavar="R", help="probe, retrieve: frames a second of a clip (default: the model's)")
+    add("--template", nargs="+", metavar="TEXT", help='zero-shot: around each class, e.g. "a video of {}"')
+    add("--prompts", type=Path, metavar="FILE", help="zero-shot: the classes, each with its sentences")
+    add(
+        "--fps",
+        type=float,
+        metavar="R",
+        help="probe, retrieve, zero-shot: frames a second of a clip (default: the model's)",
+    )
     add(
         "--modality",
         nargs="+",
@@ -133,7 +149,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--probe", choices=linear_probe.CLASSIFIERS, default="official", help="probe: the classifier (default official)"
     )
-    add("--score", choices=(*SCORES, "both"), default="embd", help="retrieve: how windows are averaged (default embd)")
+    add(
+        "--score",
+        choices=(*SCORES, "both"),
+        default="embd",
+        help="retrieve, zero-shot: how windows are averaged (default embd)",
+    )
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
@@ -165,10 +186,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         ("crops", ("classify",)),
         ("classes", ("classify",)),
         ("modality", ("probe",)),
-        ("fps", ("probe", "retrieve")),
+        ("template", ("zero-shot",)),
+        ("prompts", ("zero-shot",)),
+        ("fps", ("probe", "retrieve", "zero-shot")),
     ):
         if getattr(args, flag) is not None and args.task not in tasks:
             raise ConfigError(f"--{flag} belongs to --task {' or '.join(tasks)}")
+    if args.task == "zero-shot" and args.score == "both":
+        raise ConfigError(f"--task zero-shot takes one --score: {' or '.join(SCORES)}")
     if args.task != "probe" and len(args.data or []) > 1:
         raise ConfigError(f"--task {args.task} takes one --data")
     if scores_only(args):
@@ -356,6 +381,42 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
         write_atomically(args.out, (json.dumps(result["retrieval"], indent=2) + "\n").encode())
 
 
+def zero_shot_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
+    """`--task zero-shot`."""
+    config = settings_of(args)
+    model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
+    assert isinstance(config, Config)
+    clips = choose_clips(args, config)
+    classes = read_prompts(args.prompts) if args.prompts else clips.labels
+    if len(classes) < 2:
+        missing = f"{clips.root}: {len(classes)} classes, at least 2 are needed; the column is `label`"
+        raise ConfigError(f"{args.prompts}: names a single class" if args.prompts else f"{missing}, or --prompts FILE")
+    prompts = class_prompts(classes, args.template or ())
+    clips = classification.with_classes(clips, tuple(prompts), len(prompts), str(args.prompts))
+    _, vectors = class_embeddings(model, prompts)  # nothing is written where words do not fit
+    clips = replace(clips, clips=tuple(replace(clip, captions=()) for clip in clips))
+    size = max(1, 32 // config.eval_windows)
+    dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, read=("video",))
+    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+        "vocabulary_sha256": fingerprint(tokenizer.words),
+        "prompts_sha256": fingerprint(map(repr, prompts.items())),
+        "score": args.score,
+    }
+    require_equal(args, settings, world)
+    out, result = world.on_main(lambda: open_out(args, settings, held))
+    assert out is not None
+    if result is None:
+        if world.is_first and (unknown := unknown_words(prompts, tokenizer)):
+            print(f"note: the model does not know {len(unknown)} words of the classes: {', '.join(unknown[:10])}")
+        world.on_main(lambda: open_parts(out / "embeddings.parts", settings))
+        autocast = autocast_for(device, compute_dtype(config.dtype, device))
+        found = zero_shot(model, dataset, vectors, config.loss.temperature, args.score, out, autocast, world)
+        result = write_result(out, settings, config, device, {"zero_shot": found | {"prompts": prompts}})
+        shutil.rmtree(out / "embeddings.parts")
+    print(classification.format_scores(result["zero_shot"]))
+    print(f"done: {out}/result.json, predictions.csv, per_class.csv")
+
+
 def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
     if args.probe == "sklearn":
@@ -426,8 +487,13 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
-            task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
-            task(args, device, world, held)
+            tasks = {
+                "classify": classify_clips,
+                "zero-shot": zero_shot_clips,
+                "probe": probe_clips,
+                "retrieve": retrieve_clips,
+            }
+            tasks[args.task](args, device, world, held)
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

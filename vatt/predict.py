@@ -18,16 +18,20 @@ from typing import Any
 
 from .checkpoints.loading import load
 from .data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
-from .errors import ConfigError, DataError
-from .inference.one_file import starts_every
+from .errors import ConfigError, DataError, MissingPackage
+from .inference.one_file import class_embeddings, rank_classes, starts_every
+from .inference.prompts import class_prompts, read_prompts
+from .inference.strip import draw_strip
 from .model.vatt import VATT, Classifier
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
+from .runtime.files import pyplot
 from .runtime.forms import printable
 
 Ranked = list[tuple[str, float]]
 EXAMPLES = """examples:
   python -m vatt.predict runs/finetune-video dog.mov holiday/
+  python -m vatt.predict runs/finetune-video dog.mov --every 2 --strip dog.png
   python -m vatt.predict runs/finetune-audio recording.wav --every 2 --format csv
   find clips -name '*.mp4' | python -m vatt.predict runs/finetune-video - --format json
   python -m vatt.predict runs/mbs dog.mov --zero-shot "a dog barks" "rain on a window"
@@ -56,7 +60,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="TEXT",
         help="rank these texts instead of the model's classes; the model is a pre-trained one",
     )
-    add("--template", metavar="TEXT", help='zero-shot: around each text, e.g. "a video of {}"')
+    add("--prompts", type=Path, metavar="FILE", help="instead of --zero-shot: a class a line, its sentences behind it")
+    add("--template", nargs="+", metavar="TEXT", help='zero-shot: around each text, e.g. "a video of {}"; their mean')
+    add("--strip", type=Path, metavar="FILE.png", help="draw key frames and classes of one file over time")
     add("--format", choices=("table", "csv", "json"), default="table", help="what to print (default table)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     args = parser.parse_args(argv)
@@ -66,10 +72,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} is at least {least:g}, got {value:g}")
     if args.every and args.windows:
         parser.error("--every classifies one window at a time; leave --windows out")
-    if args.template and "{}" not in args.template:
-        parser.error(f'--template holds {{}} where the text goes, e.g. "a video of {{}}", got {args.template!r}')
-    if args.template and not args.zero_shot:
-        parser.error("--template belongs to --zero-shot")
+    if args.prompts and args.zero_shot:
+        parser.error("--prompts names the classes in place of --zero-shot")
+    if args.template and not (args.zero_shot or args.prompts):
+        parser.error("--template belongs to --zero-shot or --prompts")
+    if args.strip and not args.every:
+        parser.error("--strip draws classes over time; say how often with --every SECONDS")
+    if args.strip and (args.strip.suffix.lower() != ".png" or not args.strip.absolute().parent.is_dir()):
+        parser.error(f"--strip names a file that ends in .png, in a folder that exists, got {args.strip}")
     return args
 
 
@@ -93,32 +103,45 @@ def media_files(names: list[str]) -> list[Path]:
 
 def classes_of(args: argparse.Namespace, model: VATT | Classifier) -> Callable[..., Ranked]:
     """Return the function of a path that ranks classes. Raises `ConfigError` where model and flags do not fit."""
+    named = args.zero_shot or args.prompts
     if isinstance(model, Classifier):
-        if args.zero_shot:
+        if named:
             raise ConfigError(f"{args.model} is a fine-tuned model with classes of its own; leave --zero-shot out")
-        return lambda path, **span: model.predict(path, top=args.top, **span)
-    if not args.zero_shot:
+        return lambda path, **span: model.predict(path, top=None, **span)
+    if not named:
         raise ConfigError(
             f"{args.model} is a pre-trained model without classes; name some with --zero-shot, or give a fine-tuned one"
         )
-    texts = {text: [args.template.format(text) if args.template else text] for text in args.zero_shot}
-    return lambda path, **span: model.rank_texts(path, texts, **span)[: args.top]
+    prompts = class_prompts(read_prompts(args.prompts) if args.prompts else args.zero_shot, args.template or ())
+    names, vectors = class_embeddings(model, prompts)
+    return lambda path, **span: rank_classes(model, path, names, vectors, **span)
 
 
 def predictions(
-    args: argparse.Namespace, model: VATT | Classifier, files: list[Path], bad: list[str]
+    args: argparse.Namespace, model: VATT | Classifier, rank: Callable[..., Ranked], files: list[Path], bad: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield path, start and classes of each file, or of each window with --every; append what is wrong to `bad`."""
-    rank = classes_of(args, model)
+    """Yield path, start and the best classes of each file, or of each window with --every; draw --strip.
+
+    What is wrong with a file is printed, and appended to `bad`.
+    """
     for path in files:
+        drawn: list[tuple[float, dict[str, float]]] = []
         try:
             starts = starts_every(model.settings, path, args.every) if args.every else [None]
             for start in starts:
                 span = {"windows": args.windows} if start is None else {"windows": 1, "start": start}
-                yield {"path": str(path), "start": start, "classes": rank(path, **span)}
+                ranked = rank(path, **span)
+                yield {"path": str(path), "start": start, "classes": ranked[: args.top]}
+                drawn.append((start or 0.0, dict(ranked)))
+            if args.strip:
+                draw_strip(args.strip, path, model.settings, *zip(*drawn, strict=True), score_of(args))
         except DataError as error:
             bad.append(str(error))
             print(printable(f"error: {error}"), file=sys.stderr)
+
+
+def score_of(args: argparse.Namespace) -> str:
+    return "cosine" if args.zero_shot or args.prompts else "probability"
 
 
 def write_table(entries: Iterator[dict[str, Any]]) -> None:
@@ -151,11 +174,17 @@ def write_json(entries: Iterator[dict[str, Any]], score: str) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Print the classes of all files; return 1 when one of them could not be read."""
     files = media_files(args.files)
+    if args.strip:
+        if len(files) > 1:
+            raise ConfigError(f"--strip draws one file, and {len(files)} are given")
+        try:
+            pyplot()
+        except ImportError as error:
+            raise MissingPackage("--strip needs matplotlib: pip install -e '.[figures]'") from error
     model = load(args.model, device=pick_device(args.device))
-    classes_of(args, model)  # wrong flags are told before a table begins
     bad: list[str] = []
-    entries = predictions(args, model, files, bad)
-    score = "cosine" if args.zero_shot else "probability"
+    entries = predictions(args, model, classes_of(args, model), files, bad)
+    score = score_of(args)
     try:
         if args.format == "table":
             write_table(entries)

@@ -67,10 +67,11 @@ def read_classifier(
     return model, config, labels
 
 
-def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) -> Manifest:
+def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int, source: str = "the model") -> Manifest:
     """`clips` with the class ids of the model. `labels` None: the manifest's labels are the numbers of its outputs.
 
-    Raises `ConfigError` for a label that the model does not know, or that is no number where only numbers can be known.
+    Raises `ConfigError` for a label that the model, or another `source` of names, does not know, or that is no number
+    where only numbers can be known.
     """
     if labels is None:
         return Manifest(clips.clips, clips.root, numbered_classes(clips, classes))
@@ -84,7 +85,7 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) 
     unknown = sorted({label for clip in clips for label in clip.labels} - set(labels))
     if unknown:
         raise ConfigError(
-            f"{clips.root}: the model has no class {unknown[0]!r}"
+            f"{clips.root}: {source} has no class {unknown[0]!r}"
             f"{f' (nor {len(unknown) - 1} more)' if unknown[1:] else ''}; it has: "
             f"{', '.join(labels[:10])}{', ...' if labels[10:] else ''}"
         )
@@ -180,6 +181,7 @@ def report(
     logits: Tensor,
     bad: list[tuple[int, str]],
     loss: str,
+    probabilities: str = "",
 ) -> dict[str, Any]:
     """Score clips that were classified, and write their files to `out`; see `classify`.
 
@@ -188,13 +190,14 @@ def report(
         indices: manifest indices of the clips of `logits` [C,K].
         bad: manifest index and reason of those that could not be used.
         loss: softmax for one label a clip, sigmoid for several.
+        probabilities: what makes them of logits, softmax or sigmoid; that of `loss` by default.
 
     Returns:
         Counts; scores and what guessing would score, where there are labels; the class that all clips were given, where
         there is one.
     """
     labels = label_table(clips, indices)
-    write_predictions(out, clips, indices, logits.float(), labels, bad, loss)
+    write_predictions(out, clips, indices, logits.float(), labels, bad, probabilities or loss)
     labelled = labels.any(1)
     result: dict[str, Any] = {"clips": len(indices), "labelled": int(labelled.sum()), "bad_clips": len(bad)}
     given = logits.argmax(1).unique().tolist()

@@ -21,10 +21,10 @@ from ..errors import DataError
 from ..inference.npz import Arrays
 from ..model.vatt import VATT, Backbone, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
-from ..runtime.files import write_figure
+from ..runtime.files import COLOURS, MARKERS, write_figure
 from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, check_output, write_arrays
+from .output import check_output, write_arrays
 from .tsne import panel_name
 
 

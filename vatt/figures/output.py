@@ -15,9 +15,6 @@ from ..inference.npz import Arrays, write_npz
 
 EXTRA = "pip install -e '.[figures]' in the project's folder"
 VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows of the manifest [C]
-# Okabe and Ito's colours, which colour-blind people tell apart; with 7 signs, 56 pairs before the first comes again.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#000000")
-MARKERS = "os^Dv*P"
 
 
 def check_output(out: Path, method: str, resume: bool) -> Path:

@@ -23,10 +23,10 @@ from ..inference.npz import DAMAGED, Arrays, read_npz
 from ..inference.pooled_features import pooled_features
 from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, pick_device
-from ..runtime.files import write_figure
+from ..runtime.files import COLOURS, MARKERS, write_figure
 from ..runtime.forms import parse_json, printable
 from ..runtime.provenance import environment
-from .output import COLOURS, MARKERS, VideoFeatures, check_output, write_arrays
+from .output import VideoFeatures, check_output, write_arrays
 
 VIEWS = 32  # windows of video at once
 LEGEND = 40  # more classes have no legend

@@ -116,7 +116,20 @@ def rank_texts(
     end: float | None,
 ) -> list[tuple[str, float]]:
     """Return texts or names with their cosines, best first; see `VATT.rank_texts`."""
-    names, vectors = class_embeddings(model, texts)
+    return rank_classes(model, path, *class_embeddings(model, texts), windows, start, end)
+
+
+@torch.no_grad()
+def rank_classes(
+    model: VATT,
+    path: str | Path,
+    names: Sequence[str],
+    vectors: Tensor,
+    windows: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+) -> list[tuple[str, float]]:
+    """Return `names` with the cosines of their `vectors`, those of `class_embeddings`, best first."""
     embedded = embed_file(model, path, windows, start, end)
     if "video_to_text" not in embedded:
         raise DataError(f"{path} has no pictures; words are compared with what a video shows")

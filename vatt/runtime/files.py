@@ -13,6 +13,10 @@ from typing import IO, Any
 
 from .lock import owned
 
+# Okabe and Ito's colours, which colour-blind people tell apart; with 7 signs, 56 pairs before the first comes again.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#f0e442", "#000000")
+MARKERS = "os^Dv*P"
+
 
 class WriteError(OSError):
     """A file that cannot be written. The message names it, why, and what is whole all the same."""
