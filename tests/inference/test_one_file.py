@@ -153,14 +153,60 @@ def test_wrong_input_is_one_sentence(model, classifier, clip, tmp_path) -> None:
         (lambda: model.embed(tmp_path / "gone.mp4"), r"gone\.mp4: missing"),
         (lambda: classifier.predict(tmp_path / "a.wav"), r"a\.wav: "),
         (lambda: model.rank_texts(tmp_path / "a.wav", ["a red square"]), "has no pictures"),
-        (lambda: model.rank_texts(clip, []), "got none"),
+        (lambda: model.rank_texts(clip, []), "the list is empty"),
+        (lambda: model.rank_texts(clip, ["a red square"] * 2), "named twice"),
+        (lambda: model.rank_texts(clip, {"red": []}), "'red' has no sentence"),
+        (lambda: vatt.embed(model, []), "the list is empty"),
+        (lambda: vatt.embed(model, [clip], windows=0), "at least 1 window"),
+        (lambda: vatt.load(model.folder, device="gpu"), "device 'gpu' cannot be used"),
+        (lambda: model.embed(clip, windows=0), "at least 1 window"),
+        (lambda: model.embed(clip, windows="2"), "at least 1 window"),
+        (lambda: model.embed(clip, start="0"), "ends after its start"),
+        (lambda: classifier.predict(clip, windows=0), "at least 1 window"),
+        (lambda: classifier.predict(clip, start=-1.0), "ends after its start"),
+        (lambda: classifier.predict(clip, start=2.0, end=1.0), "ends after its start"),
+        (lambda: classifier.predict(clip, top=0), "from 1, or None for all"),
         (lambda: vatt.read_clip(clip, small_config(), 0), "at least 1 window"),
         (lambda: vatt.read_clip(clip, small_config(), start=2.0, end=1.0), "ends after its start"),
     ):
         with pytest.raises(vatt.VattError, match=message) as error:
             asked()
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"embed_video: frames are \[clips, frames, height, width, 3\], got"):
-        model.embed_video(torch.zeros(1, 3, 16, 64, 64))
-    with pytest.raises(TypeError, match=r"embed_audio: samples are a torch\.Tensor"):
-        model.embed_audio(np.zeros((1, 100)))
+
+
+def test_wrong_shapes_and_types_are_one_sentence(model, classifier, clip) -> None:
+    for asked, kind, message in (
+        (
+            lambda: model.embed_video(torch.zeros(1, 3, 16, 64, 64)),
+            ValueError,
+            r"\[clips, 16, 64, 64, 3\].* got \[1, 3,",
+        ),
+        (
+            lambda: model.embed_video(torch.zeros(1, 8, 64, 64, 3)),
+            ValueError,
+            r"\[clips, 16, 64, 64, 3\].* got \[1, 8,",
+        ),
+        (
+            lambda: model.embed_audio(torch.zeros(1, 100)),
+            ValueError,
+            r"\[clips, \d+\] .* got \[1, 100\]",
+        ),
+        (lambda: model.embed_video(torch.full((1, 16, 64, 64, 3), 255.0)), ValueError, "or floats in .* is 255"),
+        (lambda: model.embed_video(torch.full((1, 16, 64, 64, 3), torch.nan)), ValueError, "or floats in .* is nan"),
+        (lambda: model.embed_audio(np.zeros((1, 100))), TypeError, r"embed_audio: samples are a torch\.Tensor"),
+        (lambda: model.embed_text(torch.ones(1, 8)), ValueError, r"\[clips, captions, words\].* got \[1, 8\]"),
+        (lambda: model.embed_text(torch.ones(1, 1, 8)), ValueError, "whole numbers from 0 to 199"),
+        (lambda: model.embed_text(torch.full((1, 1, 8), 200)), ValueError, "whole numbers from 0 to 199"),
+        (lambda: model.embed_text(None), TypeError, "sentences, a str or several"),
+        (lambda: model.rank_texts(clip, "a red square"), TypeError, "a list of sentences"),
+        (lambda: model.rank_texts(clip, None), TypeError, "a list of sentences"),
+        (lambda: model.rank_texts(clip, [3]), TypeError, "a list of sentences"),
+        (lambda: classifier(torch.zeros(1, 3)), ValueError, r"frames of this model are \[clips, 16, 64, 64, 3\]"),
+        (lambda: vatt.read_clip(clip, classifier.settings.model), TypeError, "config is `settings` of a model"),
+        (lambda: model.predict(clip), AttributeError, "no predict: `rank_texts` compares"),
+        (lambda: model.classes, AttributeError, "no classes"),
+        (lambda: classifier.embed_text("a"), AttributeError, "a fine-tuned model has no embed_text"),
+    ):
+        with pytest.raises(kind, match=message) as error:
+            asked()
+        assert "\n" not in str(error.value)

@@ -23,6 +23,7 @@ from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import choose
+from ..runtime.device import pick_device
 from ..runtime.forms import FormError, printable, read_json, require_form
 from .model_folder import is_classifier, load_config, model_folder, read_config
 
@@ -37,7 +38,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
     Raises:
         RunError: no model there, or weights and settings that do not belong together.
     """
-    folder, device = model_folder(folder), torch.device(device)
+    folder, device = model_folder(folder), pick_device(str(device))
     config = load_config(folder)
     if not is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused)
@@ -75,7 +76,10 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
     config = read_config(folder)
     saved = read_json(folder / "config.json")
     if "classifier" not in saved:
-        raise RunError(f"{folder} holds a pre-trained model, not a classifier; vatt.load reads it")
+        raise RunError(
+            f"{folder} holds a pre-trained model without classes; fine-tune it with python -m vatt.finetune, or score "
+            "names of classes with python -m vatt.evaluate --task zero-shot"
+        )
     try:
         modality, classes = saved["classifier"]["modality"], saved["classifier"]["classes"]
         dropout = HEAD_DROPOUT[modality]

@@ -19,12 +19,14 @@ from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import read_manifest
 from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from ..data.tokenizer import Tokenizer
+from ..errors import ConfigError
 from ..model.vatt import VATT
 from ..runtime.device import autocast_for
 from ..runtime.distributed import SINGLE_PROCESS, World
 from .features_file import FORMAT, NAMES, POSITIONS, Features
 from .npz import Arrays
 from .over_clips import MappedClips, map_clips
+from .read_clip import check_windows
 
 WINDOWS_AT_ONCE = 32  # of all clips of a batch together
 
@@ -197,7 +199,8 @@ def embed(
     settings, tokenizer = model.settings, model.tokenizer
     clips = _manifest(data)
     clips = clips if split is None else clips.split(split)
-    windows = windows or settings.eval_windows
+    windows = settings.eval_windows if windows is None else windows
+    check_windows(windows, 0.0, None)
     size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
     options = replace(settings.data, workers=workers)
     dataset = EvalDataset(clips, options, settings.model, tokenizer or Tokenizer([]), windows, size, needs=())
@@ -214,6 +217,8 @@ def _manifest(data: Manifest | str | Path | Sequence[str | Path]) -> Manifest:
         return data
     if not isinstance(data, str | Path):
         paths = [Path(path).absolute() for path in data]
+        if not paths:
+            raise ConfigError("no files to embed: the list is empty")
         return Manifest(tuple(Clip(i, path, str(path)) for i, path in enumerate(paths)), Path.cwd(), ())
     if Path(data).suffix.lower() in MEDIA_SUFFIXES | IMAGE | AUDIO:
         return _manifest([data])

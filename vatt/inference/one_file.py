@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,14 @@ from ..data.decoding.container import BadClip, probe
 from ..data.tokenizer import VocabularyError
 from ..errors import ConfigError, DataError
 from ..model.vatt import VATT, Classifier
-from .read_clip import read_clip
+from .prompts import class_prompts
+from .read_clip import check_windows, read_clip
 
 
 @torch.no_grad()
 def embed_sentences(model: VATT, texts: str | Sequence[str]) -> Tensor:
     """Return [256] of a sentence or [n, 256] of several. Raises `ConfigError`, `VocabularyError`, TypeError."""
-    sentences = [texts] if isinstance(texts, str) else list(texts)
+    sentences = [texts] if isinstance(texts, str) else list(texts) if isinstance(texts, Iterable) else []
     if not sentences or not all(isinstance(text, str) for text in sentences):
         raise TypeError("embed_text: sentences, a str or several, or word ids, a torch.Tensor [clips, captions, words]")
     if model.tokenizer is None:
@@ -45,7 +46,8 @@ def embed_file(
     model: VATT | Classifier, path: str | Path, windows: int | None, start: float, end: float | None
 ) -> dict[str, Tensor]:
     """Return means over the windows of all that `model` says of the file; see `VATT.embed`."""
-    clip = read_clip(path, model.settings, windows or model.settings.eval_windows, start=start, end=end)
+    windows = model.settings.eval_windows if windows is None else windows
+    clip = read_clip(path, model.settings, windows, start=start, end=end)
     device, backbone = next(model.parameters()).device, model.backbone
     vectors: dict[str, Tensor] = {}
     if "video" in backbone.tokens and clip.video_mask.any():
@@ -73,9 +75,11 @@ def predict_file(
     The views are those of `vatt evaluate`, so that a file is given the class that is scored there.
     """
     record, settings = model.record, model.settings
+    views = record.get("windows", 1) if windows is None else windows
+    check_windows(views, start, end)
     clip = Clip(0, Path(path), str(path), start=start, end=end)
     clips = Manifest((clip,), clip.path.parent, ())
-    task, views = record.get("task", model.modality), windows or record.get("windows", 1)
+    task = record.get("task", model.modality)
     dataset = ViewDataset(clips, settings.data, settings.model, task, views, record.get("crops", 1), batch_size=1)
     batch = dataset[0]
     if batch.bad:
@@ -100,11 +104,9 @@ def starts_every(config: RunConfig, path: str | Path, seconds: float) -> list[fl
 
 def class_embeddings(model: VATT, texts: Sequence[str] | Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
     """Return names and unit vectors [n, 256]: of each text, or the mean of the unit vectors of each name's texts."""
-    named: Mapping[str, Sequence[str]] = texts if isinstance(texts, Mapping) else {text: [text] for text in texts}
-    if not named or isinstance(texts, str):
-        raise ConfigError("texts to rank are a list of sentences, or names with their sentences; got none")
-    means = [F.normalize(embed_sentences(model, list(prompts)), dim=-1).mean(0) for prompts in named.values()]
-    return list(named), F.normalize(torch.stack(means), dim=-1)
+    prompts = class_prompts(texts)
+    means = [F.normalize(embed_sentences(model, said), dim=-1).mean(0) for said in prompts.values()]
+    return list(prompts), F.normalize(torch.stack(means), dim=-1)
 
 
 def rank_texts(

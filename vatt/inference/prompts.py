@@ -26,8 +26,9 @@ def class_prompts(
 
     Raises:
         ConfigError: no classes, one of them without a sentence, a name twice, or a template without {}.
+        TypeError: `classes` are something else.
     """
-    sentences = {name: list(classes[name]) if isinstance(classes, Mapping) else [spoken(name)] for name in classes}
+    sentences = _sentences(classes)
     if not sentences:
         raise ConfigError("no classes to compare with: the list is empty")
     if len(sentences) < len(classes):
@@ -42,6 +43,18 @@ def class_prompts(
         name: [template.replace("{}", text) for text in said for template in templates or ("{}",)]
         for name, said in sentences.items()
     }
+
+
+def _sentences(classes: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    if isinstance(classes, Mapping):
+        found = {name: [said] if isinstance(said, str) else list(said) for name, said in classes.items()}
+        texts = [text for name, said in found.items() for text in (name, *said)]
+    else:
+        texts = [None] if isinstance(classes, str) or not isinstance(classes, Sequence) else list(classes)
+        found = {}
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"texts to rank are a list of sentences, or names with lists of them, got {classes!r:.60}")
+    return found or {name: [spoken(name)] for name in texts}
 
 
 def spoken(name: str) -> str:

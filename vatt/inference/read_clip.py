@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +55,9 @@ def read_clip(
         ConfigError: `windows`, `start` or `end` cannot be.
         DataError: the file cannot be read, or has nothing at `start`.
     """
-    if windows < 1 or not start >= 0 or (end is not None and not end > start):
-        raise ConfigError(f"a clip has at least 1 window and ends after its start, got {windows}, {start} and {end}")
+    if not isinstance(config, RunConfig):
+        raise TypeError(f"read_clip: config is `settings` of a model or vatt.load_config(DIR), got {config!r:.60}")
+    check_windows(windows, start, end)
     clip = Clip(0, Path(path), str(path), start=start, end=end)
     side, limit = short_side(config.model.video.size, config.data.augment), config.data.decode_seconds
     reader = WindowReader(config.model.video, config.model.audio, side, limit, read=BOTH, needs=())
@@ -65,6 +67,16 @@ def read_clip(
         return _tensors(config, reader.read_spaced(clip, windows), starts)
     except BadClip as error:
         raise DataError(str(error)) from error
+
+
+def check_windows(windows: Any, start: Any, end: Any) -> None:
+    """Raise `ConfigError` unless these are windows, and a span in seconds."""
+    numbers = [value for value in (start, end) if value is not None]
+    known = isinstance(windows, int) and start is not None and all(isinstance(n, int | float) for n in numbers)
+    if not known or windows < 1 or not start >= 0 or (end is not None and not end > start):
+        raise ConfigError(
+            f"a clip has at least 1 window and ends after its start, got windows {windows!r}, {start!r} to {end!r} s"
+        )
 
 
 def _tensors(config: RunConfig, windows: list[Window], starts: tuple[float, ...]) -> ClipTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +14,22 @@ from ..config.run import RunConfig
 from ..runtime.files import COLOURS, MARKERS, pyplot, write_figure
 from .read_clip import read_clip
 
-MOST_FRAMES = 10
+MOST_FRAMES = 8
 MOST_CLASSES = len(MARKERS)
 PIXELS = 144  # of a key frame's side
+MARGIN = 0.9  # inches beside the panels
 
 
-def key_frames(path: Path, config: RunConfig, starts: Sequence[float]) -> list[tuple[float, NDArray[np.uint8]]]:
-    """Return times and pictures [side, side, 3], at most MOST_FRAMES of `starts`; none of a sound.
+def key_frames(path: Path, config: RunConfig, starts: Sequence[float]) -> list[NDArray[np.uint8]]:
+    """Return a picture [side, side, 3] at each of `starts`, in seconds; none of a sound.
 
     Raises:
         DataError: the file cannot be read.
     """
-    places = np.linspace(0, len(starts) - 1, min(len(starts), MOST_FRAMES)).round().astype(int).tolist()
     video = replace(config.model.video, frames=1, size=PIXELS)
     small = replace(config, model=replace(config.model, video=video))
-    found = []
-    for place in places:
-        clip = read_clip(path, small, 1, start=starts[place])
-        if not clip.video_mask.any():
-            return []
-        found.append((starts[place], clip.video[0, 0].numpy()))
-    return found
+    clips = [read_clip(path, small, 1, start=start) for start in starts]
+    return [clip.video[0, 0].numpy() for clip in clips] if clips[0].video_mask.any() else []
 
 
 def draw_strip(
@@ -59,41 +55,33 @@ def draw_strip(
         WriteError: `out` cannot be written.
     """
     plt = pyplot()
-    frames = key_frames(path, config, starts)
+    every = math.ceil(len(starts) / MOST_FRAMES)
+    frames = key_frames(path, config, starts[::every])
     best = sorted(scores[0], key=lambda name: -max(one[name] for one in scores))[:MOST_CLASSES]
-    step = starts[1] - starts[0] if len(starts) > 1 else 1.0
-    first, last = starts[0] - step / 2, starts[-1] + step / 2
-    width = min(max(6.0, 1.2 * len(frames)), 12.0)
-    side = (width - 1.2) / max(1, len(frames))  # inches that a key frame has
-    side = min(side, 1.4)
-    heights = [side, 2.4] if frames else [2.4]
-    figure, panels = plt.subplots(
-        len(heights),
-        1,
-        figsize=(width, sum(heights) + 1.1),
-        height_ratios=heights,
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    apart = every * (starts[1] - starts[0] if len(starts) > 1 else 1.0)  # seconds between key frames
+    limits = starts[0] - apart / 2, starts[-1] + apart / 2
+    width = min(max(5.5, 1.2 * len(starts[::every])), 10.0)
+    inches = (width - MARGIN) / (limits[1] - limits[0])  # a second
+    side = min(0.95 * apart * inches, 1.6)
+    heights = [side, 2.2] if frames else [2.2]
+    size = (width, sum(heights) + 1.2)
+    figure, panels = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, squeeze=False)
+    figure.set_layout_engine("constrained", hspace=0.0)
     lines = panels[-1, 0]
-    for number, name in enumerate(best):
-        sign = MARKERS[number % len(MARKERS)]
-        colour = COLOURS[number % len(COLOURS)]
+    for name, colour, sign in zip(best, COLOURS, MARKERS, strict=False):
         values = [one[name] for one in scores]
         lines.plot(starts, values, label=name, color=colour, marker=sign, markersize=5, linewidth=1.5)
-    lines.set(xlabel="seconds", ylabel=score, xlim=(first, last))
+    lines.set(xlabel="seconds", ylabel=score, xlim=limits)
     if score == "probability":
         lines.set_ylim(-0.03, 1.03)
     lines.grid(alpha=0.3)
-    lines.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=min(4, len(best)), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(3, len(best)), frameon=False)
+    panels[0, 0].set_title(path.name, fontsize="medium")
     if frames:
         pictures = panels[0, 0]
-        half = 0.48 * min(side / (width - 1.2) * (last - first), (last - first) / len(frames))
-        for start, picture in frames:
+        half = side / inches / 2
+        for start, picture in zip(starts[::every], frames, strict=True):
             pictures.imshow(picture, extent=(start - half, start + half, 0, 1), aspect="auto")
-        pictures.set(ylim=(0, 1), xlim=(first, last), title=path.name)
+        pictures.set(ylim=(0, 1), xlim=limits)
         pictures.axis("off")
-    else:
-        lines.set_title(path.name)
     write_figure(figure, out)

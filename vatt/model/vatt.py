@@ -200,6 +200,14 @@ class VATT(nn.Module):
         address: str = hub.push_to_hub(self, repo_id, private=private, token=token, message=commit_message)
         return address
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("predict", "classes"):
+            raise AttributeError(
+                f"a pre-trained model has no {name}: `rank_texts` compares a file with sentences, and `python -m "
+                "vatt.finetune` makes a model of classes"
+            )
+        return super().__getattr__(name)
+
     def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0) -> Embeddings:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> `Embeddings`."""
         return self.head(self.backbone(video, audio, text, seed=seed))
@@ -214,12 +222,14 @@ class VATT(nn.Module):
         Returns:
             [B, 512] to compare with `embed_audio`, and [B, 256] to compare with `embed_text`.
         """
-        _check_input("embed_video", "frames", video, 5, "[clips, frames, height, width, 3]")
+        _check_frames("embed_video", video, self.backbone.config)
+        _check_range("embed_video", "frames are uint8", video, 1.01)
         return self.head.embed_video(self.backbone.features("video", video, seed=seed)[:, 0])
 
     def embed_audio(self, audio: Tensor, *, seed: int = 0) -> Tensor:
         """Embed sound [B, S], float in [-1, 1] or int16 -> [B, 512]."""
-        _check_input("embed_audio", "samples", audio, 2, "[clips, samples]")
+        _check_samples("embed_audio", audio, self.backbone.config)
+        _check_range("embed_audio", "samples are int16", audio, 10.0)  # loud sound may leave the range a little
         return self.head.audio(self.backbone.features("audio", audio, seed=seed)[:, 0])
 
     def embed_text(self, text: Tensor | str | Sequence[str], *, seed: int = 0) -> Tensor:
@@ -239,7 +249,10 @@ class VATT(nn.Module):
         if not isinstance(text, Tensor):
             embedded: Tensor = _floor_above("inference.one_file").embed_sentences(self, text)
             return embedded
-        _check_input("embed_text", "word ids", text, 3, "[clips, captions, words]")
+        _check_input("embed_text", "word ids", text, "clips, captions, words", (None,) * 3)
+        words = self.backbone.config.text.vocabulary
+        if text.is_floating_point() or (text.numel() and not 0 <= int(text.min()) <= int(text.max()) < words):
+            raise ValueError(f"embed_text: word ids are whole numbers from 0 to {words - 1}, those of `tokenizer`")
         pooled = self.backbone.features("text", text.flatten(0, 1), seed=seed)[:, 0]
         return self.head.text(pooled).unflatten(0, text.shape[:2])
 
@@ -306,6 +319,11 @@ class Classifier(nn.Module):
         self.settings: RunConfig = Config(preset="custom", model=config)
         self.record: dict[str, Any] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("rank_texts", "embed_text", "embed_video", "embed_audio", "tokenizer"):
+            raise AttributeError(f"a fine-tuned model has no {name}: it has classes, and no spaces to compare in")
+        return super().__getattr__(name)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the outputs in their order; "0", "1", ... for a model that has none."""
@@ -314,6 +332,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, *, views: int = 1, seed: int = 0, rows: BatchRows | None = None) -> Tensor:
         """x [B*views, ...], views of a clip side by side -> logits [B,classes]; in training [B*views,classes]."""
+        check = _check_samples if self.modality == "audio" else _check_frames
+        check("a classifier", x, self.backbone.config)
         logits = self.head(self.backbone.features(self.modality, x, seed=seed, rows=rows)[:, 0])
         return logits if self.training else logits.unflatten(0, (-1, views)).mean(dim=1)
 
@@ -341,6 +361,8 @@ class Classifier(nn.Module):
             DataError: the file cannot be read, or has not what the model looks at.
         """
         one_file = _floor_above("inference.one_file")
+        if top is not None and (not isinstance(top, int) or top < 1):
+            raise ConfigError(f"top is a number of classes from 1, or None for all, got {top!r}")
         best: list[tuple[str, float]] = one_file.predict_file(self, path, windows, start, end)[:top]
         return best
 
@@ -352,11 +374,27 @@ class Classifier(nn.Module):
         return vectors
 
 
-def _check_input(function: str, name: str, x: Any, axes: int, layout: str) -> None:
+def _check_frames(function: str, x: Any, config: ModelConfig) -> None:
+    v = config.video
+    _check_input(function, "frames", x, "clips, frames, height, width, 3", (None, v.frames, v.size, v.size, 3))
+
+
+def _check_samples(function: str, x: Any, config: ModelConfig) -> None:
+    _check_input(function, "samples", x, "clips, samples", (None, config.audio.samples))
+
+
+def _check_input(function: str, name: str, x: Any, layout: str, sizes: tuple[int | None, ...]) -> None:
+    """Raise TypeError or ValueError unless x is a tensor of `sizes`, of which None is any."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {name} are a torch.Tensor {layout}, got {type(x).__name__}")
-    if x.ndim != axes or (axes == 5 and x.shape[-1] != 3):
-        raise ValueError(f"{function}: {name} are {layout}, got {list(x.shape)}")
+        raise TypeError(f"{function}: {name} are a torch.Tensor [{layout}], got {type(x).__name__}")
+    if x.ndim != len(sizes) or any(size not in (None, found) for size, found in zip(sizes, x.shape, strict=True)):
+        wanted = [word if size is None else str(size) for word, size in zip(layout.split(", "), sizes, strict=True)]
+        raise ValueError(f"{function}: {name} of this model are [{', '.join(wanted)}] ({layout}), got {list(x.shape)}")
+
+
+def _check_range(function: str, kind: str, x: Tensor, most: float) -> None:
+    if x.is_floating_point() and x.numel() and not (largest := float(x.detach().abs().amax())) <= most:
+        raise ValueError(f"{function}: {kind}, or floats in [-1, 1]; the largest of these is {largest:g}")
 
 
 def count_parameters(model: nn.Module) -> int:
