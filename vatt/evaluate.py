@@ -30,7 +30,7 @@ from .config.serialization import to_dict
 from .data.class_list import SORTED, read_classes
 from .data.clip import Manifest, ManifestError
 from .data.datasets.evaluation import EvalDataset
-from .data.hold_out import hold_out
+from .data.datasets.hold_out import hold_out
 from .data.manifest import read_manifest, tell_notes
 from .data.media_types import AUDIO
 from .data.shards.reading import absolute_source

@@ -28,7 +28,7 @@ from .data.check import corpus_notes
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.classification import LabelledDataset
-from .data.hold_out import nothing_held_out
+from .data.datasets.hold_out import nothing_held_out
 from .errors import ConfigError
 from .evaluation.classification import ClassifyConfig, check_labels, classify, format_scores
 from .evaluation.prediction_files import draw_training

@@ -134,7 +134,7 @@ def predictions(
                 yield {"path": str(path), "start": start, "classes": ranked[: args.top]}
                 drawn.append((start or 0.0, dict(ranked)))
             if args.strip:
-                draw_strip(args.strip, path, model.settings, *zip(*drawn, strict=True), score_of(args))
+                draw_strip(args.strip, path, model.settings, drawn, score_of(args))
         except DataError as error:
             bad.append(str(error))
             print(printable(f"error: {error}"), file=sys.stderr)

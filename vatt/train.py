@@ -28,8 +28,8 @@ from .data.check import corpus_notes
 from .data.clip import Manifest
 from .data.datasets.batch import Batch
 from .data.datasets.evaluation import EvalDataset
+from .data.datasets.hold_out import nothing_held_out
 from .data.datasets.training import ClipDataset
-from .data.hold_out import nothing_held_out
 from .data.manifest import read_manifest
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer

@@ -112,8 +112,8 @@ def test_a_strip_shows_frames_and_classes_over_time(folder, tmp_path, monkeypatc
 def test_a_sound_has_a_strip_without_frames(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     write_sound(tmp_path / "a.wav", tone_burst(1.5, 0.2, 16_000, 1.0), 16_000)
-    scores = [{"low": 0.9, "high": 0.1}]
-    draw_strip(tmp_path / "s.png", tmp_path / "a.wav", small_config(), [0.0], scores, "probability")
+    scores = {"low": 0.9, "high": 0.1}
+    draw_strip(tmp_path / "s.png", tmp_path / "a.wav", small_config(), [(0.0, scores)], "probability")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 

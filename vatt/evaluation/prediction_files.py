@@ -65,12 +65,12 @@ def write_predictions(
     columns = ["path", "start", "end", "label", "predicted", "right"]
     columns += [name for number in range(1, BEST + 1) for name in (f"class_{number}", f"probability_{number}")]
     columns += ["row", "split", "reason", "best"]
-    table = []
+    lines = []
     for index in sorted(rows):
         about, cells = _about(by_index[index]), rows[index]
         first = [about[name] for name in columns[:4]]
-        table.append([*first, *cells[:-2], about["row"], about["split"], *cells[-2:]])
-    _write_csv(out / "predictions.csv", columns, table)
+        lines.append([*first, *cells[:-2], about["row"], about["split"], *cells[-2:]])
+    _write_csv(out / "predictions.csv", columns, lines)
     try:
         import pyarrow as pa
         from pyarrow import parquet

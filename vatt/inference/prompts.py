@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 
@@ -46,11 +47,12 @@ def class_prompts(
 
 
 def _sentences(classes: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    texts: list[Any]
     if isinstance(classes, Mapping):
         found = {name: [said] if isinstance(said, str) else list(said) for name, said in classes.items()}
         texts = [text for name, said in found.items() for text in (name, *said)]
     else:
-        texts = [None] if isinstance(classes, str) or not isinstance(classes, Sequence) else list(classes)
+        texts = list(classes) if isinstance(classes, Sequence) and not isinstance(classes, str) else [None]
         found = {}
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"texts to rank are a list of sentences, or names with lists of them, got {classes!r:.60}")

@@ -36,8 +36,7 @@ def draw_strip(
     out: Path,
     path: Path,
     config: RunConfig,
-    starts: Sequence[float],
-    scores: Sequence[Mapping[str, float]],
+    windows: Sequence[tuple[float, Mapping[str, float]]],
     score: str,
 ) -> None:
     """Draw the strip of `path` as a PNG.
@@ -45,9 +44,9 @@ def draw_strip(
     Args:
         out: the PNG.
         config: of the model.
-        starts: seconds at which the windows begin, evenly spaced.
-        scores: of each window the score of every class; those that score most anywhere are drawn.
-        score: what it is, "probability" or "cosine".
+        windows: seconds at which each begins, evenly spaced, and the score of every class in it; the classes that score
+            most anywhere are drawn.
+        score: what that is, "probability" or "cosine".
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -55,6 +54,7 @@ def draw_strip(
         WriteError: `out` cannot be written.
     """
     plt = pyplot()
+    starts, scores = [start for start, _ in windows], [found for _, found in windows]
     every = math.ceil(len(starts) / MOST_FRAMES)
     frames = key_frames(path, config, starts[::every])
     best = sorted(scores[0], key=lambda name: -max(one[name] for one in scores))[:MOST_CLASSES]

@@ -22,7 +22,7 @@ from ..config.serialization import apply_overrides, differences, require_resumab
 from ..config.validation import check
 from ..data.bad_clips import BadClips
 from ..data.clip import Manifest
-from ..data.hold_out import hold_out
+from ..data.datasets.hold_out import hold_out
 from ..data.manifest import read_manifest, tell_notes
 from ..data.shards.reading import absolute_source
 from ..errors import ConfigError, RunError

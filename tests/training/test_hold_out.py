@@ -12,7 +12,7 @@ from vatt import evaluate, train
 from vatt.config.data import DataConfig
 from vatt.config.presets import tiny
 from vatt.data.clip import Clip, Manifest
-from vatt.data.hold_out import hold_out
+from vatt.data.datasets.hold_out import hold_out
 from vatt.errors import ConfigError
 from vatt.training.launch import open_source
 

@@ -6,9 +6,9 @@ import hashlib
 import unicodedata
 from dataclasses import replace
 
-from ..config.data import DataConfig
-from ..errors import ConfigError
-from .clip import Clip, Manifest
+from ...config.data import DataConfig
+from ...errors import ConfigError
+from ..clip import Clip, Manifest
 
 
 def hold_out(manifest: Manifest, data: DataConfig) -> Manifest:
