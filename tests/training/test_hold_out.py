@@ -60,10 +60,10 @@ def test_training_and_evaluation_hold_the_same_files_out(
     assert 1 <= len(wanted) <= 19
     for data in (None, [str(tmp_path)]):
         args = Namespace(data=data, columns="", split=None)
-        assert held(evaluate.choose_clips(args, config)) == wanted
+        assert held(evaluate.held_out_clips(args, config)) == wanted
     assert "warning" not in capsys.readouterr().err
     plain = replace(tiny(), data=replace(config.data, hold_out=0.0))
-    evaluate.choose_clips(Namespace(data=[str(tmp_path)], columns="", split=None), plain)
+    evaluate.held_out_clips(Namespace(data=[str(tmp_path)], columns="", split=None), plain)
     assert "20 of them are of files that are trained on" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"data\.hold_out must be 0 for the built-in corpus"):
         train.resolve_config(train.parse_arguments(["--hold-out", "0.1"]))
