@@ -3,9 +3,11 @@
 A command that a reader can copy and that is not executed here fails, unless it stands in `NOT_RUN` with a reason.
 """
 
+import ast
 import csv
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -17,7 +19,6 @@ import decode
 import fused_vs_reference
 import gpu_report
 import pytest
-import torch
 import youcook2
 from helpers.media import steady, tone_burst, write_clip
 from helpers.processes import LOCAL, environment, finished
@@ -125,7 +126,8 @@ def place(tmp_path_factory, cache):
         ("label", "youtube_id", "time_start", "time_end", "split"),
         [("left", name, 0, 2, "val") for name in NAMES],
     )
-    shutil.copy(clips[0].path, folder / "dog.mp4")
+    for name in ("dog", "triangle"):
+        shutil.copy(clips[0].path, folder / f"{name}.mp4")
     (folder / "long").mkdir()
     write_clip(folder / "long" / "long.mp4", steady(5.0, 10), tone_burst(5.0, 1.0, 16_000), 16_000)
     (folder / "pictures").mkdir()
@@ -214,15 +216,30 @@ def official(place: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_python_blocks_work(place, monkeypatch):
     monkeypatch.chdir(place)
-    generator = torch.Generator().manual_seed(0)
-    names = {
-        "frames_uint8": torch.randint(256, (1, 32, 224, 224, 3), dtype=torch.uint8, generator=generator),
-        "weight": torch.zeros(4 * 16 * 16 * 3, 8),
-        "bias": torch.zeros(8),
-    }
     pytest.importorskip("huggingface_hub")
     for block in BLOCKS:
         kept = [line.replace("user/name", "vatt-mbs") for line in block.splitlines() if not excused(line)]
-        exec("\n".join(kept), names)
-    assert names["tokens"].shape == (1, 784, 8)
+        exec("\n".join(kept), {})  # each works by itself, as it is pasted
     assert (place / "copy").is_dir()
+
+
+def test_the_first_block_is_what_was_recorded(place, monkeypatch, capsys):
+    """Its output is that of a trained model; here an untrained one says as much of the same file and texts."""
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    import first_look
+
+    record = json.loads(first_look.RECORD.read_text(encoding="utf-8"))
+    block = first_look.block(record)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.index("```python") == readme.index(block), "run python .ci/first_look.py"
+    *lines, _ = block.splitlines()[1:]
+    assert len([line for line in lines if not line.startswith("#")]) == 3
+    monkeypatch.chdir(place)
+    exec("\n".join(lines), {})
+    printed, shown = (ast.literal_eval(text) for text in (capsys.readouterr().out, lines[-1].removeprefix("# ")))
+    assert sorted(text for text, _ in printed) == sorted(text for text, _ in shown)
+    for ranked in (printed, shown):
+        cosines = [cosine for _, cosine in ranked]
+        assert cosines == sorted(cosines, reverse=True)
+        assert all(-1 <= cosine <= 1 for cosine in cosines)
+    assert sum(file.stat().st_size for file in first_look.PICTURES.iterdir()) < 150_000

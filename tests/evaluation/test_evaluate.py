@@ -325,7 +325,7 @@ def test_wrong_usage_exits_2(model, arguments, capsys):
 
 def test_a_pretrained_model_is_no_classifier(model, corpus, capsys):
     assert run("--task", "classify", "--run", model, "--data", corpus) == 1
-    assert "not a classifier" in capsys.readouterr().err
+    assert "without classes" in capsys.readouterr().err
 
 
 def test_the_held_out_rows_are_chosen_and_said(model, corpus, tmp_path, capsys):
