@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -19,8 +20,8 @@ import torch
 from torch import nn
 
 from .checkpoints import training_checkpoint
-from .checkpoints.model_folder import corpus_format, read_record, write_config
-from .config.data import Decoder
+from .checkpoints.model_folder import corpus_format, read_record, tokenizer_of, write_config
+from .config.data import DATA_VERSION, Decoder
 from .config.presets import PRESETS, preset
 from .config.pretraining import Config
 from .data.bad_clips import check_share
@@ -35,11 +36,14 @@ from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
+from .official.init_source import read_source, source_settings, source_shapes
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
+from .runtime.files import write_atomically
 from .runtime.forms import parse_json
 from .runtime.provenance import environment
+from .training.initialization import load_pretrained, require_start
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
 from .training.optimizers import Adam
@@ -50,6 +54,8 @@ EXAMPLES = """examples:
   python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
   python -m vatt.train --fused --data clips/ --steps 2000   a folder of clips, captions from .txt files beside them
   python -m vatt.train --fused --preset mbs --data clips.csv --batch-size 64 --out runs/mbs
+  python -m vatt.train --init vatt-mbs --data clips.csv --freeze audio --lr-scale video=0.1    train on, own clips
+  python -m vatt.train --preset mbs --data clips.csv --word-vectors GoogleNews-vectors-negative300.bin
   python -m vatt.train --out runs/mbs --resume              go on after a crash, exactly
   python -m vatt.train --status runs/mbs                    the state of a run, while it runs or after
   torchrun --nproc-per-node=8 -m vatt.train --fused --preset mbs --data clips.csv --batch-size 2048 --micro-batch 64
@@ -58,6 +64,9 @@ EXAMPLES = """examples:
 A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `caption` (several separated by " | "),
 `label`, `split` (train/test); paths are relative to the CSV.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
+
+
+RANDOM_TABLE = "note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +84,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         default=None,
         help="fast operations: dropped tokens are never read, no attention or similarity matrix is stored",
+    )
+    add(
+        "--init",
+        metavar="SOURCE",
+        help="train on from a model: a finished run, a folder of vatt.official convert, a fine-tuned one, or an "
+        "official PREFIX; without --preset its sizes and settings are kept",
+    )
+    add("--freeze", metavar="TOWERS", help="video, audio or text, with commas between: encoders that are not trained")
+    add("--lr-scale", metavar="TOWER=X", help="the rate of an encoder times X, e.g. video=0.1,text=0.5")
+    add(
+        "--word-vectors",
+        metavar="FILE",
+        help="fill the word table and freeze it, as the release does: word2vec, GloVe or fastText",
     )
     add("--steps", metavar="N", type=int, help="number of updates")
     add("--batch-size", metavar="N", type=int, help="clips an update")
@@ -96,25 +118,85 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Config:
-    """Return the preset, or the settings of a resumed run, with the flags and `--set` laid over it."""
+    """Return the settings of a new run, or those of a resumed one, with the flags and `--set` laid over them."""
     if saved and args.preset and args.preset != saved.preset:
         raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
-    flags = {"data.decoder": args.decoder, "micro_batch": args.micro_batch}
-    return settings_from_flags(saved or preset(args.preset or "tiny"), args, flags, saved)
+    if saved and args.init:
+        raise ConfigError("a resumed run keeps its init: leave --init out")
+    flags = {
+        "data.decoder": args.decoder,
+        "micro_batch": args.micro_batch,
+        "freeze": args.freeze,
+        "lr_scale": args.lr_scale,
+        "word_vectors": str(Path(args.word_vectors).expanduser().absolute()) if args.word_vectors else None,
+    }
+    if saved:
+        return settings_from_flags(saved, args, flags, saved)
+    config = new_settings(args)
+    if args.word_vectors or not config.init:
+        # A table that comes from nowhere has to be learned.
+        text = replace(config.model.text, freeze_embedding=bool(args.word_vectors))
+        config = replace(config, model=replace(config.model, text=text))
+    config = settings_from_flags(config, args, flags)
+    if config.init:
+        require_start(config.init, source_shapes(config.init), config.model)
+    return config
+
+
+def new_settings(args: argparse.Namespace) -> Config:
+    """Return the preset of a new run; without one, the sizes of --init and what it was pre-trained with."""
+    if not args.init:
+        return preset(args.preset or "tiny")
+    init = str(Path(args.init).expanduser().absolute())
+    if args.preset:
+        return replace(preset(args.preset), init=init)
+    found = source_settings(init)
+    if not isinstance(found, Config):
+        found = replace(preset("tiny"), preset="custom", model=found.model, fused=found.fused)
+    # Its clips and word list lie where it was trained.
+    data = replace(found.data, source="", columns="", vocabulary="", version=DATA_VERSION)
+    return replace(found, init=init, data=data, freeze="", lr_scale="", word_vectors="")
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
-    """The run's vocabulary: that of the run itself when resumed, a given word list, or one built from the captions."""
+    """The run's vocabulary: its own when resumed, a given list, that of --init, or one built from the captions."""
     path = out / "vocabulary.txt"
     if resume and path.exists():
         return Tokenizer.from_file(path)
+    known = tokenizer_of(config.init) if config.init else None
     if config.data.vocabulary:
         tokenizer = Tokenizer.from_file(config.data.vocabulary)
+    elif known is not None:
+        tokenizer = known
     else:
         captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
         tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
     tokenizer.save(path)
     return tokenizer
+
+
+def initialize(model: VATT, config: Config, words: Sequence[str], out: Path, world: World) -> list[str]:
+    """Put weights of --init into `model`, write OUT/init.txt and return a line of output."""
+    known = tokenizer_of(config.init)
+    report = load_pretrained(model, read_source(config.init), known.words if known else None, words)
+    if world.is_first:
+        write_atomically(out / "init.txt", f"{config.init}\n{report}\n".encode())
+    said = [
+        f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables resampled, "
+        f"{len(report.fresh)} tensors start fresh; {report.words[0]} ({out}/init.txt names them)"
+    ]
+    if not report.known_words and config.model.text.freeze_embedding and not config.word_vectors:
+        said.append(RANDOM_TABLE)
+    return said
+
+
+def make_optimizer(model: VATT, config: Config) -> Adam:
+    """Return the optimizer of what `config` trains; what is frozen has no state in it."""
+    optimizer = Adam(model.parameters(), config.optim)
+    if config.lr_scale:
+        scales = config.rate_scales.items()
+        optimizer.scale_rates({p: factor for name, factor in scales for p in model.backbone.tower(name)})
+    return optimizer
 
 
 def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> None:
@@ -146,8 +228,8 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         )
     elif dataset.files < len(clips):
         notes.append(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
-    if config.model.text.freeze_embedding:
-        notes.append("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
+    if config.model.text.freeze_embedding and not (config.init or config.word_vectors):
+        notes.append(RANDOM_TABLE)
 
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
@@ -158,11 +240,18 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     def modules(model: VATT) -> tuple[nn.Module, ...]:
         return model.backbone, model.head
 
+    def build() -> VATT:
+        model = VATT(config.model, ops)
+        for name in config.frozen:
+            for parameter in model.backbone.tower(name):
+                parameter.requires_grad_(False)
+        return model
+
     task = Task(
         title=f"preset {config.preset}",
-        build=lambda: VATT(config.model, ops),
+        build=build,
         modules=modules,
-        optimizer=lambda model: Adam(model.parameters(), config.optim),
+        optimizer=lambda model: make_optimizer(model, config),
         dataset=dataset,
         train_clips=len(clips),
         step=step,
@@ -171,6 +260,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         advice="try --set optim.clip=1 or a lower --set optim.rate",
         ops=ops,
         notes=notes,
+        initialize=(lambda model: initialize(model, config, tokenizer.words, run.out, world)) if config.init else None,
         environment={"decoder": reason},
         record={"corpus_format": corpus},
         tokenizer=tokenizer,

@@ -106,7 +106,7 @@ class AudioTokens(_PatchTokens):
 
     def __init__(self, config: AudioConfig, width: int, *, inner: bool, drop: DropConfig, dropout: float, ops: Ops):
         super().__init__(config.patch, 1, (config.tokens,), width, inner=inner, drop=drop, dropout=dropout, ops=ops)
-        self.patch = config.patch
+        self.patch, self.level = config.patch, config.level
 
     def forward(
         self, samples: Tensor, keep: Tensor | None = None, seed: int = 0, rows: BatchRows | None = None
@@ -114,6 +114,8 @@ class AudioTokens(_PatchTokens):
         tokens = samples.shape[1] // self.patch
         if keep is None:
             keep = self.draw(samples.shape[0], tokens, seed, samples.device, rows)
+        if self.level:
+            samples = at_level(samples, self.level)
 
         def project(position: Tensor | None) -> Tensor:
             return self.ops.project_waveform(
@@ -121,6 +123,16 @@ class AudioTokens(_PatchTokens):
             )
 
         return self.finish((tokens,), keep, project), None
+
+
+def at_level(samples: Tensor, level: float) -> Tensor:
+    """Sound [B,S], float in [-1,1] or int16, scaled to the root mean square `level`; silence stays what it is.
+
+    What is softer than -80 dB of full scale is made louder by no more than that would be.
+    """
+    sound = samples if samples.is_floating_point() else samples.float() / 32768
+    loudness = sound.float().square().mean(dim=-1, keepdim=True).sqrt()
+    return (sound * (level / loudness.clamp(min=1e-4))).to(sound.dtype)
 
 
 class TextTokens(nn.Module):
