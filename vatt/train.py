@@ -33,6 +33,7 @@ from .data.datasets.training import ClipDataset
 from .data.manifest import read_manifest
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer
+from .data.word_vectors import WordVectors, read_word_vectors, vector_width
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
@@ -43,7 +44,7 @@ from .runtime.distributed import World
 from .runtime.files import write_atomically
 from .runtime.forms import parse_json
 from .runtime.provenance import environment
-from .training.initialization import load_pretrained, require_start
+from .training.initialization import WORD_TABLE, load_pretrained, require_start
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
 from .training.optimizers import Adam
@@ -138,6 +139,11 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
         text = replace(config.model.text, freeze_embedding=bool(args.word_vectors))
         config = replace(config, model=replace(config.model, text=text))
     config = settings_from_flags(config, args, flags)
+    if config.word_vectors and (width := vector_width(config.word_vectors)) != config.model.text.embedding:
+        raise ConfigError(
+            f"{config.word_vectors} has vectors of {width} numbers and the model's word table "
+            f"{config.model.text.embedding}; --set model.text.embedding={width} makes them fit"
+        )
     if config.init:
         require_start(config.init, source_shapes(config.init), config.model)
     return config
@@ -158,36 +164,55 @@ def new_settings(args: argparse.Namespace) -> Config:
     return replace(found, init=init, data=data, freeze="", lr_scale="", word_vectors="")
 
 
+def choose_words(config: Config, manifest: Manifest) -> Tokenizer:
+    """Return the vocabulary of a new run: a given list, that of --init, or one built from the captions."""
+    if config.data.vocabulary:
+        return Tokenizer.from_file(config.data.vocabulary)
+    if config.init and (known := tokenizer_of(config.init)) is not None:
+        return known
+    captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
+    return Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+
+
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
-    """The run's vocabulary: its own when resumed, a given list, that of --init, or one built from the captions."""
+    """Return the run's vocabulary, which is in its folder from then on."""
     path = out / "vocabulary.txt"
     if resume and path.exists():
         return Tokenizer.from_file(path)
-    known = tokenizer_of(config.init) if config.init else None
-    if config.data.vocabulary:
-        tokenizer = Tokenizer.from_file(config.data.vocabulary)
-    elif known is not None:
-        tokenizer = known
-    else:
-        captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+    tokenizer = choose_words(config, manifest)
     tokenizer.save(path)
     return tokenizer
 
 
-def initialize(model: VATT, config: Config, words: Sequence[str], out: Path, world: World) -> list[str]:
-    """Put weights of --init into `model`, write OUT/init.txt and return a line of output."""
-    known = tokenizer_of(config.init)
-    report = load_pretrained(model, read_source(config.init), known.words if known else None, words)
-    if world.is_first:
-        write_atomically(out / "init.txt", f"{config.init}\n{report}\n".encode())
-    said = [
-        f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables resampled, "
-        f"{len(report.fresh)} tensors start fresh; {report.words[0]} ({out}/init.txt names them)"
-    ]
-    if not report.known_words and config.model.text.freeze_embedding and not config.word_vectors:
+def initialize(
+    model: VATT, config: Config, words: tuple[str, ...], vectors: WordVectors | None
+) -> tuple[list[str], list[str]]:
+    """Put weights of --init and --word-vectors into `model`; return lines of output, and what init.txt says."""
+    said: list[str] = []
+    told: list[str] = []
+    known_words = 0
+    if config.init:
+        weights, found = read_source(config.init), tokenizer_of(config.init)
+        known = found.words if found else None
+        # A list that was built from captions may be as long as the table by chance, a given one is meant.
+        if known is None and config.data.vocabulary and len(words) == len(weights.get(WORD_TABLE, ())):
+            known = words
+        report = load_pretrained(model, weights, known, words)
+        known_words = report.known_words
+        said.append(
+            f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables "
+            f"resampled, {len(report.fresh)} tensors start fresh; {report.words[0]}"
+        )
+        told += [config.init, str(report)]
+    if vectors is not None:
+        table = model.get_parameter(WORD_TABLE).data
+        table[vectors.places] = torch.from_numpy(vectors.vectors)
+        said.append(f"word vectors: {len(vectors.places)} of {len(words)} words found in {config.word_vectors}")
+        missing = set(words) - {words[place] for place in vectors.places}
+        told += [said[-1], *(f"no vector: {word}" for word in words if word in missing)]
+    elif not known_words and config.model.text.freeze_embedding:
         said.append(RANDOM_TABLE)
-    return said
+    return said, told
 
 
 def make_optimizer(model: VATT, config: Config) -> Adam:
@@ -199,11 +224,12 @@ def make_optimizer(model: VATT, config: Config) -> Adam:
     return optimizer
 
 
-def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> None:
+def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vectors: WordVectors | None = None) -> None:
     """Pre-train on clips of `manifest`. All ranks call it.
 
     Args:
         corpus: format of the built-in corpus, if that is what `manifest` lists.
+        vectors: of the words, if they were read already.
     """
     config, device, world = run.config, run.device, run.world
     ops = choose(config.fused, device)
@@ -228,8 +254,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         )
     elif dataset.files < len(clips):
         notes.append(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
-    if config.model.text.freeze_embedding and not (config.init or config.word_vectors):
-        notes.append(RANDOM_TABLE)
 
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
@@ -239,6 +263,15 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
 
     def modules(model: VATT) -> tuple[nn.Module, ...]:
         return model.backbone, model.head
+
+    def start(model: VATT) -> list[str]:
+        found = vectors
+        if found is None and config.word_vectors:
+            found = read_word_vectors(config.word_vectors, tokenizer.words)
+        said, told = initialize(model, config, tokenizer.words, found)
+        if told and world.is_first:
+            write_atomically(run.out / "init.txt", "\n".join([*told, ""]).encode())
+        return said
 
     def build() -> VATT:
         model = VATT(config.model, ops)
@@ -260,7 +293,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         advice="try --set optim.clip=1 or a lower --set optim.rate",
         ops=ops,
         notes=notes,
-        initialize=(lambda model: initialize(model, config, tokenizer.words, run.out, world)) if config.init else None,
+        initialize=start,
         environment={"decoder": reason},
         record={"corpus_format": corpus},
         tokenizer=tokenizer,
@@ -330,6 +363,9 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
+    vectors = None
+    if config.word_vectors and manifest is not None and not args.resume:
+        vectors = read_word_vectors(config.word_vectors, choose_words(config, manifest).words)
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
@@ -340,7 +376,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     world.on_main(write)
     if manifest is None:
         manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
-    train(opened, manifest, corpus)
+    train(opened, manifest, corpus, vectors)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from vatt import train
 from vatt.checkpoints.model_folder import load_config, write_model_folder
 from vatt.checkpoints.training_checkpoint import load_latest
 from vatt.config.pretraining import Config
+from vatt.config.serialization import to_dict
 from vatt.data.synthetic import build_corpus
 from vatt.model.vatt import VATT, Classifier
 from vatt.official.__main__ import main as official
@@ -82,15 +83,9 @@ def test_it_resumes_to_the_bit(continued, tmp_path):
 def test_the_settings_of_the_source_are_kept_but_not_its_clips(source, capsys):
     assert command("--init", source, "--steps=7", "--print-config") == 0
     config = json.loads(capsys.readouterr().out)
-    assert config["model"] == json.loads(json.dumps(small_config_dict()))
+    assert config["model"] == json.loads(json.dumps(to_dict(small_config().model)))
     assert (config["steps"], config["optim"]["rate"]) == (7, small_config().optim.rate)
     assert (config["data"]["source"], config["data"]["vocabulary"]) == ("", "")
-
-
-def small_config_dict():
-    from vatt.config.serialization import to_dict
-
-    return to_dict(small_config().model)
 
 
 def test_a_fine_tuned_backbone_gives_its_tower(tmp_path):
@@ -111,8 +106,28 @@ def test_an_official_checkpoint_is_trained_on(tmp_path, shared, capsys):
     assert official(["convert", str(fixtures / "ckpt_tx_fac"), *converted]) == 0
     arguments = ("--init", tmp_path / "model", "--out", tmp_path / "run", "--set=data.builtin_clips=24")
     assert command(*arguments, *FEW, "--steps=1", "--set=optim.warmup=0", "--set=eval_windows=1") == 0
-    assert "without a list of them" in (tmp_path / "run" / "init.txt").read_text()
+    assert "no list of them" in (tmp_path / "run" / "init.txt").read_text()
     assert train.RANDOM_TABLE in capsys.readouterr().out
+
+
+def test_word_vectors_fill_the_table_and_freeze_it(source, tmp_path, cache, capsys):
+    words = (source / "vocabulary.txt").read_text().split()
+    (tmp_path / "vectors.txt").write_text(f"{words[5]}{' 0.5' * 16}\nnonesuch{' 1' * 16}\n")
+    arguments = ("--init", source, "--word-vectors", tmp_path / "vectors.txt", "--out", tmp_path / "run")
+    data = ("--data", build_corpus(clips=24, progress=False), "--set=eval_windows=1", "--set=optim.warmup=0")
+    assert command(*arguments, *data, *FEW, "--steps=1") == 0
+    before, after = read_source(source)[WORD_TABLE], read_source(tmp_path / "run")[WORD_TABLE]
+    assert torch.equal(after[5], torch.full((16,), 0.5))
+    assert torch.equal(after[6:], before[6:])  # nothing of it is trained
+    assert f"word vectors: 1 of {len(words)} words found" in capsys.readouterr().out
+    assert f"no vector: {words[6]}\n" in (tmp_path / "run" / "init.txt").read_text()
+
+
+def test_a_new_table_is_trained_unless_it_is_filled(capsys):
+    """Runs of before have it in their record whether theirs is; the release's presets froze a random one."""
+    assert command("--preset=mbs", "--print-config") == 0
+    assert json.loads(capsys.readouterr().out)["model"]["text"]["freeze_embedding"] is False
+    assert Config().model.text.freeze_embedding is True  # of a record that does not say
 
 
 @pytest.mark.parametrize(
@@ -127,11 +142,15 @@ def test_an_official_checkpoint_is_trained_on(tmp_path, shared, capsys):
         (["--init={source}", "--freeze=text", "--lr-scale=text=0.5"], 2, "freeze names too"),
         (["--preset=tiny_ma", "--freeze=text"], 2, "one encoder for all"),
         (["--init={source}", "--word-vectors=nowhere.txt"], 2, "nowhere.txt"),
+        (["--word-vectors={vectors}"], 2, "vectors of 16 numbers and the model's word table 64"),
+        (["--init={source}", "--data={data}", "--word-vectors={vectors}"], 2, "none of the 59 words"),
     ],
 )
-def test_wrong_usage_says_what_is_wrong_and_writes_nothing(arguments, code, message, source, tmp_path, capsys):
+def test_wrong_usage_says_what_is_wrong_and_writes_nothing(arguments, code, message, source, tmp_path, capsys, cache):
+    names = {"source": source, "data": build_corpus(clips=24, progress=False), "vectors": tmp_path / "vectors.txt"}
+    names["vectors"].write_text(f"nonesuch{' 0.5' * 16}\n")
     out = tmp_path / "run"
-    assert command(*(a.format(source=source) for a in arguments), "--out", out, *FEW) == code
+    assert command(*(a.format(**names) for a in arguments), "--out", out, *FEW) == code
     assert message in capsys.readouterr().err
     assert not out.exists()
 

@@ -122,11 +122,10 @@ def load_pretrained(
 ) -> Transfer:
     """Copies a pre-trained model, or what there is of one, into `model`, in place.
 
-    Rows of the word table go by word. Where the source has no list of them, rows are taken over in their order if
-    there are as many as in the list of the new run.
+    Rows of the word table go by word.
 
     Args:
-        known: the words of the source in the order of their ids, None where it has no list.
+        known: the words of the source in the order of their ids, None where nobody knows them.
         words: those of the new run.
     """
     table = weights.get(WORD_TABLE)
@@ -135,13 +134,13 @@ def load_pretrained(
         report.words.append("words: none taken over, as the source has no table of them")
         return report
     report.fresh.remove(WORD_TABLE)
-    if known is None and len(table) != len(words):
+    if known is None:
         report.words.append(
-            f"words: none taken over, as the source has {len(table)} without a list of them and the new run "
-            f"{len(words)}; --set data.vocabulary=FILE names the source's list"
+            f"words: none taken over, as the source has no list of them; --set data.vocabulary=FILE with {len(table)} "
+            "words is taken for it"
         )
         return report
-    rows = {word: row for row, word in enumerate(words if known is None else known) if row < len(table)}
+    rows = {word: row for row, word in enumerate(known) if row < len(table)}
     pairs = [(row, rows[word]) for row, word in enumerate(words) if word in rows]
     if pairs:
         ours, theirs = torch.tensor(pairs).T
