@@ -21,6 +21,7 @@ from torch import nn
 
 from .checkpoints import training_checkpoint
 from .checkpoints.model_folder import corpus_format, read_record, tokenizer_of, write_config
+from .checkpoints.word_vectors import WordVectors, read_word_vectors, vector_width
 from .config.data import DATA_VERSION, Decoder
 from .config.presets import PRESETS, preset
 from .config.pretraining import Config
@@ -33,11 +34,9 @@ from .data.datasets.training import ClipDataset
 from .data.manifest import read_manifest
 from .data.synthetic import FORMAT, corpus_of
 from .data.tokenizer import Tokenizer
-from .data.word_vectors import WordVectors, read_word_vectors, vector_width
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
-from .official.init_source import read_source, source_settings, source_shapes
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
@@ -145,6 +144,8 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
             f"{config.model.text.embedding}; --set model.text.embedding={width} makes them fit"
         )
     if config.init:
+        from .official.init_source import source_shapes
+
         require_start(config.init, source_shapes(config.init), config.model)
     return config
 
@@ -153,6 +154,8 @@ def new_settings(args: argparse.Namespace) -> Config:
     """Return the preset of a new run; without one, the sizes of --init and what it was pre-trained with."""
     if not args.init:
         return preset(args.preset or "tiny")
+    from .official.init_source import source_settings
+
     init = str(Path(args.init).expanduser().absolute())
     if args.preset:
         return replace(preset(args.preset), init=init)
@@ -192,6 +195,8 @@ def initialize(
     told: list[str] = []
     known_words = 0
     if config.init:
+        from .official.init_source import read_source
+
         weights, found = read_source(config.init), tokenizer_of(config.init)
         known = found.words if found else None
         # A list that was built from captions may be as long as the table by chance, a given one is meant.

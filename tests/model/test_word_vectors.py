@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from vatt.data.word_vectors import WordVectorError, read_word_vectors, vector_width
+from vatt.checkpoints.word_vectors import WordVectorError, read_word_vectors, vector_width
 
 WORDS = ["</s>", "dog", "barks", "été", "rain"]
 VECTORS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_a_missing_file_is_said(tmp_path):
 
 BOUNDED = """
 import resource, sys
-from vatt.data.word_vectors import read_word_vectors
+from vatt.checkpoints.word_vectors import read_word_vectors
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 places, _ = read_word_vectors(sys.argv[1], ["w5", "w149999"])
 print(len(places), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
