@@ -190,7 +190,7 @@ def _fasttext_rows(file: IO[bytes], path: str | Path, form: _Form, wanted: Colle
                 grams = ft_ngram_hashes(word.decode(), shortest, longest, buckets) if buckets and longest > 0 else []
                 starts = [matrix + 4 * width * r for r in (row, *(words + gram for gram in grams))]
                 own = [np.frombuffer(data[start : start + 4 * width], "<f4", width) for start in starts]
-                yield word, np.mean(own, axis=0, dtype=np.float64).astype(np.float32)
+                yield word, np.stack(own).mean(axis=0, dtype=np.float64).astype(np.float32)
     except (struct.error, ValueError, OSError) as error:
         if isinstance(error, WordVectorError):
             raise

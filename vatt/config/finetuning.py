@@ -150,16 +150,18 @@ def image(model: ModelConfig) -> FinetuneConfig:
 def small(config: FinetuneConfig) -> FinetuneConfig:
     """The settings `config` of a task, changed for a few hundred clips with one label each.
 
-    AdamW, mixup, turned and gained sounds and silent spans let a model learn that much without learning it by heart.
-    From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection. A pre-trained model keeps
-    its sizes, its class head is trained alone at first, and lower layers change less.
+    AdamW, mixup and sounds that are turned, faster or slower let a model learn that much without learning it by heart.
+    From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones. A
+    pre-trained model keeps its sizes, its class head is trained alone at first, and lower layers change less.
 
     `python -m vatt.finetune --task audio --preset small --data esc10.csv --init none`
     """
     model, optim = config.model, replace(config.optim, optimizer="adamw", rate=2e-3, warmup=50, clip=1.0)
     if not config.init:
-        sound = AudioConfig(samples=79_872, rate=16_000, patch=512, level=20.0)
+        sound = AudioConfig(samples=79_872, rate=16_000, patch=512, level=20.0, tones=True)
         model = replace(model, audio=sound, audio_encoder=EncoderConfig(96, 3, 3, 32, 192, dropout=0.0))
+        if config.task == "audio":
+            config = replace(config, eval_windows=1)
     else:
         optim = replace(optim, rate=5e-4, layer_decay=0.75, head_steps=100, warmup=200)
     return replace(
@@ -169,13 +171,13 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         loss="softmax",
         smoothing=0.0,
         mixup=0.4,
-        time_mask=0.2,
+        time_mask=0.2 if config.init else 0.0,
         waveform=WaveformConfig(turn=True, speed=1.15, gain=2.0),
         head_dropout=0.1,
         optim=optim,
         data=replace(config.data, batch_size=16, workers=1, cache_gb=1.0),
-        steps=1_500,
-        save_every=500,
+        steps=3_000,
+        save_every=1_000,
         keep_checkpoints=3,
     )
 

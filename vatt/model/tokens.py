@@ -107,6 +107,10 @@ class AudioTokens(_PatchTokens):
     def __init__(self, config: AudioConfig, width: int, *, inner: bool, drop: DropConfig, dropout: float, ops: Ops):
         super().__init__(config.patch, 1, (config.tokens,), width, inner=inner, drop=drop, dropout=dropout, ops=ops)
         self.patch, self.level = config.patch, config.level
+        if config.tones:
+            pairs = width // 2
+            with torch.no_grad():
+                self.weight[:, : 2 * pairs] = tones(pairs, config.patch, config.rate)
 
     def forward(
         self, samples: Tensor, keep: Tensor | None = None, seed: int = 0, rows: BatchRows | None = None
@@ -123,6 +127,20 @@ class AudioTokens(_PatchTokens):
             )
 
         return self.finish((tokens,), keep, project), None
+
+
+def tones(pairs: int, samples: int, rate: int, lowest: float = 50.0) -> Tensor:
+    """Cosines and sines [samples, 2*pairs] in turn, of length 1 under the root of a Hann window.
+
+    Pitches are evenly spaced on the mel scale, from `lowest` to 95 % of half the sampling `rate`, in Hz. A pair holds
+    the energy of its band wherever in the patch a sound begins, which noise has to be trained to do.
+    """
+    ends = [2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2)]
+    pitches = 700 * (10 ** (torch.linspace(*ends, pairs, dtype=torch.float64) / 2595) - 1)
+    turns = 2 * torch.pi / rate * torch.arange(samples)[:, None] * pitches
+    waves = torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
+    window = torch.hann_window(samples, periodic=False, dtype=torch.float64).sqrt()
+    return torch.nn.functional.normalize(waves * window[:, None], dim=0).float()
 
 
 def at_level(samples: Tensor, level: float) -> Tensor:

@@ -13,6 +13,7 @@ from ..config.finetuning import FinetuneConfig, WaveformConfig
 from ..data.datasets.batch import Batch
 from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
 from ..model.randomness import BatchRows, mix_seed
+from ..model.tokens import at_level
 from ..model.vatt import Classifier
 from ..runtime.distributed import SINGLE_PROCESS, World
 from .batch_augmentation import leave_out_span, mix, play
@@ -55,6 +56,8 @@ def finetune_step(
     x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
     rows = BatchRows(world.rank * len(x), world.size * len(x))
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
+    if config.modality == "audio" and config.model.audio.level:
+        x = at_level(x, config.model.audio.level)  # so that a mixture is of sounds that are equally loud
     if config.modality == "audio" and config.waveform != WaveformConfig():
         x = play(x, config.waveform, seed, rows)
     if config.time_mask:
