@@ -41,7 +41,7 @@ SHOWN = (
     "white circle",
 )  # in shapes.mp4, one after the other; the first one alone is triangle.mp4
 TEXTS = ["a green triangle", "a blue square", "a green ring", "a white circle", "a red cross"]
-QUERY = "a yellow square moves right"
+QUERY = "a green ring"
 MARKERS = ("<!-- first look: python .ci/first_look.py -->", "<!-- end of first look -->")
 
 
@@ -88,7 +88,7 @@ def draw_hits(hits: list[dict[str, Any]], query: str, out: Path) -> None:
     config = load_config(ROOT / MODEL)
     figure, panels = plt.subplots(1, len(hits), figsize=(1.9 * len(hits), 2.5), layout="constrained")
     for hit, panel in zip(hits, panels, strict=True):
-        panel.imshow(key_frames(Path(hit["path"]), config, [0.0])[0])
+        panel.imshow(key_frames(Path(hit["path"]), config, [0.5])[0])
         panel.set_title(f"{hit['rank']}. cosine {hit['cosine']:.2f}", fontsize="small")
         panel.axis("off")
     figure.suptitle(f'"{query}"', fontsize="medium")
