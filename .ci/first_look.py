@@ -117,7 +117,7 @@ def main() -> None:
         zero_shot = [str(folder), str(clip), "--zero-shot", *TEXTS, "--every", "0.5", "--strip", str(strip)]
         assert predict.main(zero_shot) == 0
     index = vatt.SearchIndex(vatt.embed(model, clips), model)
-    hits = index.search(QUERY, top=4)
+    hits = index.search(QUERY, top=3)
     draw_hits(hits, QUERY, PICTURES / "search.png")
     shrink(strip)
     shrink(PICTURES / "search.png")
