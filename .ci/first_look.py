@@ -103,7 +103,7 @@ def shrink(path: Path) -> None:
 
 
 def main() -> None:
-    folder = ROOT / MODEL
+    where, folder = environment(), ROOT / MODEL  # before the pictures differ from the commit
     model = vatt.load(folder)
     assert isinstance(model, vatt.VATT)
     PICTURES.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def main() -> None:
     shrink(PICTURES / "search.png")
     result = read_json(folder / "result.json")
     record = {
-        "environment": environment(),
+        "environment": where,
         "model": {"environment": result["environment"], "steps": result["steps"], "retrieval": result["retrieval"]},
         "clip": chosen[0].name,
         "texts": TEXTS[:3],
