@@ -111,8 +111,12 @@ def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) 
     if config.data.vocabulary:
         tokenizer = Tokenizer.from_file(config.data.vocabulary)
     else:
-        captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+        clips, size = manifest.split(config.data.train_split), config.model.text.vocabulary
+        if clips.rows is not None and not config.data.split_unspaced:
+            tokenizer = Tokenizer.of_ranked(clips.rows.words(), size)
+        else:
+            captions = (caption for clip in clips for caption in clip.captions)
+            tokenizer = Tokenizer.build(captions, size, config.data.split_unspaced)
     tokenizer.save(path)
     return tokenizer
 
@@ -262,9 +266,8 @@ def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]
     data = config.data
     clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
-        names = sorted({clip.split or "" for clip in manifest})
         raise RunError(
-            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
+            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(manifest.splits)}); "
             "choose one with --set data.train_split=NAME"
         )
     return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)

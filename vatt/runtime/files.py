@@ -102,11 +102,10 @@ def write_csv(
     Raises:
         WriteError: see `write_atomically`.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode(errors=errors))
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors=errors, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def pyplot() -> Any:
