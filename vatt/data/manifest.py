@@ -35,6 +35,8 @@ from .narrations import with_candidates
 from .tables import MAX_CELL, Cell, Table, TableError, encoding_of, parse_seconds, parts_in, read_rows
 
 log = logging.getLogger(__name__)
+# The file as an absolute path, start, end, captions, label and split.
+Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
 MAPPED_BYTES = 2**22  # a table of so many is not kept in memory (see vatt.data.mapped)
 
 
@@ -75,39 +77,52 @@ def tell_notes(manifest: Manifest) -> Manifest:
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write `clips`, one after the other, as a table that `read_manifest` gives back (indices are row numbers).
+    """Write `clips` as a table that `read_manifest` gives back (indices are row numbers): see `write_rows`."""
+    write_rows(path, ((str(c.path), c.start, c.end, c.captions, c.label, c.split) for c in clips))
+
+
+def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = False) -> None:
+    """Write a manifest, one row after the other.
 
     Clips below the table's folder are written relative to it, so that the folder can move; others by absolute path.
     The file is replaced atomically.
 
     Args:
         path: a CSV, or .parquet.
+        narrations: the rows are narrations without their candidates (see `vatt.data.narrations`).
 
     Raises:
         ManifestError: a clip that no row could give back.
         WriteError: the disk.
     """
     path = Path(os.path.abspath(path))
-    rows = (_row(clip, path) for clip in clips)
+    inside = os.path.join(path.parent, "")
+    cells = (_cells(row, path, inside) for row in rows)
+    columns = ["narration" if name == "caption" and narrations else name for name in COLUMNS]
     if path.suffix.lower() == ".parquet":
-        write_parquet(path, rows)
+        write_parquet(path, columns, cells)
     else:
-        write_csv(path, COLUMNS, rows, errors="strict")
+        write_csv(path, columns, cells, errors="strict")
 
 
-def _row(clip: Clip, path: Path) -> list[str]:
-    captions = CAPTION_SEPARATOR.join(clip.captions)
+def _cells(row: Row, path: Path, inside: str) -> list[str]:
+    file, start, end, texts, label, split = row
+    captions = CAPTION_SEPARATOR.join(texts)
     if len(captions) > MAX_CELL:
-        raise ManifestError(
-            f"{path}: {clip.name}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}"
-        )
-    if split_captions(captions) != clip.captions:
-        raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
-    name = str(clip.path)  # pathlib would take most of the time that a row takes
-    name = name.removeprefix(os.path.join(path.parent, ""))
-    start = repr(float(clip.start)) if clip.start else ""
-    end = "" if clip.end is None else repr(float(clip.end))
-    return [name, start, end, captions, clip.label or "", clip.split or ""]
+        raise ManifestError(f"{path}: {file}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}")
+    # Where every `|` is one that divides, what is split again is what was joined, but for spaces at the ends.
+    whole = captions.count("|") == max(0, len(texts) - 1) and "" not in texts and all(t == t.strip() for t in texts)
+    if not whole and split_captions(captions) != texts:
+        raise ManifestError(f"{path}: {file}: captions that are empty, padded or hold `|`: {texts!r}")
+    begin = repr(float(start)) if start else ""
+    return [
+        file.removeprefix(inside),
+        begin,
+        "" if end is None else repr(float(end)),
+        captions,
+        label or "",
+        split or "",
+    ]
 
 
 def _manifest(clips: list[Clip], root: Path, notes: Sequence[str] = ()) -> Manifest:

@@ -38,7 +38,6 @@ from ..errors import DataError, MissingPackage
 from ..runtime.files import replacing, write_atomically, writing
 from ..runtime.progress import progress_bar
 from .clip import Clip, Rows
-from .columns import COLUMNS
 from .fence import Fence
 from .narrations import NEAREST, around, told, with_candidates
 from .shards.download import cache_root
@@ -49,6 +48,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 BATCH = 2**16  # rows; also those between which words are counted
 KEPT_BATCHES = 64
+GROUP = 2**14  # rows of a Parquet file that are written at once
 Notes = list[str]
 Read = Callable[[Notes], tuple[Iterable[Clip], bool]]
 
@@ -397,14 +397,14 @@ class _Words:
             writer.write_table(table, BATCH)
 
 
-def write_parquet(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    """Write cells of `vatt.data.columns.COLUMNS` as text, times as numbers, empty ones as null; whole or not at all."""
+def write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write cells of a manifest as text, times as numbers, empty ones as null; whole or not at all."""
     arrow = import_arrow(f"{path}:")
     text = arrow.string()
-    schema = arrow.schema([(name, arrow.float64() if name in ("start", "end") else text) for name in COLUMNS])
+    schema = arrow.schema([(name, arrow.float64() if name in ("start", "end") else text) for name in columns])
     with replacing(path) as temporary, arrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         remaining = iter(rows)
-        while block := list(islice(remaining, BATCH)):
+        while block := list(islice(remaining, GROUP)):
             cells = (
                 [None if not cell else float(cell) if of.type == arrow.float64() else cell for cell in column]
                 for of, column in zip(schema, zip(*block, strict=True), strict=True)

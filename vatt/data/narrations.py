@@ -7,8 +7,9 @@ and what a clip of them is, is computed when it is read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from .clip import Clip, ManifestError
 
@@ -16,8 +17,7 @@ NEAREST = 5  # captions a clip with narration
 CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second
 
 
-@dataclass(frozen=True)
-class Narration:
+class Narration(NamedTuple):
     """What is said from `start` to `end` seconds."""
 
     start: float
@@ -31,15 +31,18 @@ def nearest(narrations: Sequence[Narration], index: int, count: int = NEAREST) -
     Starting from it, the neighbour that makes the covered time the shortest is added; the later one of equals.
     """
     first = last = index
-    for _ in range(min(count, len(narrations)) - 1):
-        if last + 1 == len(narrations):
+    behind = len(narrations) - 1
+    for _ in range(min(count - 1, behind)):
+        if last == behind:
             first -= 1
         elif first == 0:
             last += 1
         else:
             with_earlier = narrations[last].end - narrations[first - 1].start
-            with_later = narrations[last + 1].end - narrations[first].start
-            first, last = (first - 1, last) if with_earlier < with_later else (first, last + 1)
+            if with_earlier < narrations[last + 1].end - narrations[first].start:
+                first -= 1
+            else:
+                last += 1
     return range(first, last + 1)
 
 
@@ -50,7 +53,7 @@ def around(narrations: Sequence[Narration], index: int) -> tuple[float, float, t
     `CLIP_SECONDS` around its middle, so that a whole window fits.
     """
     own = narrations[index]
-    texts = own.text, *(narrations[i].text for i in nearest(narrations, index) if i != index)
+    texts = own.text, *[narrations[i].text for i in nearest(narrations, index) if i != index]
     start, end = own.start, own.end
     if end - start < CLIP_SECONDS:
         start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)

@@ -54,7 +54,10 @@ def parse_seconds(text: str) -> float:
     Raises:
         ValueError: it is no time.
     """
-    clock = _CLOCK.fullmatch(text.strip())
+    try:
+        return float(text)
+    except ValueError:
+        clock = _CLOCK.fullmatch(text.strip())
     if clock is None:
         try:
             return float(text.strip().replace(",", "."))
