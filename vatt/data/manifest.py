@@ -246,7 +246,7 @@ def _clip(
     if not name:
         raise ManifestError(f"{where}: no {columns[found['path']]}; every line names a file")
     start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, where) for key in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
+    if end is not None and end <= (start or 0.0) and "narration" not in found:
         raise ManifestError(
             f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -64,36 +64,33 @@ def import_arrow(what: str) -> ModuleType:
 
 
 class MappedRows(Rows):
-    """Rows of an index. `place`: number of their split in it, None: all of them. Pickled, it is the folder's name."""
+    """Rows of an index. `place`: number of their split in it, None: all of them. Pickled, it is the folder's name.
 
-    def __init__(self, folder: Path, root: Path, place: int | None = None) -> None:
+    Raises:
+        DataError: the index is not the one with this `fingerprint` (any more).
+    """
+
+    def __init__(self, folder: Path, root: Path, place: int | None = None, fingerprint: str | None = None) -> None:
         self.folder, self.root, self.place = folder, root, place
-        self.about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        arrow = import_arrow(f"{folder}")
+        try:
+            self._reader = arrow.ipc.open_file(arrow.memory_map(str(folder / "rows.arrow")))
+            self._files: NDArray[np.int64] = np.load(folder / "files.npy", mmap_mode="r")
+            self.about = _about(folder)
+            self._places: NDArray[np.int64] | None = None  # which rows these are; None for all
+            if place is not None and len(self.about["splits"]) > 1:
+                self._places = np.load(folder / f"split-{place}.npy", mmap_mode="r")
+            self._words = arrow.memory_map(str(folder / ("words.arrow" if place is None else f"words-{place}.arrow")))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{folder}: it cannot be read ({error}); remove it, it is made anew") from error
+        if fingerprint not in (None, self.about["fingerprint"]):
+            raise DataError(f"{folder}: its manifest changed while it was in use; restore it, or start again")
         self.narrations = bool(self.about["narrations"])
+        self._batch: Callable[[int], Any] = lru_cache(KEPT_BATCHES)(self._reader.get_batch)
         self._fence = Fence(root)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.folder, self.root, self.place, self.about["fingerprint"])
-
-    @cached_property
-    def _reader(self) -> Any:
-        arrow = import_arrow(f"{self.folder}")
-        return arrow.ipc.open_file(arrow.memory_map(str(self.folder / "rows.arrow")))
-
-    @cached_property
-    def _batch(self) -> Callable[[int], Any]:
-        return lru_cache(KEPT_BATCHES)(self._reader.get_batch)
-
-    @cached_property
-    def _files(self) -> NDArray[np.int64]:
-        return np.load(self.folder / "files.npy", mmap_mode="r")
-
-    @cached_property
-    def _places(self) -> NDArray[np.int64] | None:
-        """Which rows these are; None for all."""
-        if self.place is None or len(self.about["splits"]) == 1:
-            return None
-        return np.load(self.folder / f"split-{self.place}.npy", mmap_mode="r")
+        return MappedRows, (self.folder, self.root, self.place, self.about["fingerprint"])
 
     def __len__(self) -> int:
         return int(self.about["survey"]["clips"] if self.place is None else self.about["splits"][self.place]["rows"])
@@ -121,7 +118,7 @@ class MappedRows(Rows):
         return Clip(index, clip.path, clip.name, start, end, captions, clip.label, clip.split)
 
     def _row(self, index: int) -> Clip:
-        number, place = divmod(index, BATCH)
+        number, place = divmod(index, self.about["batch"])
         batch = self._batch(number)
         name, start, end, captions, label, split = (column[place].as_py() for column in batch.columns)
         file = os.path.abspath(self.root / name)
@@ -136,7 +133,7 @@ class MappedRows(Rows):
     def split(self, name: str) -> Rows:
         for place, one in enumerate(self.about["splits"]):
             if one["name"] == name and self.place in (None, place):
-                return MappedRows(self.folder, self.root, place)
+                return MappedRows(self.folder, self.root, place, self.about["fingerprint"])
         return NoRows()
 
     def file_numbers(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -168,9 +165,7 @@ class MappedRows(Rows):
         return dict(self.about["survey"])
 
     def words(self) -> Iterator[str]:
-        name = "words.arrow" if self.place is None else f"words-{self.place}.arrow"
-        arrow = import_arrow(f"{self.folder}")
-        reader = arrow.ipc.open_file(arrow.memory_map(str(self.folder / name)))
+        reader = import_arrow(f"{self.folder}").ipc.open_file(self._words)
         for number in range(reader.num_record_batches):
             yield from reader.get_batch(number).column(0).to_pylist()
 
@@ -203,15 +198,8 @@ class NoRows(Rows):
         return iter(())
 
 
-def _again(folder: Path, root: Path, place: int | None, fingerprint: str) -> MappedRows:
-    """The same rows in another process. Raises `DataError` when the index has been made anew since."""
-    try:
-        rows = MappedRows(folder, root, place)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: it was there when this process was begun ({error}); start again") from error
-    if rows.about["fingerprint"] != fingerprint:
-        raise DataError(f"{folder}: its manifest changed while it was in use; restore it, or start again")
-    return rows
+def _about(folder: Path) -> Any:
+    return json.loads((folder / "about.json").read_text(encoding="utf-8"))
 
 
 def open_mapped(
@@ -267,7 +255,7 @@ def _short(text: str) -> str:
 def _is_of(folder: Path, state: dict[str, Any]) -> bool:
     """Whether a whole index in `folder` is of this state of its table."""
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = _about(folder)
         sizes = {name: (folder / name).stat().st_size for name in about["sizes"]}
     except (OSError, ValueError, LookupError, TypeError):
         return False
@@ -369,6 +357,7 @@ def _fill(folder: Path, read: Read) -> dict[str, Any]:
         ],
         "labels": sorted(surveyor.labels),
         "notes": notes,
+        "batch": BATCH,
         "narrations": narrations,
     }
 

@@ -47,7 +47,8 @@ def narrated(
     told = sorted((n for n in narrations if n.text), key=itemgetter(0))
     if plain:
         for index, own in enumerate(told):
-            yield Record(video, own.start, own.end, (), (own.text,), None if index % every else split)
+            in_split = None if index % every else split
+            yield Record(video, own.start, own.end, (), (own.text,), in_split, narration=True)
         return
     for index in range(0, len(told), every):
         start, end, texts = around(told, index)

@@ -146,11 +146,12 @@ class Coverage:
             counts = self.counts[split or "-"] = Counter()
         counts[state] += 1
 
-    def take(self, file: str, split: str | None, label: str | None, captions: Sequence[str]) -> None:
+    def take(self, file: str, record: Record, label: str | None) -> None:
         self.found += 1
         self.labelled += label is not None
-        self.told += bool(captions)
-        if self.files.setdefault(file, split) != split:
+        self.told += bool(record.captions)
+        before = self.files.setdefault(file, record.split)
+        if before != record.split and not (record.narration and None in (before, record.split)):
             self.leaking.add(file)
 
     @property
@@ -244,7 +245,7 @@ def matched(
                 owners.append(hash(file.path))
             coverage.add(record.split, "found")
             label = LABEL_SEPARATOR.join(record.labels) or None
-            coverage.take(file.path, record.split, label, record.captions)
+            coverage.take(file.path, record, label)
             yield file.path, start, end, record.captions, label, record.split
     if durations is not None:
         coverage.looked = len(durations)

@@ -39,6 +39,7 @@ class Record(NamedTuple):
     `video`: name of the whole source file without suffix, perhaps behind folders; clips of one video share it.
     `start`, `end`: seconds in that file; `end` None is its end. A time that could not be read is NaN.
     `cut`: names of files that hold just this clip. `file`: the file of `video`, where that is known from the start.
+    `narration`: the times are those of what is said, however short; whoever reads the manifest makes a clip of it.
     """
 
     video: str
@@ -49,18 +50,19 @@ class Record(NamedTuple):
     split: str | None = "train"
     cut: tuple[Name, ...] = ()
     file: Path | None = None
+    narration: bool = False
 
     @property
     def fault(self) -> str | None:
         """Why no file could serve this row, or None."""
-        video, start, end, *_ = self
+        video, start, end, *_, narration = self
         if not last_part(video):
             return "names no file"
         if not video.isascii() and not _is_text(video):
             return "its name is not UTF-8: no manifest can hold it"
         if not 0 <= start < math.inf:
             return "its start is no time"
-        if end is not None and not start < end < math.inf:
+        if (end is not None and not (start < end or narration)) or end == math.inf or end != end:
             return f"its end {end:g} is not after its start {start:g}"
         return None
 
