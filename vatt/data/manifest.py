@@ -142,13 +142,13 @@ def _read_folder(folder: Path, version: int) -> Manifest:
         known = "; ".join(f"{kind}: {' '.join(sorted(suffixes))}" for kind, suffixes in kinds.items())
         raise ManifestError(f"{folder}: no clips in this folder; files with these suffixes are taken: {known}")
     files = sorted(there[taken])
-    beside = [f"{len(found)} {kind}" for kind, found in there.items() if found and kind != taken]
+    beside = [f"{len(count)} {kind}" for kind, count in there.items() if count and kind != taken]
     notes = [
         f"{folder}: its {len(files)} {taken} are the clips, {' and '.join(beside)} beside them are not read"
     ] * bool(beside)
-    said: list[tuple[str | None, str | None]] = [(None, DEFAULT_SPLIT)] * len(files)
+    meanings: list[tuple[str | None, str | None]] = [(None, DEFAULT_SPLIT)] * len(files)
     if version >= 2:
-        said = labels_and_splits([file.relative_to(folder) for file in files])
+        meanings = labels_and_splits([file.relative_to(folder) for file in files])
     clips: list[Clip] = []
     fence = Fence(folder)
     for file, (label, split) in zip(files, said, strict=True):
@@ -232,7 +232,7 @@ def _clip(
     index: int,
     cells: Sequence[Cell],
     columns: Sequence[str],
-    found: Mapping[str, int],
+    positions: Mapping[str, int],
     path: Path,
     line: int | str,
     fence: Fence,
@@ -240,21 +240,21 @@ def _clip(
     where = f"{path}{'/' if isinstance(line, str) else ':'}{line}"
     if any(cell.strip() if isinstance(cell, str) else cell for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
-        raise ManifestError(f"{where}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
-    row = {name: _texts(cells[place]) for name, place in found.items() if place < len(cells)}
+        raise ManifestError(f"{source}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
+    row = {name: _texts(cells[position]) for name, position in positions.items() if position < len(cells)}
     name = CAPTION_SEPARATOR.join(row.get("path", ()))
     if not name:
         raise ManifestError(f"{where}: no {columns[found['path']]}; every line names a file")
     start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, where) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0) and "narration" not in found:
         raise ManifestError(
-            f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
+            f"{source}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
     captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", row.get("narration", ()))))
     label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
-    split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in found else DEFAULT_SPLIT
+    split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in positions else DEFAULT_SPLIT
     file = os.path.abspath(path.parent / name)
-    fence.check(name, file, where)
+    fence.check(name, file, source)
     return Clip(index, Path(file), name, start or 0.0, end, captions, label, split)
 
 
@@ -265,15 +265,15 @@ def _texts(cell: Cell) -> tuple[str, ...]:
     return tuple(" ".join(word for word in text.split() if word != "|") for text in cell)
 
 
-def _seconds(text: str, column: str, where: str) -> float | None:
+def _seconds(text: str, column: str, source: str) -> float | None:
     if not text:
         return None
     try:
         value = parse_seconds(text)
     except ValueError as error:
-        raise ManifestError(f"{where}: {column} is not a number of seconds: {text!r}") from error
+        raise ManifestError(f"{source}: {column} is not a number of seconds: {text!r}") from error
     if not math.isfinite(value) or value < 0:
-        raise ManifestError(f"{where}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
+        raise ManifestError(f"{source}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
     return value
 
 

@@ -125,7 +125,7 @@ def import_source(args: argparse.Namespace) -> None:
     if first is None:
         raise SourceError(f"{', '.join(map(str, args.files))}: lists no clips of the format {args.format}")
     places = args.media or [path if path.is_dir() else path.parent for path in args.files]
-    absent = [str(place) for place in places if not place.is_dir()]
+    absent = [str(folder) for folder in places if not folder.is_dir()]
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
@@ -228,7 +228,7 @@ def nothing_found(first: Record, media: MediaIndex, coverage: Coverage, lost: Pa
         if media.count
         else (f"nothing there has one of the suffixes {' '.join(sorted(media.suffixes))}")
     )
-    return f"no clip found in {where} (folders below included); looked for {' or '.join(expected(first))}; {there}"
+    return f"no clip found in {folders} (folders below included); looked for {' or '.join(expected(first))}; {there}"
 
 
 def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, coverage: Coverage) -> None:
@@ -236,7 +236,7 @@ def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, covera
         "argv": sys.orig_argv[1:],
         "format": args.format,
         "annotations": [str(file.absolute()) for file in args.files],
-        "media": [str(place.absolute()) for place in media.folders],
+        "media": [str(folder.absolute()) for folder in media.folders],
         "media_files": media.count,
         "opened": args.check,
         "splits": {split: {"listed": counts.total(), **counts} for split, counts in sorted(coverage.counts.items())},

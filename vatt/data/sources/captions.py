@@ -87,7 +87,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
     Lists of ids (MSRVTT_train.9k.csv, full_split_train_videos.txt): which videos, and the split their
     name says, with captions from the JSON. With any list or test only what those name is taken.
     """
-    told: dict[str, list[str]] = {}
+    sentences: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     chosen: list[Record] = []
     for path in files_in(paths, "*.json"):
@@ -96,7 +96,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             if isinstance(data, list):
                 chosen += _msrvtt_rows(data, path)
             else:
-                _add_msrvtt(data, path, told, splits)
+                _add_msrvtt(data, path, sentences, splits)
         elif path.suffix == ".csv" and "sentence" in next(read_cells(path), []):
             for row in read_table(path, {"video": ("video_id",), "text": ("sentence",)}):
                 split = split_called(path.stem) or "test"
@@ -112,7 +112,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             for record in chosen
         )
     else:
-        yield from (Record(name, captions=captions(*told.get(name, ())), split=splits[name]) for name in splits)
+        yield from (Record(name, captions=captions(*sentences.get(name, ())), split=splits[name]) for name in splits)
 
 
 def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Record]:
@@ -124,21 +124,21 @@ def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Rec
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
-    found: list[tuple[Path, list[str]]] = []
-    for place, folders, names in os.walk(root):
+    files: list[tuple[Path, list[str]]] = []
+    for parent, folders, names in os.walk(root):
         folders.sort()
         texts = _texts(names)
         for name in sorted(names):
             if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                found.append((Path(place) / name, texts.get(Path(name).stem, [])))
-    inside = [file.relative_to(root) for file, _ in found]
-    for (file, texts_of), path, said in zip(found, inside, labels_and_splits(inside), strict=True):
-        yield from _in_folder(file, path, texts_of, every, *said)
+                files.append((Path(parent) / name, texts.get(Path(name).stem, [])))
+    inside = [file.relative_to(root) for file, _ in files]
+    for (file, texts_of), path, label_and_split in zip(files, inside, labels_and_splits(inside), strict=True):
+        yield from _in_folder(file, path, texts_of, every, *label_and_split)
 
 
 def read_subtitles(path: Path) -> list[Narration]:
     """Cues of an .srt or .vtt without markup. Lines that roll on from the cue before are said once."""
-    told: list[Narration] = []
+    narrations: list[Narration] = []
     before: list[str] = []
     for block in re.split(r"\n\s*\n", read_text(path)):
         lines = block.split("\n")
@@ -148,13 +148,13 @@ def read_subtitles(path: Path) -> list[Narration]:
         times = _CUE.search(lines[at])
         if times is None:
             raise SourceError(f"{path}: {lines[at]!r} is no time of a cue; they are: 00:00:01.000 --> 00:00:02.500")
-        said = [caption(_MARKUP.sub("", line)) for line in lines[at + 1 :]]
-        said = [line for line in said if line]
-        text = " ".join(line for line in said if line not in before)
-        before = said
+        spoken = [caption(_MARKUP.sub("", line)) for line in lines[at + 1 :]]
+        spoken = [line for line in spoken if line]
+        text = " ".join(line for line in spoken if line not in before)
+        before = spoken
         if text:
-            told.append(Narration(_clock(times[1]), _clock(times[2]), text))
-    return told
+            narrations.append(Narration(_clock(times[1]), _clock(times[2]), text))
+    return narrations
 
 
 def _texts(names: Sequence[str]) -> dict[str, list[str]]:
@@ -182,8 +182,8 @@ def _in_folder(
             yield record._replace(file=file, labels=labels)
     for text in texts:
         if text not in subtitles:
-            told = captions(*read_lines(file.with_name(text)))
-            yield Record(name, labels=labels, captions=told, split=split, file=file)
+            sentences = captions(*read_lines(file.with_name(text)))
+            yield Record(name, labels=labels, captions=sentences, split=split, file=file)
     if not texts:
         yield Record(name, labels=labels, split=split, file=file)
 
@@ -235,22 +235,22 @@ def _steps_csv(path: Path) -> Iterator[Record]:
 
 
 def _msrvtt_rows(rows: list[Any], path: Path) -> Iterator[Record]:
-    said: dict[str, list[object]] = {}
+    sentences: dict[str, list[object]] = {}
     try:
         for row in rows:
-            said.setdefault(row["video_id"], []).append(row["caption"])
+            sentences.setdefault(row["video_id"], []).append(row["caption"])
     except (KeyError, TypeError) as error:
         raise SourceError(f'{path}: expected [{{"video_id", "caption"}}] ({error!r})') from error
-    for video, texts in said.items():
+    for video, texts in sentences.items():
         yield Record(video, captions=captions(*texts), split=split_called(path.stem) or "train")
 
 
-def _add_msrvtt(data: Any, path: Path, told: dict[str, list[str]], splits: dict[str, str]) -> None:
+def _add_msrvtt(data: Any, path: Path, sentences: dict[str, list[str]], splits: dict[str, str]) -> None:
     try:
         for video in data["videos"]:
             splits[video["video_id"]] = split_called(video["split"]) or video["split"]
         for sentence in data["sentences"]:
-            told.setdefault(sentence["video_id"], []).append(sentence["caption"])
+            sentences.setdefault(sentence["video_id"], []).append(sentence["caption"])
     except (KeyError, TypeError, AttributeError) as error:
         expected = '{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}'
         raise SourceError(f"{path}: expected {expected} ({error!r})") from error

@@ -99,7 +99,7 @@ class MediaIndex:
             if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             folders.sort()
             for name in names:
                 stem, suffix = os.path.splitext(name)

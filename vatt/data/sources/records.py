@@ -140,8 +140,8 @@ def _named(path: Path, needed: Mapping[str, Sequence[str]]) -> tuple[Iterator[li
     header = [name.lower().replace("-", "_").replace(" ", "_") for name in next(cells, [])]
     columns = {}
     for name, aliases in needed.items():
-        found = next((alias for alias in aliases if alias in header), None)
-        if found is None:
+        column = next((alias for alias in aliases if alias in header), None)
+        if column is None:
             raise SourceError(f"{path}:1: no column {' or '.join(aliases)}; found: {', '.join(header) or 'nothing'}")
         columns[header.index(found)] = name
     return cells, [columns.get(i, name) for i, name in enumerate(header)]
@@ -223,10 +223,10 @@ def files_in(paths: Sequence[Path], *patterns: str) -> list[Path]:
                 raise SourceError(f"{path}: no such file or folder")
             files.append(path)
             continue
-        found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-        if not found:
+        matches = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+        if not matches:
             raise SourceError(f"{path}: no {' or '.join(patterns)} in this folder; name the annotation files")
-        files += found
+        files += matches
     return files
 
 
