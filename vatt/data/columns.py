@@ -49,10 +49,10 @@ def places(names: Sequence[str], chosen: Mapping[str, str], source: str) -> dict
         ConfigError: a column of `chosen` is not there.
         ValueError: none or two of a name; the message says of which and what was found.
     """
-    found = {}
+    positions = {}
     for name in READ:
-        wanted = chosen.get(name)
-        if wanted == "":
+        asked = chosen.get(name)
+        if asked == "":
             continue
         if asked is not None and asked not in names:
             raise ConfigError(f"{source}: --columns {name}={asked}, but the columns are {', '.join(names)}")
@@ -60,11 +60,11 @@ def places(names: Sequence[str], chosen: Mapping[str, str], source: str) -> dict
         if column is None:
             continue
         if names.count(column) > 1:
-            raise ValueError(f"{where}: two columns `{column}`; keep one, or rename the other")
-        found[name] = names.index(column)
-    if "caption" in found and "narration" in found:
-        raise ValueError(f"{where}: `narration` and `caption` are two ways to say what is in a clip; keep one of them")
-    if "path" not in found:
+            raise ValueError(f"{source}: two columns `{column}`; keep one, or rename the other")
+        positions[name] = names.index(column)
+    if "caption" in positions and "narration" in positions:
+        raise ValueError(f"{source}: `narration` and `caption` are two ways to say what is in a clip; keep one of them")
+    if "path" not in positions:
         near = _near("path", names)
         way_out = f"; --columns path={near[0]} takes that one" if near else ""
         raise ValueError(f"{source}: no column `path` (or `file`); found: {', '.join(names)}{way_out}")

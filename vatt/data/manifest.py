@@ -151,7 +151,7 @@ def _read_folder(folder: Path, version: int) -> Manifest:
         meanings = labels_and_splits([file.relative_to(folder) for file in files])
     clips: list[Clip] = []
     fence = Fence(folder)
-    for file, (label, split) in zip(files, said, strict=True):
+    for file, (label, split) in zip(files, meanings, strict=True):
         fence.check(file.name, str(file), str(folder))
         name = file.relative_to(folder).as_posix()
         captions = _captions_beside(file.with_suffix(".txt"))
@@ -176,12 +176,12 @@ def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
 
     def read(notes: list[str]) -> tuple[Iterable[Clip], bool]:
         table = read_rows(path, keys_of(chosen), MEDIA_SUFFIXES | AUDIO | IMAGE)
-        found = places(table.columns, chosen, f"{path}:1")
-        for name, place in found.items():
-            held = table.wrong.get(table.columns[place])
-            if held == "no text" or (held and name not in ("start", "end", "label", "split")):
-                raise ManifestError(f"{path}: its column {table.columns[place]} holds {held}; write it as text")
-        return _rows_of(path, table, found, chosen, notes), "narration" in found
+        positions = places(table.columns, chosen, f"{path}:1")
+        for name, position in positions.items():
+            content = table.wrong.get(table.columns[position])
+            if content == "no text" or (content and name not in ("start", "end", "label", "split")):
+                raise ManifestError(f"{path}: its column {table.columns[position]} holds {content}; write it as text")
+        return _rows_of(path, table, positions, chosen, notes), "narration" in positions
 
     try:
         size = sum(part.stat().st_size for part in parts)
@@ -189,8 +189,8 @@ def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
             key = json.dumps(chosen, sort_keys=True) if chosen else ""
             rows, labels, notes = open_mapped(path, parts, key, read)
             return Manifest(rows, path.parent, labels, notes)
-        said: list[str] = []
-        listed, narrations = read(said)
+        remarks: list[str] = []
+        listed, narrations = read(remarks)
         clips = [clip for _, clip in with_candidates(listed)] if narrations else list(listed)
     except TableError as error:
         raise ManifestError(str(error)) from error
@@ -199,25 +199,27 @@ def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
     except ValueError as error:
         raise error if isinstance(error, ManifestError) else ManifestError(str(error)) from error
     if size >= MAPPED_BYTES and not arrow:
-        said.append("its rows are in the memory of every process; pip install -e '.[features]' brings what maps them")
-    return _manifest(clips, path.parent, [f"{path}: {note}" for note in said])
+        remarks.append(
+            "its rows are in the memory of every process; pip install -e '.[features]' brings what maps them"
+        )
+    return _manifest(clips, path.parent, [f"{path}: {note}" for note in remarks])
 
 
 def _rows_of(
-    path: Path, table: Table, found: Mapping[str, int], chosen: Mapping[str, str], notes: list[str]
+    path: Path, table: Table, positions: Mapping[str, int], chosen: Mapping[str, str], notes: list[str]
 ) -> Iterator[Clip]:
     """The clips of a table; `notes` receives at the end what was not read."""
     fence = Fence(path.parent)
     index = lists = 0
     for line, cells in table.rows:
         if any(cell.strip() if isinstance(cell, str) else cell for cell in cells):
-            clip = _clip(index, cells, table.columns, found, path, line, fence)
+            clip = _clip(index, cells, table.columns, positions, path, line, fence)
             yield clip
             index += 1
             lists += any(_is_list(caption) for caption in clip.captions)
     if not index:
         raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
-    notes += unread(table.columns, chosen, found)
+    notes += unread(table.columns, chosen, positions)
     if table.bare:
         notes.append(f"its first line names no columns; read as {' and '.join(table.columns)}")
     if lists:
@@ -237,16 +239,16 @@ def _clip(
     line: int | str,
     fence: Fence,
 ) -> Clip:
-    where = f"{path}{'/' if isinstance(line, str) else ':'}{line}"
+    source = f"{path}{'/' if isinstance(line, str) else ':'}{line}"
     if any(cell.strip() if isinstance(cell, str) else cell for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
         raise ManifestError(f"{source}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
     row = {name: _texts(cells[position]) for name, position in positions.items() if position < len(cells)}
     name = CAPTION_SEPARATOR.join(row.get("path", ()))
     if not name:
-        raise ManifestError(f"{where}: no {columns[found['path']]}; every line names a file")
-    start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, where) for key in ("start", "end"))
-    if end is not None and end <= (start or 0.0) and "narration" not in found:
+        raise ManifestError(f"{source}: no {columns[positions['path']]}; every line names a file")
+    start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, source) for key in ("start", "end"))
+    if end is not None and end <= (start or 0.0) and "narration" not in positions:
         raise ManifestError(
             f"{source}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )

@@ -220,9 +220,9 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
 
 def nothing_found(first: Record, media: MediaIndex, coverage: Coverage, lost: Path) -> str:
     """Where was looked, what for, and what is there."""
-    where = ", ".join(map(str, media.folders))
+    folders = ", ".join(map(str, media.folders))
     if any(counts["unreadable"] for counts in coverage.counts.values()):
-        return f"none of the files found in {where} can be used; {lost} says why of each"
+        return f"none of the files found in {folders} can be used; {lost} says why of each"
     there = (
         f"{media.count} media files there, such as {', '.join(media.examples())}"
         if media.count

@@ -108,7 +108,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             chosen += [Record(stem(name), split=split_of("", path)) for name in names]
     if chosen:
         yield from (
-            record if record.captions else record._replace(captions=captions(*told.get(record.video, ())))
+            record if record.captions else record._replace(captions=captions(*sentences.get(record.video, ())))
             for record in chosen
         )
     else:

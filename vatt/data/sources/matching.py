@@ -93,10 +93,10 @@ class MediaIndex:
     def _add(self, root: str) -> None:
         known: dict[str | Name, str | list[str]] = {}
         self._names.append((root, known))
-        seen: set[tuple[int, int]] = set()  # a link may lead back up
-        for place, folders, names in os.walk(root, followlinks=True):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
+        visited: set[tuple[int, int]] = set()  # a link may lead back up
+        for parent, folders, names in os.walk(root, followlinks=True):
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
@@ -105,7 +105,7 @@ class MediaIndex:
                 stem, suffix = os.path.splitext(name)
                 if name.startswith(".") or suffix.lower() not in self.suffixes:
                     continue
-                file = os.path.join(place, name).removeprefix(root)
+                file = os.path.join(parent, name).removeprefix(root)
                 self.count += 1
                 for key in _names_of(stem):
                     before = known.setdefault(key[0] if len(key) == 1 else key, file)  # type: ignore[arg-type]

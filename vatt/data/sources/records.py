@@ -143,7 +143,7 @@ def _named(path: Path, needed: Mapping[str, Sequence[str]]) -> tuple[Iterator[li
         column = next((alias for alias in aliases if alias in header), None)
         if column is None:
             raise SourceError(f"{path}:1: no column {' or '.join(aliases)}; found: {', '.join(header) or 'nothing'}")
-        columns[header.index(found)] = name
+        columns[header.index(column)] = name
     return cells, [columns.get(i, name) for i, name in enumerate(header)]
 
 
