@@ -25,6 +25,7 @@ from harness.report import ReportError
 
 import aot_table
 import chaos
+import corpus_scale
 import decode
 import decoders_differ
 import esc10_official
@@ -45,6 +46,7 @@ from pages import scaling as scaling_page
 BENCHMARKS = (
     aot_table,
     chaos,
+    corpus_scale,
     decode,
     droptoken_page,
     esc10_official,
@@ -81,7 +83,10 @@ README_RESULTS = (
 def tables() -> dict[Path, str]:
     """Return the text between the markers of README and of the page with all results, by file."""
     lines = results(harness.REPORTS, REPORT_PAGES)
+    measured = sorted(harness.REPORTS.glob(f"*/{corpus_scale.NAME}.json"))
+    scale = harness.ROOT / "docs" / "scale.md"
     return {
+        **{scale: corpus_scale.costs(harness.load(path)) for path in measured[:1]},
         harness.ROOT / "README.md": results_table(chosen_results(lines, README_RESULTS), "reports"),
         harness.ROOT / "docs" / "results.md": results_table(lines, "../reports"),
     }

@@ -40,7 +40,7 @@ class DataConfig:
     `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
     of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
     and more entries of tar shards are read. `order`: of an epoch; 1, where a record has none, is a table of all rows
-    drawn by numpy, 2 a bijection without a table (`vatt.data.permutation`).
+    drawn by numpy, 2 a bijection without a table (`vatt.data.rows.permutation`).
     """
 
     source: str = ""

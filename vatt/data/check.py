@@ -19,7 +19,7 @@ from ..runtime.progress import progress_bar
 from .clip import Clip, Manifest
 from .look import SECONDS, Look, look_at
 from .manifest import read_manifest
-from .survey import Survey, survey
+from .rows.survey import Survey, survey
 
 GLANCES = 32  # files that training looks at before its first step
 SLACK = 1.0  # seconds that a span may end after its file: annotations are rounded

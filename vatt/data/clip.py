@@ -75,7 +75,7 @@ class Rows(Sequence[Clip]):
     @property
     @abstractmethod
     def survey(self) -> dict[str, Any]:
-        """What `vatt.data.survey.Survey` of the whole table is, as it was counted once."""
+        """What `vatt.data.rows.survey.Survey` of the whole table is, as it was counted once."""
 
     @abstractmethod
     def words(self) -> Iterator[str]:

@@ -26,18 +26,18 @@ from ..errors import ConfigError
 from ..runtime.files import write_csv
 from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, ManifestError, split_captions
 from .columns import COLUMNS, keys_of, parse_columns, places, unread
-from .fence import ROOTS as ROOTS
-from .fence import Fence
 from .folders import labels_and_splits
-from .mapped import open_mapped, write_parquet
 from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
-from .narrations import with_candidates
+from .rows.fence import ROOTS as ROOTS
+from .rows.fence import Fence
+from .rows.mapped import open_mapped, write_parquet
+from .rows.narrations import with_candidates
 from .tables import MAX_CELL, Cell, Table, TableError, encoding_of, parse_seconds, parts_in, read_rows
 
 log = logging.getLogger(__name__)
 # The file as an absolute path, start, end, captions, label and split.
 Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
-MAPPED_BYTES = 2**22  # a table of so many is not kept in memory (see vatt.data.mapped)
+MAPPED_BYTES = 2**22  # a table of so many is not kept in memory (see vatt.data.rows.mapped)
 
 
 def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VERSION) -> Manifest:
@@ -89,7 +89,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = Fals
 
     Args:
         path: a CSV, or .parquet.
-        narrations: the rows are narrations without their candidates (see `vatt.data.narrations`).
+        narrations: the rows are narrations without their candidates (see `vatt.data.rows.narrations`).
 
     Raises:
         ManifestError: a clip that no row could give back.

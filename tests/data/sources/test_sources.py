@@ -15,7 +15,7 @@ from helpers.media import steady, tone_burst, write_clip
 
 from vatt.data.clip import Manifest
 from vatt.data.manifest import read_manifest
-from vatt.data.narrations import Narration, nearest
+from vatt.data.rows.narrations import Narration, nearest
 from vatt.data.sources.__main__ import EXAMPLES, main, parse_arguments
 from vatt.data.sources.captions import (
     howto100m,

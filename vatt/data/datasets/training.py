@@ -14,7 +14,7 @@ from ...errors import DataError
 from ..clip import Clip, Manifest
 from ..decoding.audio import to_float
 from ..decoding.container import BadClip
-from ..permutation import ORDER, Permutation
+from ..rows.permutation import ORDER, Permutation
 from ..tokenizer import Tokenizer
 from .augment import Frames, audio_noise, train_video
 from .base import Clips, Sample

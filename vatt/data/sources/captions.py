@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..folders import labels_and_splits
-from ..narrations import Narration, around
+from ..rows.narrations import Narration, around
 from .records import (
     Record,
     SourceError,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from .clip import Clip, ManifestError
+from ..clip import Clip, ManifestError
 
 NEAREST = 5  # captions a clip with narration
 CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second

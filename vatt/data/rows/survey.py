@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .clip import Clip
-from .tokenizer import is_unspaced
+from ..clip import Clip
+from ..tokenizer import is_unspaced
 
 NO_CAPTIONS = frozenset(("none", "nan", "null", "n/a"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .clip import ManifestError
+from ..clip import ManifestError
 
 ROOTS = "VATT_ROOTS"
 

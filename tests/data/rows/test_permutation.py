@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from vatt.data.permutation import Permutation
+from vatt.data.rows.permutation import Permutation
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 255, 256, 257, 10_007])

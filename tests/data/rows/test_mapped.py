@@ -16,14 +16,15 @@ from pyarrow import parquet
 
 from vatt.checkpoints.fingerprints import fingerprint
 from vatt.data import manifest as reading
-from vatt.data import mapped, tables
+from vatt.data import tables
 from vatt.data.check import check_source, doubts, parse_arguments, survey_of
 from vatt.data.clip import Manifest, ManifestError
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
+from vatt.data.rows import mapped
+from vatt.data.rows.survey import survey
 from vatt.data.sources.__main__ import main as import_source
-from vatt.data.survey import survey
 from vatt.data.tokenizer import Tokenizer
 from vatt.errors import DataError
 

@@ -3,7 +3,7 @@
 The first opening of a large table reads it as any other, and writes a folder NAME.index beside it, or below the cache
 where nothing can be written there. Later openings read only about.json, and map the rest:
 
-about.json     of which table (sizes and times of its files), what `vatt.data.survey` counts, fingerprints, notes
+about.json     of which table (sizes and times of its files), what `vatt.data.rows.survey` counts, fingerprints, notes
 rows.arrow     a row a clip, in record batches of `BATCH`
 files.npy      int64 [rows]: a number of the file, equal for rows of one file
 split-N.npy    int64: which rows are in split N, where there are several
@@ -34,15 +34,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingPackage
-from ..runtime.files import replacing, write_atomically, writing
-from ..runtime.progress import progress_bar
-from .clip import Clip, Rows
+from ...errors import DataError, MissingPackage
+from ...runtime.files import replacing, write_atomically, writing
+from ...runtime.progress import progress_bar
+from ..clip import Clip, Rows
+from ..shards.download import cache_root
+from ..tokenizer import split_words
 from .fence import Fence
 from .narrations import NEAREST, around, told, with_candidates
-from .shards.download import cache_root
 from .survey import Surveyor, file_number
-from .tokenizer import split_words
 
 log = logging.getLogger(__name__)
 FORMAT = 1
