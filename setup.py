@@ -19,6 +19,8 @@ EXTRAS = {
     "probe": ["scikit-learn>=1.5"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
+    "remote": ["fsspec[http]>=2024.6"],
+    "ray": ["ray>=2.40; python_version < '3.14'"],
     "test": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
@@ -33,6 +35,7 @@ EXTRAS = {
 }
 # The tests cover what these extras bring.
 EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
+EXTRAS["test"] += ["fsspec[http]>=2024.6"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 

@@ -32,6 +32,7 @@ from .rows.fence import ROOTS as ROOTS
 from .rows.fence import Fence
 from .rows.mapped import open_mapped, write_parquet
 from .rows.narrations import with_candidates
+from .shards.remote import address_of
 from .tables import MAX_CELL, Cell, Table, TableError, encoding_of, parse_seconds, parts_in, read_rows
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,8 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = Fals
 
 def _cells(row: Row, path: Path, inside: str) -> list[str]:
     file, start, end, texts, label, split = row
+    if not file.startswith("/"):
+        file = address_of(Path(file)) or file
     captions = CAPTION_SEPARATOR.join(texts)
     if len(captions) > MAX_CELL:
         raise ManifestError(f"{path}: {file}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}")
@@ -255,9 +258,7 @@ def _clip(
     captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", row.get("narration", ()))))
     label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
     split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in positions else DEFAULT_SPLIT
-    file = os.path.abspath(path.parent / name)
-    fence.check(name, file, source)
-    return Clip(index, Path(file), name, start or 0.0, end, captions, label, split)
+    return Clip(index, Path(fence.locate(name, source)), name, start or 0.0, end, captions, label, split)
 
 
 def _texts(cell: Cell) -> tuple[str, ...]:

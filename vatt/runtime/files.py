@@ -142,3 +142,9 @@ def first_free(name: str, held: contextlib.ExitStack) -> Path:
             return folder
         number += 1
         folder = Path("runs") / f"{name}-{number}"
+
+
+def cache_root() -> Path:
+    """$VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
+    root = os.environ.get("VATT_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"

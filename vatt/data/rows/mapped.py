@@ -35,10 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, MissingPackage
-from ...runtime.files import replacing, write_atomically, writing
+from ...runtime.files import cache_root, replacing, write_atomically, writing
 from ...runtime.progress import progress_bar
 from ..clip import Clip, Rows
-from ..shards.download import cache_root
 from ..tokenizer import split_words
 from .fence import Fence
 from .narrations import NEAREST, around, told, with_candidates
@@ -121,8 +120,7 @@ class MappedRows(Rows):
         number, place = divmod(index, self.about["batch"])
         batch = self._batch(number)
         name, start, end, captions, label, split = (column[place].as_py() for column in batch.columns)
-        file = os.path.abspath(self.root / name)
-        self._fence.check(name, file, str(self.folder))
+        file = self._fence.locate(name, str(self.folder))
         return Clip(index, Path(file), name, start, end, tuple(captions), label, self.about["splits"][split]["name"])
 
     @property
