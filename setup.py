@@ -21,6 +21,7 @@ EXTRAS = {
     "webdataset": ["webdataset>=1.0"],
     "remote": ["fsspec[http]>=2024.6"],
     "ray": ["ray>=2.40; python_version < '3.14'"],
+    "words": ["gensim>=4.3"],  # fastText's .bin alone; other word vectors need nothing
     "test": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -29,6 +29,7 @@ import corpus_scale
 import decode
 import decoders_differ
 import esc10_official
+import esc10_small
 import figure2
 import figure4
 import fused_vs_reference
@@ -50,6 +51,7 @@ BENCHMARKS = (
     decode,
     droptoken_page,
     esc10_official,
+    esc10_small,
     figure2,
     figure4,
     fused_vs_reference,
