@@ -28,6 +28,7 @@ from .checkpoints.model_folder import VOCABULARY, load_config, load_tokenizer, m
 from .config.serialization import to_dict
 from .data.datasets.evaluation import EvalDataset
 from .data.manifest import choose_clips
+from .data.moments import SHORTEST, cut_moments, moment_length
 from .data.tokenizer import Tokenizer
 from .inference.embeddings import embed, embed_dataset
 from .inference.features_file import assemble, check_format
@@ -46,6 +47,7 @@ EXAMPLES = """examples:
   python -m vatt.embed --model vatt-mbs --data clips.csv --out features.parquet --resume     go on after a crash
 
   python -m vatt.embed --model vatt-mbs --data sounds.csv --out sounds.npz          rows of .wav, .flac, ... files
+  python -m vatt.embed --model vatt-mbs --data films/ --every 1 --out moments.npz   a row for each second of each file
 
 arrays (C clips, V with video, A with sound, Q captions, D width of the backbone; means over the windows, float32):
   video_pooled [V,D]  video_to_audio [V,512]  video_to_text [V,256]   video_clip [V]: which of the C clips
@@ -82,7 +84,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the shards in FILE.parts/")
     add_force_flag(parser)
     add("--split", metavar="NAME", help="only these rows of the manifest (default: all)")
-    add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the model's)")
+    add("--every", type=float, metavar="SECONDS", help="a row for each moment of a clip: one starts every so often")
+    add(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="length of a moment (default: a window of the model, or --every)",
+    )
+    add("--windows", type=int, metavar="N", help="temporal windows a clip (default: the model's) or moment (all of it)")
     add("--vocabulary", type=Path, metavar="FILE", help=f"word list (default: {VOCABULARY} in the model's folder)")
     add("--batch-size", type=int, metavar="N", help="clips at once (default: 32 windows' worth)")
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
@@ -101,10 +110,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="stop when a larger share of the clips cannot be read (default: the model's setting)",
     )
     args = parser.parse_args(argv)
-    for name, least in (("windows", 1), ("batch_size", 1), ("workers", 0), ("max_bad_share", 0)):
+    for name, least in (
+        *(("windows", 1), ("batch_size", 1), ("workers", 0), ("max_bad_share", 0)),
+        *(("every", SHORTEST), ("window", SHORTEST)),
+    ):
         value = getattr(args, name)
         if value is not None and not value >= least:  # so that NaN is refused
             parser.error(f"--{name.replace('_', '-')} is at least {least}, got {value:g}")
+    if args.window is not None and args.every is None:
+        parser.error("--window is the length of a moment; say how often one starts with --every")
     return args
 
 
@@ -121,8 +135,12 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     tokenizer = None
     if args.vocabulary or (folder / VOCABULARY).is_file():
         tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(folder)
-    windows = args.windows or config.eval_windows
     data = config.data if args.workers is None else replace(config.data, workers=args.workers)
+    windows, every, length = args.windows or config.eval_windows, args.every, None
+    if every is not None:
+        length, all_of_it = moment_length(every, args.window, config.model.video)
+        windows = args.windows or all_of_it
+        clips = cut_moments(clips, every, length, data.workers)
     size = args.batch_size or max(1, 32 // windows)
     dataset = EvalDataset(clips, data, config.model, tokenizer or Tokenizer([]), windows, size, needs=())
     per_shard = max(1, SHARD_CLIPS // size)
@@ -135,6 +153,8 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         "clips_sha256": fingerprint(clips),
         "split": args.split,
         "windows": windows,
+        "every": every,
+        "window": length,
         "batch_size": size,
         "shard_batches": per_shard,
         "device": device.type,
@@ -157,7 +177,8 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             shutil.rmtree(parts, ignore_errors=True)
         print(f"{args.out} is complete")
         return
-    print(f"{len(clips)} clips, {windows} windows each; {folder}, {device}, {dtype}")
+    what = "clips" if every is None else f"moments of {length:g} s, one every {every:g} s"
+    print(f"{len(clips)} {what}, {windows} window{'s' * (windows > 1)} each; {folder}, {device}, {dtype}")
     print(ops.reason)
     if tokenizer is None and any(clip.captions for clip in clips):
         print(f"captions are left out: {folder} has no {VOCABULARY}; copy its word list there or name --vocabulary")

@@ -18,6 +18,7 @@ from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import read_manifest
 from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
+from ..data.moments import cut_moments, moment_length
 from ..data.tokenizer import Tokenizer
 from ..model.vatt import VATT
 from ..runtime.device import autocast_for
@@ -80,9 +81,13 @@ def embed_batch(
             audio = backbone.features("audio", batch.audio[sounds].flatten(0, 1).to(device))[:, 0]
             sound = head.audio(audio)
         if encoded:
-            words = torch.from_numpy(np.stack([entry[2] for entry in encoded]))
+            # Each once: all moments of a clip have its captions.
+            once = {caption: ids for _, caption, ids in encoded}
+            place = {caption: number for number, caption in enumerate(once)}
+            words = torch.from_numpy(np.stack(list(once.values())))
             text = backbone.features("text", words.to(device))[:, 0]
-            sentence = head.text(text)
+            each = [place[entry[1]] for entry in encoded]
+            text, sentence = text[each], head.text(text)[each]
 
     def windows(x: Tensor) -> Tensor:
         return x.float().reshape(-1, views, x.shape[-1])
@@ -171,6 +176,8 @@ def embed(
     data: Manifest | str | Path | Sequence[str | Path],
     *,
     windows: int | None = None,
+    every: float | None = None,
+    window: float | None = None,
     split: str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -181,7 +188,9 @@ def embed(
     Args:
         model: a pre-trained model, or its folder.
         data: files, or what `vatt.read_manifest` takes or returns: a manifest CSV, a folder, tar shards.
-        windows: evenly spaced temporal windows a clip, None: the model's setting.
+        windows: evenly spaced temporal windows a clip, None: the model's setting; of a moment: all of it.
+        every: seconds from one moment of a clip to the next, a row each; None: a row a clip.
+        window: seconds of a moment, None: a window of the model, or `every` where that is longer.
         split: only these rows of a manifest.
         batch_size: clips at once, None: 32 windows' worth.
         workers: decoding processes, 0: this one; a script with workers needs the `if __name__ == "__main__"` guard.
@@ -191,12 +200,16 @@ def embed(
         Arrays by the names of `vatt.inference.features_file`, and how they were made.
 
     Raises:
+        ConfigError: `every` or `window` are no lengths.
         DataError: no clip can be read, or too many cannot.
     """
     model = model if isinstance(model, VATT) else load_vatt(model)
     settings, tokenizer = model.settings, model.tokenizer
     clips = _manifest(data)
     clips = clips if split is None else clips.split(split)
+    if every is not None:
+        length, all_of_it = moment_length(every, window, settings.model.video)
+        windows, clips = windows or all_of_it, cut_moments(clips, every, length, workers)
     windows = windows or settings.eval_windows
     size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
     options = replace(settings.data, workers=workers)
