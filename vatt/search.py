@@ -25,14 +25,17 @@ from .data.tokenizer import Tokenizer, VocabularyError
 from .inference.archive import SUFFIX, is_archive
 from .inference.features_file import SUFFIXES
 from .inference.search_index import Query, SearchIndex
+from .inference.search_page import search_page
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
+from .runtime.files import write_atomically
 from .runtime.forms import printable
 
 EXAMPLES = """examples:
   python -m vatt.search --index features.npz "a dog pulls a sled"
   python -m vatt.search --index holidays.npz work.parquet "people dance" "rain on a window" --top 5
   python -m vatt.search --index features.npz --audio bark.wav --json
+  python -m vatt.search --index features.npz "a dog" --html found.html
   python -m vatt.search --index archive.lance "a dog" --where "label = 'dog' and start > 60" --per-file 1
 
 Words after --index that do not end in .npz, .parquet or .lance are texts.
@@ -62,6 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--vocabulary", type=Path, metavar="FILE", help="word list (default: vocabulary.txt in the model's folder)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--html", type=Path, metavar="FILE", help="write a page to look at: pictures, and players that start there")
     args = parser.parse_args(argv)
     # `--index a.npz "a dog"` is how people write it, and argparse gives --index all of it.
     files = [name for name in args.index if name.endswith(SUFFIXES) or is_archive(name)]
@@ -117,6 +121,9 @@ def format_results(answer: dict[str, Any]) -> str:
 
 
 def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:
+    if args.html:
+        write_atomically(args.html, search_page(answers, args.html.parent).encode(errors="surrogateescape"))
+        print(f"{args.html} is written", file=sys.stderr)
     for warning in (line for answer in answers for line in answer["warnings"]):
         print(f"warning: {warning}", file=sys.stderr)
     try:

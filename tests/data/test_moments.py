@@ -1,16 +1,21 @@
 """Moments: where they start and end, and what the command makes of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.media import steady, tone_burst, write_clip
-from helpers.small_model import write_model
+from helpers.small_model import small_config, write_model
 
 import vatt
 from vatt import embed, search
 from vatt.data.clip import Clip, Manifest
+from vatt.data.datasets.evaluation import EvalDataset
+from vatt.data.datasets.windows import WindowReader
 from vatt.data.moments import cut_moments
+from vatt.data.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +51,32 @@ def test_moments_reach_the_end_and_no_further(film, span, every, length, wanted)
     assert [m.index for m in moments] == list(range(len(wanted)))
     assert {(m.path, m.label) for m in moments} == {(row.path, "blue")}
     assert moments[0].captions == ("a square", "a square")  # of both rows of the span
+
+
+def test_moments_are_read_as_clips_of_their_own_each_frame_once(film, monkeypatch):
+    """Batches in order, and one out of order, hold what rows of those spans do; each file is read in one go."""
+    config, asked = small_config(), []
+    read = WindowReader.read_moments
+    monkeypatch.setattr(WindowReader, "read_moments", lambda *a: (asked.append(a[1].path.name), read(*a))[1])
+    row = Clip(0, film / "film.mp4", "film.mp4")
+    moments = cut_moments(Manifest((row, replace(row, path=film / "bad.mp4")), film, ()), 0.5, 2.0, 0)
+    one, many = (
+        EvalDataset(moments, config.data, config.model, Tokenizer([]), 2, 3, needs=(), moments=flag)
+        for flag in (False, True)
+    )
+    # Alone, a span is decoded whole and its windows are cut out: their sound may lie up to a sample apart.
+    sample = 0.5 * 2 * np.pi * 1000 / config.model.audio.rate
+    batches = [many[index] for index in range(len(one))]
+    assert asked == ["film.mp4"]
+    for index, ours in enumerate(batches):
+        theirs = one[index]
+        assert (ours.clips, ours.bad) == (theirs.clips, theirs.bad)
+        assert torch.equal(ours.video, theirs.video)
+        assert (ours.audio - theirs.audio).abs().max() < sample
+    assert theirs.bad[0][0] == len(moments) - 1
+    alone = many[2]
+    assert torch.equal(alone.video, batches[2].video)
+    assert torch.equal(alone.audio, batches[2].audio)
 
 
 def test_search_names_the_file_and_the_second(film, model, tmp_path, capsys, monkeypatch):

@@ -332,7 +332,7 @@ def create_archive(source: str | Path, metadata: Mapping[str, Any], widths: Mapp
         schema = _schema(widths, metadata)
         own = _table([OWN], schema)
         try:
-            table = lancedb.connect(folder).create_table(name, data=own, schema=schema, exist_ok=False)
+            table = lancedb.connect(folder).create_table(name, data=own, schema=schema, on_bad_vectors="null")
             return Archive(str(source), table)
         except (ValueError, OSError, RuntimeError) as error:
             if not there and "exist" not in str(error):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +147,7 @@ def embed_dataset(
     world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
+    sink: Callable[[Arrays], None] | None = None,
 ) -> MappedClips:
     """Embed all clips of `dataset`, in shards with the arrays of a features file; see `map_clips` for the arguments.
 
@@ -168,6 +169,7 @@ def embed_dataset(
         world,
         shard_batches=shard_batches,
         positions=POSITIONS,
+        sink=sink,
     )
 
 
@@ -213,7 +215,8 @@ def embed(
     windows = windows or settings.eval_windows
     size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
     options = replace(settings.data, workers=workers)
-    dataset = EvalDataset(clips, options, settings.model, tokenizer or Tokenizer([]), windows, size, needs=())
+    words, moments = tokenizer or Tokenizer([]), every is not None
+    dataset = EvalDataset(clips, options, settings.model, words, windows, size, needs=(), moments=moments)
     parameter = next(model.parameters())
     autocast = autocast_for(parameter.device, torch.float32)
     arrays = embed_dataset(model, dataset, tokenizer, autocast, None, max_bad_share).arrays()

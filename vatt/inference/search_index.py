@@ -123,8 +123,8 @@ def rank(
     """Return the `top` clips of all sources nearest to `vector`, at most `per_file` of one file.
 
     Returns:
-        Dictionaries with rank, cosine, id, path, start, end, label, captions, windows, and gone: whether the file is not there
-        any more; best first, ties in the order of the sources.
+        Dictionaries with rank, cosine, id, path, start, end, label, captions, windows, and gone: whether the file is
+        not there any more; best first, ties in the order of the sources.
     """
     if not np.isfinite(vector).all():
         raise DataError("the model gives numbers that are not finite for this query, so nothing is near to it")
