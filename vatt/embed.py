@@ -28,15 +28,15 @@ from .checkpoints.model_folder import VOCABULARY, load_config, load_tokenizer, m
 from .config.serialization import to_dict
 from .data.clip import Manifest
 from .data.datasets.evaluation import EvalDataset
+from .data.datasets.moments import SHORTEST, cut_moments, moment_length
 from .data.manifest import choose_clips
-from .data.moments import SHORTEST, cut_moments, moment_length
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError
-from .inference.archive import SPACES, SUFFIX, Archive, create_archive, is_archive
 from .inference.embeddings import WINDOWS_AT_ONCE, embed, embed_dataset
 from .inference.features_file import assemble, check_format
-from .inference.fill_archive import Filling, Lack, compare, removable
 from .inference.result_folder import FEATURES_IDENTITY, open_features
+from .inference.search.archive import SPACES, SUFFIX, Archive, create_archive, is_archive
+from .inference.search.filling import Filling, Lack, compare, removable
 from .ops import choose
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device

@@ -22,10 +22,11 @@ from typing import Any
 
 from .checkpoints.model_folder import load_tokenizer
 from .data.tokenizer import Tokenizer, VocabularyError
-from .inference.archive import SUFFIX, is_archive
 from .inference.features_file import SUFFIXES
-from .inference.search_index import Query, SearchIndex
-from .inference.search_page import search_page
+from .inference.search.archive import SUFFIX, is_archive
+from .inference.search.cards import search_page
+from .inference.search.index import SPACE, Query, SearchIndex
+from .inference.search.server import serve
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
 from .runtime.files import write_atomically
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   python -m vatt.search --index holidays.npz work.parquet "people dance" "rain on a window" --top 5
   python -m vatt.search --index features.npz --audio bark.wav --json
   python -m vatt.search --index features.npz "a dog" --html found.html
+  python -m vatt.search --index archive.lance --serve
   python -m vatt.search --index archive.lance "a dog" --where "label = 'dog' and start > 60" --per-file 1
 
 Words after --index that do not end in .npz, .parquet or .lance are texts.
@@ -54,6 +56,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--index", nargs="+", action="extend", required=True, metavar="FILE", help="files of vatt.embed")
     add("--audio", action="append", default=[], metavar="FILE", help="a sound, or the sound of a video; repeatable")
     add("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
+    add("--serve", action="store_true", help="a page to search with, for a browser on this machine")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where --serve listens (default: this machine only)")
+    add("--port", type=int, default=7860, metavar="N", help="its port (default 7860; 0: one that is free)")
     add(
         "--where",
         metavar="FILTER",
@@ -73,7 +78,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.index = list({name if "://" in name else Path(name).resolve(): name for name in files}.values())  # each once
     if not files:
         parser.error(f"--index takes files of features, ending in {' or '.join((*SUFFIXES, SUFFIX))}")
-    if not (args.texts or args.audio or args.video):
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port is 0 to 65535, got {args.port}")
+    if not (args.serve or args.texts or args.audio or args.video):
         parser.error('nothing to search for; give a text in quotes ("a dog barks"), --audio FILE or --video FILE')
     for name in ("top", "per_file"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -139,7 +146,14 @@ def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> No
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return exit_code(lambda: print_answers(args, search(args)))
+
+    def action() -> None:
+        if args.serve:
+            serve(open_index(args, SPACE), args.host, args.port)
+        else:
+            print_answers(args, search(args))
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vatt.inference.archive import KnownFile
+from vatt.inference.search.archive import KnownFile
 
 WIDTHS = {"video_to_text": 8, "video_to_audio": 16, "audio_embedding": 16}
 RECORD = {"weights_sha256": "a", "windows": 1, "every": 1.0, "window": 2.0, "model": "m"}

@@ -17,9 +17,9 @@ from helpers.small_model import write_model
 import vatt
 from vatt import embed, search
 from vatt.errors import ConfigError
-from vatt.inference import archive
-from vatt.inference.archive import create_archive, open_archive
-from vatt.inference.fill_archive import removable
+from vatt.inference.search import archive
+from vatt.inference.search.archive import create_archive, open_archive
+from vatt.inference.search.filling import removable
 
 pytest.importorskip("lancedb", reason="LanceDB comes with pip install -e '.[archive]'")
 
@@ -94,7 +94,7 @@ def test_two_processes_add_at_once(small, tmp_path):
     code = """
         import sys, time, pathlib
         from helpers.archives import rows, stamp
-        from vatt.inference.archive import open_archive
+        from vatt.inference.search.archive import open_archive
         who, source, place = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
         table = open_archive(source)
         for step in range(4):
@@ -118,7 +118,7 @@ def test_a_kill_at_the_commit_loses_and_doubles_nothing(small, moment):
         import os, signal, sys
         from helpers.archives import rows, stamp
         from lancedb.merge import LanceMergeInsertBuilder
-        from vatt.inference.archive import open_archive
+        from vatt.inference.search.archive import open_archive
         table = open_archive(sys.argv[1])
         execute = LanceMergeInsertBuilder.execute
         def killed(self, *a, **b):

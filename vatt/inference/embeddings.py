@@ -16,9 +16,9 @@ from ..checkpoints.loading import load_vatt
 from ..data.clip import Clip, Manifest
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
+from ..data.datasets.moments import cut_moments, moment_length
 from ..data.manifest import read_manifest
 from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
-from ..data.moments import cut_moments, moment_length
 from ..data.tokenizer import Tokenizer
 from ..model.vatt import VATT
 from ..runtime.device import autocast_for

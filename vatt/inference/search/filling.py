@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoints.content import content_of
-from ..data.clip import Clip, Manifest
-from ..data.shards.index import tar_of
+from ...checkpoints.content import content_of
+from ...data.clip import Clip, Manifest
+from ...data.shards.index import tar_of
+from ..features_file import rows_of
+from ..npz import Arrays
 from .archive import SPACES, Archive, KnownFile, gone
-from .features_file import rows_of
-from .npz import Arrays
 
 ROWS, SECONDS = 1000, 60.0  # of finished files: so much is put at once; a crash loses what was not
 

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..checkpoints.fingerprints import weights_fingerprint
-from ..checkpoints.loading import load_vatt
-from ..config.run import RunConfig
-from ..data.clip import Clip, Manifest
-from ..data.datasets.evaluation import EvalDataset
-from ..data.decoding.audio import read_sound_windows
-from ..data.decoding.container import BadClip
-from ..data.tokenizer import Tokenizer, VocabularyError
-from ..errors import ConfigError, DataError, RunError
-from ..model.vatt import VATT
+from ...checkpoints.fingerprints import weights_fingerprint
+from ...checkpoints.loading import load_vatt
+from ...config.run import RunConfig
+from ...data.clip import Clip, Manifest
+from ...data.datasets.evaluation import EvalDataset
+from ...data.decoding.audio import read_sound_windows
+from ...data.decoding.container import BadClip
+from ...data.tokenizer import Tokenizer, VocabularyError
+from ...errors import ConfigError, DataError, RunError
+from ...model.vatt import VATT
+from ..features_file import Features, FeaturesError, read_features
 from .archive import Archive, gone, is_archive, moment_id, open_archive
-from .features_file import Features, FeaturesError, read_features
 
 SPACE = {"text": "video_to_text", **dict.fromkeys(("audio", "video", "like"), "video_to_audio")}
 COLUMNS = ("path", "start", "end", "label", "video_clip", "text_clip", "caption")

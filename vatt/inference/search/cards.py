@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from urllib.parse import quote
 import av
 import numpy as np
 
-from ..data.decoding.container import BadClip
-from ..data.decoding.span import decode_span
-from ..data.media_types import IMAGE
-from ..data.shards.index import tar_of
-from ..runtime.forms import printable
+from ...data.decoding.container import BadClip
+from ...data.decoding.span import decode_span
+from ...data.media_types import IMAGE
+from ...data.shards.index import tar_of
+from ...runtime.forms import printable
 
 SIDE = 180  # pixels of the shorter side of a picture
 STYLE = """
@@ -54,7 +55,7 @@ def key_frame(path: str, start: float, end: float | None, limit: float = 10.0) -
     frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
     encoder: Any = av.CodecContext.create("mjpeg", "w")
     encoder.width, encoder.height, encoder.pix_fmt = frame.shape[1], frame.shape[0], "yuvj420p"
-    encoder.time_base, encoder.options = "1/1", {"qmin": "4", "qmax": "4"}
+    encoder.time_base, encoder.options = Fraction(1), {"qmin": "4", "qmax": "4"}
     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24").reformat(format="yuvj420p")
     return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)])
 

@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.shards.index import tar_of
-from ..errors import ConfigError, MissingPackage, RunError, VattError
-from ..runtime.forms import printable
-from .features_file import FeaturesError
+from ...data.shards.index import tar_of
+from ...errors import ConfigError, MissingPackage, RunError, VattError
+from ...runtime.forms import printable
+from ..features_file import FeaturesError
 
 SUFFIX = ".lance"
 SPACES = ("video_to_text", "video_to_audio", "audio_embedding")

@@ -13,8 +13,8 @@ import vatt
 from vatt import embed, search
 from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.evaluation import EvalDataset
+from vatt.data.datasets.moments import cut_moments
 from vatt.data.datasets.windows import WindowReader
-from vatt.data.moments import cut_moments
 from vatt.data.tokenizer import Tokenizer
 
 

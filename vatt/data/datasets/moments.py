@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..config.model import VideoConfig
-from ..errors import ConfigError
-from .clip import Clip, Manifest
-from .look import Look, look_at
+from ...config.model import VideoConfig
+from ...errors import ConfigError
+from ..clip import Clip, Manifest
+from ..look import Look, look_at
 
 SHORTEST = 1e-3  # seconds between moments
 
