@@ -88,7 +88,8 @@ def card(hit: Mapping[str, Any], picture: str, source: str, more: str = "") -> s
         address = escape(f"{source}#t={start:g}", quote=True)
         seen = f'<video controls preload="none"{poster} src="{address}" title="{name}"></video>'
     when = clock(start) if end is None else f"{clock(start)} - {clock(end)}"
-    said = "".join(f"<p>{escape(printable(caption))}</p>" for caption in hit["captions"][:3])
+    more_of_them = f" (+{len(hit['captions']) - 1})" if len(hit["captions"]) > 1 else ""
+    said = "".join(f"<p>{escape(printable(caption))}{more_of_them}</p>" for caption in hit["captions"][:1])
     label = f" · {escape(printable(hit['label']))}" if hit["label"] else ""
     return (
         f'<article class="hit">{seen}<div class="about"><span class="when">{when}</span>'

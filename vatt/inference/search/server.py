@@ -57,7 +57,8 @@ LOOK = (
     STYLE.replace("body {", ".vatt-page {")
     .replace("color-scheme: light dark; ", "")
     .replace("@media (prefers-color-scheme: dark) {\n  :root {", ".dark {\n  & {")
-    + "footer { display: none !important; } .hit strong { color: var(--ink); }"
+    + "footer { display: none !important; } .hit strong { color: var(--ink); } .hit a { padding: 0; }"
+    + ".vatt-page, .vatt-page * { --block-padding: 0; } .vatt-page { padding: 0; background: none; }"
 )
 
 
