@@ -184,6 +184,7 @@ def test_a_browser_types_finds_and_plays_the_moment(browser, address, index):
     assert first.get_attribute("data-id") == wanted[later]["id"]
     until(lambda: select("a[href*='like=']"))[1].click()
     until(lambda: "like=" in browser.current_url and len(select(".hit video")) == len(wanted))
-    assert "http" not in "".join(
-        entry["message"] for entry in browser.get_log("browser") if "Refused" in entry["message"]
-    )
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert len(asked) > 10
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
