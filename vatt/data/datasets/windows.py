@@ -12,19 +12,23 @@ frame of an image.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...config.model import AudioConfig, VideoConfig
 from ..clip import Clip
-from ..decoding.container import BOTH, BadClip, probe
-from ..decoding.span import DecodedSpan, decode_span, decode_spans
+from ..decoding.clock import Version
+from ..decoding.container import BOTH, BadClip, Reader, info_of, opened
+from ..decoding.memory_limit import private_memory
+from ..decoding.span import DecodedSpan, decode_spans, span_of
 from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
@@ -38,6 +42,14 @@ class Window:
 
     video: NDArray[np.uint8] | None
     audio: NDArray[np.int16] | None
+
+
+class _Kept(NamedTuple):
+    """A file that was left open; `before`: the process's private memory when it was not."""
+
+    reader: Reader
+    version: Version
+    before: int
 
 
 class WindowReader:
@@ -70,6 +82,7 @@ class WindowReader:
         self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
+        self._kept: _Kept | None = None
         self._bad: dict[int, str] = {}
         self._remarks: list[tuple[int, str]] = []
 
@@ -79,8 +92,9 @@ class WindowReader:
         duration = self._durations.get(clip.path)
         if duration is None:
             try:
-                with self.watch.decoding(clip):
-                    info = probe(clip.path, time_limit=self.time_limit, read=self.modalities, needs=self.needs)
+                with self._opened(clip) as reader:
+                    info = info_of(reader, self.needs)
+                    reader.keep = reader.fresh
             except BadClip as bad:
                 self._remember(clip, bad)
                 raise  # not `from bad`: an error that is its own cause keeps what was open until the collector comes
@@ -171,25 +185,31 @@ class WindowReader:
 
     def _decode(self, clip: Clip, start: float, frames: int) -> DecodedSpan:
         self._known(clip)
+        if clip.end is not None:
+            frames = min(frames, grid_frames(clip.end - start, self.video.fps))
         try:
-            with self.watch.decoding(clip):
-                span = decode_span(
-                    clip.path,
-                    start=start,
-                    end=clip.end,
-                    fps=self.video.fps,
-                    frames=frames,
-                    rate=self.audio.rate,
-                    short_side=self.short_side,
-                    time_limit=self.time_limit,
-                    read=self.modalities,
-                    needs=self.needs,
-                )
+            with self._opened(clip) as reader:
+                span = span_of(reader, start, self.video.fps, frames, self.audio.rate, self.short_side, self.needs)
         except BadClip as bad:
             self._remember(clip, bad)
             raise
         self._remark(clip, span.remarks)
         return span
+
+    @contextlib.contextmanager
+    def _opened(self, clip: Clip) -> Iterator[Reader]:
+        """The file of `clip`, open; the same as before if it was left open and has not changed. Raises `BadClip`."""
+        kept, self._kept = self._kept, None
+        if kept is not None and (kept.reader.path, kept.version) != (clip.path, kept.reader.version):
+            kept.reader.close()
+            kept = None
+        before = private_memory() if kept is None else kept.before
+        again = None if kept is None else kept.reader
+        with self.watch.decoding(clip, before), opened(clip.path, self.time_limit, self.modalities, again) as reader:
+            version = reader.version
+            yield reader
+        if reader.keep:
+            self._kept = _Kept(reader, version, before)
 
     def _remark(self, clip: Clip, remarks: Collection[str]) -> None:
         self._remarks += [(clip.index, remark) for remark in sorted(remarks)]
