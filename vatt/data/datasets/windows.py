@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
 WHOLE_SECONDS = 20.0
+T = TypeVar("T", bound=np.generic)
 KNOWN_DURATIONS = 100_000  # remembered, so that a corpus of millions does not fill the memory with them
 
 
@@ -230,12 +231,11 @@ class WindowReader:
         if period <= 0:
             at, what = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
             raise BadClip(clip.path, f"nothing at {at:.2f} s: the {what} ends before", whole=False)
-        video = None if span.video is None else span.video[offset + np.arange(self.video.frames) % period]
+        video = None if span.video is None else _repeated(span.video[offset : offset + period], self.video.frames)
         if span.audio is None:
             return Window(video, None)
         first = round(offset * per_step)
-        piece = span.audio[first : first + round(period * per_step)]
-        return Window(video, piece[np.arange(self.audio.samples) % len(piece)])
+        return Window(video, _repeated(span.audio[first : first + round(period * per_step)], self.audio.samples))
 
     def _remember(self, clip: Clip, bad: BadClip) -> None:
         # Only what every window of the row would meet: remembering must not change what a fresh process does.
@@ -246,3 +246,8 @@ class WindowReader:
         self.watch.alive()  # also where all that follows is in the cache
         if clip.index in self._bad:
             raise BadClip(clip.path, self._bad[clip.index])
+
+
+def _repeated(values: NDArray[T], count: int) -> NDArray[T]:
+    """The first `count` of `values`, again from the start where there are fewer; not copied unless they repeat."""
+    return values[:count] if len(values) >= count else values[np.arange(count) % len(values)]

@@ -97,15 +97,20 @@ class ClipInfo:
     has_audio: bool
 
 
-@contextlib.contextmanager
-def decoders_own(path: Path, fault: str = "cannot be decoded") -> Iterator[None]:
+class decoders_own:  # a context manager; one of contextlib takes as long as a small frame
     """Around calls of PyAV alone: what they raise beside libav's own errors is a clip's fault as well: `BadClip`."""
-    try:
-        yield
-    except (MemoryError, FFmpegError):
-        raise
-    except (ValueError, ArithmeticError) as error:
-        raise BadClip(path, f"{fault} ({type(error).__name__}: {plain(error)})") from error
+
+    __slots__ = ("fault", "path")
+
+    def __init__(self, path: Path, fault: str = "cannot be decoded") -> None:
+        self.path, self.fault = path, fault
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (ValueError, ArithmeticError)) and not isinstance(error, FFmpegError):
+            raise BadClip(self.path, f"{self.fault} ({type(error).__name__}: {plain(error)})") from error
 
 
 class Deadline:
@@ -471,4 +476,5 @@ def plain(error: BaseException) -> str:
 
 
 def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
-    return None if value is None or stream.time_base is None else float(value * stream.time_base)
+    base = None if value is None else stream.time_base
+    return None if value is None or base is None else value * base.numerator / base.denominator

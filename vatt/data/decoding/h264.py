@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from av.packet import Packet
 
 REMEMBERED = 64  # pictures: more than any stream is reordered by
-HEADER = 40  # bytes from the start of a slice that hold what is read of it
+HEADER = 24  # bytes from the start of a slice that hold what is read of it
 CHROMA_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128)  # whose settings begin with the colours
 SLICE, KEY_SLICE, PARTITIONS, SETTINGS = 1, 5, (2, 3, 4), 7  # kinds of units
 
@@ -24,8 +24,8 @@ class Unusual(Exception):
 
 class _Bits:
     def __init__(self, data: bytes) -> None:
-        # A 3 after two zeros keeps the data from looking like a start code.
-        self.bits = "".join(f"{byte:08b}" for byte in data.replace(b"\0\0\3", b"\0\0"))
+        # A 3 after two zeros keeps the data from looking like a start code. The 1 before all keeps the first zeros.
+        self.bits = bin(int.from_bytes(b"\1" + data.replace(b"\0\0\3", b"\0\0"), "big"))[3:]
         self.place = 0
 
     def number(self, length: int) -> int:
@@ -82,19 +82,19 @@ class PictureOrder:
     def _follow(self, packet: Packet) -> bool:
         if packet.pts is None or packet.is_corrupt or packet.is_discard:
             raise Unusual
-        slices = []
+        first = None
         for unit in self._units(memoryview(packet)):
             kind = unit[0] % 32
-            if kind in PARTITIONS or (kind == SETTINGS and bytes(unit) != self.settings):
-                raise Unusual
             if kind in (SLICE, KEY_SLICE):
-                slices.append(unit)
-        if not slices:
+                first = first or unit
+                if unit[0] != first[0]:
+                    raise Unusual
+            elif kind in PARTITIONS or (kind == SETTINGS and bytes(unit) != self.settings):
+                raise Unusual
+        if first is None:
             raise Unusual
-        reference, kind = slices[0][0] >> 5 & 3, slices[0][0] % 32
-        if any((unit[0] >> 5 & 3, unit[0] % 32) != (reference, kind) for unit in slices):
-            raise Unusual
-        bits = _Bits(bytes(slices[0][1:HEADER]))
+        reference, kind = first[0] >> 5 & 3, first[0] % 32
+        bits = _Bits(bytes(first[1:HEADER]))
         if bits.golomb():  # of a picture whose first slice is not here
             raise Unusual
         bits.golomb()

@@ -40,6 +40,7 @@ from .orientation import orientation
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
 MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
+AT_ONCE = 2**28  # bytes of frames that room is made for before they are there
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
 
@@ -90,12 +91,22 @@ class Span:
 
     def __init__(self, start: float, fps: float, frames: int) -> None:
         self.start, self.fps, self.frames = start, fps, frames
-        self.images: list[NDArray[np.uint8]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self.count = 0
+        self.store = np.zeros((0, 0, 0, 3), np.uint8)
         self.size: tuple[int, int] | None = None  # a stream may change its size midway: all take that of the first
 
     @property
     def complete(self) -> bool:
-        return len(self.images) == self.frames
+        return self.count == self.frames
+
+    @property
+    def video(self) -> NDArray[np.uint8]:
+        """The frames that there are, uint8 [T, h, w, 3]."""
+        return self.store if self.complete else self.store[: self.count].copy()
 
     def before(self, seconds: float) -> int:
         """Return how many times of the grid lie before `seconds`."""
@@ -103,9 +114,18 @@ class Span:
 
     def show(self, frame: VideoFrame, count: int, convert: _Converter) -> None:
         """Let `frame` be what is shown up to the grid's time number `count`."""
-        if count > len(self.images):
-            self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
-            self.images.extend([convert(frame, self.size)] * (count - len(self.images)))
+        if count <= self.count:
+            return
+        self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
+        image = convert(frame, self.size)
+        if count > len(self.store):
+            # A header may promise frames for more memory than there is, and the file have one.
+            at_once = max(count, AT_ONCE // image.nbytes) if self.count == 0 else self.frames
+            store = np.empty((min(self.frames, at_once), *image.shape), np.uint8)
+            store[: self.count] = self.store[: self.count] if self.count else 0
+            self.store = store
+        self.store[self.count : count] = image
+        self.count = count
 
 
 def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
@@ -139,7 +159,7 @@ def read_spans(reader: Reader, spans: Sequence[Span], short_side: int | None) ->
         raise AssertionError("reading from the beginning cannot be late")
     remember(_surprising, reader.version, None)
     for span in waiting:
-        span.images.clear()
+        span.clear()
     reader.renew()
     yield from read_spans(reader, waiting, short_side)
 
@@ -168,7 +188,7 @@ def _spans_from(reader: Reader, waiting: deque[Span], short_side: int | None) ->
                         break
                     span.show(current, span.before(shown - slack), convert)
                 while waiting and waiting[0].complete:
-                    yield np.stack(waiting.popleft().images)
+                    yield waiting.popleft().video
                 if not waiting:
                     return
             current = frame
@@ -186,8 +206,7 @@ def _spans_from(reader: Reader, waiting: deque[Span], short_side: int | None) ->
         span = waiting[0]
         count = frames_until(reader, span.start, span.fps, span.frames, shown, ends, broken)
         span.show(current, count, convert)
-        waiting.popleft()
-        yield np.stack(span.images)
+        yield waiting.popleft().video
 
 
 class _Sparing:
@@ -197,7 +216,8 @@ class _Sparing:
     """
 
     def __init__(self, reader: Reader, waiting: deque[Span], slack: float) -> None:
-        self.reader, self.waiting, self.slack = reader, waiting, slack
+        self.reader, self.waiting = reader, waiting
+        self.second_0 = (reader.origin or 0.0, slack)
         self.order: PictureOrder | None = None
         self.spared = 0  # frames left out
         self.due: list[int] = []  # times, in ticks, of those that are to come
@@ -260,11 +280,9 @@ class _Sparing:
         return True
 
     def _shown(self, since: int, until: int) -> bool:
-        stream, origin = self.reader.video, self.reader.origin
+        stream, (origin, slack) = self.reader.video, self.second_0
         assert stream is not None
-        assert origin is not None
-        begins, ends = (seconds_of(stamp, stream) or 0.0 for stamp in (since, until))
-        begins, ends = begins - origin - self.slack, ends - origin - self.slack
+        begins, ends = ((seconds_of(stamp, stream) or 0.0) - origin - slack for stamp in (since, until))
         for span in self.waiting:
             if span.start > ends:
                 break
