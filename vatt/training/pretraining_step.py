@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config.pretraining import Config
 from ..data.datasets.batch import Batch
-from ..model.heads import Embeddings, Pooled
+from ..model.heads import Embeddings, PooledFeatures
 from ..model.losses import Gathered, Losses, pretraining_loss
 from ..model.randomness import BatchRows, mix_seed
 from ..model.vatt import VATT
@@ -50,7 +50,7 @@ def train_step(
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     rate = learning_rate(step, config.optim, config.steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     backbone, head = parts or (model.backbone, model.head)
     losses = backward(backbone, head, batch, config, seed, autocast, ops, world)
@@ -87,32 +87,33 @@ def backward(
         return losses
     with torch.no_grad():
         made = [_pool(backbone, batch, piece, seed, autocast, world) for piece in pieces]
-    pooled = Pooled(*(torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)))
+    pooled = PooledFeatures(*(torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)))
     losses = _losses(head, pooled, batch, config, autocast, ops, world)
     losses.total.backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in pooled]
     for piece in pieces:
         with nullcontext() if piece is pieces[-1] else no_gradient_sync(backbone):
             again = _pool(backbone, batch, piece, seed, autocast, world)
-            torch.autograd.backward(list(again), [gradient[piece] for gradient in gradients])
+            trained = [(x, gradient[piece]) for x, gradient in zip(again, gradients, strict=True) if x.requires_grad]
+            torch.autograd.backward([x for x, _ in trained], [gradient for _, gradient in trained])
     return losses
 
 
-def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> Pooled:
+def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> PooledFeatures:
     """Pooled features of consecutive rows of this rank's part of the batch; the same draws whenever it is called."""
     share = len(batch.video)
     begin, end = int(piece[0]), int(piece[-1]) + 1
     rows = BatchRows(world.rank * share + begin, world.size * share)
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
     with autocast:
-        pooled: Pooled = backbone(
+        pooled: PooledFeatures = backbone(
             batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed, rows=rows
         )
     return pooled
 
 
 def _losses(
-    head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
+    head: nn.Module, pooled: PooledFeatures, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
 ) -> Losses:
     with autocast:
         embeddings: Embeddings = head(pooled)

@@ -78,8 +78,8 @@ class WindowReader:
         self.modalities, self.needs = read, needs
         self.watch = watch or Watch(math.inf)
         # Steps of the grid in a window: the sound may cover more time than the frames.
-        heard = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
-        self.steps = max(video.frames if "video" in read else 1, heard)
+        audio_steps = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
+        self.steps = max(video.frames if "video" in read else 1, audio_steps)
         self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
@@ -229,8 +229,8 @@ class WindowReader:
             steps = grid_frames(len(span.audio) / self.audio.rate, self.video.fps)
         period = min(self.steps, steps - offset)
         if period <= 0:
-            at, what = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
-            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {what} ends before", whole=False)
+            at, stream = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
+            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {stream} ends before", whole=False)
         video = None if span.video is None else _repeated(span.video[offset : offset + period], self.video.frames)
         if span.audio is None:
             return Window(video, None)

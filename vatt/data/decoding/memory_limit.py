@@ -31,8 +31,8 @@ def memory_limit(gigabytes: float, before: int | None = None) -> Iterator[None]:
         return
     has = min(private_memory(), before or sys.maxsize)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = has + int(gigabytes * 1e9)
-    allowed = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    asked = has + int(gigabytes * 1e9)
+    allowed = [limit for limit in (asked, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
     try:
         yield

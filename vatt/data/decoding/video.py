@@ -78,9 +78,9 @@ def frames_until(
     if reader.declared is not None:
         missing = reader.declared - ends
     if missing > END_TOLERANCE and ends < start + frames / fps:
-        what = "ends" if broken is None else "damaged"
+        state = "ends" if broken is None else "damaged"
         of = "" if reader.declared is None else f" of {reader.declared:.2f} s"
-        raise BadClip(reader.path, f"{what} at {ends:.2f} s{of}", whole=False)
+        raise BadClip(reader.path, f"{state} at {ends:.2f} s{of}", whole=False)
     if ends <= start:
         raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
     return min(frames, grid_frames(ends - start, fps))
