@@ -1,4 +1,4 @@
-"""bfloat16 on CPUs: who gets it, that features stay near those of float32, and that it works where nothing is packed."""
+"""bfloat16 on CPUs: who gets it, and that features stay near those of float32, packed or not."""
 
 import copy
 from dataclasses import replace

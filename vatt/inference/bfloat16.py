@@ -1,9 +1,9 @@
 """bfloat16 on CPUs that multiply it in hardware: which models gain, and the form of a model that is fast there.
 
 Weights of the encoders are cast once and kept in the order in which oneDNN multiplies; tokens stay bfloat16 from layer
-to layer. Projections of patches run under autocast, heads and the T5 text encoder stay float32: it is small, and without
-a 1/sqrt(d) its softmax turns roundings of large scores into other weights. Products add up in float32, norms and softmax
-compute in float32.
+to layer. Projections of patches run under autocast. Heads and the T5 text encoder stay float32: it is small, and as it
+has no 1/sqrt(d), its softmax turns roundings of large scores into other weights. Products add up in float32, norms and
+softmax compute in float32.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.transformer import Attention
+from ..model.transformer import Attention, Layer
 from ..model.vatt import VATT, Classifier
-from ..runtime.device import cpu_multiplies_bfloat16
+from ..runtime.device import autocast_for, cpu_multiplies_bfloat16
 
 SMALLEST_WIDTH = 512  # of VATT-Small; casts cost narrower models more than products gain
 
@@ -41,10 +41,24 @@ def choose_dtype(
         return torch.bfloat16, "on a GPU"
     if device.type != "cpu" or not cpu_multiplies_bfloat16():
         return torch.float32, f"this {'CPU' if device.type == 'cpu' else device.type} has no products of bfloat16"
-    width = min(e.norm.weight.numel() for name, e in model.backbone.encoder.items() if name != "text")
+    layers = [
+        x for name, x in model.backbone.named_modules() if name.startswith("encoder") and isinstance(x, Attention)
+    ]
+    width = min(x.out.out_features for x in layers if x.scale is None)  # T5's, of the text encoder, is 1
     if width < SMALLEST_WIDTH:
         return torch.float32, f"encoders {width} wide gain nothing from bfloat16 on a CPU"
     return torch.bfloat16, "this CPU multiplies bfloat16 in hardware; --dtype float32 for more digits"
+
+
+def inference_form(model: VATT | Classifier, device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Put `model` into its form for inference with products of `dtype`, and return the context to call it in.
+
+    On a GPU that is autocast and leaves the model as it is; on a CPU see `use_bfloat16`.
+    """
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        use_bfloat16(model)
+        dtype = torch.float32
+    return autocast_for(device, dtype)
 
 
 def use_bfloat16(model: VATT | Classifier) -> None:
@@ -76,10 +90,11 @@ class _Encoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder.bfloat16()
-        for layer in encoder.layers:  # type: ignore[union-attr]
-            attention: Attention = layer.attention  # type: ignore[assignment, union-attr]
-            attention.qkv, attention.out = _Linear(attention.qkv), _Linear(attention.out)  # type: ignore[assignment]
-            layer.mlp = nn.Sequential(_Linear(layer.mlp.wi, gelu=True), _Linear(layer.mlp.wo))  # type: ignore[union-attr]
+        for layer in [x for x in encoder.modules() if isinstance(x, Layer)]:
+            attention, mlp = layer.attention, layer.mlp
+            attention.add_module("qkv", _Linear(attention.qkv))
+            attention.add_module("out", _Linear(attention.out))
+            layer.add_module("mlp", nn.Sequential(_Linear(mlp.wi, gelu=True), _Linear(mlp.wo)))
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         out: Tensor = self.encoder(x.bfloat16(), *arguments, **options)
