@@ -68,13 +68,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{said}" if hours else f"{minutes}:{said}"
 
 
-def card(hit: Mapping[str, Any], picture: str, source: str, more: str = "") -> str:
+def card(hit: Mapping[str, Any], picture: str, source: str, name_of_file: str, more: str = "") -> str:
     """Return the HTML of one result.
 
     Args:
         hit: as `rank` returns it.
         picture: address of its key frame, "" without one.
         source: address of the file, which a player is given with the second to start at.
+        name_of_file: what the card calls it.
         more: HTML below what is said of it.
     """
     path, start, end = hit["path"], hit["start"], hit["end"]
@@ -94,7 +95,8 @@ def card(hit: Mapping[str, Any], picture: str, source: str, more: str = "") -> s
     return (
         f'<article class="hit">{seen}<div class="about"><span class="when">{when}</span>'
         f"<strong>{hit['rank']}. {name}</strong>{said}"
-        f'<p class="soft">score {hit["cosine"]:.3f}{label}<br>{escape(printable(path))}</p>{more}</div></article>'
+        f'<p class="soft">score {hit["cosine"]:.3f}{label}<br>{escape(printable(name_of_file))}</p>{more}'
+        "</div></article>"
     )
 
 
@@ -120,8 +122,8 @@ def search_page(answers: Sequence[Mapping[str, Any]], folder: Path) -> str:
         parts += [f'<p class="warning">{escape(printable(line))}</p>' for line in answer["warnings"]]
         cards = []
         for hit in answer["results"]:
-            source = quote(os.path.relpath(hit["path"], folder.absolute()), errors="surrogateescape")
-            cards.append(card(hit, data_address(hit), source))
+            path = os.path.relpath(hit["path"], folder.absolute())
+            cards.append(card(hit, data_address(hit), quote(path, errors="surrogateescape"), path))
         parts.append(f'<main class="hits">{"".join(cards) or "nothing was found"}</main>')
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>vatt search</title>'

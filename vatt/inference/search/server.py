@@ -97,7 +97,7 @@ class Page:
             f'<p class="soft"><a href="?{urlencode({"like": hit["id"]})}">more like this</a> · '
             f'<a href="?{escape(urlencode({**asked, "id": hit["id"]}))}">address of this moment</a></p>'
         )
-        inside = card(hit, escape(f"/frame?{frame}"), f"/clip?{urlencode({'path': hit['path']})}", links)
+        inside = card(hit, escape(f"/frame?{frame}"), f"/clip?{urlencode({'path': hit['path']})}", hit["path"], links)
         return f'<div class="hit-place" data-id="{hit["id"]}">{inside}</div>'
 
     def asked(self, text: str | None, sound: str | None, film: str | None) -> Query | None:
