@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
-from .checkpoints.loading import load_vatt
+from .checkpoints.loading import load_vatt, operations
 from .checkpoints.model_folder import VOCABULARY, load_config, load_tokenizer, model_folder
 from .config.serialization import to_dict
 from .data.datasets.evaluation import EvalDataset
@@ -32,7 +32,7 @@ from .data.tokenizer import Tokenizer
 from .inference.embeddings import embed, embed_dataset
 from .inference.features_file import assemble, check_format
 from .inference.result_folder import FEATURES_IDENTITY, open_features
-from .ops import choose
+from .ops import add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, init_world
@@ -94,6 +94,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="compute type (default auto: bfloat16 on GPUs)",
     )
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
+    add_attention_flag(parser)
     add(
         "--max-bad-share",
         type=float,
@@ -116,8 +117,8 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     folder = model_folder(args.model)
     clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
-    fused = config.fused if args.fused is None else args.fused
-    model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)
+    ops = operations(config, device, args.fused, args.attention)
+    model = load_vatt(folder, device=device, fused=args.fused, attention=args.attention)
     tokenizer = None
     if args.vocabulary or (folder / VOCABULARY).is_file():
         tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(folder)
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         "shard_batches": per_shard,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
-        "operations": ops.impl,
+        "operations": ops.name,
         "environment": environment(device),
     }
     parts = args.out.with_name(f"{args.out.name}.parts")

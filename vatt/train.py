@@ -35,11 +35,9 @@ from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
-from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
 from .runtime.forms import parse_json
-from .runtime.provenance import environment
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
 from .training.optimizers import Adam
@@ -124,7 +122,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         corpus: format of the built-in corpus, if that is what `manifest` lists.
     """
     config, device, world = run.config, run.device, run.world
-    ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
     tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
     slots = world.batch_slice(config.data.batch_size)
@@ -136,7 +133,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         reason,
         f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})",
     ]
-    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
+    world.require_equal({"the decoder": decoder})
     if world.is_first:
         notes += corpus_notes(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
@@ -152,7 +149,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
     ) -> dict[str, Any]:
-        record = train_step(model, optimizer, batch, config, number, autocast, ops, world, wrapped)
+        record = train_step(model, optimizer, batch, config, number, autocast, run.ops, world, wrapped)
         return record | {"same_file": dataset.repeats(number)}
 
     def modules(model: VATT) -> tuple[nn.Module, ...]:
@@ -160,7 +157,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
 
     task = Task(
         title=f"preset {config.preset}",
-        build=lambda: VATT(config.model, ops),
+        build=lambda: VATT(config.model, run.ops),
         modules=modules,
         optimizer=lambda model: Adam(model.parameters(), config.optim),
         dataset=dataset,
@@ -169,7 +166,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         finish=lambda model: evaluate(config, model, held_out, tokenizer),
         draw=draw_losses,
         advice="try --set optim.clip=1 or a lower --set optim.rate",
-        ops=ops,
         notes=notes,
         environment={"decoder": reason},
         record={"corpus_format": corpus},
@@ -243,7 +239,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(opened.device), "corpus_format": corpus})
+        write_config(out, config, {"environment": opened.environment, "corpus_format": corpus})
         if manifest is None:
             corpus_of(corpus, config.data.builtin_clips)
 
