@@ -67,7 +67,7 @@ full: test lint docs
 	$(RUN) .ci/compat.py --full --report
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 VATT_GPU_DTYPES=float16,float32 $(RUN) -m pytest \
 		tests/kernels/test_triton_as_gpu.py
-	$(RUN) tests/helpers/pretended_gpu.py --all --shapes
+	$(RUN) bench/workloads/pretended_gpu.py --all --shapes
 
 $(INSTALLED): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with its venv module is needed (Debian: python3-venv);" \

@@ -1,4 +1,4 @@
-"""`python tests/helpers/pretended_gpu.py`: cases of the kernels' specs on a GPU that is not there, as JSON.
+"""`python bench/workloads/pretended_gpu.py`: cases of the kernels' specs on a GPU that is not there, as JSON.
 
 Triton gets a driver that knows the figures of an H200 and whose launches do nothing, PyTorch tensors that say they are
 on CUDA. So every host path of the launchers runs, and every kernel is specialised and compiled as that GPU would have
