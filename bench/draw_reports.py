@@ -36,6 +36,7 @@ import model_sizes
 import real_clips
 import resolution_sweep
 import soak
+import step_launches
 import tiny_training
 import videomae
 import youcook2
@@ -58,6 +59,7 @@ BENCHMARKS = (
     resolution_sweep,
     scaling_page,
     soak,
+    step_launches,
     tiny_training,
     videomae,
     youcook2,

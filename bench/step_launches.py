@@ -20,7 +20,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, GREEN, ORANGE, Drawer, table
+from harness.pages import BLUE, GREEN, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
 from accounting.flops import vatt_flops
@@ -37,6 +37,7 @@ RATES = {  # assumptions for an H200, taken from what others measure at these sh
     "host": 6e-6,  # seconds that the host takes to launch one: what `batch` hides
     "attention forward": (340e12, 190e12),  # FLOP/s without and with dropout
     "attention backward": (250e12, 160e12),
+    "projection, DropToken, losses": 500e12,
 }
 PEAK = 989e12
 FORMS = ("before", "after", "after, --compile")
@@ -94,7 +95,8 @@ def parts_of(found: dict[str, Any], *, compiled: bool) -> dict[str, list[int]]:
         for part, (launches, size) in layer["eager"].items():
             if part not in SHARES:
                 add(part, -launches, -size, layer["times"])
-        add("kernels of --compile", *layer["compiled"], layer["times"])
+        launches, size = layer["compiled"]
+        add("kernels of --compile", launches, size, layer["times"])
     return {part: value for part, value in parts.items() if value[0] > 0}
 
 
@@ -130,7 +132,8 @@ def measure(args: Any) -> Path:
     )
     done = {(row["form"], row["dropout"]) for row in report.rows}
     work = [(form, dropout) for dropout in (0.0, 0.1) for form in ("before", "after") if (form, dropout) not in done]
-    for form, dropout in progress_bar(work, NAME):
+    bar = progress_bar(len(work), NAME, "step")
+    for form, dropout in work:
         with TemporaryDirectory() as folder:
             tree = checkout(args.before if form == "before" else "", Path(folder))
             flags = ("--preset", name, "--batch", str(batch), "--dropout", str(dropout))
@@ -140,6 +143,7 @@ def measure(args: Any) -> Path:
             "products": 3.0 * batch * cost.dense,
             "attention forward": 1.0 * batch * cost.attention,
             "attention backward": 2.5 * batch * cost.attention,  # scores again, once
+            "projection, DropToken, losses": 2.0 * batch * cost.projection,
         }
         for compiled in (False, True)[: 1 + (form == "after")]:
             parts = parts_of(found, compiled=compiled)
@@ -154,6 +158,8 @@ def measure(args: Any) -> Path:
                 }
             )
         report.save(path)
+        bar.update()
+    bar.close()
     report.finished = True
     report.save(path)
     return path
@@ -184,7 +190,7 @@ def page(report: Report) -> str:
         rows = [row for row in report.rows if row["dropout"] == dropout]
         names = sorted(
             {name for row in rows for name in row["parts"]},
-            key=lambda name: -max(row["milliseconds"].get(name, 0.0) for row in rows),  # noqa: B023
+            key=lambda name: -max(row["milliseconds"].get(name, 0.0) for row in rows),
         )
         cells = [
             [
@@ -219,7 +225,7 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     what = f"{report.settings['preset'].upper()} step, batch {report.settings['batch']}, half dropped"
     return [
         (
@@ -230,7 +236,7 @@ def front(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", default=BEFORE, metavar="COMMIT", help=f"what to compare with (default {BEFORE})")
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ __all__ = [
 
 OURS = "ours"
 # By the name that PyTorch gives a GPU: "sdpa" or "xformers" where bench/gpu_report.py has measured plain attention
-# without dropout, forward and backward at the shapes of the preset MBS, to be faster than our kernels. None is measured.
+# without dropout, forward and backward at the shapes of the preset MBS, to be faster than our kernels. None is
+# measured.
 ATTENTION_CHOICES: dict[str, str] = {}
 
 

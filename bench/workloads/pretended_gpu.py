@@ -144,6 +144,7 @@ def install() -> None:
         torch.cuda: {
             "is_available": lambda: True,
             "current_device": lambda: 0,
+            "get_device_name": lambda *of: "pretended",
             "get_device_capability": lambda *of: CAPABILITY,
             "get_device_properties": lambda *of: SimpleNamespace(multi_processor_count=PROCESSORS, name="pretended"),
             "device": lambda *of: contextlib.nullcontext(),

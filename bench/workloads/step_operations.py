@@ -1,8 +1,9 @@
-"""`python bench/workloads/step_operations.py trace|replay|compiled`: the operations of a training step, as JSON.
+"""`python bench/workloads/step_operations.py trace|replay`: the operations of a training step, as JSON.
 
-Runs in a process of its own and imports vatt and vatt_kernels from --tree; it knows where commit 20a74a7 kept things, too. Nothing is computed: "trace" runs a step of a preset on fake tensors that take the paths of CUDA, "replay"
-launches what the step calls of `torch.ops.vatt` on the pretended GPU, and "compiled" lets TorchInductor write kernels
-for one layer of each shape. An operation of PyTorch is one launch, but for those of LAUNCHES.
+Runs in a process of its own and imports vatt and vatt_kernels from --tree; it knows the layout of commit 20a74a7, too.
+Nothing is computed: "trace" runs a step of a preset on fake tensors that take the paths of CUDA, and lets TorchInductor
+write kernels for one layer of each shape; "replay" launches what the step calls of `torch.ops.vatt` on the pretended
+GPU. An operation of PyTorch is one launch, but for those of LAUNCHES.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,7 +36,16 @@ PARTS = {  # of a step, by the operations of PyTorch that they consist of
     "bias gradients": ("sum",),
     "gradients of q, k, v put together": ("stack", "cat", "select_backward", "slice_backward"),
 }
-FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "_unsafe_view", "lift_fresh"}
+FREE = {
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+    "lift_fresh",
+}
 LAUNCHES = {"native_layer_norm_backward": 2}  # sums over rows are a kernel of their own
 SEED = 2**20  # for all larger numbers, so that calls that differ in them alone are one
 CHUNK, CHUNKS = 65_536, 320  # elements and chunks of a launch of PyTorch's kernels for many tensors
@@ -57,13 +67,14 @@ class Trace(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if func.namespace == "vatt":
-            given = [SEED if type(x) is int and abs(x) > SEED else describe(x) for x in args]
-            call = {"name": name, "arguments": given, "times": 0}
+            values = [SEED if type(x) is int and abs(x) > SEED else describe(x) for x in args]
+            call = {"name": name, "arguments": values, "times": 0}
             self.calls.setdefault(json.dumps(call), call)["times"] += 1
             return out
-        if func.is_view or name in FREE or not made and name not in ("copy_",) and not name.startswith("_fo"):
+        many = name.startswith(("_foreach", "_fused_adam"))
+        if func.is_view or name in FREE or not (made or many or name == "copy_"):
             return out
-        if name.startswith(("_foreach", "_fused_adam")):
+        if many:
             first = args[0]
             if all(x.numel() == 1 for x in first) and self.phase:  # numbers of steps, on the host
                 return out
@@ -95,15 +106,20 @@ def describe(x: Any) -> Any:
         return {"dtype": str(x).removeprefix("torch.")}
     if isinstance(x, list | tuple):
         return [describe(y) for y in x]
-    return x if isinstance(x, bool | float | str | None) else {"device": str(x)} if isinstance(x, torch.device) else int(x)
+    return (
+        x if isinstance(x, bool | float | str | None) else {"device": str(x)} if isinstance(x, torch.device) else int(x)
+    )
 
 
 def restored(x: Any) -> Any:
     """The argument again, with tensors of zeros."""
     if isinstance(x, dict) and "shape" in x:
-        return torch.zeros(1, dtype=getattr(torch, x["dtype"])).expand(1).new_zeros(
-            1 + sum((n - 1) * step for n, step in zip(x["shape"], x["stride"], strict=True) if n)
-        ).as_strided(x["shape"], x["stride"])
+        return (
+            torch.zeros(1, dtype=getattr(torch, x["dtype"]))
+            .expand(1)
+            .new_zeros(1 + sum((n - 1) * step for n, step in zip(x["shape"], x["stride"], strict=True) if n))
+            .as_strided(x["shape"], x["stride"])
+        )
     if isinstance(x, dict):
         return getattr(torch, x["dtype"]) if "dtype" in x else torch.device(x["device"])
     return [restored(y) for y in x] if isinstance(x, list) else x
@@ -122,10 +138,11 @@ class Tree:
             optimizers.on_one_gpu = lambda parameter: True  # as on a GPU
             self.adam, self.clip = optimizers.Adam, optimizers.clip_gradients
         except ModuleNotFoundError:
-            from vatt.config import DropConfig  # type: ignore[attr-defined,no-redef]
             from vatt.model.loss import pretraining_loss  # type: ignore[import-not-found,no-redef]
             from vatt.optim import Adam  # type: ignore[import-not-found]
             from vatt.presets import preset  # type: ignore[import-not-found,no-redef]
+
+            from vatt.config import DropConfig
 
             self.adam, self.clip = Adam, lambda parameters, largest: nn.utils.clip_grad_norm_(parameters, math.inf)
         self.drop, self.preset, self.loss = DropConfig, preset, pretraining_loss
@@ -162,13 +179,14 @@ def as_on_cuda() -> Iterator[None]:
 
     launchers().interpreting = lambda: True
     nn.init.trunc_normal_ = lambda x, **_: x  # looks at what it has drawn
-    import_module("torch.optim.adam")._get_value = lambda x: 1.0  # the number of a step, which lies on the host
+    adam: Any = import_module("torch.optim.adam")
+    adam._get_value = lambda x: 1.0  # the number of a step, which lies on the host
     supported = foreach._get_foreach_kernels_supported_devices
     foreach._get_foreach_kernels_supported_devices = lambda: [*supported(), "cpu"]
+    foreach._foreach_supported_types.append(FakeTensor)
     foreach._get_fused_kernels_supported_devices = lambda: [*supported(), "cpu"]
-    nn.Dropout.forward = lambda self, x: (  # type: ignore[method-assign]
-        torch.native_dropout(x, self.p, True)[0] if self.training and self.p else x
-    )
+    dropout: Any = nn.Dropout
+    dropout.forward = lambda self, x: torch.native_dropout(x, self.p, True)[0] if self.training and self.p else x
     yield
 
 
@@ -220,7 +238,7 @@ def trace(tree: Tree, config: Any, batch: int) -> dict[str, Any]:
             counted.phase = "optimizer"
             tree.clip(vatt.parameters(), config.optim.clip)
             optimizer.step()
-        result = {"parts": dict(counted.found), "calls": list(counted.calls.values()), "layers": []}
+        result: dict[str, Any] = {"parts": dict(counted.found), "calls": list(counted.calls.values()), "layers": []}
         for entry in layers.values():
             module = entry.pop("module")
             result["layers"].append({**entry, **of_layer(module, entry)})
@@ -258,7 +276,6 @@ def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
 
     It writes Triton for a CPU as it does for a GPU, and goes no further: nothing is compiled.
     """
-    from pretended_gpu import Driver
     from torch._functorch.aot_autograd import aot_function, make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor import config as inductor
@@ -269,6 +286,8 @@ def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
     from torch._inductor.graph import GraphLowering
     from torch._inductor.virtualized import V
     from triton.runtime import driver
+
+    from workloads.pretended_gpu import Driver
 
     driver.set_active(Driver())
     inductor.cpu_backend, inductor.compile_threads = "triton", 1
@@ -286,13 +305,13 @@ def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
                 kernels.append(0)  # such as the seed of dropout
         raise Written
 
-    def lower(graph: Any, examples: Any) -> Any:
+    def lower(gm: Any, example_inputs: Any) -> Any:
         try:
-            compile_fx_inner(graph, examples)
+            compile_fx_inner(gm, example_inputs)
         except InductorError as error:
             if not isinstance(error.inner_exception, Written):
                 raise
-        return make_boxed_func(graph.forward)
+        return make_boxed_func(gm.forward)
 
     def divide(graph: Any, inputs: Any, **options: Any) -> Any:
         with V.set_fake_mode(torch._guards.detect_fake_mode(inputs)):
@@ -311,8 +330,9 @@ def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
 
 def replay(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each call with what it launches: kernels of Triton by name, and operations of PyTorch as `Trace` counts them."""
-    import pretended_gpu as gpu
-    import torch.distributed.tensor  # noqa: F401  # which would not like the pretended generators
+    import torch.distributed.tensor  # which would not like the pretended generators
+
+    from workloads import pretended_gpu as gpu
 
     define, sinks = torch.library.impl, [Trace()]
 
@@ -355,7 +375,7 @@ def main() -> int:
     parser.add_argument("--drop", type=float, default=0.5)
     parser.add_argument("--dropout", type=float, default=0.0)
     options = parser.parse_args()
-    sys.path.insert(0, options.tree)
+    sys.path[:0] = [options.tree, str(Path(__file__).resolve().parents[1])]
     if options.mode == "trace":
         tree = Tree()
         found = trace(tree, tree.config(options.preset, options.dropout, options.drop), options.batch)

@@ -45,7 +45,6 @@ def load(
         RunError: no model there, or weights and settings that do not belong together.
     """
     folder, device = model_folder(folder), torch.device(device)
-    config = load_config(folder)
     if not is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused, attention=attention)
     return load_classifier(folder, device, fused=fused, attention=attention)
