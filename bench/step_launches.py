@@ -65,11 +65,15 @@ def checkout(commit: str, folder: Path) -> Path:
     return folder
 
 
-def operations(tree: Path, *flags: str) -> dict[str, Any]:
-    """What workloads/step_operations.py finds in `tree`. Raises `ReportError`."""
+def operations(tree: Path, *flags: str, modes: Sequence[str] = ("trace", "replay")) -> dict[str, Any]:
+    """What workloads/step_operations.py finds in `tree`; the second mode adds launches to its calls.
+
+    Raises:
+        ReportError: it fails.
+    """
     script = Path(__file__).parent / "workloads" / "step_operations.py"
     path = tree / "operations.json"
-    for mode in ("trace", "replay"):
+    for mode in modes:
         command = [sys.executable, str(script), mode, str(path), "--tree", str(tree), *flags]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

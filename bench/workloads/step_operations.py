@@ -151,10 +151,11 @@ class Tree:
 
         self.model, self.ops = VATT, Ops("triton", "as on CUDA")
 
-    def config(self, name: str, dropout: float, rate: float) -> Any:
+    def config(self, name: str, dropout: float, rate: float, layers: int | None) -> Any:
         config = self.preset(name)
+        changes: dict[str, Any] = {"dropout": dropout} | ({"layers": layers} if layers else {})
         encoders = {
-            f"{m}_encoder": replace(getattr(config.model, f"{m}_encoder"), dropout=dropout)
+            f"{m}_encoder": replace(getattr(config.model, f"{m}_encoder"), **changes)
             for m in ("video", "audio", "text")
         }
         return replace(config, model=replace(config.model, drop=self.drop(rate=rate), **encoders))
@@ -374,11 +375,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--drop", type=float, default=0.5)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--layers", type=int, help="of each encoder, for tests")
     options = parser.parse_args()
     sys.path[:0] = [options.tree, str(Path(__file__).resolve().parents[1])]
     if options.mode == "trace":
         tree = Tree()
-        found = trace(tree, tree.config(options.preset, options.dropout, options.drop), options.batch)
+        found = trace(tree, tree.config(options.preset, options.dropout, options.drop, options.layers), options.batch)
     else:
         found = json.loads(options.file.read_text())
         found["calls"] = replay(found["calls"])
