@@ -26,7 +26,7 @@ LAYERS = (
     COMMANDS,
     ("__main__",),
 )
-KERNEL_GROUND = ("device", "reference", "validation", "registration", "spec", "aot_case")
+KERNEL_GROUND = ("device", "reference", "validation", "registration", "spec", "aot_case", "tuning")
 OPERATIONS = ("self_attention", "contrastive", "projection", "droptoken")
 BENCH_LAYERS = (("harness", "accounting"), ("workloads", "faults"), ("pages",))
 NOT_COMMANDS = {"vatt": {"__init__", "errors", "ops"}, "bench": {"bench_kernels", "bench_model", "conftest"}}

@@ -59,9 +59,10 @@ def missing(device: str) -> str:
         import av  # noqa: F401
     except ImportError:
         return "PyAV is not installed"
-    from vatt.data.dali.loader import _missing
+    from vatt.data.dali.loader import choose_decoder
 
-    return _missing(torch.device(device)) or ""
+    decoder, reason = choose_decoder("auto", torch.device(device))
+    return "" if decoder == "dali" else reason
 
 
 def picture(i: int, width: int = 320, height: int = 240) -> NDArray[np.uint8]:

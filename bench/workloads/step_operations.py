@@ -176,8 +176,7 @@ def launchers() -> Any:
 @contextlib.contextmanager
 def as_on_cuda() -> Iterator[None]:
     """CPU tensors take the paths of CUDA ones: kernels of Triton, one launch for dropout, many tensors at once."""
-    import torch.utils._foreach_utils as foreach
-
+    foreach: Any = import_module("torch.utils._foreach_utils")
     launchers().interpreting = lambda: True
     nn.init.trunc_normal_ = lambda x, **_: x  # looks at what it has drawn
     adam: Any = import_module("torch.optim.adam")
