@@ -19,6 +19,7 @@ EXTRAS = {
     "probe": ["scikit-learn>=1.5"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
+    "words": ["gensim>=4.3"],  # fastText's .bin alone; other word vectors need nothing
     "test": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
