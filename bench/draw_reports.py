@@ -38,6 +38,7 @@ import model_sizes
 import real_clips
 import resolution_sweep
 import soak
+import step_launches
 import tiny_training
 import videomae
 import youcook2
@@ -62,6 +63,7 @@ BENCHMARKS = (
     resolution_sweep,
     scaling_page,
     soak,
+    step_launches,
     tiny_training,
     videomae,
     youcook2,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
-from .checkpoints.loading import load_vatt
+from .checkpoints.loading import load_vatt, operations
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
 from .config.data import DATA_VERSION
 from .config.pretraining import Config
@@ -43,6 +43,7 @@ from .evaluation.zero_shot import unknown_words, zero_shot
 from .inference.one_file import class_embeddings
 from .inference.prompts import class_prompts, read_prompts
 from .inference.result_folder import open_parts, open_result, write_result
+from .ops import OURS, add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, init_world
@@ -158,6 +159,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
+    add_attention_flag(parser)
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
     add(
         "--max-bad-share",
@@ -305,7 +307,9 @@ def trained_files(config: RunConfig) -> set[Path]:
 def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
-    model, views, labels = classification.read_classifier(args.run, device, fused=config.fused)
+    model, views, labels = classification.read_classifier(
+        args.run, device, fused=config.fused, attention=args.attention
+    )
     views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
     if views.task == "audio" and views.crops != 1:
         raise ConfigError("--crops 3 is for pictures; a sound has one")
@@ -341,7 +345,10 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
 def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
-    model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
+    model, tokenizer = (
+        load_vatt(args.run, device=device, fused=config.fused, attention=args.attention),
+        load_tokenizer(args.run),
+    )
     clips = held_out_clips(args, config).one_clip_a_span()
     size = max(1, 32 // config.eval_windows)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
@@ -422,7 +429,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     if args.probe == "sklearn":
         linear_probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
-    model = load_vatt(args.run, device=device, fused=config.fused)
+    model = load_vatt(args.run, device=device, fused=config.fused, attention=args.attention)
     sources = args.data or [config.data.source or builtin_corpus(args, config)]
     split = args.split or config.data.test_split
     clips, folds = read_folds(sources, config.data.train_split, split, args.columns)
@@ -468,6 +475,7 @@ def resume_identity(
     args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
+    by = operations(config, device, config.fused, args.attention).attention_by
     return {
         "task": args.task,
         "weights_sha256": weights,
@@ -477,6 +485,7 @@ def resume_identity(
         "device": device.type,
         "dtype": str(compute_dtype(config.dtype, device)).removeprefix("torch."),
         "fused": config.fused,
+        "attention": None if by == OURS else by,
     }
 
 
@@ -487,6 +496,7 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
+<<<<<<< HEAD
             tasks = {
                 "classify": classify_clips,
                 "zero-shot": zero_shot_clips,
@@ -494,6 +504,13 @@ def main(argv: list[str] | None = None) -> int:
                 "retrieve": retrieve_clips,
             }
             tasks[args.task](args, device, world, held)
+=======
+            ops = operations(load_config(model_folder(args.run)), device, args.fused, args.attention)
+            if ops.attention_by != OURS and world.is_first:
+                print(ops.reason)
+            task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
+            task(args, device, world, held)
+>>>>>>> main
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.loading import load
+from .checkpoints.loading import load, operations
+from .checkpoints.model_folder import load_config
 from .data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from .errors import ConfigError, DataError, MissingPackage
 from .inference.one_file import class_embeddings, rank_classes, starts_every
 from .inference.prompts import class_prompts, read_prompts
 from .inference.strip import draw_strip
 from .model.vatt import VATT, Classifier
+from .ops import OURS, add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
 from .runtime.files import pyplot
@@ -65,6 +67,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--strip", type=Path, metavar="FILE.png", help="draw key frames and classes of one file over time")
     add("--format", choices=("table", "csv", "json"), default="table", help="what to print (default table)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
+    add_attention_flag(parser)
     args = parser.parse_args(argv)
     for name, least in (("top", 1), ("windows", 1), ("every", 1e-3)):
         value = getattr(args, name)
@@ -174,6 +177,7 @@ def write_json(entries: Iterator[dict[str, Any]], score: str) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Print the classes of all files; return 1 when one of them could not be read."""
     files = media_files(args.files)
+<<<<<<< HEAD
     if args.strip:
         if len(files) > 1:
             raise ConfigError(f"--strip draws one file, and {len(files)} are given")
@@ -182,6 +186,14 @@ def predict(args: argparse.Namespace) -> int:
         except ImportError as error:
             raise MissingPackage("--strip needs matplotlib: pip install -e '.[figures]'") from error
     model = load(args.model, device=pick_device(args.device))
+=======
+    device = pick_device(args.device)
+    model = load(args.model, device=device, attention=args.attention)
+    ops = operations(load_config(args.model), device, None, args.attention)
+    if ops.attention_by != OURS:
+        print(ops.reason, file=sys.stderr)
+    classes_of(args, model)  # wrong flags are told before a table begins
+>>>>>>> main
     bad: list[str] = []
     entries = predictions(args, model, classes_of(args, model), files, bad)
     score = score_of(args)
