@@ -391,7 +391,8 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
 def zero_shot_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task zero-shot`."""
     config = settings_of(args)
-    model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
+    model = load_vatt(args.run, device=device, fused=config.fused, attention=args.attention)
+    tokenizer = load_tokenizer(args.run)
     assert isinstance(config, Config)
     clips = held_out_clips(args, config)
     classes = read_prompts(args.prompts) if args.prompts else clips.labels
@@ -496,7 +497,9 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
-<<<<<<< HEAD
+            ops = operations(load_config(model_folder(args.run)), device, args.fused, args.attention)
+            if ops.attention_by != OURS and world.is_first:
+                print(ops.reason)
             tasks = {
                 "classify": classify_clips,
                 "zero-shot": zero_shot_clips,
@@ -504,13 +507,6 @@ def main(argv: list[str] | None = None) -> int:
                 "retrieve": retrieve_clips,
             }
             tasks[args.task](args, device, world, held)
-=======
-            ops = operations(load_config(model_folder(args.run)), device, args.fused, args.attention)
-            if ops.attention_by != OURS and world.is_first:
-                print(ops.reason)
-            task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
-            task(args, device, world, held)
->>>>>>> main
 
     return exit_code(action, "interrupted; finished shards in --out are kept: --resume goes on")
 

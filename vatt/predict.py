@@ -177,7 +177,6 @@ def write_json(entries: Iterator[dict[str, Any]], score: str) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Print the classes of all files; return 1 when one of them could not be read."""
     files = media_files(args.files)
-<<<<<<< HEAD
     if args.strip:
         if len(files) > 1:
             raise ConfigError(f"--strip draws one file, and {len(files)} are given")
@@ -185,15 +184,11 @@ def predict(args: argparse.Namespace) -> int:
             pyplot()
         except ImportError as error:
             raise MissingPackage("--strip needs matplotlib: pip install -e '.[figures]'") from error
-    model = load(args.model, device=pick_device(args.device))
-=======
     device = pick_device(args.device)
     model = load(args.model, device=device, attention=args.attention)
     ops = operations(load_config(args.model), device, None, args.attention)
     if ops.attention_by != OURS:
         print(ops.reason, file=sys.stderr)
-    classes_of(args, model)  # wrong flags are told before a table begins
->>>>>>> main
     bad: list[str] = []
     entries = predictions(args, model, classes_of(args, model), files, bad)
     score = score_of(args)

@@ -22,12 +22,8 @@ from ..config.run import RunConfig
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
-<<<<<<< HEAD
-from ..ops import choose
-from ..runtime.device import pick_device
-=======
 from ..ops import Ops, choose
->>>>>>> main
+from ..runtime.device import pick_device
 from ..runtime.forms import FormError, printable, read_json, require_form
 from .model_folder import is_classifier, load_config, model_folder, read_config
 
@@ -49,12 +45,8 @@ def load(
     Raises:
         RunError: no model there, or weights and settings that do not belong together.
     """
-<<<<<<< HEAD
     folder, device = model_folder(folder), pick_device(str(device))
-    config = load_config(folder)
-=======
-    folder, device = model_folder(folder), torch.device(device)
->>>>>>> main
+    load_config(folder)  # which says so where there is no model
     if not is_classifier(folder):
         return load_vatt(folder, device=device, fused=fused, attention=attention)
     return load_classifier(folder, device, fused=fused, attention=attention)
