@@ -43,6 +43,7 @@ class EvalDataset(Clips):
         super().__init__(clips, data, model, tokenizer, batch_size, windows, frames, read, needs)
 
     crops_per_window = 1
+    chosen = slice(None)  # of the evenly spaced windows, those that are read
 
     def crops(self, frames: Frames) -> Frames:
         """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
@@ -69,7 +70,9 @@ class EvalDataset(Clips):
         for clip in chunk:
             try:
                 self.require_text(clip)
-                samples.append(self._sample(clip, self.windows(0).read_spaced(clip, self.windows_per_clip)))
+                samples.append(
+                    self._sample(clip, self.windows(0).read_spaced(clip, self.windows_per_clip, self.chosen))
+                )
             except BadClip as error:
                 bad.append((clip.index, error.reason))
         return self.batch(samples, [clip.index for clip in chunk], bad, since)
@@ -87,9 +90,10 @@ class EvalDataset(Clips):
 class CentreDataset(EvalDataset):
     """One window of every clip, from its middle; of its sound or its pictures."""
 
+    chosen = slice(1, 2)  # of three
+
     def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, modality: str, batch_size: int) -> None:
         only = (modality,)
-        # Of three evenly spaced windows the second one is in the middle.
         super().__init__(clips, data, model, Tokenizer([]), 3, batch_size, read=only, needs=only)
 
     @property
@@ -99,6 +103,3 @@ class CentreDataset(EvalDataset):
     @property
     def audio_axes(self) -> tuple[int, ...]:
         return (1,)
-
-    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
-        return super()._sample(clip, windows[1:2])
