@@ -24,6 +24,7 @@ from harness.pages import (
 from harness.report import ReportError
 
 import aot_table
+import archive
 import chaos
 import decode
 import decoders_differ
@@ -44,6 +45,7 @@ from pages import scaling as scaling_page
 
 BENCHMARKS = (
     aot_table,
+    archive,
     chaos,
     decode,
     droptoken_page,
