@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vatt.errors import VattError
-from vatt.inference.features_file import read_features
+from vatt.inference.features_file import Features, read_features
 from vatt.inference.search.archive import Archive, KnownFile, create_archive, moment_id, open_archive
-from vatt.inference.search.index import Index
+from vatt.inference.search.index import build_index
 
 NAME = "archive"
 SPACE, TOP, MOMENTS = "video_to_text", 10, 600  # of a file
@@ -130,16 +130,24 @@ def opened(name: str, folder: Path) -> Callable[[NDArray[np.float32]], list[int]
             return nearest[np.argsort(-cosine[nearest])].tolist()
 
         return search
-    count = len(vectors)
-    paths, starts = zip(*(place(row) for row in range(count)), strict=True)
-    spans: list[tuple[float, float | None]] = [(start, start + 1) for start in starts]
-    empty: list[list[str]] = [[] for _ in range(count)]
-    index = Index(list(paths), spans, [None] * count, empty, [1] * count, {SPACE: vectors})
+    files = [as_features(vectors)]  # stay in memory, as those of the command at commit 20a74a7 did
+    index = build_index(files, {SPACE})
 
     def rank(query: NDArray[np.float32]) -> list[int]:
+        assert files
         return [int(hit["path"][9:15]) * MOMENTS + int(hit["start"]) for hit in index.nearest(SPACE, query, TOP)]
 
     return rank
+
+
+def as_features(vectors: NDArray[np.float32]) -> Features:
+    """What reading a file of features with these rows gives."""
+    count = len(vectors)
+    paths, starts = zip(*(place(row) for row in range(count)), strict=True)
+    start = np.array(starts)
+    arrays: dict[str, NDArray[Any]] = {"path": np.array(paths), "start": start, "end": start + 1, SPACE: vectors}
+    arrays |= {"label": np.full(count, ""), "video_clip": np.arange(count), "caption": np.array([], str)}
+    return Features(Path("rows"), {**arrays, "text_clip": np.array([], int)}, {"windows": 1})
 
 
 def answer(name: str, folder: Path, pipe: Any) -> None:
@@ -271,8 +279,8 @@ def page(report: Report) -> str:
     return "\n\n".join(
         [
             f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns, each in its "
-            "own process; the first tenth of the queries is not counted. Features in memory are what vatt search makes "
-            "of .npz files; NumPy multiplies and partitions the same matrix.",
+            "own process; the first tenth of the queries is not counted. Features in memory are what vatt search of commit "
+            "20a74a7 made of .npz files and ranked; NumPy multiplies and partitions the same matrix.",
             table(columns, cells, left=2),
             "## Building",
             table(
