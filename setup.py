@@ -21,6 +21,9 @@ EXTRAS = {
     "probe": ["scikit-learn>=1.5"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
+    "remote": ["fsspec[http]>=2024.6"],
+    "ray": ["ray>=2.40; python_version < '3.14'"],
+    "words": ["gensim>=4.3"],  # fastText's .bin alone; other word vectors need nothing
     "test": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
@@ -36,7 +39,7 @@ EXTRAS = {
 }
 # The tests cover what these extras bring.
 EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
-EXTRAS["test"] += EXTRAS["archive"] + EXTRAS["serve"]
+EXTRAS["test"] += EXTRAS["archive"] + EXTRAS["serve"] + ["fsspec[http]>=2024.6"]  # http: servers on loopback
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 

@@ -279,8 +279,8 @@ def page(report: Report) -> str:
     return "\n\n".join(
         [
             f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns, each in its "
-            "own process; the first tenth of the queries is not counted. Features in memory are what vatt search of commit "
-            "20a74a7 made of .npz files and ranked; NumPy multiplies and partitions the same matrix.",
+            "own process; the first tenth of the queries is not counted. Features in memory are what vatt search of "
+            "commit 20a74a7 made of .npz files and ranked; NumPy multiplies and partitions the same matrix.",
             table(columns, cells, left=2),
             "## Building",
             table(

@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,14 +32,15 @@ from .data.datasets.moments import SHORTEST, cut_moments, moment_length
 from .data.manifest import choose_clips
 from .data.tokenizer import Tokenizer
 from .errors import ConfigError
+from .inference.bfloat16 import choose_dtype, inference_form
 from .inference.embeddings import WINDOWS_AT_ONCE, embed, embed_dataset
-from .inference.features_file import assemble, check_format
-from .inference.result_folder import FEATURES_IDENTITY, open_features
-from .inference.search.archive import SPACES, SUFFIX, Archive, create_archive, is_archive
+from .inference.features_file import FeaturesError, assemble, check_format
+from .inference.result_folder import FEATURES_IDENTITY, begun_dtype, open_features
+from .inference.search.archive import SPACES, SUFFIX, Archive, create_archive, is_archive, open_archive
 from .inference.search.filling import Filling, Lack, compare, removable
 from .ops import choose
 from .runtime.cli import exit_code
-from .runtime.device import autocast_for, compute_dtype, pick_device
+from .runtime.device import pick_device
 from .runtime.distributed import World, init_world
 from .runtime.forms import printable
 from .runtime.lock import add_force_flag, owned
@@ -107,7 +108,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16"),
-        help="compute type (default auto: bfloat16 on GPUs)",
+        help="compute type (default auto: bfloat16 on GPUs, and on CPUs that have it for models as wide as Small)",
     )
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
     add(
@@ -141,12 +142,19 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     elif world.size > 1:
         raise ConfigError(f"{args.out}: start commands of their own for parts of --data; an archive takes several")
     device = pick_device(args.device, world.local_rank if world.size > 1 else None)
-    dtype = compute_dtype(args.dtype, device)
     folder = model_folder(args.model)
     clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
     fused = config.fused if args.fused is None else args.fused
     model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)
+    begun = None
+    if archived:
+        with suppress(FeaturesError):  # there is none yet; what is wrong with it is said when it is opened to be filled
+            begun = open_archive(args.out).metadata["dtype"]
+    else:
+        parts = args.out.with_name(f"{args.out.name}.parts")
+        begun = begun_dtype(args.out, parts) if args.resume else None
+    dtype, why = choose_dtype(args.dtype, device, model, begun)
     tokenizer = None
     if args.vocabulary or (folder / VOCABULARY).is_file():
         tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(folder)
@@ -172,12 +180,12 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         "operations": ops.impl,
         "environment": environment(device),
     }
-    autocast = autocast_for(device, dtype)
+    autocast = inference_form(model, device, dtype)  # after the fingerprint of the weights as they are in the file
     max_bad = data.max_bad_share if args.max_bad_share is None else args.max_bad_share
 
     def dataset_of(wanted: Manifest) -> EvalDataset:
         what = "clips" if length is None else f"moments of {length:g} s, one every {args.every:g} s"
-        print(f"{len(wanted)} {what}, {windows} window{'s' * (windows > 1)} each; {folder}, {device}, {dtype}")
+        print(f"{len(wanted)} {what}, {windows} window{'s' * (windows > 1)} each; {folder}, {device}, {dtype} ({why})")
         print(ops.reason)
         if tokenizer is None and any(clip.captions for clip in wanted):
             print(f"captions are left out: {folder} has no {VOCABULARY}; copy its word list there or name --vocabulary")
@@ -208,7 +216,6 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         return
     clips = cut(clips)
     metadata |= {"data": str(Path(args.data).absolute()), "clips_sha256": fingerprint(clips), "split": args.split}
-    parts = args.out.with_name(f"{args.out.name}.parts")
     if world.size > 1:
         identity = {name: metadata[name] for name in FEATURES_IDENTITY}
         world.require_equal(code_identity() | identity | {"--resume": args.resume})

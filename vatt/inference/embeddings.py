@@ -156,10 +156,10 @@ def embed_dataset(
     Raises:
         DataError: too many clips cannot be read.
     """
-    clips = {clip.index: clip for clip in dataset.clips}
-    captions = {index: clip.captions for index, clip in clips.items()}
 
     def function(batch: Batch) -> Arrays:
+        clips = {index: dataset.clips.at(index) for index in batch.tried}
+        captions = {index: clip.captions for index, clip in clips.items()}
         return feature_arrays(embed_batch(model, batch, captions, tokenizer, autocast), batch, clips)
 
     return map_clips(

@@ -140,9 +140,8 @@ def _make(
     runs = [own] if parts is None else _missing(parts, own)
     absent = {number for run in runs for number in run}
     clips_of = per_shard * dataset.batch_size
-    tried = sum(len(dataset.clips[n * clips_of : (n + 1) * clips_of]) for n in own if n not in absent)
+    tried = sum(len(range(len(dataset.clips))[n * clips_of : (n + 1) * clips_of]) for n in own if n not in absent)
     bad = sum(len(_read(_shard(parts, n), BAD)["bad_row"]) for n in own if parts and n not in absent)
-    names = {clip.index: clip.name for clip in dataset.clips}
     made: list[Arrays] = []
     remarks = Remarks(dataset.clips)
     with progress_bar(len(dataset.clips), label, "clip", tried) as bar:
@@ -153,7 +152,9 @@ def _make(
                 shard: list[Arrays] = []
                 for batch in itertools.islice(batches, per_shard):
                     for index, reason in batch.bad:
-                        tqdm.write(printable(f"bad clip, left out: {names[index]}: {reason}"), file=sys.stderr)
+                        tqdm.write(
+                            printable(f"bad clip, left out: {dataset.clips.at(index).name}: {reason}"), file=sys.stderr
+                        )
                     remarks.add(batch.remarks)
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                     shard.append(function(batch) | _bad_arrays(batch.bad))

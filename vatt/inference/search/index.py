@@ -22,6 +22,7 @@ from ...data.decoding.container import BadClip
 from ...data.tokenizer import Tokenizer, VocabularyError
 from ...errors import ConfigError, DataError, RunError
 from ...model.vatt import VATT
+from ..bfloat16 import choose_dtype, inference_form
 from ..features_file import Features, FeaturesError, read_features
 from .archive import Archive, gone, is_archive, moment_id, open_archive
 
@@ -169,6 +170,7 @@ def open_model(files: Sequence[Features | Archive], given: Path | None, device: 
             f"{files[0].source} was made by another model (in {made_by}) than that in {folder} now; name "
             "the right one with --model, or embed the clips again"
         )
+    inference_form(model, device, choose_dtype("auto", device, model)[0])
     spaces = model.settings.model.head
     for features in files:
         for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
