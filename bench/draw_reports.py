@@ -24,6 +24,7 @@ from harness.pages import (
 from harness.report import ReportError
 
 import aot_table
+import archive
 import chaos
 import corpus_scale
 import decode
@@ -47,6 +48,7 @@ from pages import scaling as scaling_page
 
 BENCHMARKS = (
     aot_table,
+    archive,
     chaos,
     corpus_scale,
     decode,
