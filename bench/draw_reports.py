@@ -26,6 +26,7 @@ from harness.report import ReportError
 import aot_table
 import chaos
 import corpus_scale
+import cpu_report
 import decode
 import decoders_differ
 import esc10_official
@@ -49,6 +50,7 @@ BENCHMARKS = (
     aot_table,
     chaos,
     corpus_scale,
+    cpu_report,
     decode,
     droptoken_page,
     esc10_official,
