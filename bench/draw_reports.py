@@ -27,6 +27,7 @@ import aot_table
 import archive
 import chaos
 import corpus_scale
+import cpu_report
 import decode
 import decoders_differ
 import esc10_official
@@ -51,6 +52,7 @@ BENCHMARKS = (
     archive,
     chaos,
     corpus_scale,
+    cpu_report,
     decode,
     droptoken_page,
     esc10_official,
