@@ -146,7 +146,7 @@ def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest
 def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
     """Fine-tune on clips of `manifest`, and end with the test clips. All ranks call it."""
     config, out, world = run.config, run.out, run.world
-    ops = choose(config.fused, run.device)
+    ops = choose(config.fused, run.device).of_run(config)
     clips, held_out = split_labelled(manifest, config)
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
     slots = world.batch_slice(config.data.batch_size)

@@ -124,7 +124,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         corpus: format of the built-in corpus, if that is what `manifest` lists.
     """
     config, device, world = run.config, run.device, run.world
-    ops = choose(config.fused, device)
+    ops = choose(config.fused, device).of_run(config)
     clips, held_out = split_clips(manifest, config)
     tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
     slots = world.batch_slice(config.data.batch_size)
