@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ def dropout_keys(first: Tensor, tokens: int, heads: int, seed: int | Tensor) -> 
     """[B, H, N] words, one for each row of probabilities; `first` [B] is the row of each sequence's first token."""
     token = first.long()[:, None, None] + torch.arange(tokens, device=first.device)
     row = (token * heads + torch.arange(heads, device=first.device)[None, :, None]) & WORD
-    low, high = seed & WORD, (seed >> 32) & WORD
+    low: Any = seed & WORD
+    high = (seed >> 32) & WORD
     return mix(mix(row ^ mix(low ^ 0x9E3779B9)) ^ mix(mix(low) ^ high))
 
 

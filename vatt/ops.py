@@ -56,8 +56,8 @@ class Ops:
         return vatt_kernels.sample_keep(tokens, kept, impl=self.impl, **options)
 
     def attention(self, qkv: Tensor, **options: Any) -> Tensor:
-        own = {"dropout_version": self.dropout_version, "one_pass": self.one_pass}
-        return vatt_kernels.attention(qkv, impl=self.impl, **own, **options)
+        options |= {"dropout_version": self.dropout_version, "one_pass": self.one_pass}
+        return vatt_kernels.attention(qkv, impl=self.impl, **options)
 
     def contrastive_loss(self, video: Tensor, other: Tensor, **options: Any) -> Tensor:
         return vatt_kernels.contrastive_loss(video, other, impl=self.impl, **options)

@@ -7,10 +7,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-Seed = TypeVar("Seed", int, Tensor)
+Seed = TypeVar("Seed", int, Tensor, int | Tensor)
 
 
-def mix_seed(seed: Seed, tag: int) -> Seed:
+def mix_seed(seed: Seed, tag: int | Tensor) -> Seed:
     """A 31-bit seed of its own for use number `tag` of a step's seed, which is a number or an int64 tensor below 2^31.
 
     As a tensor it is a value on the device, which a captured graph reads anew at each replay.
@@ -22,7 +22,7 @@ def layer_seeds(seed: int | Tensor, layers: int, device: torch.device) -> Tensor
     """`mix_seed` for each of `layers`, int64 [layers] on `device`."""
     if not isinstance(seed, Tensor):
         seed = torch.full((), seed, dtype=torch.int64, device=device)
-    return mix_seed(seed, torch.arange(layers, device=device))  # type: ignore[arg-type]
+    return mix_seed(seed, torch.arange(layers, device=device))
 
 
 class BatchRows(NamedTuple):
