@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.pages import BLUE, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
 NAME = "aot_table"
@@ -158,7 +158,7 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     held = [row for row in report.rows if expected(row)]
     good = sum(not row["failures"] for row in held)
     return [
@@ -169,7 +169,7 @@ def front(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate = {"green": None, "checks": failures}  # numerics are not what a compiler can show
         report.finished = True
         report.save(path)
-        cli.publish(path, DRAWER, path.parents[1])
+        cli.publish(path, REPORT_PAGE, path.parents[1])
     except ImportError as error:
         print(f"error: {error}; compiling needs the package triton", file=sys.stderr)
         return 1

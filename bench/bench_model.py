@@ -166,6 +166,6 @@ def test_video_model(benchmark: BenchmarkFixture, dtype: str, rate: float, mode:
     layers, size = (12, 224) if benchmark.enabled else (1, 64)
     row = {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode}
     if model == "vatt":
-        case = model_steps.Case(videomae_step.video_model(layers, size, rate), True, dtype=dtype)
+        case = model_steps.StepCase(videomae_step.video_model(layers, size, rate), True, dtype=dtype)
         assert model_steps.numerics(case)["green"], "the numerics are red, nothing is timed"
     benchmark.pedantic(videomae_step.make(row, layers, size), rounds=1, warmup_rounds=1)

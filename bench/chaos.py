@@ -23,7 +23,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.pages import BLUE, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
 from faults.damaged_files import variants
@@ -87,12 +87,12 @@ def damaged_corpus(corpus: Path, folder: Path, draw: random.Random) -> Path:
     shutil.copytree(corpus, folder)
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         clips = [folder / row["path"] for row in csv.DictReader(file) if row["split"] == "train"]
-    for place, clip in enumerate(sorted(draw.sample(clips, len(clips) // 8))):
+    for index, clip in enumerate(sorted(draw.sample(clips, len(clips) // 8))):
         _, damaged = draw.choice(list(variants(clip.read_bytes(), 12, draw.randrange(1 << 30))))
-        if place == 0:
+        if index == 0:
             clip.unlink()
         else:
-            clip.write_bytes(b"" if place == 1 else damaged)
+            clip.write_bytes(b"" if index == 1 else damaged)
     return folder / "manifest.csv"
 
 
@@ -162,7 +162,7 @@ class Trial:
 
     def disturb(self, out: Path, words: bytes) -> None:
         """A process after the other, until one gets to the end. A broken promise is noted, and ends the trial."""
-        damage, promised, said = "", "", ""
+        damage, promised, output = "", "", ""
         code = -1
         while code:
             fault = self.choose(out) if len(self.row["processes"]) < MOST_FAULTS else ""
@@ -171,7 +171,7 @@ class Trial:
             try:
                 code = KILLS[fault](process, self.moment(out)) if fault else process.end()
                 self.row["half_saves"] += bool(half_saves(out)) and code < 0
-                said += process.said
+                output += process.said
                 resumed = process.resumed_at
                 self.row["processes"].append(
                     {
@@ -184,7 +184,7 @@ class Trial:
                     }
                 )
                 if promised and resumed is not None:
-                    if not re.search(promised, said):
+                    if not re.search(promised, output):
                         raise Broken(f"expected after {damage}: {promised!r}")
                     promised = ""
                 if not fault and code:
@@ -192,7 +192,7 @@ class Trial:
                 damage = ""
                 if code and not promised and whole_checkpoints(out) and self.draw.random() < DAMAGED_AFTER:
                     damage = self.draw.choice(list(DAMAGES))
-                    promised, said = DAMAGES[damage](out, self.draw), ""
+                    promised, output = DAMAGES[damage](out, self.draw), ""
                     if promised in REFUSED:
                         self.refuse(out, promised, words)
                         promised = ""
@@ -258,7 +258,7 @@ def compare(a: Path, b: Path) -> dict[str, bool]:
         "bad clips": (_lines(a / "bad_clips.csv"), _lines(b / "bad_clips.csv")),
         "scores": (_scores(a), _scores(b)),
     }
-    return {what: bool(first) and first == second for what, (first, second) in pairs.items()}
+    return {name: bool(first) and first == second for name, (first, second) in pairs.items()}
 
 
 def _sha256(path: Path) -> str:
@@ -383,19 +383,19 @@ def page(report: Report) -> str:
         ),
     ]
     for row in rows:
-        for what, kept in row["same"].items():
+        for name, kept in row["same"].items():
             if not kept:
-                parts.append(f"- FAILED: trial {row['trial']}: other {what}")
+                parts.append(f"- FAILED: trial {row['trial']}: other {name}")
         for broken in row["broken"]:
-            said = "\n".join(broken["said"])
+            output = "\n".join(broken["said"])
             parts.append(
                 f"- FAILED: trial {row['trial']}, {broken['fault'] or broken['damage']}: {broken['what']}\n\n"
-                f"```\n{' '.join(broken['command'])}\n{said}\n```"
+                f"```\n{' '.join(broken['command'])}\n{output}\n```"
             )
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     rows = report.rows
     minutes = sum(row["seconds"] for row in rows) / 60
     return [
@@ -427,11 +427,11 @@ def figure(report: Report, plt: Any) -> Any:
         bars.bar_label(drawn, padding=2, fontsize=8)
     bars.set(xlabel="count", title="Faults")
     row = max(report.rows, key=lambda row: len(row["processes"]))
-    for place, process in enumerate(row["processes"]):
+    for index, process in enumerate(row["processes"]):
         if process["from"] is not None:
-            way.plot([place, place + 0.8], [process["from"], process["to"]], color=BLUE, marker=".")
+            way.plot([index, index + 0.8], [process["from"], process["to"]], color=BLUE, marker=".")
             if process["before"] > process["from"]:
-                way.plot([place - 0.2, place], [process["before"], process["from"]], color=ORANGE, ls=":")
+                way.plot([index - 0.2, index], [process["before"], process["from"]], color=ORANGE, ls=":")
     way.set(xlabel="process", ylabel="step", title=f"Trial {row['trial']}: steps of each process, dotted: made again")
     for axes in (bars, way):
         axes.grid(alpha=0.3)
@@ -440,7 +440,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -499,7 +499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             quick=args.quick,
         )
         measure(args, report, path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, Broken, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ from typing import Any
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
 from harness.report import Report, ReportError
 
 import numpy as np
@@ -59,21 +59,21 @@ exit codes: 0 done, 1 failed or nothing to compare, 2 wrong usage."""
 
 def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
     """The first `most` clips long enough for a window that our decoder takes."""
-    found = []
+    long_enough = []
     for clip in clips:
         path = clip.path if isinstance(clip, Clip) else clip
         try:
-            if probe(path).duration >= FRAMES / FPS + 1 and path not in found:
+            if probe(path).duration >= FRAMES / FPS + 1 and path not in long_enough:
                 for job in jobs(path).values():
                     DECODERS[OURS]()(path, *job)
-                found.append(path)
+                long_enough.append(path)
         except BadClip:
             continue
-        if len(found) == most:
+        if len(long_enough) == most:
             break
-    if not found:
+    if not long_enough:
         raise ReportError(f"no clip of {FRAMES / FPS + 1:g} s or more decodes; --data names others")
-    return found
+    return long_enough
 
 
 def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
@@ -136,10 +136,10 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
                 report.save(path)
             bar.update()
         for clip in paths:
-            for job, what in jobs(clip).items():
-                steps = {name: partial(DECODERS[name](), clip, *what) for name in usable if clip in usable[name]}
+            for job, arguments in jobs(clip).items():
+                steps = {name: partial(DECODERS[name](), clip, *arguments) for name in usable if clip in usable[name]}
                 so_far = {name: len(rows[name, clip.name, job]["seconds"]) for name in steps}
-                for name, seconds in timing.interleave(steps, args.rounds, done=so_far):
+                for name, seconds in timing.time_interleaved(steps, args.rounds, done=so_far):
                     if seconds is not None:
                         row = rows[name, clip.name, job]
                         row["seconds"].append(seconds)
@@ -305,12 +305,12 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     lines = []
     for c in taking_part(report):
-        found = summary(report, c["decoder"], "window", c["clips"])
-        what = f"open, seek and {FRAMES} frames with {c['decoder']}, one CPU thread, {len(c['clips'])} clips"
-        lines.append((what, f"{found['milliseconds']:.1f} ms a clip"))
+        result = summary(report, c["decoder"], "window", c["clips"])
+        label = f"open, seek and {FRAMES} frames with {c['decoder']}, one CPU thread, {len(c['clips'])} clips"
+        lines.append((label, f"{result['milliseconds']:.1f} ms a clip"))
     loader = [row for row in report.rows if row["kind"] == "loader"]
     return lines + [
         (
@@ -327,11 +327,11 @@ def figure(report: Report, plt: Any) -> Any:
     clips = list(dict.fromkeys(row["clip"] for row in report.rows if row["kind"] == "decoder"))
     names = [c["decoder"] for c in taking_part(report)]
     width = 0.8 / len(names)
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         rows = [
             row for row in report.rows if row["kind"] == "decoder" and row["decoder"] == name and row["job"] == "window"
         ]
-        at = [clips.index(row["clip"]) + (place - (len(names) - 1) / 2) * width for row in rows]
+        at = [clips.index(row["clip"]) + (index - (len(names) - 1) / 2) * width for row in rows]
         bars.bar(at, [1000 * row["p50"] for row in rows], 0.9 * width, color=COLOURS[name], label=name)
     bars.set(xticks=range(len(clips)), ylabel="ms, median", title=f"Open, seek, {FRAMES} frames")
     bars.set_xticklabels([clip if len(clip) < 14 else f"{clip[:11]}..." for clip in clips], rotation=45, ha="right")
@@ -352,7 +352,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -416,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure_loader(args, paths, report, path)
         report.finished = True
         report.save(path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except ManifestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, Drawer, table
+from harness.pages import BLUE, ReportPage, table
 from harness.report import Report, ReportError
 
 import av
@@ -109,7 +109,7 @@ def page(report: Report) -> str:
     )
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     return []
 
 
@@ -121,7 +121,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.rows = measured(Path(folder))
         report.finished = True
         report.save(path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

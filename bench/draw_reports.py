@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import report as harness
 from harness.pages import (
-    Drawer,
+    ReportPage,
     chosen_results,
     index,
     render,
@@ -62,7 +62,7 @@ BENCHMARKS = (
     videomae,
     youcook2,
 )
-DRAWERS: dict[str, Drawer] = {module.NAME: module.DRAWER for module in BENCHMARKS}
+REPORT_PAGES: dict[str, ReportPage] = {module.NAME: module.REPORT_PAGE for module in BENCHMARKS}
 # The ten lines that README shows: report, and how what was measured begins.
 README_RESULTS = (
     ("tiny_training", "`tiny` on the built-in corpus, text to video"),
@@ -80,19 +80,21 @@ README_RESULTS = (
 
 def tables() -> dict[Path, str]:
     """Return the text between the markers of README and of the page with all results, by file."""
-    lines = results(harness.REPORTS, DRAWERS)
+    lines = results(harness.REPORTS, REPORT_PAGES)
     return {
         harness.ROOT / "README.md": results_table(chosen_results(lines, README_RESULTS), "reports"),
         harness.ROOT / "docs" / "results.md": results_table(lines, "../reports"),
     }
 
 
-def drawer(path: Path) -> Drawer:
+def report_page(path: Path) -> ReportPage:
     """Who draws the report in `path`. Raises `ReportError` when nobody does."""
     name = harness.load(path).name
-    if name not in DRAWERS:
-        raise ReportError(f"{path}: no benchmark is called {name!r} (there are {', '.join(DRAWERS)}); delete the file")
-    return DRAWERS[name]
+    if name not in REPORT_PAGES:
+        raise ReportError(
+            f"{path}: no benchmark is called {name!r} (there are {', '.join(REPORT_PAGES)}); delete the file"
+        )
+    return REPORT_PAGES[name]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         paths = report_paths(args.reports)
         for path in paths:
-            render(path, drawer(path))
+            render(path, report_page(path))
             print(path.with_suffix(".md"))
         (args.reports / "README.md").write_text(index(args.reports), encoding="utf-8")
         if args.reports == harness.REPORTS:

@@ -22,9 +22,9 @@ from harness.report import Report, ReportError
 
 from accounting.flops import backbone_flops, vatt_flops
 from accounting.paper_flops import vatt_paper_flops
-from pages.droptoken import DRAWER, KINDS, NAME, PAPER_GFLOPS, TUNING_FOLD, page
+from pages.droptoken import KINDS, NAME, PAPER_GFLOPS, REPORT_PAGE, TUNING_FOLD, page
 from workloads import esc10_from_scratch, model_steps
-from workloads.model_steps import Case
+from workloads.model_steps import StepCase
 
 from vatt.checkpoints.model_folder import load_config
 from vatt.config.model import ModelConfig
@@ -124,7 +124,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--drop-rates are shares, 0 <= R < 1, and 0 is among them: gains and losses are relative to it")
     args.steps = args.steps or (20 if args.quick else preset("tiny").steps)
     args.clips = 120 if args.quick else preset("tiny").data.builtin_clips
-    args.recipe = esc10_from_scratch.quick(esc10_from_scratch.Recipe()) if args.quick else esc10_from_scratch.Recipe()
+    args.recipe = (
+        esc10_from_scratch.quick(esc10_from_scratch.Esc10Recipe()) if args.quick else esc10_from_scratch.Esc10Recipe()
+    )
     args.folds = args.folds or ([1] if args.quick else list(esc10_from_scratch.FOLDS))
     if args.quick and args.work == parser.get_default("work"):
         args.work = args.work.with_name(f"{NAME}-quick")
@@ -145,7 +147,7 @@ def flops_rows() -> list[dict[str, Any]]:
     rows = []
     for rate, printed in PAPER_GFLOPS.items():
         dropped = dropping(replace(model, text=replace(model.text, captions=1)), rate)
-        case = Case(dropped, training=False, whole=True, drop_in_eval=True)
+        case = StepCase(dropped, training=False, whole=True, drop_in_eval=True)
         rows.append(
             {
                 "kind": "flops",
@@ -159,13 +161,13 @@ def flops_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], Case]]:
+def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], StepCase]]:
     """(what the row says of itself, what is measured). Inference drops too: that is what the paper's GFLOPs count."""
     made = []
     for rate in args.drop_rates:
         model = dropping(preset(args.preset).model, rate)
         for training in (False, True):
-            case = Case(
+            case = StepCase(
                 model,
                 training,
                 whole=True,
@@ -336,7 +338,7 @@ def run(args: argparse.Namespace) -> int:
         measure_accuracy(args, report, path)
         report.finished = finished(args, report)
         report.save(path)
-    cli.publish(path, DRAWER, cli.output_folder(args))
+    cli.publish(path, REPORT_PAGE, cli.output_folder(args))
     print(page(harness.load(path)))
     if not green:
         print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)

@@ -20,7 +20,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, spans, table
+from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, spans, table
 from harness.report import Report, ReportError
 
 from vatt.runtime.progress import progress_bar
@@ -152,9 +152,9 @@ def probe(args: argparse.Namespace, init: str) -> list[dict[str, Any]]:
         ],
         out.with_suffix(".log"),
     )
-    found = json.loads((out / "result.json").read_text())["probe"]["audio"]["folds"]
+    folds = json.loads((out / "result.json").read_text())["probe"]["audio"]["folds"]
     return [
-        {"fold": fold, "top1": found[f"fold-{fold}"]["top1"], "clips": found[f"fold-{fold}"]["tested"]}
+        {"fold": fold, "top1": folds[f"fold-{fold}"]["top1"], "clips": folds[f"fold-{fold}"]["tested"]}
         for fold in args.folds
     ]
 
@@ -163,9 +163,9 @@ def manifest(args: argparse.Namespace, fold: int) -> Path:
     return args.work / f"fold-{fold}.csv"
 
 
-def scores_of(report: Report, what: str, init: str) -> dict[int, float]:
+def scores_of(report: Report, kind: str, init: str) -> dict[int, float]:
     """Fold -> top-1 in per cent."""
-    return {row["fold"]: 100 * row["top1"] for row in report.rows if (row["kind"], row.get("init")) == (what, init)}
+    return {row["fold"]: 100 * row["top1"] for row in report.rows if (row["kind"], row.get("init")) == (kind, init)}
 
 
 def spread(scores: Sequence[float]) -> str:
@@ -175,12 +175,12 @@ def spread(scores: Sequence[float]) -> str:
 def page(report: Report) -> str:
     folds, s = report.settings["folds"], report.settings
     lines = []
-    for what, init in PIECES:
-        found = scores_of(report, what, init)
-        others = [top1 for fold, top1 in found.items() if fold != TUNING_FOLD]
-        if found:
-            each = [number(found.get(fold), 1) for fold in folds]
-            lines.append([LABELS[what, init], *each, spread([*found.values()]), spread(others) if others else "–"])
+    for kind, init in PIECES:
+        scores = scores_of(report, kind, init)
+        others = [top1 for fold, top1 in scores.items() if fold != TUNING_FOLD]
+        if scores:
+            each = [number(scores.get(fold), 1) for fold in folds]
+            lines.append([LABELS[kind, init], *each, spread([*scores.values()]), spread(others) if others else "–"])
     lines.append(["chance", *("10.0" for _ in folds), "10.0", "10.0"])
     parts = [
         "Top-1 in per cent on each official fold, mean and standard deviation over the folds, and the same without "
@@ -196,11 +196,11 @@ def page(report: Report) -> str:
         )
     for row in report.rows:
         if row["kind"] == "pre-training" and row["init"] == "pretrained":
-            found = row["retrieval"]
+            scores = row["retrieval"]
             parts.append(
                 f"Pre-training: {s['pretraining_steps']} steps on the built-in corpus, which has no real "
                 f"sound, {row['train_seconds']:.0f} s; R@10 among its 100 held-out clips: sound to video "
-                f"{found['audio_to_video']:.2f}, text to video {found['text_to_video']:.2f}."
+                f"{scores['audio_to_video']:.2f}, text to video {scores['text_to_video']:.2f}."
             )
     parts.append(
         "What is the release's: SGD with momentum 0.9 and the rate inside the velocity, linear warm-up and cosine, the "
@@ -219,14 +219,14 @@ def paired_difference(report: Report) -> list[float]:
 
 def figure(report: Report, plt: Any) -> Any:
     drawn, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.6))
-    for place, piece in enumerate(PIECES):
-        found = [*scores_of(report, *piece).values()]
+    for position, piece in enumerate(PIECES):
+        scores = [*scores_of(report, *piece).values()]
         colour, sign = LOOKS[piece]
-        left.plot([place] * len(found), found, sign, color=colour, alpha=0.6)
-        if found:
-            mean = statistics.fmean(found)
-            left.plot([place - 0.25, place + 0.25], [mean, mean], color=colour, lw=2)
-            left.annotate(f"{mean:.1f}", (place + 0.28, mean), va="center", fontsize=9)
+        left.plot([position] * len(scores), scores, sign, color=colour, alpha=0.6)
+        if scores:
+            mean = statistics.fmean(scores)
+            left.plot([position - 0.25, position + 0.25], [mean, mean], color=colour, lw=2)
+            left.annotate(f"{mean:.1f}", (position + 0.28, mean), va="center", fontsize=9)
     left.axhline(100 * CHANCE, color=BLACK, ls=":", lw=1)
     left.annotate("chance", (-0.4, 100 * CHANCE), xytext=(0, 3), textcoords="offset points", fontsize=8)
     left.set_xticks(range(len(PIECES)), ["untrained,\nprobe", "from scratch", "pre-trained,\nprobe", "fine-tuned"])
@@ -247,16 +247,18 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
-    said = [
+def readme_rows(report: Report) -> list[tuple[str, str]]:
+    results = [
         f"{LABELS[piece]} {spread([*scores_of(report, *piece).values()])} %"
         for piece in PIECES
         if scores_of(report, *piece)
     ]
-    return [("ESC-10 top-1 over five folds (chance 10 %), the official audio recipe scaled to a CPU", "; ".join(said))]
+    return [
+        ("ESC-10 top-1 over five folds (chance 10 %), the official audio recipe scaled to a CPU", "; ".join(results))
+    ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def measure(args: argparse.Namespace) -> Path:
@@ -350,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.pretraining_steps = args.pretraining_steps or (5 if args.quick else 600)
     args.steps = args.steps or (5 if args.quick else 1000)
     args.folds = args.folds or ([1] if args.quick else list(FOLDS))
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import Drawer, number, table
+from harness.pages import ReportPage, number, table
 from harness.report import Report, ReportError
 
 import numpy as np
@@ -174,7 +174,7 @@ def figure(report: Report, plt: Any) -> Any:
     return points_figure(np.array([row["points"] for row in rows]), np.array(rows[0]["labels"]), titles, "t-SNE")
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     shares = ", ".join(f"{PANELS[row['model']]} {100 * row['same_class']:.0f} %" for row in report.rows)
     return [
         (
@@ -185,7 +185,7 @@ def front(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def measure(args: argparse.Namespace) -> Path:
@@ -213,8 +213,8 @@ def measure(args: argparse.Namespace) -> Path:
             elif not (args.work / name / "model").is_dir():
                 raise ReportError(f"{args.work / name}, which a row is about, is gone; start over without --resume")
             bar.update()
-    for row, found in zip(report.rows, embed(args, corpus), strict=True):
-        row.update(found)
+    for row, embedded in zip(report.rows, embed(args, corpus), strict=True):
+        row.update(embedded)
     report.finished = True
     report.save(path)
     return path
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 600)
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

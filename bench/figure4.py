@@ -15,7 +15,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import Drawer, number, table
+from harness.pages import ReportPage, number, table
 from harness.report import Report
 
 import numpy as np
@@ -101,13 +101,13 @@ def maps(report: Report) -> dict[str, Any]:
 
 def alike(report: Report) -> list[tuple[str, str, list[float]]]:
     """Pairs of modalities and, a layer each, the correlation of their maps over the nodes."""
-    found = maps(report)
-    names = [*found]
+    by_name = maps(report)
+    names = [*by_name]
     return [
-        (a, b, [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(found[a], found[b], strict=True)])
+        (a, b, [float(np.corrcoef(x, y)[0, 1]) for x, y in zip(by_name[a], by_name[b], strict=True)])
         for i, a in enumerate(names)
         for b in names[i + 1 :]
-        if found[a].shape == found[b].shape
+        if by_name[a].shape == by_name[b].shape
     ]
 
 
@@ -140,13 +140,13 @@ def figure(report: Report, plt: Any) -> Any:
     return activations_figure(maps(report), report.title)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     last = ", ".join(f"{a} and {b} {values[-1]:.2f}" for a, b, values in alike(report))
-    what = f"MLP outputs of `{report.settings['model']}`, correlation of two modalities over the last layer's nodes"
-    return [(what, last)] if last else []
+    label = f"MLP outputs of `{report.settings['model']}`, correlation of two modalities over the last layer's nodes"
+    return [(label, last)] if last else []
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--work", type=Path, default=harness.ROOT / "runs" / NAME, metavar="DIR", help="folder of the arrays")
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

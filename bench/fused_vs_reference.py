@@ -17,7 +17,7 @@ from typing import Any
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
-from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
+from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
 import torch
@@ -247,7 +247,7 @@ def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
             model.load_state_dict(shared, assign=True)  # one set of weights in memory, not one a row
             steps[str(number_)] = lambda model=model: run_step(model, frames, direction)  # type: ignore[misc]
         counts = {str(i): len(row["seconds"]) for i, row in enumerate(report.rows)}
-        for name, seconds in timing.interleave(steps, args.repeats, done=counts):
+        for name, seconds in timing.time_interleaved(steps, args.repeats, done=counts):
             if seconds is None:
                 bar.update()
             else:
@@ -363,17 +363,17 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     dropout = min(r["dropout"] for r in report.rows)
     lines = []
     for r in report.rows:
         if r["implementation"] == "reference" or r["dropout"] != dropout:
             continue
-        what = f"video step of `{report.settings['preset']}` on a CPU, {r['drop_rate']:.0%} dropped, fused (portable)"
+        label = f"video step of `{report.settings['preset']}` on a CPU, {r['drop_rate']:.0%} dropped, fused (portable)"
         result = f"{r['reference_time']:.2f}x as fast as reference with 1/{r['reference_memory']:.2f} of its memory"
         if r["drop_rate"]:
             result += f"; {r['speedup']:.2f}x as fast as without dropping (FLOP ratio {r['flop_ratio']:.2f})"
-        lines.append((what, result))
+        lines.append((label, result))
     return lines
 
 
@@ -412,7 +412,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -445,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
         )
         measure(args, report, path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

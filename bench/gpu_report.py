@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from harness import cli
 from harness import report as harness
-from harness.pages import Drawer
+from harness.pages import ReportPage
 from harness.report import Report, ReportError
 
 import torch
@@ -36,7 +36,7 @@ from workloads.sanitized_case import WATCHED, sanitizer
 from vatt.runtime.progress import progress_bar
 
 NAME = "gpu_report"
-DRAWER = Drawer(gpu_page.page, gpu_page.figure, gpu_page.front)
+REPORT_PAGE = ReportPage(gpu_page.page, gpu_page.figure, gpu_page.readme_rows)
 KINDS = ("correctness", "kernels", "training")
 ORDER = ("attention", "project_voxels", "contrastive_loss", "project_waveform", "gather_tokens", "sample_keep")
 MBS = (  # what a step of this preset spends its time on, of `spec_cases`
@@ -393,7 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=args.device,
         )
         measure(args, report, path)
-        cli.publish(path, DRAWER, args.out)
+        cli.publish(path, REPORT_PAGE, args.out)
         failed_tables = paper_tables(args) if args.tables else []
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, table
+from harness.pages import BLUE, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
 import torch
@@ -177,7 +177,7 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     rows = of_kind(report, "paper")
     ours = ", ".join(f"{r['model']} {r['parameters'] / 1e6:.1f} ({r['paper']:.1f})" for r in rows)
     return [("parameters as Table 7 counts them, millions (the paper's)", ours)]
@@ -201,7 +201,7 @@ def figure(report: Report, plt: Any) -> Any:
 
 def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], label: str) -> None:
     """Bars in pairs with their values above them."""
-    for offset, values, colour, hatch, what in ((-0.2, ours, BLUE, "", "ours"), (0.2, theirs, ORANGE, "//", label)):
+    for offset, values, colour, hatch, series in ((-0.2, ours, BLUE, "", "ours"), (0.2, theirs, ORANGE, "//", label)):
         bars = axes.bar(
             [i + offset for i in range(len(names))],
             values,
@@ -209,7 +209,7 @@ def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], 
             color=colour,
             hatch=hatch,
             edgecolor="white",
-            label=what,
+            label=series,
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
     axes.set(xticks=range(len(names)), xticklabels=names, ylabel="million parameters", ylim=(0, 1.2 * max(ours)))
@@ -218,7 +218,7 @@ def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], 
     axes.legend()
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True
         report.save(path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -102,16 +102,16 @@ def read_result(one: Recipe, path: Path) -> Measured:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         model = result["finetune"]["model"] if one.tuned else result["model"]
-        found = scores_of(one, result)
-        where = result["environment"]
-        commit = f"{(where['commit'] or 'no commit')[:9]}{', changed files' if where.get('dirty') else ''}"
+        scores = scores_of(one, result)
+        environment = result["environment"]
+        commit = f"{(environment['commit'] or 'no commit')[:9]}{', changed files' if environment.get('dirty') else ''}"
         differ = differences(one, model, result)
         measured = Measured(
-            {name: scaled(name, found[name]) for name in one.paper},
+            {name: scaled(name, scores[name]) for name in one.paper},
             clips_of(one, result),
-            where["device"],
+            environment["device"],
             commit,
-            shlex.join(["python", *where["argv"]]),
+            shlex.join(["python", *environment["argv"]]),
             path,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,7 +130,7 @@ def differences(one: Recipe, model: Mapping[str, Any], result: Mapping[str, Any]
     """Where a result's model, input and protocol are not the recipe's."""
     resolved = settings(one)
     theirs = resolved.model if isinstance(resolved, FinetuneConfig) else preset(one.model).model
-    wanted = json.loads(json.dumps(to_dict(theirs)))
+    expected = json.loads(json.dumps(to_dict(theirs)))
     if isinstance(resolved, FinetuneConfig):
         which = ["shared_encoder"] if model["kind"] == "agnostic" else [f"{resolved.modality}_encoder"]
         names = ["kind", *which, "audio" if resolved.modality == "audio" else "video", "drop"]
@@ -142,13 +142,13 @@ def differences(one: Recipe, model: Mapping[str, Any], result: Mapping[str, Any]
     else:
         names = ["kind", "video_encoder", "audio_encoder", "text_encoder", "shared_encoder"]
         if one.drop is not None:
-            names, wanted["drop"] = [*names, "drop"], {**wanted["drop"], "rate": one.drop}
+            names, expected["drop"] = [*names, "drop"], {**expected["drop"], "rate": one.drop}
         done = result["evaluate"]
         own = "probe" if one.task == "probe" else "score"
         pairs = [(name, resolved[name], done[name]) for name in ("task", "windows", own)]
         if resolved["fps"] is not None:
             pairs.append(("frames a second", resolved["fps"], done["video"]["fps"]))
-    pairs += [(name, wanted[name], model[name]) for name in names]
+    pairs += [(name, expected[name], model[name]) for name in names]
     return [f"{name}: {ours!r}, there {there!r}" for name, ours, there in pairs if ours != there]
 
 
@@ -186,8 +186,8 @@ def paper_cell(one: Recipe) -> str:
 def here_cell(one: Recipe, measured: Mapping[str, Measured]) -> str:
     if one.name not in measured:
         return MISSING
-    found = measured[one.name]
-    return f"{' / '.join(printed(name, found.scores[name]) for name in one.paper)} ({found.clips} clips)"
+    result = measured[one.name]
+    return f"{' / '.join(printed(name, result.scores[name]) for name in one.paper)} ({result.clips} clips)"
 
 
 def literature(text: str) -> list[list[str]]:
@@ -276,8 +276,8 @@ def sources(measured: Mapping[str, Measured]) -> str:
     if not measured:
         return "Nothing was measured here: the paper's corpora are not part of this project."
     rows = [
-        [name, str(found.path), found.device, found.commit, f"`{found.command}`"]
-        for name, found in sorted(measured.items())
+        [name, str(result.path), result.device, result.commit, f"`{result.command}`"]
+        for name, result in sorted(measured.items())
     ]
     return "## What was measured here\n\n" + table(["recipe", "result", "device", "commit", "command"], rows, left=5)
 

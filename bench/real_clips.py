@@ -20,7 +20,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import BLUE, Drawer, number, spans, table
+from harness.pages import BLUE, ReportPage, number, spans, table
 from harness.report import Report, ReportError
 
 from vatt.data.clip import Clip
@@ -49,10 +49,10 @@ def read_labelled(folder: Path) -> list[tuple[Path, str]]:
     except (OSError, KeyError) as error:
         raise ReportError(f"{path} is no list of clips ({error}); --data names the folder that holds it") from error
     named = [(folder / name, SPEAKING if GRID.fullmatch(name) else label) for name, label in rows]
-    found = [(clip, label) for clip, label in named if label]
-    if len({label for _, label in found}) < 2:
-        raise ReportError(f"{path} has {len(found)} labelled clips; at least two classes are needed")
-    return found
+    labelled = [(clip, label) for clip, label in named if label]
+    if len({label for _, label in labelled}) < 2:
+        raise ReportError(f"{path} has {len(labelled)} labelled clips; at least two classes are needed")
+    return labelled
 
 
 def measure(args: argparse.Namespace) -> Path:
@@ -128,9 +128,9 @@ def measure(args: argparse.Namespace) -> Path:
         args.work / "evaluate.log",
     )
     trained = json.loads((out / "result.json").read_text())
-    found = best_classes(again / "predictions.csv")
-    right = {path.name: found.get(path.name) == label for path, label in clips}
-    same = found == best_classes(out / "predictions.csv")
+    predicted = best_classes(again / "predictions.csv")
+    right = {path.name: predicted.get(path.name) == label for path, label in clips}
+    same = predicted == best_classes(out / "predictions.csv")
     report.gate = {"green": same, "checks": [{"name": "both commands find the same classes", "green": same}]}
     report.rows = [
         {
@@ -160,8 +160,8 @@ def classes(report: Report) -> str:
 
 
 def share_right(report: Report) -> str:
-    found = report.rows[0]["right"].values()
-    return f"{sum(found)} of {len(found)}"
+    right = report.rows[0]["right"].values()
+    return f"{sum(right)} of {len(right)}"
 
 
 def page(report: Report) -> str:
@@ -192,13 +192,13 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     return [
         (f"video path on {classes(report)}, learned by heart (nothing is held out)", f"{share_right(report)} right")
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
     args.steps = args.steps or (3 if args.quick else 300)
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

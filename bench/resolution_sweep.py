@@ -17,13 +17,13 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
 from harness.report import Report, ReportError
 
 from accounting.flops import backbone_flops
 from accounting.paper_flops import video_paper_flops
 from workloads import model_steps
-from workloads.model_steps import Case
+from workloads.model_steps import StepCase
 
 from vatt.config.model import DropConfig, ModelConfig, kept_tokens
 from vatt.config.presets import PRESETS, preset
@@ -109,14 +109,14 @@ def model_config(model: ModelConfig, clip: str, rate: float) -> ModelConfig:
     return replace(model, video=replace(model.video, frames=frames, size=size, tables=None), drop=DropConfig(rate))
 
 
-def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[Case], list[dict[str, Any]]]:
+def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], list[dict[str, Any]]]:
     """What is measured: each clip and rate in training; in inference with all tokens, and with fewer."""
     cases, rows = [], []
     for clip in args.clips:
         for training in (True, False):
             for rate in args.drop_rates:
                 dropped_eval = not training and rate > 0
-                case = Case(
+                case = StepCase(
                     model_config(model, clip, rate),
                     training,
                     drop_in_eval=dropped_eval,
@@ -312,7 +312,7 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     rows = of_kind(report, "accounting")
     full = next(r for r in rows if r["clip"] == "32x320" and r["drop_rate"] == 0)
     worst = max(abs(r["paper_gflops"] / r["paper_printed"] - 1) for r in rows if r["paper_printed"])
@@ -447,7 +447,7 @@ def draw_csv(path: Path) -> None:
     model_steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
 
 
-DRAWER = Drawer(page, figure, front, draw_csv)
+REPORT_PAGE = ReportPage(page, figure, readme_rows, draw_csv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -485,11 +485,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.rows = report.rows or [*rows, *accounting()]
         checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
         checks = [
-            Case(model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype)
+            StepCase(
+                model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype
+            )
             for clip, rate in checked
         ]
         green = model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

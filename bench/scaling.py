@@ -22,7 +22,7 @@ from accounting.communication import FLOAT, KINDS, Hardware, Sizes, collectives,
 from accounting.flops import Flops, loss_flops, vatt_flops
 from accounting.parameters import PRETRAINING
 from pages import scaling as scaling_page
-from pages.scaling import DRAWER, NAME
+from pages.scaling import NAME, REPORT_PAGE
 
 from vatt.config.model import ModelConfig
 from vatt.config.presets import preset
@@ -102,7 +102,7 @@ def fitting(subject: Subject, kept: Activations, resident_bytes: int, memory: fl
     return int(((1 - FREE) * memory - resident_bytes - kept.fixed) // (kept.clip + subject.inputs))
 
 
-def describe(subject: Subject) -> dict[str, Any]:
+def preset_row(subject: Subject) -> dict[str, Any]:
     """A row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch 2048."""
     sizes = subject.sizes
     row: dict[str, Any] = {
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 subject = Subject.of(name)
                 counted = subject.sizes.total + 2 * sum(subject.sizes.norms)  # moving statistics
                 report.gate["checks"].append({"model": name, "green": counted == PRETRAINING[name]})
-                report.rows.append(rounded(describe(subject)))
+                report.rows.append(rounded(preset_row(subject)))
                 report.rows += [
                     rounded(step(subject, batch, ranks, kind, hardware))
                     for kind in ("ddp", "fsdp")
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.gate["green"] = all(check["green"] for check in report.gate["checks"])
         report.finished = True
         report.save(path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

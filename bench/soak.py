@@ -20,7 +20,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLACK, BLUE, ORANGE, Drawer, number, table
+from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
 import torch
@@ -111,15 +111,15 @@ def decodable(clips: Manifest, count: int) -> list[Path]:
     sizes = {clip.path: clip.path.stat().st_size for clip in clips if clip.path.is_file()}
     files = sorted((path for path, size in sizes.items() if size >= LEAST_BYTES), key=lambda path: sizes[path])
     with Child() as child:
-        found: list[Path] = []
+        good: list[Path] = []
         for path in files:
-            if len(found) < count and child.try_clip(path)[0] == "good":
-                found.append(path)
-    if len(found) < count:
+            if len(good) < count and child.try_clip(path)[0] == "good":
+                good.append(path)
+    if len(good) < count:
         raise ReportError(
-            f"{clips.root} has {len(found)} clips of {LEAST_BYTES:,} bytes or more that decode; {count} are needed"
+            f"{clips.root} has {len(good)} clips of {LEAST_BYTES:,} bytes or more that decode; {count} are needed"
         )
-    return found
+    return good
 
 
 def with_damaged(clips: Manifest, damaged: Sequence[Path], folder: Path, seed: int) -> Manifest:
@@ -127,8 +127,8 @@ def with_damaged(clips: Manifest, damaged: Sequence[Path], folder: Path, seed: i
     rows = list(clips)
     for source in damaged:
         count = -(-len(clips) // (10 * len(damaged)))
-        for place, (_, data) in enumerate(variants(source.read_bytes(), count, seed)):
-            path = folder / f"{place}-{source.name}"
+        for variant, (_, data) in enumerate(variants(source.read_bytes(), count, seed)):
+            path = folder / f"{variant}-{source.name}"
             path.write_bytes(data)
             rows.append(Clip(0, path, path.name))
     return Manifest(tuple(replace(clip, index=i) for i, clip in enumerate(rows)), clips.root, clips.labels)
@@ -201,7 +201,7 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     lost = sum(len(row["failures"]) for row in fuzzed)
     lines = [
@@ -212,8 +212,8 @@ def front(report: Report) -> list[tuple[str, str]]:
     ]
     for row in report.rows:
         if row["kind"] == "soak":
-            what = f"memory over {row['clips']:,} clips in one process, second to last quarter"
-            lines.append((what, f"{row['growth_bytes'] / 2**20:+.1f} MiB"))
+            label = f"memory over {row['clips']:,} clips in one process, second to last quarter"
+            lines.append((label, f"{row['growth_bytes'] / 2**20:+.1f} MiB"))
     return lines
 
 
@@ -248,7 +248,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             quick=args.quick,
         )
         measure(args, clips, report, path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except ManifestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
 from harness.report import Report, ReportError
 
 from tqdm import tqdm
@@ -85,11 +85,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def clear(work: Path) -> None:
     """Removes what an earlier benchmark left in `work`. Raises `ReportError`, and removes nothing, if more is there."""
-    found = list(work.iterdir()) if work.exists() else []
-    strangers = [path.name for path in found if not re.fullmatch(r"corpus|seed-\d+(\.log)?", path.name)]
+    entries = list(work.iterdir()) if work.exists() else []
+    strangers = [path.name for path in entries if not re.fullmatch(r"corpus|seed-\d+(\.log)?", path.name)]
     if strangers:
         raise ReportError(f"{work} holds {strangers[0]}, which is not of this benchmark; name another --work")
-    for path in found:
+    for path in entries:
         path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
@@ -260,7 +260,7 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     candidates = report.rows[0]["retrieval"]["text_to_video"]["candidates"]
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
     lines = [
@@ -301,14 +301,14 @@ def figure(report: Report, plt: Any) -> Any:
     chance = report.rows[0]["retrieval"]["text_to_video"]["chance_R@10"]
     bars.axhline(chance, color=BLACK, linestyle="--", linewidth=1, label=f"chance {chance:.2g}")
     if not report.quick:
-        for place, direction in enumerate(DIRECTIONS):
+        for position, direction in enumerate(DIRECTIONS):
             bars.hlines(
                 GOALS[direction],
-                place - 0.45,
-                place + 0.45,
+                position - 0.45,
+                position + 0.45,
                 color=BLACK,
                 linestyle=":",
-                label="goal" if not place else None,
+                label="goal" if not position else None,
             )
     bars.set(
         xticks=range(len(DIRECTIONS)),
@@ -339,7 +339,7 @@ def figure(report: Report, plt: Any) -> Any:
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -357,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
         )
         measure(args, report, path)
-        cli.publish(path, DRAWER, root)
+        cli.publish(path, REPORT_PAGE, root)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

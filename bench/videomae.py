@@ -15,11 +15,11 @@ from typing import Any
 
 from harness import cli, timing
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, Drawer, number, table
+from harness.pages import BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
 from workloads import model_steps
-from workloads.model_steps import Case
+from workloads.model_steps import StepCase
 from workloads.videomae_step import MODELS, MODES, fast_bfloat16, make, rival, video_model
 
 from vatt.errors import ConfigError
@@ -106,7 +106,7 @@ def figure(report: Report, plt: Any) -> Any:
     for offset, model in zip((-0.2, 0.2), MODELS, strict=True):
         rows = [row for row in report.rows if row["model"] == model]
         bars = axis.bar(
-            [place + offset for place in range(len(pairs))],
+            [index + offset for index in range(len(pairs))],
             [row.get("p50") or 0 for row in rows],
             0.4,
             color=COLOURS[model],
@@ -121,7 +121,7 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     ratios = {(row["mode"], row["dtype"]): [] for row in report.rows}  # type: dict[tuple[str, str], list[float]]
     for row in report.rows:
         if row["model"] == "vatt" and "faster_than_videomae" in row:
@@ -129,14 +129,14 @@ def front(report: Report) -> list[tuple[str, str]]:
     return [
         (
             f"Base video model beside VideoMAE-Base on a CPU, {mode}, {dtype}, 0 % and 50 % dropped",
-            " and ".join(f"{ratio:.2f}x" for ratio in found) + " as fast",
+            " and ".join(f"{ratio:.2f}x" for ratio in speeds) + " as fast",
         )
-        for (mode, dtype), found in ratios.items()
-        if found
+        for (mode, dtype), speeds in ratios.items()
+        if speeds
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def measure(args: argparse.Namespace) -> bool:
@@ -157,7 +157,7 @@ def measure(args: argparse.Namespace) -> bool:
     report.rows = report.rows or cells(args.dtypes, (0.0, 0.5))
     for row in report.rows:
         whole, this = (
-            Case(
+            StepCase(
                 video_model(args.layers, args.size, rate),
                 row["mode"] != MODES[0],
                 drop_in_eval=rate > 0 and row["mode"] == MODES[0],
@@ -167,7 +167,7 @@ def measure(args: argparse.Namespace) -> bool:
         row["flop_ratio"] = whole / this
     if report.gate["green"] is None:
         report.gate["checks"] = [
-            model_steps.numerics(Case(video_model(args.layers, args.size, rate), True, dtype=dtype))
+            model_steps.numerics(StepCase(video_model(args.layers, args.size, rate), True, dtype=dtype))
             for dtype in args.dtypes
             for rate in (0.0, 0.5)
         ]
@@ -178,7 +178,7 @@ def measure(args: argparse.Namespace) -> bool:
         candidates = {name: make(row, args.layers, args.size) for name, row in rows.items()}
         done = {name: len(row["seconds"]) for name, row in rows.items()}
         with progress.progress_bar(len(rows) * (args.repeats + 1), NAME, "step") as bar:
-            for name, seconds in timing.interleave(candidates, args.repeats, done=done):
+            for name, seconds in timing.time_interleaved(candidates, args.repeats, done=done):
                 bar.update()
                 if seconds is not None:
                     rows[name]["seconds"].append(seconds)
@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace) -> bool:
                     report.save(path)
         report.finished = True
         report.save(path)
-    cli.publish(path, DRAWER, path.parents[1])
+    cli.publish(path, REPORT_PAGE, path.parents[1])
     print(page(harness.load(path)))
     return bool(report.gate["green"])
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import BLUE, ORANGE, Drawer, number, table
+from harness.pages import BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report
 
 from vatt.data.manifest import read_manifest
@@ -122,21 +122,21 @@ def figure(report: Report, plt: Any) -> Any:
     return drawn
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     steps = report.settings["steps"][0]
-    found = [100 * row["scores"]["R@10"] for row in report.rows if row["steps"] == steps]
-    spread = f" ± {statistics.stdev(found):.1f}, {len(found)} seeds" if len(found) > 1 else ""
+    recalls = [100 * row["scores"]["R@10"] for row in report.rows if row["steps"] == steps]
+    spread = f" ± {statistics.stdev(recalls):.1f}, {len(recalls)} seeds" if len(recalls) > 1 else ""
     held_out = report.settings["held_out"]
     return [
         (
             f"`tiny` from scratch on {report.settings['frames'] - held_out} captioned YouCook2 frames, text to frame "
             f"R@10 among {held_out} of other videos",
-            f"{statistics.fmean(found):.1f} %{spread} (chance {100 * chances(report)[10]:.1f} %)",
+            f"{statistics.fmean(recalls):.1f} %{spread} (chance {100 * chances(report)[10]:.1f} %)",
         )
     ]
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
 def measure(args: argparse.Namespace) -> Path:
@@ -157,7 +157,7 @@ def measure(args: argparse.Namespace) -> Path:
         args.work / "sources.log",
     )
     counts = json.loads(manifest.with_suffix(".report.json").read_text())["splits"]
-    found = {split: count["found"] for split, count in counts.items()}
+    frames = {split: count["found"] for split, count in counts.items()}
     videos = len({clip.path.stem.rsplit("_", 1)[0] for clip in read_manifest(manifest)})
     first, *longer = args.steps
     runs = [(first, seed) for seed in args.seeds] + [(steps, args.seeds[0]) for steps in longer]
@@ -167,9 +167,9 @@ def measure(args: argparse.Namespace) -> Path:
         settings={
             "steps": args.steps,
             "seeds": args.seeds,
-            "frames": sum(found.values()),
+            "frames": sum(frames.values()),
             "videos": videos,
-            "held_out": found["test"],
+            "held_out": frames["test"],
             "changes": list(SETTINGS),
         },
         method={
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.steps = args.steps or ([20] if args.quick else [600, 200])
     args.seeds = args.seeds[:1] if args.quick else args.seeds
-    return cli.deliver(lambda: measure(args), DRAWER, args)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -115,29 +115,29 @@ def opcode(instruction: str) -> str:
 
 
 def tally(opcodes: Iterable[str], kinds: tuple[str, ...]) -> dict[str, int]:
-    found = Counter(kind for code in opcodes for kind in kinds if code.startswith(kind))
-    return {kind: found[kind] for kind in kinds if found[kind]}
+    counts = Counter(kind for code in opcodes for kind in kinds if code.startswith(kind))
+    return {kind: counts[kind] for kind in kinds if counts[kind]}
 
 
 def copies_by_width(opcodes: list[str]) -> dict[str, int]:
     """Asynchronous copies: LDGSTS by bits that a thread copies, and those of the tensor memory accelerator."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for code in opcodes:
         if code.startswith("LDGSTS"):
             width = re.search(r"\.(64|128)\b", code)
-            found[f"LDGSTS.{width[1] if width else 32}"] += 1
+            counts[f"LDGSTS.{width[1] if width else 32}"] += 1
         elif code.startswith("UTMALDG"):
-            found["UTMALDG"] += 1
-    return dict(found)
+            counts["UTMALDG"] += 1
+    return dict(counts)
 
 
 def main_loop(sass: list[tuple[int, str]]) -> list[str]:
     """Opcodes of the innermost loop with most matrix instructions, of (address, instruction) in order of addresses."""
-    place = {address: index for index, (address, _) in enumerate(sass)}
+    index_of = {address: index for index, (address, _) in enumerate(sass)}
     loops = []
     for index, (address, instruction) in enumerate(sass):
         target = re.search(r"\bBRA\b.*\b(0x[0-9a-f]+)", instruction)
-        begin = place.get(int(target[1], 16)) if target else None
+        begin = index_of.get(int(target[1], 16)) if target else None
         if begin is not None and sass[begin][0] < address:
             opcodes = [opcode(text) for _, text in sass[begin : index + 1]]
             loops.append((begin, index, sum(tally(opcodes, TENSOR).values()), opcodes))
@@ -146,7 +146,7 @@ def main_loop(sass: list[tuple[int, str]]) -> list[str]:
     return max(inner, key=lambda loop: loop[2])[3] if inner else []
 
 
-def inspect_nvidia(case: AotCase, kernel: Any, found: Found) -> Found:
+def inspect_nvidia(case: AotCase, kernel: Any, compiled: Found) -> Found:
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(kernel.asm["cubin"])
@@ -154,10 +154,10 @@ def inspect_nvidia(case: AotCase, kernel: Any, found: Found) -> Found:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if usage is None:
-        raise RuntimeError(f"{found.name} on {found.arch}: cuobjdump printed no resource usage")
+        raise RuntimeError(f"{compiled.name} on {compiled.arch}: cuobjdump printed no resource usage")
     sass = [(int(a, 16), code) for a, code in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\*", text, re.M)]
     opcodes, loop = [opcode(code) for _, code in sass], main_loop(sass)
-    return found._replace(
+    return compiled._replace(
         registers=int(usage[1]),
         spilled=int(usage[2]),
         shared=kernel.metadata.shared,
@@ -169,14 +169,14 @@ def inspect_nvidia(case: AotCase, kernel: Any, found: Found) -> Found:
     )
 
 
-def inspect_amd(kernel: Any, found: Found) -> Found:
+def inspect_amd(kernel: Any, compiled: Found) -> Found:
     text = kernel.asm["amdgcn"]
 
     def figure(name: str) -> int:
         match = re.search(rf"\.{name}:\s+(\d+)", text)
         return int(match[1]) if match else 0
 
-    return found._replace(
+    return compiled._replace(
         registers=figure("vgpr_count"),
         spilled=figure("private_segment_fixed_size"),
         shared=kernel.metadata.shared,
@@ -184,24 +184,24 @@ def inspect_amd(kernel: Any, found: Found) -> Found:
     )
 
 
-def unmet(case: AotCase, kernel: Any, found: Found) -> tuple[str, ...]:
+def unmet(case: AotCase, kernel: Any, compiled: Found) -> tuple[str, ...]:
     """Expectations that do not hold, in words."""
     failures = []
-    if found.spilled:
-        failures.append(f"spills {found.spilled} bytes")
-    if found.shared > SHARED_LIMIT[found.arch]:
-        failures.append(f"shared memory {found.shared} > {SHARED_LIMIT[found.arch]} bytes")
-    wanted = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}.get(found.arch)
-    if case.tiles_of_64 and wanted and wanted not in (found.matrix or {}):
-        failures.append(f"no {wanted}")
-    if case.tiles_of_64 and case.stages > 1 and found.loop and not set(found.copies or {}) - {"LDGSTS.32"}:
+    if compiled.spilled:
+        failures.append(f"spills {compiled.spilled} bytes")
+    if compiled.shared > SHARED_LIMIT[compiled.arch]:
+        failures.append(f"shared memory {compiled.shared} > {SHARED_LIMIT[compiled.arch]} bytes")
+    instruction = {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}.get(compiled.arch)
+    if case.tiles_of_64 and instruction and instruction not in (compiled.matrix or {}):
+        failures.append(f"no {instruction}")
+    if case.tiles_of_64 and case.stages > 1 and compiled.loop and not set(compiled.copies or {}) - {"LDGSTS.32"}:
         failures.append("no wide asynchronous copy")
     if operands := transposed_operands(kernel.asm["ttgir"]):
         failures.append(f"{operands} operands of wgmma are transposed results of wgmma")
     if case.warps > 4 and (early := [w for w in early_writes(kernel.asm["ptx"]) if not w.startswith(case.early)]):
         failures.append(f"{len(early)} writes to shared memory before a barrier after wgmma ({early[0]})")
-    if found.products > 1 and found.waits >= found.products:
-        failures.append(f"wgmma serialised: {found.waits} waits for {found.products} products ({notes(kernel)})")
+    if compiled.products > 1 and compiled.waits >= compiled.products:
+        failures.append(f"wgmma serialised: {compiled.waits} waits for {compiled.products} products ({notes(kernel)})")
     return tuple(failures)
 
 
@@ -211,8 +211,8 @@ def notes(kernel: Any) -> str:
         ptx = Path(folder) / "kernel.ptx"
         ptx.write_text(kernel.asm["ptx"])
         command = [tool("ptxas"), "-arch", "sm_90a", "-v", str(ptx), "-o", str(Path(folder) / "kernel.cubin")]
-        said = subprocess.run(command, capture_output=True, text=True).stderr
-    return "; ".join(sorted(set(re.findall(r"\(C75\d\d\)", said)))) or "ptxas gives no reason"
+        remarks = subprocess.run(command, capture_output=True, text=True).stderr
+    return "; ".join(sorted(set(re.findall(r"\(C75\d\d\)", remarks)))) or "ptxas gives no reason"
 
 
 def transposed_operands(ttgir: str) -> int:
@@ -221,7 +221,7 @@ def transposed_operands(ttgir: str) -> int:
     Follows each transposed value in an mma layout through what is computed of it, within the text of Triton's GPU IR.
     """
     tainted: set[str] = set()
-    found = 0
+    count = 0
     for line in ttgir.splitlines():
         made = re.match(r"\s*(%[\w-]+)(?::\d+)? = (\S+) (.*)", line)
         if made is None:
@@ -229,10 +229,10 @@ def transposed_operands(ttgir: str) -> int:
         name, operation, rest = made.groups()
         used = re.findall(r"%[\w-]+", rest)
         if operation == "ttng.warp_group_dot":
-            found += sum(value in tainted for value in used[:2])
+            count += sum(value in tainted for value in used[:2])
         elif (operation == "tt.trans" and re.search(r": tensor<[^>]*#mma", rest)) or not tainted.isdisjoint(used):
             tainted.add(name)
-    return found
+    return count
 
 
 def early_writes(ptx: str) -> list[str]:
@@ -248,11 +248,11 @@ def early_writes(ptx: str) -> list[str]:
             labels.setdefault(label[1], []).append(len(code))
         elif instruction := re.match(r"\s*(@\S+\s+)?([a-z][\w.:]*)\s*(.*)", line):
             code.append((bool(instruction[1]), instruction[2], instruction[3]))
-    early, seen, paths = set[int](), set[tuple[int, bool]](), [(0, False)]
+    early, visited, paths = set[int](), set[tuple[int, bool]](), [(0, False)]
     while paths:
         at, waited = paths.pop()
-        while at < len(code) and (at, waited) not in seen:
-            seen.add((at, waited))
+        while at < len(code) and (at, waited) not in visited:
+            visited.add((at, waited))
             predicated, operation, operands = code[at]
             if operation.startswith("wgmma.wait_group"):
                 waited = True
@@ -262,7 +262,7 @@ def early_writes(ptx: str) -> list[str]:
                 early.add(at)
             elif operation.startswith("bra"):
                 places = labels[operands.strip().rstrip(";")]
-                paths.append((min(places, key=lambda place: abs(place - at)), waited))
+                paths.append((min(places, key=lambda target: abs(target - at)), waited))
             if operation.startswith(("bra", "ret", "exit")) and not predicated:
                 break
             at += 1
@@ -271,15 +271,15 @@ def early_writes(ptx: str) -> list[str]:
 
 def check(case: AotCase, arch: str) -> Found:
     """Compile one case for one arch; what cannot be compiled is a failure as well."""
-    found = Found(case.name, arch, case.shape, case.warps, case.stages)
+    result = Found(case.name, arch, case.shape, case.warps, case.stages)
     try:
         kernel = compiled(case, arch)
     except Exception as error:  # whatever triton's passes raise: the other cases are still worth a look
-        return found._replace(failures=(f"does not compile: {type(error).__name__}: {' '.join(str(error).split())}",))
+        return result._replace(failures=(f"does not compile: {type(error).__name__}: {' '.join(str(error).split())}",))
     if arch.startswith("gfx"):
-        return inspect_amd(kernel, found)
-    found = inspect_nvidia(case, kernel, found)
-    return found._replace(failures=unmet(case, kernel, found)) if short(case) else found
+        return inspect_amd(kernel, result)
+    result = inspect_nvidia(case, kernel, result)
+    return result._replace(failures=unmet(case, kernel, result)) if short(case) else result
 
 
 def table(rows: list[Found]) -> str:

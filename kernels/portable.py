@@ -109,8 +109,8 @@ class _ProjectPatches(torch.autograd.Function):
                 if keep is None:
                     grid.copy_(grad_patches.view(grid.shape))
                 else:
-                    place = _patch_indices(frames, ctx.patch, keep)
-                    grid.index_put_(place, grad_patches.unflatten(2, grid.shape[4:]), accumulate=True)
+                    indices = _patch_indices(frames, ctx.patch, keep)
+                    grid.index_put_(indices, grad_patches.unflatten(2, grid.shape[4:]), accumulate=True)
         return grad_frames, grad_weight, None, None, None, None, None
 
 
@@ -254,8 +254,8 @@ def _attend(
 
 def relative_bias(bias_table: Tensor, tokens: int, max_distance: int) -> Tensor:
     """[buckets, H] -> [H, N, N]; an embedding, because its backward adds up in order and is faster than indexing's."""
-    place = torch.arange(tokens, device=bias_table.device)
-    buckets = reference.relative_buckets(place[None, :] - place[:, None], bias_table.shape[0], max_distance)
+    position = torch.arange(tokens, device=bias_table.device)
+    buckets = reference.relative_buckets(position[None, :] - position[:, None], bias_table.shape[0], max_distance)
     return F.embedding(buckets, bias_table).permute(2, 0, 1)
 
 

@@ -106,8 +106,8 @@ def relative_buckets(relative_position: Tensor, buckets: int, max_distance: int)
 
 def relative_bias(bias_table: Tensor, tokens: int, max_distance: int) -> Tensor:
     """[buckets, H] -> [H, N, N] (query, key)."""
-    place = torch.arange(tokens, device=bias_table.device)
-    buckets = relative_buckets(place[None, :] - place[:, None], bias_table.shape[0], max_distance)
+    position = torch.arange(tokens, device=bias_table.device)
+    buckets = relative_buckets(position[None, :] - position[:, None], bias_table.shape[0], max_distance)
     return bias_table[buckets].permute(2, 0, 1)
 
 

@@ -185,24 +185,24 @@ def task_of(records: Records) -> str | None:
     return next(filter(None, (*sources, look_up(records.model, "classifier.modality"))), None)
 
 
-def describe(records: Records) -> str:
+def summary_sentence(records: Records) -> str:
     """What it is and how far its training came, in a sentence or two."""
-    what = f"A modality-{show(look_up(records.settings, 'model.kind'))} VATT"
+    sentence = f"A modality-{show(look_up(records.settings, 'model.kind'))} VATT"
     if task := task_of(records):
         start = records.settings.get("init")
         origin = "trained from scratch" if start == "" else f"fine-tuned from {public(start) if start else UNKNOWN}"
-        what += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
+        sentence += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
     else:
-        what += ", pre-trained on video, audio and text"
+        sentence += ", pre-trained on video, audio and text"
     if official := look_up(records.model, "official"):
         step = show(look_up(official, "step"))
-        return f"{what}; converted from the official checkpoint {show(look_up(official, 'source'))}, step {step}."
+        return f"{sentence}; converted from the official checkpoint {show(look_up(official, 'source'))}, step {step}."
     planned, scored = records.settings.get("steps"), records.result.get("steps")
     if records.run and (scored is None or scored != planned):
-        what += f". **Its training is not finished:** {show(last_step(records))} of {show(planned)} steps"
+        sentence += f". **Its training is not finished:** {show(last_step(records))} of {show(planned)} steps"
         if scored is not None:  # it was finished once and goes on
-            what += f"; weights and scores are those after {show(scored)}"
-    return f"{what}."
+            sentence += f"; weights and scores are those after {show(scored)}"
+    return f"{sentence}."
 
 
 def last_step(records: Records) -> int | None:
@@ -273,7 +273,7 @@ def data_rows(records: Records) -> list[tuple[Any, ...]]:
 
 
 def training_rows(records: Records) -> list[tuple[Any, ...]]:
-    settings, where, result = records.settings, records.environment, records.result
+    settings, environment, result = records.settings, records.environment, records.result
     if not records.trained:
         return [("steps", look_up(records.model, "official.step")), ("all else", None)]
     # A model is exported after the last step.
@@ -292,9 +292,9 @@ def training_rows(records: Records) -> list[tuple[Any, ...]]:
         ("seed", settings.get("seed")),
         ("final loss", result.get("final_loss")),
         ("training time of the last process", None if seconds is None else f"{seconds:.0f} s"),
-        ("device", where.get("device")),
-        ("processor", f"{show(where.get('cpu'))}, {show(where.get('cores'))} cores"),
-        ("operations", str(where.get("operations") or "").removeprefix("operations: ")),
+        ("device", environment.get("device")),
+        ("processor", f"{show(environment.get('cpu'))}, {show(environment.get('cores'))} cores"),
+        ("operations", str(environment.get("operations") or "").removeprefix("operations: ")),
     ]
 
 
@@ -355,15 +355,15 @@ def _mean(span: list[dict[str, Any]], name: str) -> float | None:
 
 
 def provenance(records: Records) -> str:
-    where = records.environment
-    arguments = where.get("argv")
+    environment = records.environment
+    arguments = environment.get("argv")
     command = shlex.join(["python", *(public(str(a)) for a in arguments)]) if arguments else UNKNOWN
-    dirty = ", with changes that were not committed" if where.get("dirty") else ""
-    versions = {"python": where.get("python"), **(where.get("versions") or {})}
-    said = ", ".join(f"{name} {show(version)}" for name, version in versions.items())
+    dirty = ", with changes that were not committed" if environment.get("dirty") else ""
+    versions = {"python": environment.get("python"), **(environment.get("versions") or {})}
+    versions_text = ", ".join(f"{name} {show(version)}" for name, version in versions.items())
     return (
         f"Command of the last process:\n\n```\n{command}\n```\n\n"
-        f"Commit: {show(where.get('commit'))}{dirty}. Versions: {said}."
+        f"Commit: {show(environment.get('commit'))}{dirty}. Versions: {versions_text}."
     )
 
 
@@ -372,7 +372,7 @@ def write_card(records: Records, name: str, licence: str) -> str:
     parts = [
         front_matter(task_of(records), licence),
         f"# {name}",
-        describe(records),
+        summary_sentence(records),
         usage(records),
         "## Model",
         table(("what", "value"), model_rows(records)),
@@ -398,8 +398,8 @@ def write_card(records: Records, name: str, licence: str) -> str:
 def is_ours(text: str) -> bool:
     """Whether `text` is a card as `write_card` made it, nothing changed."""
     above, line = text[: text.rfind("<!--")], text[text.rfind("<!--") :]
-    found = MARKER.fullmatch(line)
-    return found is not None and found[1] == _sha256(above)
+    match = MARKER.fullmatch(line)
+    return match is not None and match[1] == _sha256(above)
 
 
 def _sha256(text: str) -> str:

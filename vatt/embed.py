@@ -169,8 +169,8 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         return
     counts = assemble(mapped.files, args.out, record)
     shutil.rmtree(parts)
-    said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    print(f"done: {args.out}: {said}{' (left out, listed in it)' if counts['bad_clips'] else ''}")
+    totals = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    print(f"done: {args.out}: {totals}{' (left out, listed in it)' if counts['bad_clips'] else ''}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -224,7 +224,7 @@ def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
     return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
 
 
-def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
+def held_out_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
     """The rows to test on; says which they are, and when files that were trained on are among them.
 
     Without --split they are those of the held-out split; without such rows those of the one split that is not for
@@ -234,22 +234,22 @@ def choose_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
     columns = args.columns or ("" if args.data else config.data.columns)
     version = DATA_VERSION if args.data else config.data.version
     manifest = tell_notes(read_manifest(source or builtin_corpus(args, config), columns, version))
-    wanted: str | None = args.split or config.data.test_split
+    split: str | None = args.split or config.data.test_split
     clips = manifest.split(args.split or config.data.test_split)
     if not len(clips) and args.data and not args.split:
         splits = [name for name in manifest.splits if name != config.data.train_split] or list(manifest.splits)
         if len(splits) > 1:
             raise ConfigError(
-                f"{source}: no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}"
+                f"{source}: no rows of split {split!r}; choose --split from: {', '.join(manifest.splits)}"
             )
-        wanted = splits[0] if splits else None
+        split = splits[0] if splits else None
         clips = manifest.split(splits[0]) if splits else manifest  # rows that are in no split, which is all there are
     if not len(clips):
-        raise ConfigError(f"no rows of split {wanted!r}; choose --split from: {', '.join(manifest.splits)}")
-    part = "in no split" if wanted is None else f"split {wanted!r}"
+        raise ConfigError(f"no rows of split {split!r}; choose --split from: {', '.join(manifest.splits)}")
+    part = "in no split" if split is None else f"split {split!r}"
     print(f"testing on {len(clips)} of {len(manifest)} rows, {part}")
     trained = trained_files(config)
-    if wanted != config.data.train_split:
+    if split != config.data.train_split:
         trained |= {clip.path for clip in manifest.split(config.data.train_split)}
     known = [clip for clip in clips if clip.path in trained]
     if known:
@@ -279,7 +279,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
     if views.task == "audio" and views.crops != 1:
         raise ConfigError("--crops 3 is for pictures; a sound has one")
-    clips, outputs = choose_clips(args, config), model.head.linear.out_features
+    clips, outputs = held_out_clips(args, config), model.head.linear.out_features
     named = labels is not None
     if args.classes == SORTED:
         labels = clips.labels
@@ -291,7 +291,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
     if labelled := tuple(clip for clip in clips if clip.labels):
         classification.check_labels(Manifest(labelled, clips.root, clips.labels), views.loss)
     dtype = compute_dtype(config.dtype, device)
-    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+    settings = resume_identity(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "windows": views.windows,
         "crops": views.crops,
         "loss": views.loss,
@@ -312,10 +312,10 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
     """`--task retrieve`."""
     config = settings_of(args)
     model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
-    clips = choose_clips(args, config).one_clip_a_span()
+    clips = held_out_clips(args, config).one_clip_a_span()
     size = max(1, 32 // config.eval_windows)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
-    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+    settings = resume_identity(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "vocabulary_sha256": fingerprint(tokenizer.words),
         "score": args.score,
     }
@@ -330,16 +330,16 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         embedded = embed_clips(model, dataset, autocast, parts, world, config.data.max_bad_share)
         world.only_main_continues()
-        wanted = SCORES if args.score == "both" else (args.score,)
+        chosen = SCORES if args.score == "both" else (args.score,)
         scores = {
-            name if score == wanted[0] else f"{name}_{score}": values
-            for score in wanted
+            name if score == chosen[0] else f"{name}_{score}": values
+            for score in chosen
             for name, values in retrieval(embedded, score).items()
         }
         counts = {"clips": len(embedded.clips), "bad_clips": len(embedded.bad)}
         result = {"retrieval": scores, **counts}
         if out is not None:
-            write_ranks(out / "ranks.csv", embedded, clips, wanted[0])
+            write_ranks(out / "ranks.csv", embedded, clips, chosen[0])
             result = write_result(out, settings, config, device, result)
             shutil.rmtree(out / "embeddings.parts")
     print(format_scores(result["retrieval"]))
@@ -360,9 +360,9 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     sources = args.data or [config.data.source or builtin_corpus(args, config)]
     split = args.split or config.data.test_split
     clips, folds = read_folds(sources, config.data.train_split, split, args.columns)
-    heard = all(clip.path.suffix.lower() in AUDIO for clip in clips)
-    modalities = args.modality or ["audio" if heard else "video"]
-    settings = describe(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
+    only_sound = all(clip.path.suffix.lower() in AUDIO for clip in clips)
+    modalities = args.modality or ["audio" if only_sound else "video"]
+    settings = resume_identity(args, config, device, weights_fingerprint(model), fingerprint(clips)) | {
         "probe": args.probe,
         "modality": modalities,
         "folds_sha256": fingerprint(map(repr, folds)),
@@ -371,16 +371,16 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     out, result = world.on_main(lambda: open_out(args, settings, held))
     assert out is not None
     if result is None:
-        parts, found = out / "features.parts", {}
+        parts, probed = out / "features.parts", {}
         autocast = autocast_for(device, compute_dtype(config.dtype, device))
         for modality in modalities:
             world.on_main(partial(open_parts, parts / modality, settings))
             with contextlib.suppress(RankFinished):
-                found[modality] = probe_folds(
+                probed[modality] = probe_folds(
                     model.backbone, modality, args.probe, clips, folds, config, autocast, out, world
                 )
         world.only_main_continues()
-        result = write_result(out, settings, config, device, {"probe": found})
+        result = write_result(out, settings, config, device, {"probe": probed})
         shutil.rmtree(parts)
     for modality, one in result["probe"].items():
         scores = "  ".join(f"{name} {value:.4g}" for name, value in one["scores"].items())
@@ -397,7 +397,7 @@ def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: Wor
         world.require_equal(code_identity() | settings | {"--resume": args.resume})
 
 
-def describe(
+def resume_identity(
     args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""

@@ -80,10 +80,10 @@ def media_files(names: list[str]) -> list[Path]:
     for path in map(Path, listed):
         if path.is_dir():
             suffixes = MEDIA_SUFFIXES | IMAGE | AUDIO
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-            if not found:
+            files_below = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            if not files_below:
                 raise ConfigError(f"{path} holds no video, picture or sound")
-            files += found
+            files += files_below
         else:
             files.append(path)
     if not files:
@@ -127,8 +127,8 @@ def write_table(entries: Iterator[dict[str, Any]]) -> None:
         if entry["path"] != last:
             print(printable(entry["path"]))
             last = entry["path"]
-        said = "   ".join(f"{score:.3f} {name}" for name, score in entry["classes"])
-        print(printable(f"  {said}" if entry["start"] is None else f"  {entry['start']:7.2f} s   {said}"))
+        classes = "   ".join(f"{score:.3f} {name}" for name, score in entry["classes"])
+        print(printable(f"  {classes}" if entry["start"] is None else f"  {entry['start']:7.2f} s   {classes}"))
 
 
 def write_csv(entries: Iterator[dict[str, Any]], score: str) -> None:

@@ -99,21 +99,21 @@ def search(args: argparse.Namespace) -> list[dict[str, Any]]:
             check_words(query.query, tokenizer, config.model.text.words) if query.kind == "text" and tokenizer else []
         )
         embedding = embed_query(model, config, query, files[0].metadata["windows"], tokenizer)
-        found = rank(index, SPACE[query.kind], embedding, args.top)
-        results.append({**query._asdict(), "warnings": warnings, "results": found})
+        hits = rank(index, SPACE[query.kind], embedding, args.top)
+        results.append({**query._asdict(), "warnings": warnings, "results": hits})
     return results
 
 
 def format_results(answer: dict[str, Any]) -> str:
     lines = [f"{answer['kind']}: {answer['query']}", "  rank  cosine  clip"]
-    for found in answer["results"]:
-        start, end = found["start"], found["end"]
+    for hit in answer["results"]:
+        start, end = hit["start"], hit["end"]
         span = "" if not start and end is None else f"  {start:g}-{'end' if end is None else f'{end:g}'} s"
-        windows = f"  ({found['windows']} windows)"
-        captions, more = found["captions"], len(found["captions"]) - 1
-        said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        place = printable(f"{found['path']}{span}{windows}{said}")
-        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
+        windows = f"  ({hit['windows']} windows)"
+        captions, more = hit["captions"], len(hit["captions"]) - 1
+        caption = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
+        line = printable(f"{hit['path']}{span}{windows}{caption}")
+        lines.append(f"  {hit['rank']:>4}  {hit['cosine']:>6.3f}  {line}")
     return "\n".join(lines)
 
 

@@ -101,7 +101,7 @@ def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Dropout) and child.p:
                 setattr(module, name, _CudaDropout(child.p))
-    seen: dict[StorageWeakRef, tuple[Layer | None, int]] = {}
+    storages: dict[StorageWeakRef, tuple[Layer | None, int]] = {}
     alive: list[Tensor] = []  # a storage that is gone could lend its place to another
     inputs: dict[Layer, int] = {}
     inside: list[Layer | None] = [None]
@@ -115,7 +115,7 @@ def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
     def pack(x: Tensor) -> Tensor:
         alive.append(x)
         storage = x.untyped_storage()
-        seen.setdefault(StorageWeakRef(storage), (inside[0], storage.nbytes()))
+        storages.setdefault(StorageWeakRef(storage), (inside[0], storage.nbytes()))
         return x
 
     for layer in network.modules():
@@ -135,9 +135,9 @@ def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
             warnings.filterwarnings("ignore", "Mismatch dtype")  # RMS norm on a CPU is not a fused one
             network(*given)
         for x in (*network.parameters(), *network.buffers(), *given):
-            seen.pop(StorageWeakRef(x.untyped_storage()), None)
+            storages.pop(StorageWeakRef(x.untyped_storage()), None)
     of_layer: dict[Layer | None, int] = dict.fromkeys([None, *inputs], 0)
-    for place, size in seen.values():
-        of_layer[place] += size
+    for owner, size in storages.values():
+        of_layer[owner] += size
     again = max(of_layer[layer] - size for layer, size in inputs.items())
     return sum(of_layer.values()), of_layer[None] + sum(inputs.values()) + again

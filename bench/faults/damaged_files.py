@@ -91,13 +91,13 @@ class Child:
             if self._pipe.poll(self.silent):
                 outcome: tuple[str, dict[str, int] | None] = self._pipe.recv()
                 return outcome
-            said = f"hung for {self.silent:g} s"
+            message = f"hung for {self.silent:g} s"
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
-            said = f"died with exit code {self._process.exitcode}"
+            message = f"died with exit code {self._process.exitcode}"
         self._end()
         self._start()
-        return said, None
+        return message, None
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -116,11 +116,11 @@ def _serve(pipe: Connection) -> None:
     while True:
         path = pipe.recv()
         try:
-            said = attempt(path)
+            outcome = attempt(path)
         except Exception as error:  # whatever it is, it is what we are looking for
             pipe.send((f"raised {type(error).__name__}: {error}", None))
         else:
-            pipe.send((said, state()))
+            pipe.send((outcome, state()))
 
 
 def fuzz(child: Child, clip: Path, count: int, seed: int) -> dict[str, Any]:
@@ -134,15 +134,15 @@ def fuzz(child: Child, clip: Path, count: int, seed: int) -> dict[str, Any]:
         for name, data in variants(clip.read_bytes(), count, seed):
             path.write_bytes(data)
             tick = time.perf_counter()
-            said, after = child.try_clip(path)
+            outcome, after = child.try_clip(path)
             slowest = max(slowest, time.perf_counter() - tick)
             if after is None:
-                failures.append({"variant": name, "outcome": said})
+                failures.append({"variant": name, "outcome": outcome})
                 before = child.try_clip(clip)[1]
                 continue
             peak = max(peak, after["peak"])
-            good += said == "good"
-            reasons[re.sub(r"\d+(\.\d+)?", "...", said.split(" (")[0])] += 1
+            good += outcome == "good"
+            reasons[re.sub(r"\d+(\.\d+)?", "...", outcome.split(" (")[0])] += 1
     left_open = after["files"] - before["files"] if before and after else None
     return {
         "kind": "fuzz",

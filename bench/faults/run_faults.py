@@ -80,9 +80,9 @@ class Process:
     @property
     def resumed_at(self) -> int | None:
         """The step it went on from, None if it did not get that far."""
-        found = re.search(r"resuming after step (\d+)", self.said)
-        if found:
-            return int(found[1])
+        match = re.search(r"resuming after step (\d+)", self.said)
+        if match:
+            return int(match[1])
         return 0 if self.in_steps else None
 
     def wait(self, reached: Callable[[], bool]) -> bool:
@@ -181,14 +181,14 @@ def _limit_files(size: int) -> None:
 
 def _family(mark: str) -> dict[int, int]:
     """The living processes with `mark` in their environment, each with its parent (Linux)."""
-    found = {}
+    parents = {}
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark.encode() in entry.read_bytes().split(b"\0"):
                 state, parent = (entry.parent / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
-                    found[int(entry.parent.name)] = int(parent)
-    return found
+                    parents[int(entry.parent.name)] = int(parent)
+    return parents
 
 
 def _command_of(pid: int) -> bytes:
@@ -368,15 +368,15 @@ def take_the_clips(process: Process, moment: Moment) -> int:
     return code
 
 
-def _expect(kept: bool, code: int, wanted: str) -> None:
+def _expect(kept: bool, code: int, expectation: str) -> None:
     if not kept:
-        raise Broken(f"expected: {wanted}; got exit {code}")
+        raise Broken(f"expected: {expectation}; got exit {code}")
 
 
 def _expect_saved(process: Process, code: int) -> None:
     saved = [path.name for path in whole_checkpoints(process.out)][-1:]
-    wanted = f"step-{last_step(process.out):08d}"
-    _expect(saved == [wanted], code, f"checkpoint {wanted}, saved before it ended")
+    expected = f"step-{last_step(process.out):08d}"
+    _expect(saved == [expected], code, f"checkpoint {expected}, saved before it ended")
 
 
 KILLS: dict[str, Callable[[Process, Moment], int]] = {
@@ -475,9 +475,9 @@ DAMAGES: dict[str, Callable[[Path, random.Random], str]] = {
 REFUSED = ("no whole checkpoint in", "vocabulary.txt: the words changed")  # what a run cannot go on with
 
 
-def mend(out: Path, said: str, words: bytes) -> None:
+def mend(out: Path, output: str, words: bytes) -> None:
     """The way out that a refusal names: `words` restored, or a new beginning from the first step."""
-    if said.startswith("vocabulary"):
+    if output.startswith("vocabulary"):
         (out / "vocabulary.txt").write_bytes(words)
     else:
         shutil.rmtree(out / "checkpoints")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .pages import Drawer, index, render
+from .pages import ReportPage, index, render
 from .report import REPORTS, ROOT, ReportError, load
 
 
@@ -37,21 +37,21 @@ def output_folder(args: argparse.Namespace) -> Path:
     return args.out or (ROOT / "runs" / "reports" if args.quick else REPORTS)
 
 
-def publish(path: Path, drawer: Drawer, root: Path) -> None:
+def publish(path: Path, report_page: ReportPage, root: Path) -> None:
     """Draws the finished report in `path` and the index of all of them, and says where they are."""
-    render(path, drawer)
+    render(path, report_page)
     (root / "README.md").write_text(index(root), encoding="utf-8")
     print(f"{path} (.md, .png beside it)", file=sys.stderr)
 
 
-def deliver(measure: Callable[[], Path], drawer: Drawer, args: argparse.Namespace) -> int:
+def run_benchmark(measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace) -> int:
     """Measures, publishes and prints the page. Returns the exit code: 1 for an error and for a red gate."""
     try:
         path = measure()
-        publish(path, drawer, output_folder(args))
+        publish(path, report_page, output_folder(args))
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     report = load(path)
-    print(drawer.page(report))
+    print(report_page.page(report))
     return 1 if report.gate["green"] is False else 0

@@ -30,17 +30,17 @@ def clocks(*, gpus: bool) -> dict[str, Any]:
     return {"cpu_mhz": _cpu_mhz(), "governor": _governor(), "gpus": _gpus() if gpus else None}
 
 
-def describe(taken: dict[str, dict[str, Any]]) -> str:
+def describe_clocks(taken: dict[str, dict[str, Any]]) -> str:
     """The clocks of a report ("start", "end") in a line."""
     parts = []
-    for when, found in taken.items():
-        cores = found["cpu_mhz"]
+    for when, speeds in taken.items():
+        cores = speeds["cpu_mhz"]
         shown = [f"CPU {min(cores):.0f}–{max(cores):.0f} MHz" if cores else "CPU unknown"]
         shown += [
             f"{gpu['name']} SM {_number(gpu['sm_mhz'])} of {_number(gpu['max_sm_mhz'])} MHz, memory "
             f"{_number(gpu['memory_mhz'])} MHz, limit {_number(gpu['power_limit_w'])} W, "
             f"{_number(gpu['celsius'])} °C"
-            for gpu in found["gpus"] or []
+            for gpu in speeds["gpus"] or []
         ]
         parts.append(f"{when}: {', '.join(shown)}")
     governor = next(iter(taken.values()))["governor"]
@@ -53,10 +53,10 @@ def _number(value: float | None) -> str:
 
 def _cpu_mhz() -> list[float] | None:
     try:
-        found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", CPU_INFO.read_text(), re.MULTILINE)
+        values = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", CPU_INFO.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return [float(mhz) for mhz in found] or None
+    return [float(mhz) for mhz in values] or None
 
 
 def _governor() -> str | None:

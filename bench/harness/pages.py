@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clocks import describe
+from .clocks import describe_clocks
 from .report import Report, ReportError, load
 
 POINTS = 40  # of a loss curve
@@ -33,39 +33,39 @@ class Result(NamedTuple):
     """A line of what was measured: the report it is from, what it is, and the result as text."""
 
     report: str
-    what: str
+    label: str
     result: str
     page: str  # of the report, below the folder of reports
     machine: str
     source: str
 
 
-class Drawer(NamedTuple):
+class ReportPage(NamedTuple):
     """What a benchmark brings along to have its report drawn."""
 
     page: Callable[[Report], str]  # Markdown below the heading
     figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
-    front: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of docs/results.md
+    readme_rows: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of docs/results.md
     csv: Callable[[Path], object] | None = None  # writes the rows beside the JSON in this path, as a table
 
 
-def render(path: Path, drawer: Drawer) -> None:
+def render(path: Path, report_page: ReportPage) -> None:
     """Draws the page and the figure beside the JSON in `path`, from nothing but that JSON."""
     report = load(path)
     plt = pyplot()
-    figure = drawer.figure(report, plt)
+    figure = report_page.figure(report, plt)
     figure.suptitle(f"{report.title}\n{report.machine}, {report.source}", fontsize=11)
     figure.savefig(path.with_suffix(".png"), dpi=120)
     plt.close(figure)
-    path.with_suffix(".md").write_text(write_page(report, drawer), encoding="utf-8")
-    if drawer.csv is not None:
-        drawer.csv(path)
+    path.with_suffix(".md").write_text(write_page(report, report_page), encoding="utf-8")
+    if report_page.csv is not None:
+        report_page.csv(path)
 
 
-def write_page(report: Report, drawer: Drawer) -> str:
+def write_page(report: Report, report_page: ReportPage) -> str:
     """The whole page of a report."""
-    where = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
+    environment = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     notes = []
     if report.quick:
         notes.append("**A quick run: it shows that the program works and measures little.**")
@@ -74,14 +74,15 @@ def write_page(report: Report, drawer: Drawer) -> str:
     if report.gate["green"] is False:
         notes.append("**Some numerics are red: nothing is compared with what is wrong.**")
     facts = {
-        "machine": f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, "
-        f"OMP_WAIT_POLICY={where['omp_wait_policy']}, load average {where['load_average']:.2f} at the start",
-        "device": where["device"],
-        **({"clocks": describe(where["clocks"])} if "clocks" in where else {}),
-        "commit": f"{where['commit']}{' with changed files' if where['dirty'] else ''}",
+        "machine": f"{environment['cpu']}, {environment['cores']} cores, {environment['threads']} threads, "
+        f"OMP_WAIT_POLICY={environment['omp_wait_policy']}, load average "
+        f"{environment['load_average']:.2f} at the start",
+        "device": environment["device"],
+        **({"clocks": describe_clocks(environment["clocks"])} if "clocks" in environment else {}),
+        "commit": f"{environment['commit']}{' with changed files' if environment['dirty'] else ''}",
         "date": report.date,
-        "command": f"`python {shlex.join(where['argv'])}`",
-        "versions": f"Python {where['python']}, {versions}",
+        "command": f"`python {shlex.join(environment['argv'])}`",
+        "versions": f"Python {environment['python']}, {versions}",
         **{key.replace("_", " "): value for key, value in report.method.items()},
     }
     lines = [
@@ -91,7 +92,7 @@ def write_page(report: Report, drawer: Drawer) -> str:
         *([""] if notes else []),
         f"![{report.title}]({report.name}.png)",
         "",
-        drawer.page(report).strip(),
+        report_page.page(report).strip(),
         "",
         "## Where this comes from",
         "",
@@ -132,12 +133,12 @@ def index(root: Path) -> str:
     rows = []
     for path in report_paths(root):
         report = load(path)
-        place = path.relative_to(root).with_suffix(".md").as_posix()
+        page = path.relative_to(root).with_suffix(".md").as_posix()
         state = "quick run" if report.quick else "" if report.finished else "unfinished"
         gate = {True: "green", False: "RED", None: "not checked"}[report.gate["green"]]
         rows.append(
             [
-                f"[{report.name}]({place})",
+                f"[{report.name}]({page})",
                 report.title,
                 report.machine,
                 report.date[:10],
@@ -154,7 +155,7 @@ def index(root: Path) -> str:
     return head + (table(columns, rows, left=len(columns)) if rows else "None yet.") + "\n"
 
 
-def results(root: Path, drawers: Mapping[str, Drawer]) -> list[Result]:
+def results(root: Path, report_pages: Mapping[str, ReportPage]) -> list[Result]:
     """Return all lines of the finished reports under `root`; quick runs are left out."""
     lines = []
     for path in report_paths(root):
@@ -163,21 +164,21 @@ def results(root: Path, drawers: Mapping[str, Drawer]) -> list[Result]:
             continue
         page = path.relative_to(root).with_suffix(".md").as_posix()
         lines += [
-            Result(report.name, what, result, page, report.machine, report.source)
-            for what, result in drawers[report.name].front(report)
+            Result(report.name, label, result, page, report.machine, report.source)
+            for label, result in report_pages[report.name].readme_rows(report)
         ]
     return lines
 
 
 def results_table(lines: Sequence[Result], reports: str) -> str:
     """Return `lines` as a Markdown table for a page from which the folder of reports is `reports`."""
-    rows = [[line.what, line.result, f"[{line.machine}]({reports}/{line.page})", line.source] for line in lines]
+    rows = [[line.label, line.result, f"[{line.machine}]({reports}/{line.page})", line.source] for line in lines]
     return table(["what", "measured", "where", "commit"], rows, left=4) if rows else "Nothing yet."
 
 
 def chosen_results(lines: Sequence[Result], chosen: Sequence[tuple[str, str]]) -> list[Result]:
     """Return the lines that `chosen` names by report and beginning, in its order; what was not measured is left out."""
-    return [line for name, start in chosen for line in lines if line.report == name and line.what.startswith(start)]
+    return [line for name, start in chosen for line in lines if line.report == name and line.label.startswith(start)]
 
 
 def write_front_table(page: Path, text: str) -> None:

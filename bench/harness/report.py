@@ -80,11 +80,11 @@ def load(path: Path) -> Report:
         raise ReportError(f"{path} is not a report: {error}; run its benchmark again") from error
 
 
-def machine_name(where: Mapping[str, Any]) -> str:
+def machine_name(environment: Mapping[str, Any]) -> str:
     """Folder of a machine's reports: `cpu-2core`, or the name of the GPU, e.g. `nvidia-h200`."""
-    if where["device"] == "cpu":
-        return f"cpu-{where['cores']}core"
-    return re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+    if environment["device"] == "cpu":
+        return f"cpu-{environment['cores']}core"
+    return re.sub(r"[^a-z0-9]+", "-", environment["device"].lower()).strip("-")
 
 
 def open_report(
@@ -102,33 +102,33 @@ def open_report(
 
     Raises `ReportError` when the rows there come from other settings or another program.
     """
-    where = {
+    machine = {
         **environment(device),
         "dirty": _dirty(),
         "load_average": os.getloadavg()[0],
         "clocks": {"start": clocks(gpus=device != "cpu")},
     }
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file they are compared with
-    fresh = Report(name, title, settings, method, where, _sources(), quick)
+    fresh = Report(name, title, settings, method, machine, _sources(), quick)
     path = out / fresh.machine / f"{name}.json"
     if not resume or not path.exists():
         return fresh, path
-    begun = load(path)
+    earlier = load(path)
     changed = [
-        f"{key}: {begun.settings.get(key)} -> {value}"
+        f"{key}: {earlier.settings.get(key)} -> {value}"
         for key, value in settings.items()
-        if begun.settings.get(key) != value
+        if earlier.settings.get(key) != value
     ]
-    if begun.environment["threads"] != where["threads"]:
-        changed.append(f"threads: {begun.environment['threads']} -> {where['threads']}")
-    if begun.sources != fresh.sources:
-        changed.append(f"program: {begun.source} -> {fresh.source}")
+    if earlier.environment["threads"] != machine["threads"]:
+        changed.append(f"threads: {earlier.environment['threads']} -> {machine['threads']}")
+    if earlier.sources != fresh.sources:
+        changed.append(f"program: {earlier.source} -> {fresh.source}")
     if changed:
         raise ReportError(
             f"{path} cannot be continued, its rows were measured with something else "
             f"({'; '.join(changed)}); start over without --resume"
         )
-    return dataclasses.replace(fresh, gate=begun.gate, rows=begun.rows), path
+    return dataclasses.replace(fresh, gate=earlier.gate, rows=earlier.rows), path
 
 
 def _sources() -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
-def interleave(
+def time_interleaved(
     candidates: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
@@ -40,9 +40,9 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
     def at(share: float) -> float | None:
         if not ordered:
             return None
-        place = share * (len(ordered) - 1)
-        low = int(place)
+        position = share * (len(ordered) - 1)
+        low = int(position)
         high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+        return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
     return {"p20": at(0.2), "p50": at(0.5), "p80": at(0.8)}

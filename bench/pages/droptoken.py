@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import report as harness
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, Drawer, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
 from harness.report import Report
 
 from workloads.model_steps import checks_table, write_csv
@@ -48,10 +48,10 @@ class Series(NamedTuple):
 
 def series(report: Report) -> list[Series]:
     """What was measured, in the order of the table."""
-    found: dict[str, Series] = {}
+    by_name: dict[str, Series] = {}
 
     def add(name: str, row: dict[str, Any], key: str, value: float) -> None:
-        one = found.setdefault(name, Series(name, {}, {}))
+        one = by_name.setdefault(name, Series(name, {}, {}))
         one.values.setdefault(row["drop_rate"], {})[key] = 100 * value
         one.gflops[row["drop_rate"]] = row["gflops"]
 
@@ -76,7 +76,7 @@ def series(report: Report) -> list[Series]:
             if "text_to_video" in row["retrieval"]:
                 score = row["retrieval"]["text_to_video"]["R@10"]
                 add(f"{row['name']}, text-to-video R@10", row, row["init"], score)
-    return list(found.values())
+    return list(by_name.values())
 
 
 def paper_column(name: str) -> str | None:
@@ -236,8 +236,8 @@ def lost(one: Series, rate: float) -> str:
 
 def details_part(report: Report) -> str:
     makers = {"corpus": corpus_part, "esc10": esc10_part, "data": data_part}
-    found = {kind: [r for r in report.rows if r["kind"] == kind] for kind in makers}
-    parts = [make(report, found[kind]) for kind, make in makers.items() if found[kind]]
+    by_kind = {kind: [r for r in report.rows if r["kind"] == kind] for kind in makers}
+    parts = [make(report, by_kind[kind]) for kind, make in makers.items() if by_kind[kind]]
     return "\n\n".join(["## In detail", *parts])
 
 
@@ -321,7 +321,7 @@ def paper_of(name: str, rate: float) -> str:
     return "–" if column is None else f"{column} {number(PAPER[column].get(rate), 1)}"
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     lines = []
     for one in series(report):
         rates = [rate for rate in rates_of(report) if rate in one.values]
@@ -414,9 +414,9 @@ def csv_rows(report: Report) -> list[dict[str, Any]]:
                 }
             elif row["kind"] == "timing":
                 speeds = row.get("clips_per_second", {})
-                what = f"{report.settings['preset']} {row['mode']}"
-                line |= {f"{what} clips/s {q}": speeds.get(q) for q in ("p20", "p50", "p80")}
-                line |= {f"{what} {key}": row.get(key) for key in ("peak_bytes", "speedup", "ideal")}
+                column = f"{report.settings['preset']} {row['mode']}"
+                line |= {f"{column} clips/s {q}": speeds.get(q) for q in ("p20", "p50", "p80")}
+                line |= {f"{column} {key}": row.get(key) for key in ("peak_bytes", "speedup", "ideal")}
         for one in measured:
             values = list(one.values.get(rate, {}).values())
             line[one.name] = statistics.fmean(values) if values else None
@@ -431,4 +431,4 @@ def draw_csv(path: Path) -> None:
     write_csv(path.with_suffix(".csv"), csv_rows(harness.load(path)))
 
 
-DRAWER = Drawer(page, figure, front, draw_csv)
+REPORT_PAGE = ReportPage(page, figure, readme_rows, draw_csv)

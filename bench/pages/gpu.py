@@ -253,10 +253,10 @@ def summary(report: Report) -> str:
                 )
     for r in of_kind(report, "training"):
         if r["implementation"] == "fused":
-            what = f"{r['preset']} {r['part']} step, batch {r['batch']}, dropout {r['dropout']:g}"
+            label = f"{r['preset']} {r['part']} step, batch {r['batch']}, dropout {r['dropout']:g}"
             lines.append(
                 [
-                    what,
+                    label,
                     f"{r['drop_rate']:.0%} dropped",
                     number(r.get("p50") and 1e6 * r["p50"], 1),
                     number(r.get("p50") and r["flops"] / r["p50"] / 1e12, 1),
@@ -342,7 +342,7 @@ def page(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     """README's lines: the video steps without dropout, and the most important case of each operation."""
     lines, rows = [], [row for row in of_kind(report, "kernel") if not row["doubted"]]
     steps = [r for r in of_kind(report, "training") if r["implementation"] == "fused" and not r["doubted"]]
@@ -352,12 +352,12 @@ def front(report: Report) -> list[tuple[str, str]]:
             if r["eager_over_this"]:
                 result += f", {r['eager_over_this']:.2f}x as fast as eager"
             lines.append((f"video step of `{r['preset']}`, {r['drop_rate']:.0%} dropped, bf16", result))
-    seen: set[tuple[str, str]] = set()
+    measured: set[tuple[str, str]] = set()
     for row in rows:
         for direction in DIRECTIONS:
-            if row["provider"] != "ours" or direction not in row or (row["operation"], direction) in seen:
+            if row["provider"] != "ours" or direction not in row or (row["operation"], direction) in measured:
                 continue
-            seen.add((row["operation"], direction))
+            measured.add((row["operation"], direction))
             rival = best_rival(rows, row, direction)
             result = f"{row[direction]['p50'] * 1e6:.0f} us"
             if rival:
@@ -373,7 +373,7 @@ def figure(report: Report, plt: Any) -> Any:
     """Time of ours and its rivals for the first cases of three operations; steps: MFU, and speed-up by dropping."""
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     kernels = of_kind(report, "kernel")
-    for place, (operation, direction) in zip(
+    for axis, (operation, direction) in zip(
         axes.flat,
         (
             ("attention", "forward"),
@@ -387,17 +387,17 @@ def figure(report: Report, plt: Any) -> Any:
         cases = list(dict.fromkeys(r["case"] for r in rows))[:4]
         names = list(dict.fromkeys(r["provider"] for r in rows))
         for index, name in enumerate(names):
-            found = {r["case"]: r[direction]["p50"] * 1e6 for r in rows if r["provider"] == name}
-            where = [cases.index(c) + 0.8 * (index + 0.5) / len(names) - 0.4 for c in cases if c in found]
+            times = {r["case"]: r[direction]["p50"] * 1e6 for r in rows if r["provider"] == name}
+            positions = [cases.index(c) + 0.8 * (index + 0.5) / len(names) - 0.4 for c in cases if c in times]
             style = {
                 "color": BLUE if name == "ours" else BLACK,
                 "marker": MARKERS[index % len(MARKERS)],
             }
-            place.plot(where, [found[c] for c in cases if c in found], linestyle="none", label=name, **style)
-        place.set(title=f"{operation}, {direction}", ylabel="us (median)", yscale="log" if rows else "linear")
-        place.set_xticks(range(len(cases)), [c.replace(", ", "\n") for c in cases], fontsize=7)
+            axis.plot(positions, [times[c] for c in cases if c in times], linestyle="none", label=name, **style)
+        axis.set(title=f"{operation}, {direction}", ylabel="us (median)", yscale="log" if rows else "linear")
+        axis.set_xticks(range(len(cases)), [c.replace(", ", "\n") for c in cases], fontsize=7)
         if names:
-            place.legend(fontsize=7)
+            axis.legend(fontsize=7)
     rate, gain = axes.flat[4:6]
     steps = [r for r in of_kind(report, "training") if r.get("p50") and r["part"] == "video" and not r["dropout"]]
     for (name, implementation), colour in zip(
@@ -415,8 +415,8 @@ def figure(report: Report, plt: Any) -> Any:
     gain.plot([x for x, _ in ideal], [y for _, y in ideal], ".", color=BLACK, label="FLOP ratio")
     rate.set(title="Video step", ylabel="MFU (% of 989 TFLOP/s)", xlabel="tokens dropped (%)", ylim=(0, None))
     gain.set(title="Gained by dropping", ylabel="speed-up over own 0 %", xlabel="tokens dropped (%)")
-    for place in (rate, gain):
-        place.grid(alpha=0.3)
+    for axis in (rate, gain):
+        axis.grid(alpha=0.3)
         if steps:
-            place.legend(fontsize=7)
+            axis.legend(fontsize=7)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.pages import BLUE, GREEN, ORANGE, PINK, Drawer, table
+from harness.pages import BLUE, GREEN, ORANGE, PINK, ReportPage, table
 from harness.report import Report
 
 from accounting.communication import KINDS
@@ -16,9 +16,9 @@ TITLES = {"ddp": "DDP", "fsdp": "FSDP2"}
 COLOURS = {"compute": "#dddddd", "embeddings": BLUE, "batch norm": GREEN, "gradients": ORANGE, "parameters": PINK}
 
 
-def steps_of(report: Report, **where: Any) -> list[dict[str, Any]]:
+def steps_of(report: Report, **values: Any) -> list[dict[str, Any]]:
     return [
-        row for row in report.rows if row["kind"] == "step" and all(row[key] == value for key, value in where.items())
+        row for row in report.rows if row["kind"] == "step" and all(row[key] == value for key, value in values.items())
     ]
 
 
@@ -80,13 +80,13 @@ def _answer(report: Report) -> str:
             over = [row["clips"] for row in rows if share(row, kind) > LIMIT]
             if worst["seconds"][kind] == 0:
                 continue
-            where = f"{worst['preset']}, batch {worst['batch']:,} on {worst['gpus']:,} GPUs"
+            example = f"{worst['preset']}, batch {worst['batch']:,} on {worst['gpus']:,} GPUs"
             bound = (
                 f"over {LIMIT:.0%} of a step only where a GPU has at most {max(over)} clips"
                 if over
                 else f"never over {LIMIT:.0%} of a step"
             )
-            lines.append(f"- **{kind}, {TITLES[parallel]}**: {bound}; at most {share(worst, kind):.0%} ({where})")
+            lines.append(f"- **{kind}, {TITLES[parallel]}**: {bound}; at most {share(worst, kind):.0%} ({example})")
     last = max(report.settings["gpus"])
     rows = steps_of(report, parallel="ddp", gpus=last)
     moved = {
@@ -109,8 +109,8 @@ def _limits(report: Report) -> str:
     for parallel in TITLES:
         for name in names:
             for batch in report.settings["batches"]:
-                found = steps_of(report, parallel=parallel, preset=name, batch=batch)
-                first = [next((f"{row['gpus']}" for row in found if share(row, kind) > LIMIT), "–") for kind in KINDS]
+                steps = steps_of(report, parallel=parallel, preset=name, batch=batch)
+                first = [next((f"{row['gpus']}" for row in steps if share(row, kind) > LIMIT), "–") for kind in KINDS]
                 rows.append([TITLES[parallel], name, f"{batch:,}", *first])
     return (
         f"Number of GPUs from which a kind takes more than {LIMIT:.0%} of a step without overlap (–: not up to "
@@ -122,12 +122,12 @@ def _efficiency(report: Report, parallel: str) -> str:
     rows = []
     for name in report.settings["presets"]:
         for batch in report.settings["batches"]:
-            found = steps_of(report, parallel=parallel, preset=name, batch=batch)
+            steps = steps_of(report, parallel=parallel, preset=name, batch=batch)
             rows.append(
                 [
                     name,
                     f"{batch:,}",
-                    *(f"{row['efficiency_overlapped']:.0%} ({row['efficiency']:.0%})" for row in found),
+                    *(f"{row['efficiency_overlapped']:.0%} ({row['efficiency']:.0%})" for row in steps),
                 ]
             )
     return table([f"{TITLES[parallel]}, GPUs:", "batch", *(f"{n:,}" for n in report.settings["gpus"])], rows)
@@ -138,13 +138,13 @@ def _throughput(report: Report) -> str:
     for parallel in TITLES:
         for name in report.settings["presets"]:
             for batch in report.settings["batches"]:
-                found = steps_of(report, parallel=parallel, preset=name, batch=batch)
+                steps = steps_of(report, parallel=parallel, preset=name, batch=batch)
                 rows.append(
                     [
                         TITLES[parallel],
                         name,
                         f"{batch:,}",
-                        *(f"{row['clips_per_second']:,.0f}{'*' if row['passes'] > 1 else ''}" for row in found),
+                        *(f"{row['clips_per_second']:,.0f}{'*' if row['passes'] > 1 else ''}" for row in steps),
                     ]
                 )
     columns = ["", "preset", "batch", *(f"{n:,} GPUs" for n in report.settings["gpus"])]
@@ -217,7 +217,7 @@ def _inputs(inputs: list[dict[str, Any]]) -> str:
     return "FLOP/s, bytes, bytes/s a GPU and direction, seconds.\n\n" + table(["input", "value", "", "source"], rows)
 
 
-def front(report: Report) -> list[tuple[str, str]]:
+def readme_rows(report: Report) -> list[tuple[str, str]]:
     """Nothing: the front page lists what was measured."""
     return []
 
@@ -226,44 +226,44 @@ def figure(report: Report, plt: Any) -> Any:
     """Share of computing over GPUs for each preset (DDP), and what a step consists of at both ends of the batches."""
     names, batches, counts = (report.settings[key] for key in ("presets", "batches", "gpus"))
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
-    for place, name in zip(axes[0], names, strict=False):
+    for axis, name in zip(axes[0], names, strict=False):
         for batch, colour in zip(batches, (BLUE, ORANGE, GREEN, PINK), strict=False):
-            found = steps_of(report, parallel="ddp", preset=name, batch=batch)
-            place.plot(
-                counts, [row["efficiency_overlapped"] for row in found], "o-", color=colour, label=f"batch {batch:,}"
+            steps = steps_of(report, parallel="ddp", preset=name, batch=batch)
+            axis.plot(
+                counts, [row["efficiency_overlapped"] for row in steps], "o-", color=colour, label=f"batch {batch:,}"
             )
-            place.plot(counts, [row["efficiency"] for row in found], ":", color=colour)
-        place.set(title=f"{name}, DDP (dotted: nothing overlaps)", ylabel="computing, share of a step", ylim=(0, 1.03))
-        place.set_xscale("log", base=2)
-        place.grid(alpha=0.3)
+            axis.plot(counts, [row["efficiency"] for row in steps], ":", color=colour)
+        axis.set(title=f"{name}, DDP (dotted: nothing overlaps)", ylabel="computing, share of a step", ylim=(0, 1.03))
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
     axes[0, 0].legend()
     middle = names[len(names) // 2]
-    for place, (parallel, batch) in zip(
+    for axis, (parallel, batch) in zip(
         axes[1], (("ddp", min(batches)), ("fsdp", min(batches)), ("ddp", max(batches))), strict=True
     ):
-        found = steps_of(report, parallel=parallel, preset=middle, batch=batch)
-        below = [0.0] * len(found)
+        steps = steps_of(report, parallel=parallel, preset=middle, batch=batch)
+        below = [0.0] * len(steps)
         for kind, colour in COLOURS.items():
             parts = [
                 (row["compute_seconds"] if kind == "compute" else row["seconds"][kind]) / row["step_seconds"]
-                for row in found
+                for row in steps
             ]
-            place.bar(range(len(found)), parts, bottom=below, color=colour, edgecolor="white", label=kind)
+            axis.bar(range(len(steps)), parts, bottom=below, color=colour, edgecolor="white", label=kind)
             below = [low + part for low, part in zip(below, parts, strict=True)]
-        place.set(
+        axis.set(
             title=f"{middle}, {TITLES[parallel]}, batch {batch:,}, no overlap",
             ylabel="share of a step",
             ylim=(0, 1.03),
-            xticks=range(len(found)),
+            xticks=range(len(steps)),
         )
     axes[1, 0].legend(loc="lower left")
-    for place in axes.flat:
-        place.set_xlabel("GPUs")
-    for place in axes[0]:
-        place.set_xticks(counts, [str(n) for n in counts])
-    for place in axes[1]:
-        place.set_xticklabels([str(n) for n in counts])
+    for axis in axes.flat:
+        axis.set_xlabel("GPUs")
+    for axis in axes[0]:
+        axis.set_xticks(counts, [str(n) for n in counts])
+    for axis in axes[1]:
+        axis.set_xticklabels([str(n) for n in counts])
     return figure
 
 
-DRAWER = Drawer(page, figure, front)
+REPORT_PAGE = ReportPage(page, figure, readme_rows)

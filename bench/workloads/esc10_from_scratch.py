@@ -37,7 +37,7 @@ SECONDS = 5  # of a clip
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Esc10Recipe:
     """Model and training. `rate` of the sound in Hz, `samples` a crop; `gain`, `speed`: largest factor either way.
 
     `level`: root mean square that every clip is scaled to. The release starts its projection so small that sound in
@@ -67,7 +67,7 @@ class Recipe:
         return AudioConfig(samples=self.samples, rate=self.rate, patch=self.patch)
 
 
-class Clips(NamedTuple):
+class Esc10Clips(NamedTuple):
     """waves float32 [C,S], each scaled to the same loudness; labels and folds int64 [C]; names of classes."""
 
     waves: Tensor
@@ -76,7 +76,7 @@ class Clips(NamedTuple):
     classes: tuple[str, ...]
 
 
-def read_clips(folder: Path, recipe: Recipe) -> Clips:
+def read_clips(folder: Path, recipe: Esc10Recipe) -> Esc10Clips:
     """All clips that FOLDER/esc10.csv lists (columns file, fold, label, category), mono.
 
     Raises `ReportError` when the list or a clip cannot be read.
@@ -102,21 +102,21 @@ def read_clips(folder: Path, recipe: Recipe) -> Clips:
         wave[: len(sound)] = sound
     waves *= recipe.level / np.maximum(np.sqrt((waves**2).mean(axis=1, keepdims=True)), 1e-4)
     folds, labels = (torch.tensor([row[i] for row in rows]) for i in (1, 2))
-    return Clips(torch.from_numpy(waves), labels, folds, tuple(names[i] for i in range(len(names))))
+    return Esc10Clips(torch.from_numpy(waves), labels, folds, tuple(names[i] for i in range(len(names))))
 
 
-def model_config(recipe: Recipe, drop_rate: float) -> ModelConfig:
+def model_config(recipe: Esc10Recipe, drop_rate: float) -> ModelConfig:
     return ModelConfig(audio=recipe.audio, audio_encoder=recipe.encoder, drop=DropConfig(rate=drop_rate))
 
 
-def windows_of(waves: Tensor, recipe: Recipe) -> Tensor:
+def windows_of(waves: Tensor, recipe: Esc10Recipe) -> Tensor:
     """[C,S] -> [C*windows, samples], evenly spaced, those of a clip side by side."""
     last = waves.shape[1] - recipe.samples
     starts = np.linspace(0, last, recipe.windows).astype(int).tolist()
     return torch.stack([waves[:, start : start + recipe.samples] for start in starts], dim=1).flatten(0, 1)
 
 
-def crops(waves: Tensor, recipe: Recipe, rng: np.random.Generator) -> Tensor:
+def crops(waves: Tensor, recipe: Esc10Recipe, rng: np.random.Generator) -> Tensor:
     """[B,S] -> [B, samples]: a random place, played faster or slower, louder or softer, either polarity.
 
     What lies beyond the end of a clip is its beginning.
@@ -134,7 +134,9 @@ def crops(waves: Tensor, recipe: Recipe, rng: np.random.Generator) -> Tensor:
     return torch.lerp(low, high, places - left) * factor
 
 
-def training_batch(clips: Clips, chosen: Tensor, recipe: Recipe, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def training_batch(
+    clips: Esc10Clips, chosen: Tensor, recipe: Esc10Recipe, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Crops [B, samples] of the `chosen` clips and their class shares [B,classes]; with mixup, sums of two clips."""
     waves = crops(clips.waves[chosen], recipe, rng)
     shares = F.one_hot(clips.labels[chosen], len(clips.classes)).float()
@@ -149,7 +151,13 @@ def training_batch(clips: Clips, chosen: Tensor, recipe: Recipe, rng: np.random.
 
 
 def train_fold(
-    clips: Clips, fold: int, drop_rate: float, seed: int, recipe: Recipe, *, update: Callable[[], object] = lambda: None
+    clips: Esc10Clips,
+    fold: int,
+    drop_rate: float,
+    seed: int,
+    recipe: Esc10Recipe,
+    *,
+    update: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Trains on all folds but `fold`, on the device of `clips`, and tests on `fold`. `update` is called every step.
 
@@ -201,13 +209,13 @@ def train_fold(
 
 def draw(clips: int, batch: int, seed: int, fold: int, step: int) -> np.ndarray:
     """Positions of the clips of one step: epochs are permutations, cut into whole batches."""
-    epoch, place = divmod(step, max(1, clips // batch))
+    epoch, position = divmod(step, max(1, clips // batch))
     order = np.random.default_rng((seed, fold, epoch, 1)).permutation(clips)
-    return order[place * batch : (place + 1) * batch]
+    return order[position * batch : (position + 1) * batch]
 
 
 @torch.no_grad()
-def score(model: Classifier, clips: Clips, fold: int, recipe: Recipe) -> dict[str, Any]:
+def score(model: Classifier, clips: Esc10Clips, fold: int, recipe: Esc10Recipe) -> dict[str, Any]:
     """Scores on `fold` with all tokens, and whether each of its clips, in the order of the list, was right."""
     model.eval()
     held_out = clips.folds == fold
@@ -217,6 +225,6 @@ def score(model: Classifier, clips: Clips, fold: int, recipe: Recipe) -> dict[st
     return {"top1": scores["top1"], "clips": len(labels), "right": (logits.argmax(1) == labels).int().tolist()}
 
 
-def quick(recipe: Recipe) -> Recipe:
+def quick(recipe: Esc10Recipe) -> Esc10Recipe:
     """A few steps, to see it work."""
     return replace(recipe, steps=20, warmup=5)

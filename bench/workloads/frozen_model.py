@@ -57,7 +57,7 @@ def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, 
     """The tiny preset on the built-in corpus of `clips` clips, in folder `run`; with `resume` from its checkpoint."""
     if not resume:
         shutil.rmtree(run, ignore_errors=True)
-    begun = (run / "config.json").exists()
+    resumable = (run / "config.json").exists()
     run.mkdir(parents=True, exist_ok=True)
     argv = [
         "--preset",
@@ -76,7 +76,7 @@ def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, 
         "--out",
         str(run),
     ]
-    run_command(train.main, [*argv, *(["--resume"] if begun else [])], run.with_name(f"{run.name}.log"))
+    run_command(train.main, [*argv, *(["--resume"] if resumable else [])], run.with_name(f"{run.name}.log"))
 
 
 def clip_features(model: Path, source: str | Path, out: Path, device: str) -> Arrays:
@@ -125,26 +125,26 @@ def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict
     names = {str(label) for label in labels} - {""}
     ids = {name: i for i, name in enumerate(sorted(names))}
     target = torch.tensor([ids.get(str(label), -1) for label in labels])
-    found: dict[str, dict[str, Any]] = {}
+    by_modality: dict[str, dict[str, Any]] = {}
     for modality, name in POOLED.items():
         if not len(arrays.get(name, ())) or len(ids) < 2:
             continue
-        place = arrays[f"{modality}_clip"]
-        features, known = torch.from_numpy(arrays[name]), target[place]
+        owners = arrays[f"{modality}_clip"]
+        features, known = torch.from_numpy(arrays[name]), target[owners]
         scores = []
         for train_mask, test_mask in splits:
-            fit, test = (torch.from_numpy(mask[place]) & (known >= 0) for mask in (train_mask, test_mask))
+            fit, test = (torch.from_numpy(mask[owners]) & (known >= 0) for mask in (train_mask, test_mask))
             if fit.any() and test.any():
                 scores.append(linear_probe(features[fit], known[fit], features[test], known[test], len(ids)))
         if scores:
             means = {key: float(np.mean([score[key] for score in scores])) for key in ("top1", "top5")}
-            found[modality] = {
+            by_modality[modality] = {
                 **means,
                 "classes": len(ids),
                 "splits": [score["top1"] for score in scores],
                 "strengths": [score["strength"] for score in scores],
             }
-    return found
+    return by_modality
 
 
 def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:

@@ -81,7 +81,7 @@ class Clock:
     def interleaved(self, jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
         """Each job's seconds; a job calls `time` itself, so that what it prepares is not timed."""
         samples: dict[str, list[float]] = {name: [] for name in jobs}
-        for name, seconds in timing.interleave(jobs, rounds):
+        for name, seconds in timing.time_interleaved(jobs, rounds):
             if seconds is not None:
                 samples[name].append(self.seconds)
         return samples
@@ -298,12 +298,12 @@ def model_error(name: str, drop: float, device: str) -> Row:
     under autocast, and a rounding. Dropout is that of the release: both drop the same.
     """
     config = with_settings(name, 0.1, drop, layers=2)
-    found = []
+    results = []
     for implementation, low in (("reference", False), ("reference", True), ("fused", True)):
         trainer = Trainer(config, "video", implementation, 2, device, low=low)
         pooled = trainer().flatten()
         gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-        found.append((pooled.double(), torch.cat(gradients).double()))
+        results.append((pooled.double(), torch.cat(gradients).double()))
     eps = torch.finfo(torch.bfloat16).eps
     errors = [
         Error(
@@ -312,7 +312,7 @@ def model_error(name: str, drop: float, device: str) -> Row:
             float(2 * (literal - exact).norm() + eps * exact.norm()),
             float(exact.norm()),
         )
-        for tensor, exact, literal, fused in zip(("pooled feature", "all gradients"), *found, strict=True)
+        for tensor, exact, literal, fused in zip(("pooled feature", "all gradients"), *results, strict=True)
     ]
     return {
         "kind": "correctness",

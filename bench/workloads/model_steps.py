@@ -1,6 +1,6 @@
 """Inference and training steps of a video model or a whole VATT: numerics, peak memory and interleaved times.
 
-A `Case` is one thing to measure. `measure` fills the rows of a report, one a case, and saves after every measurement.
+A `StepCase` is one thing to measure. `measure` fills the rows of a report, one a case, and saves after each.
 
 Inference: forward in eval mode, all tokens unless the case says `drop_in_eval`. Training: forward and backward with
 DropToken, of a whole model with the loss; the optimiser's update, which no token makes dearer, is not in it.
@@ -43,7 +43,7 @@ SEED = 4
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """What is measured: `model` (sizes, input, drop rate, dropout) and what is done with it.
 
     whole: all three modalities, common space and loss (a VATT); otherwise the video backbone alone.
@@ -99,7 +99,7 @@ class Case:
         return count.step if self.training else count.forward
 
 
-def build(case: Case, shared: Mapping[str, Tensor] | None = None) -> VATT | Backbone:
+def build(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> VATT | Backbone:
     """The model of `case`, in its mode; parameters that `shared` has in the same shape are taken from there, uncopied.
 
     A dropped inference is eval mode with tokenisers that alone believe to be training: they draw, dropout stays off.
@@ -122,12 +122,12 @@ def backbone_of(model: VATT | Backbone) -> Backbone:
     return model.backbone if isinstance(model, VATT) else model
 
 
-def noise(case: Case, seed: int, *shape: int) -> Tensor:
+def noise(case: StepCase, seed: int, *shape: int) -> Tensor:
     """Normal numbers [batch, *shape], the same for every device."""
     return torch.randn(case.batch, *shape, generator=torch.Generator().manual_seed(seed)).to(case.device)
 
 
-def inputs(case: Case) -> dict[str, Tensor]:
+def inputs(case: StepCase) -> dict[str, Tensor]:
     """Video [B,T,H,W,3] uint8; of whole models also audio [B,S] float32 and text [B,captions,L] without padding."""
     generator, video, text = torch.Generator().manual_seed(2), case.model.video, case.model.text
     clip = (case.batch, video.frames, video.size, video.size, 3)
@@ -138,12 +138,12 @@ def inputs(case: Case) -> dict[str, Tensor]:
     return {name: x.to(case.device) for name, x in made.items()}
 
 
-def make_step(case: Case, shared: Mapping[str, Tensor] | None = None) -> Callable[[], object]:
+def make_step(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> Callable[[], object]:
     """A function that runs one step of `case` and returns when the device has finished it."""
     return _step_of(build(case, shared), case)
 
 
-def _step_of(model: VATT | Backbone, case: Case) -> Callable[[], object]:
+def _step_of(model: VATT | Backbone, case: StepCase) -> Callable[[], object]:
     device, given = torch.device(case.device), inputs(case)
     direction = noise(case, 3, backbone_of(model).width("video"))
     ops = choose(case.fused, device)
@@ -185,7 +185,7 @@ def wait(device: torch.device) -> None:
 # numerics
 
 
-def numerics(case: Case) -> dict[str, Any]:
+def numerics(case: StepCase) -> dict[str, Any]:
     """Features and every gradient of all modalities (and of the loss) against the literal model in float64.
 
     Error of a tensor: |x - exact| / |exact|, Frobenius norms. Green where no tensor is more than GATE_FACTOR times as
@@ -231,37 +231,37 @@ def _shallow(model: ModelConfig) -> ModelConfig:
     )
 
 
-def _tensors(case: Case, *, exact: bool = False) -> dict[str, Tensor]:
+def _tensors(case: StepCase, *, exact: bool = False) -> dict[str, Tensor]:
     """Features of every modality, the loss of noise embeddings, and all gradients; in float64 where `exact`."""
     device, ops, wide = torch.device(case.device), choose(case.fused, case.device), torch.float64
     backbone = backbone_of(build(case)).to(wide if exact else torch.float32)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for index, (modality, x) in enumerate(inputs(case).items()):
         x = x.flatten(0, 1) if modality == "text" else x
         with autocast_for(device, getattr(torch, case.dtype)):
             features = backbone.features(modality, x, seed=SEED)
         direction = noise(case, 10 + index, backbone.width(modality)).to(features.dtype)
         features[:, 0].backward(direction.repeat_interleave(len(x) // case.batch, dim=0))
-        found[f"{modality} features"] = features.detach()
-    found |= {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        tensors[f"{modality} features"] = features.detach()
+    tensors |= {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
     if case.whole:
         head, captions = case.model.head, case.model.text.captions
         shapes = ((head.video_audio,), (head.video_text,), (head.video_audio,), (captions, head.video_text))
         leaves = [noise(case, 20 + i, *shape) for i, shape in enumerate(shapes)]
         leaves = [leaf.to(wide if exact else torch.float32).requires_grad_() for leaf in leaves]
         contrast(Embeddings(*leaves), ops).backward()
-        found |= {
+        tensors |= {
             f"{name} of the loss": leaf.grad
             for name, leaf in zip(Embeddings._fields, leaves, strict=True)
             if leaf.grad is not None
         }
-    return found
+    return tensors
 
 
 # memory and time
 
 
-def peak_memory(case: Case) -> dict[str, int]:
+def peak_memory(case: StepCase) -> dict[str, int]:
     """`harness.peak_memory` of one step; on CUDA the same two figures from PyTorch's allocator, of a second step."""
     if torch.device(case.device).type != "cuda":
         return harness_memory.peak_memory(_lone_step, case, torch.get_num_threads())
@@ -276,7 +276,7 @@ def peak_memory(case: Case) -> dict[str, int]:
     return {"peak_bytes": peak - before, "step_bytes": peak - ready}
 
 
-def _lone_step(case: Case, threads: int) -> Callable[[], object]:
+def _lone_step(case: StepCase, threads: int) -> Callable[[], object]:
     torch.set_num_threads(threads)
     return make_step(case)
 
@@ -284,10 +284,10 @@ def _lone_step(case: Case, threads: int) -> Callable[[], object]:
 def measure(
     report: Report,
     path: Path,
-    cases: Sequence[Case],
+    cases: Sequence[StepCase],
     *,
     repeats: int,
-    checks: Sequence[Case],
+    checks: Sequence[StepCase],
     derive: Callable[[Report], None],
 ) -> bool:
     """Numerics of `checks`, then memory, then times of `cases`, to which the first rows of the report belong, in order.
@@ -342,7 +342,7 @@ def measure(
                 shared = shared or model.state_dict(keep_vars=True)
                 steps[str(index)] = _step_of(model, case)
         counts = {name: len(rows[int(name)]["seconds"]) for name in steps}
-        for name, seconds in timing.interleave(steps, repeats, warmup=warmup, done=counts):
+        for name, seconds in timing.time_interleaved(steps, repeats, warmup=warmup, done=counts):
             if seconds is None:
                 bar.update(round(work[int(name)]))
             else:

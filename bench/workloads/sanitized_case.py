@@ -31,10 +31,10 @@ WATCHED = (
 
 def case_of(operation: str, name: str) -> Case:
     spec = next(spec for spec in SPECS if spec.name == operation)
-    found = {case.name: case for case in spec.cases()}
+    by_name = {case.name: case for case in spec.cases()}
     if operation == "contrastive_loss":
-        found[WIDE] = Case(WIDE, found["130 clips, width 63"].sizes | {"width": 512})
-    return found[name]
+        by_name[WIDE] = Case(WIDE, by_name["130 clips, width 63"].sizes | {"width": 512})
+    return by_name[name]
 
 
 def sanitizer(operation: str, case: str, variant: str, device: str) -> list[Row]:
@@ -65,14 +65,14 @@ def sanitizer(operation: str, case: str, variant: str, device: str) -> list[Row]
     return [row | verdict(done.returncode, done.stdout + done.stderr)]
 
 
-def verdict(code: int, said: str) -> Row:
+def verdict(code: int, output: str) -> Row:
     """What the tool's exit code and words mean."""
-    count = re.search(r"ERROR SUMMARY: (\d+) error", said)
-    lines = [line.strip("= ").strip() for line in said.splitlines() if line.strip("= ").strip()]
+    count = re.search(r"ERROR SUMMARY: (\d+) error", output)
+    lines = [line.strip("= ").strip() for line in output.splitlines() if line.strip("= ").strip()]
     if count and int(count[1]):
-        told = [line for line in lines if "Invalid" in line or "Error" in line][:3]
-        return {"green": False, "red": f"{count[1]} errors: {'; '.join(told)}"}
-    if "Traceback" in said:
+        invalid = [line for line in lines if "Invalid" in line or "Error" in line][:3]
+        return {"green": False, "red": f"{count[1]} errors: {'; '.join(invalid)}"}
+    if "Traceback" in output:
         return {"green": False, "error": lines[-1] if lines else "failed"}
     if count and code == 0:
         return {"green": True}

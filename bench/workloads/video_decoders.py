@@ -82,8 +82,8 @@ def decord() -> Decoder:
         try:
             reader = VideoReader(str(path), num_threads=1)
             shown = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
-            found = np.searchsorted(shown - shown[0], _times(start, fps, frames) + 1e-4, "right") - 1
-            return reader.get_batch(found.tolist()).asnumpy()
+            indices = np.searchsorted(shown - shown[0], _times(start, fps, frames) + 1e-4, "right") - 1
+            return reader.get_batch(indices.tolist()).asnumpy()
         except (DECORDError, RuntimeError, ValueError, IndexError) as error:
             raise Unavailable(_short(error)) from error
 
@@ -114,10 +114,10 @@ def dali_cpu() -> Decoder:
             pipeline.append(graph())
             pipeline[0].build()
         # DALI is asked for frames by number: right for clips of a constant rate.
-        found = np.floor(_times(start, fps, frames) * probe(path).fps + 1e-4).astype(np.int32)
+        indices = np.floor(_times(start, fps, frames) * probe(path).fps + 1e-4).astype(np.int32)
         try:
             pipeline[0].feed_input("data", [np.fromfile(path, np.uint8)])
-            pipeline[0].feed_input("frames", [found])
+            pipeline[0].feed_input("frames", [indices])
             (out,) = pipeline[0].run()
         except RuntimeError as error:
             pipeline.clear()  # a clip that fails takes its pipeline with it

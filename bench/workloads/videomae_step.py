@@ -16,7 +16,7 @@ from vatt.config.presets import preset
 from vatt.runtime.device import autocast_for
 
 from . import model_steps
-from .model_steps import Case
+from .model_steps import StepCase
 
 MODELS = ("vatt", "videomae")
 MODES = ("forward", "forward + backward")
@@ -83,4 +83,4 @@ def make(row: dict[str, Any], layers: int, size: int) -> Callable[[], object]:
         return rival_step(layers, size, row["drop_rate"], row["dtype"], training=training)
     model = video_model(layers, size, row["drop_rate"])
     dropped = row["drop_rate"] > 0 and not training
-    return model_steps.make_step(Case(model, training, drop_in_eval=dropped, dtype=row["dtype"]))
+    return model_steps.make_step(StepCase(model, training, drop_in_eval=dropped, dtype=row["dtype"]))

@@ -40,7 +40,7 @@ FIXED_TEMPERATURE = 0.02  # exp(1 / 0.02) = 5e21, which leaves 2e16 for the numb
 LN2 = tl.constexpr(math.log(2))
 
 
-class Launch(NamedTuple):
+class ContrastiveLaunch(NamedTuple):
     """Tile, warps and stages of the software pipeline."""
 
     rows: int
@@ -49,41 +49,45 @@ class Launch(NamedTuple):
     stages: int
 
 
-# (kernel, architecture, 2-byte elements, largest W) -> Launch; the first row that fits is taken. Chosen offline, for
+# (kernel, architecture, 2-byte elements, largest W) -> launch; the first row that fits is taken. Chosen offline, for
 # triton 3.6.0 and 3.7.1: the largest tile that neither spills nor leaves the shared memory (99 KiB under 80), because
 # each row of a tile saves reading the other side once more. Larger tiles spill on 100, and with W = 512 on 90 too.
 # float32 is multiplied without tensor cores.
-LAUNCHES: list[tuple[str, int, bool, int, Launch]] = [
-    ("sums", 80, True, 256, Launch(64, 64, 4, 2)),
-    ("sums", 80, True, 512, Launch(64, 32, 4, 2)),
-    ("sums", 90, True, 128, Launch(128, 128, 8, 3)),
-    ("sums", 90, True, 256, Launch(128, 128, 8, 2)),
-    ("sums", 90, True, 512, Launch(64, 64, 4, 2)),
-    ("sums", 100, True, 256, Launch(64, 128, 8, 2)),
-    ("sums", 100, True, 512, Launch(64, 32, 4, 2)),
-    ("gradient", 80, True, 256, Launch(64, 64, 8, 2)),
-    ("gradient", 80, True, 512, Launch(32, 32, 8, 2)),
-    ("gradient", 90, True, 128, Launch(128, 64, 8, 3)),
-    ("gradient", 90, True, 256, Launch(128, 64, 8, 2)),
-    ("gradient", 90, True, 512, Launch(64, 32, 8, 2)),
-    ("gradient", 100, True, 256, Launch(128, 64, 8, 2)),
-    ("gradient", 100, True, 512, Launch(64, 32, 8, 2)),
-    *((kernel, sm, False, 512, Launch(32, 32, 8, 1)) for kernel in ("sums", "gradient") for sm in (80, 90, 100)),
+LAUNCHES: list[tuple[str, int, bool, int, ContrastiveLaunch]] = [
+    ("sums", 80, True, 256, ContrastiveLaunch(64, 64, 4, 2)),
+    ("sums", 80, True, 512, ContrastiveLaunch(64, 32, 4, 2)),
+    ("sums", 90, True, 128, ContrastiveLaunch(128, 128, 8, 3)),
+    ("sums", 90, True, 256, ContrastiveLaunch(128, 128, 8, 2)),
+    ("sums", 90, True, 512, ContrastiveLaunch(64, 64, 4, 2)),
+    ("sums", 100, True, 256, ContrastiveLaunch(64, 128, 8, 2)),
+    ("sums", 100, True, 512, ContrastiveLaunch(64, 32, 4, 2)),
+    ("gradient", 80, True, 256, ContrastiveLaunch(64, 64, 8, 2)),
+    ("gradient", 80, True, 512, ContrastiveLaunch(32, 32, 8, 2)),
+    ("gradient", 90, True, 128, ContrastiveLaunch(128, 64, 8, 3)),
+    ("gradient", 90, True, 256, ContrastiveLaunch(128, 64, 8, 2)),
+    ("gradient", 90, True, 512, ContrastiveLaunch(64, 32, 8, 2)),
+    ("gradient", 100, True, 256, ContrastiveLaunch(128, 64, 8, 2)),
+    ("gradient", 100, True, 512, ContrastiveLaunch(64, 32, 8, 2)),
+    *(
+        (kernel, sm, False, 512, ContrastiveLaunch(32, 32, 8, 1))
+        for kernel in ("sums", "gradient")
+        for sm in (80, 90, 100)
+    ),
 ]
 
-SMALL = Launch(1, 1, 4, 3)  # of the kernels without products
+SMALL = ContrastiveLaunch(1, 1, 4, 3)  # of the kernels without products
 SHAPES = {256: "video-text, D=256, L=5", 512: "video-audio, D=512, L=1"}
 AOT_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Triton has open reports of wgmma that reads shared memory wrongly where an operand is 16 or 32 wide beside a second
 # product (triton-lang/triton issues 10486, 11366). Where compute-sanitizer, which gpu_report asks, is red for a row of
 # LAUNCHES, its tile here takes its place; it spills 368 bytes where ranks are gathered.
-SPARE = {("gradient", 90, True, 512): Launch(64, 64, 8, 1)}
+SPARE = {("gradient", 90, True, 512): ContrastiveLaunch(64, 64, 8, 1)}
 # The sums of rows go between warps through shared memory that begins behind all operands (byte 196,608 of D = 256).
 BEHIND_OPERANDS = ("st.shared.v2.b32", "st.shared.b32")
 AOT_ARCHS = {80: (80, 942), 90: (90,), 100: (100,)}
 
 
-def launch_for(kernel: str, architecture: int, dtype: torch.dtype, width: int) -> Launch:
+def launch_for(kernel: str, architecture: int, dtype: torch.dtype, width: int) -> ContrastiveLaunch:
     """`width` is W. Whoever calls has checked that it is at most MAX_WIDTH."""
     rows = (row for row in LAUNCHES if row[:3] == (kernel, architecture, dtype.itemsize == 2) and width <= row[3])
     return next(rows)[4]
@@ -326,7 +330,7 @@ def aot_case(
     kernel: Any,
     dtype: str,
     constexprs: dict[str, Any],
-    launch: Launch,
+    launch: ContrastiveLaunch,
     archs: tuple[int, ...],
     early: tuple[str, ...] = (),
 ) -> AotCase:

@@ -57,9 +57,9 @@ def sample_keep(
         raise ValueError(f"sample_keep: kept must lie in 0..{tokens} (the number of tokens), got {kept}")
     if batch is not None and batch < 0:
         raise ValueError(f"sample_keep: batch must be None or a number of rows, got {batch}")
-    place = torch.device("cpu" if device is None else device)
-    draw = implementation("sample_keep", impl, place, _load_triton_sample_keep)
-    return draw(tokens, kept, seed=seed, offset=offset, batch=batch, device=place)
+    target = torch.device("cpu" if device is None else device)
+    draw = implementation("sample_keep", impl, target, _load_triton_sample_keep)
+    return draw(tokens, kept, seed=seed, offset=offset, batch=batch, device=target)
 
 
 def gather_tokens(x: Tensor, keep: Tensor, *, impl: str | None = None) -> Tensor:

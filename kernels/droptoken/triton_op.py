@@ -102,8 +102,8 @@ def segment_sum_kernel(
     for start in range(0, count, ROWS):
         number = start + tl.arange(0, ROWS)
         valid = number < count
-        place = tl.load(ORDER + begin + number // repeats, mask=valid, other=0)
-        row = (first_sample + number % repeats) * kept + place
+        token = tl.load(ORDER + begin + number // repeats, mask=valid, other=0)
+        row = (first_sample + number % repeats) * kept + token
         total += tl.load(DY + row[:, None] * width + column[None, :], mask=valid[:, None] & inside, other=0.0).to(ACC)
     result = tl.sum(total, axis=0)
     tl.store(OUT + target.to(tl.int64) * width + column, result, mask=column < width)

@@ -68,8 +68,8 @@ def store_tokens(
     if HAS_EXTRA:
         result += tl.load(EXTRA + column, mask=column < width, other=0.0)[None, :]
     if HAS_POSITION:
-        place = POSITION + token.to(tl.int64)[:, None] * width + column[None, :]
-        result += tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        pointers = POSITION + token.to(tl.int64)[:, None] * width + column[None, :]
+        result += tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
     tl.store(Y + row.to(tl.int64)[:, None] * width + column[None, :], result.to(Y.dtype.element_ty), mask=inside)
 
 
@@ -215,6 +215,6 @@ def weight_kernel(
     if HAS_EXTRA:
         extra = tl.load(EXTRA + column, mask=column < width, other=0.0)
         result += tl.where(split == 0, extra, 0.0)[None, :]
-    place = (split.to(tl.int64) * VALUES + value)[:, None] * width + column[None, :]
+    offsets = (split.to(tl.int64) * VALUES + value)[:, None] * width + column[None, :]
     inside = (value < VALUES)[:, None] & (column < width)[None, :]
-    tl.store(DW + place, result.to(DW.dtype.element_ty), mask=inside)
+    tl.store(DW + offsets, result.to(DW.dtype.element_ty), mask=inside)

@@ -19,7 +19,7 @@ TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: 
 Patch = tuple[int, int, int]
 
 
-class Launch(NamedTuple):
+class ProjectionLaunch(NamedTuple):
     """Tile of one program: `width` x `other` results, `depth` terms of the sum at a time."""
 
     width: int
@@ -32,18 +32,18 @@ class Launch(NamedTuple):
 
 # Chosen offline, for sm_90, from the top: the first that fits the device and fills it (`choose`).
 FORWARD = (
-    Launch(128, 256, 64, 8, 3, 1),  # widest products; a byte is converted d / 128 times whatever the tokens
-    Launch(128, 128, 64, 8, 3, 1),  # fewer rows, or values of four bytes
-    Launch(64, 64, 64, 4, 3, 5),
+    ProjectionLaunch(128, 256, 64, 8, 3, 1),  # widest products; a byte is converted d / 128 times whatever the tokens
+    ProjectionLaunch(128, 128, 64, 8, 3, 1),  # fewer rows, or values of four bytes
+    ProjectionLaunch(64, 64, 64, 4, 3, 5),
 )
-WEIGHT = (Launch(128, 128, 64, 8, 3, 2), Launch(64, 64, 64, 4, 3, 5))
+WEIGHT = (ProjectionLaunch(128, 128, 64, 8, 3, 2), ProjectionLaunch(64, 64, 64, 4, 3, 5))
 # No matrix unit: 16 terms at a time keep operands in registers without spills. 32 columns also because Triton 3.7 takes
 # TF32 products on sm_100 for 64 or more when an operand was converted from bytes, though IEEE is asked for.
-FLOAT32 = (Launch(32, 64, 16, 4, 3, 4),)
+FLOAT32 = (ProjectionLaunch(32, 64, 16, 4, 3, 4),)
 SPLIT_COST = 16  # iterations that one more part of a split sum costs: pipeline start, and its partial result
 
 
-class Clip(NamedTuple):
+class ClipLayout(NamedTuple):
     """A clip [B, T, H, W, C] as the kernels see it: lines of contiguous values, and which patches are kept."""
 
     values: Tensor
@@ -68,17 +68,17 @@ class Clip(NamedTuple):
         return unit if whole and self.values.data_ptr() % 16 == 0 else 1
 
 
-def describe(frames: Tensor, patch: Patch, keep: Tensor | None) -> Clip:
+def clip_layout(frames: Tensor, patch: Patch, keep: Tensor | None) -> ClipLayout:
     """The clip as it lies, or a copy where its lines are not contiguous or a copy is read 16 bytes at a time."""
     (t, h, w), (batch, _, height, width, channels) = patch, frames.shape
     grid = (height // h, width // w)
     kept = frames.shape[1] // t * grid[0] * grid[1] if keep is None else keep.shape[-1]
 
-    def seen(frames: Tensor) -> Clip:
+    def seen(frames: Tensor) -> ClipLayout:
         # the stride of an axis of one place means nothing; 0 is divisible by all units
         steps = [0 if size == 1 else step for size, step in zip(frames.shape[:3], frames.stride()[:3], strict=True)]
         per_sample = keep is not None and keep.ndim == 2
-        return Clip(
+        return ClipLayout(
             frames,
             None if keep is None else keep.contiguous(),
             batch * kept,
@@ -97,12 +97,14 @@ def describe(frames: Tensor, patch: Patch, keep: Tensor | None) -> Clip:
     return seen(frames.clone(memory_format=torch.contiguous_format)) if clip.unit == 1 and lines_align else clip
 
 
-def fits(launch: Launch, other: torch.dtype, values: torch.dtype, limit: int) -> bool:
+def fits(launch: ProjectionLaunch, other: torch.dtype, values: torch.dtype, limit: int) -> bool:
     """Whether all stages of weights or gradients (`other`) and of `values` fit into `limit` bytes of shared memory."""
     return launch.stages * launch.depth * (launch.width * other.itemsize + launch.other * values.itemsize) <= limit
 
 
-def choose(table: tuple[Launch, ...], clip: Clip, width: int, other: int, dtype: torch.dtype) -> Launch:
+def choose(
+    table: tuple[ProjectionLaunch, ...], clip: ClipLayout, width: int, other: int, dtype: torch.dtype
+) -> ProjectionLaunch:
     """The first launch that fits, is no wider than the result and fills the device once, else the last."""
     device = clip.values.device
     table = FLOAT32 if dtype == torch.float32 else table
@@ -115,7 +117,7 @@ def choose(table: tuple[Launch, ...], clip: Clip, width: int, other: int, dtype:
 
 
 def project_forward(
-    clip: Clip, weight: Tensor, extra: Tensor | None, position: Tensor | None, scale: float, dtype: torch.dtype
+    clip: ClipLayout, weight: Tensor, extra: Tensor | None, position: Tensor | None, scale: float, dtype: torch.dtype
 ) -> Tensor:
     """y [rows, d] in `dtype` for weight [P, d] in the dtype of the product, extra [d] float32, position [N, d]."""
     rows, width = clip.rows, weight.shape[1]
@@ -165,7 +167,7 @@ def parts(tiles: int, steps: int, slots: int) -> int:
 
 
 def project_weight_gradient(
-    clip: Clip, dy: Tensor, extra: Tensor | None, scale: float, dtype: torch.dtype, splits: int | None = None
+    clip: ClipLayout, dy: Tensor, extra: Tensor | None, scale: float, dtype: torch.dtype, splits: int | None = None
 ) -> Tensor:
     """dW [P, d] in `dtype` for dy [rows, d] in the dtype of the product; `extra` [d] float32 is added to all rows."""
     rows, width = dy.shape

@@ -40,10 +40,10 @@ from .triton_launch import (
     FORWARD,
     TYPES,
     WEIGHT,
-    Launch,
     Patch,
+    ProjectionLaunch,
     clip_gradient,
-    describe,
+    clip_layout,
     fits,
     position_gradient,
     project_forward,
@@ -72,7 +72,7 @@ def _forward(
         extra = extra.contiguous()
     if position is not None:
         position = position.contiguous()
-    clip = describe(frames, (t, h, w), keep)
+    clip = clip_layout(frames, (t, h, w), keep)
     y = project_forward(clip, weight.to(dtype).contiguous(), extra, position, scale, weight.dtype)
     return y.view(frames.shape[0], clip.kept, weight.shape[1])
 
@@ -105,7 +105,7 @@ def _backward(
         if need_bias and bias is not None:
             d_bias = sums.to(bias.dtype, copy=True)
         if need_weight:
-            clip = describe(frames, (t, h, w), keep)
+            clip = clip_layout(frames, (t, h, w), keep)
             extra = sums * offset if offset else None
             dy = grad.to(dtype).flatten(0, 1)
             d_weight = project_weight_gradient(clip, dy, extra, scale, weight.dtype)
@@ -247,7 +247,7 @@ def aot_cases() -> list[AotCase]:
 def _aot_case(
     name: str,
     kernel: Any,
-    launch: Launch,
+    launch: ProjectionLaunch,
     types: dict[str, str],
     constexprs: dict[str, object],
     shape: str,

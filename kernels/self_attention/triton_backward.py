@@ -31,11 +31,11 @@ from .triton_tiles import (
     ARCHITECTURES,
     ONE_TILE,
     TYPES,
-    Launch,
+    AttentionLaunch,
     Problem,
     aot_case,
     column_of,
-    describe,
+    make_problem,
     readable,
     settings,
     strides,
@@ -43,26 +43,35 @@ from .triton_tiles import (
 
 # Chosen offline: compiled for sm_80, sm_90 and sm_100 without spills, wgmma not serialised; no GPU has measured them.
 # By (architecture, width).
-SMALL = {64: Launch(ONE_TILE, ONE_TILE, 4, 1), 128: Launch(ONE_TILE, ONE_TILE, 8, 1)}  # by width alone
-EXACT_QUERIES = Launch(ONE_TILE, ONE_TILE, 8, 1)  # of float32: 4 warps of 64 wide heads spill 2,424 bytes, 8 spill 704
+SMALL = {
+    64: AttentionLaunch(ONE_TILE, ONE_TILE, 4, 1),
+    128: AttentionLaunch(ONE_TILE, ONE_TILE, 8, 1),
+}  # by width alone
+EXACT_QUERIES = AttentionLaunch(
+    ONE_TILE, ONE_TILE, 8, 1
+)  # of float32: 4 warps of 64 wide heads spill 2,424 bytes, 8 spill 704
 QUERIES = {  # the first pass
-    (80, 64): Launch(64, 64, 4, 2),
-    (80, 128): Launch(32, 32, 4, 2),  # more spills
-    (90, 64): Launch(64, 64, 4, 2),  # 4 warps: with 8 of 128 rows as many instructions for a score, less useful area
-    (90, 128): Launch(64, 64, 4, 2),
+    (80, 64): AttentionLaunch(64, 64, 4, 2),
+    (80, 128): AttentionLaunch(32, 32, 4, 2),  # more spills
+    (90, 64): AttentionLaunch(
+        64, 64, 4, 2
+    ),  # 4 warps: with 8 of 128 rows as many instructions for a score, less useful area
+    (90, 128): AttentionLaunch(64, 64, 4, 2),
 }
 KEYS = {  # the second pass: two accumulators
-    (80, 64): Launch(32, 64, 4, 2),  # 64x64 spills
-    (80, 128): Launch(32, 32, 8, 2),
-    (90, 64): Launch(64, 64, 4, 2),  # two programs fit on a processor; 64x128 with 8 warps: one
-    (90, 128): Launch(32, 64, 8, 2),  # 64x64 spills on sm_100 with a mask
+    (80, 64): AttentionLaunch(32, 64, 4, 2),  # 64x64 spills
+    (80, 128): AttentionLaunch(32, 32, 8, 2),
+    (90, 64): AttentionLaunch(64, 64, 4, 2),  # two programs fit on a processor; 64x128 with 8 warps: one
+    (90, 128): AttentionLaunch(32, 64, 8, 2),  # 64x64 spills on sm_100 with a mask
 }
 
 
 ONE_PASS = KEYS  # with dq besides
 
 
-def backward_launches(padded: int, dtype: torch.dtype, architecture: int, *, bias: bool) -> tuple[Launch, Launch]:
+def backward_launches(
+    padded: int, dtype: torch.dtype, architecture: int, *, bias: bool
+) -> tuple[AttentionLaunch, AttentionLaunch]:
     """Tiles of the first and the second pass."""
     small = SMALL[column_of(padded)]
     if dtype == torch.float32:
@@ -117,7 +126,7 @@ def attention_backward(
     Returns:
         The gradient of bias_table (None without one) in its dtype.
     """
-    problem = describe(
+    problem = make_problem(
         q,
         key_mask=key_mask,
         bias_table=bias_table,

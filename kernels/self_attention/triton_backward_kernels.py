@@ -749,8 +749,8 @@ def diagonals_kernel(
             True,
         )
         acc += weights * (weight_grads - part[:, None])
-    place = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
-    tl.store(sums + place, along_diagonals(acc, BLOCK))
+    offsets = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(sums + offsets, along_diagonals(acc, BLOCK))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -793,24 +793,26 @@ def one_tile_kernel(
 ):
     """Everything at once, for one head of a sequence of at most BLOCK tokens."""
     _, head, origin, first, length = locate(edges, heads, longest, 1)
-    place = tl.arange(0, BLOCK)
+    position = tl.arange(0, BLOCK)
     row = heads * WIDTH
     queries = load_at(q, origin, 0, head, q_sequence, q_row, q_head, length, BLOCK, WIDTH, PADDED)
     keys = load_at(k, origin, 0, head, k_sequence, k_row, k_head, length, BLOCK, WIDTH, PADDED)
     values = load_at(v, origin, 0, head, v_sequence, v_row, v_head, length, BLOCK, WIDTH, PADDED)
     grads = load_at(grad, first, 0, head, row, row, WIDTH, length, BLOCK, WIDTH, PADDED)
-    statistic, factor = load_statistics(lse, head * total + first + place, place < length, heads, total, EXACT, True)
-    visible = place < length
+    statistic, factor = load_statistics(
+        lse, head * total + first + position, position < length, heads, total, EXACT, True
+    )
+    visible = position < length
     if key_mask is not None:
-        visible = tl.load(key_mask + first + place, mask=visible, other=0) != 0
+        visible = tl.load(key_mask + first + position, mask=visible, other=0) != 0
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     weight_grads = tl.dot(grads, tl.trans(values), input_precision="ieee")
     weights = probabilities(
         scores,
         statistic[:, None],
         factor[:, None],
-        place[:, None],
-        place[None, :],
+        position[:, None],
+        position[None, :],
         diagonals,
         head,
         reach,
@@ -822,17 +824,17 @@ def one_tile_kernel(
     weights *= (1.0 / tl.where(norm > 0, norm, 1.0))[:, None]
     dropped = weights
     if DROPOUT:
-        words = row_words(first, place, head, heads, seed)
-        keep = kept(words[:, None], 0, place[None, :], threshold, DROPOUT)
+        words = row_words(first, position, head, heads, seed)
+        keep = kept(words[:, None], 0, position[None, :], threshold, DROPOUT)
         dropped = tl.where(keep, weights * rescale, 0.0)
         weight_grads = tl.where(keep, weight_grads * rescale, 0.0)
     ds = weights * (weight_grads - tl.sum(weights * weight_grads, axis=1)[:, None])
     v_grad = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision="ieee")
     k_grad = tl.dot(tl.trans(ds.to(queries.dtype)), queries, input_precision="ieee")
     q_grad = tl.dot(ds.to(keys.dtype), keys, input_precision="ieee")
-    store_rows(dv, v_grad, first, place, length, head, d_row, WIDTH, PADDED)
-    store_rows(dk, k_grad * (scale * LN2), first, place, length, head, d_row, WIDTH, PADDED)
-    store_rows(dq, q_grad * (scale * LN2), first, place, length, head, d_row, WIDTH, PADDED)
+    store_rows(dv, v_grad, first, position, length, head, d_row, WIDTH, PADDED)
+    store_rows(dk, k_grad * (scale * LN2), first, position, length, head, d_row, WIDTH, PADDED)
+    store_rows(dq, q_grad * (scale * LN2), first, position, length, head, d_row, WIDTH, PADDED)
     if diagonals is not None:
         here = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
         tl.store(sums + here, along_diagonals(ds, BLOCK))

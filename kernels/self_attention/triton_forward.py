@@ -13,14 +13,14 @@ from .triton_tiles import (
     ARCHITECTURES,
     ONE_TILE,
     SIZES,
-    Launch,
+    AttentionLaunch,
     column_of,
-    describe,
     diagonal_bias,
     kept,
     load_at,
     load_rows,
     locate,
+    make_problem,
     readable,
     row_words,
     store_rows,
@@ -34,17 +34,17 @@ LENGTHS = (301, 393, 601, 785, 801, 901, 1177, 1201, 1569, 1601, 2401, 3201)  # 
 # Chosen offline: compiled for sm_80, sm_90 and sm_100 without spills, wgmma not serialised; rates are estimates, no GPU
 # has measured them. By (architecture, width). What 128 rows save in reads of keys they lose again at dropped lengths.
 PLAIN = {
-    (80, 64): (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3, rate=0.95)),
-    (80, 128): (Launch(128, 32, 8, 2),),  # all else of 64 rows or more spills
-    (90, 64): (Launch(128, 64, 8, 3), Launch(64, 64, 4, 3, rate=0.95)),
-    (90, 128): (Launch(128, 64, 8, 2), Launch(64, 64, 8, 2, rate=0.9)),
+    (80, 64): (AttentionLaunch(128, 64, 8, 3), AttentionLaunch(64, 64, 4, 3, rate=0.95)),
+    (80, 128): (AttentionLaunch(128, 32, 8, 2),),  # all else of 64 rows or more spills
+    (90, 64): (AttentionLaunch(128, 64, 8, 3), AttentionLaunch(64, 64, 4, 3, rate=0.95)),
+    (90, 128): (AttentionLaunch(128, 64, 8, 2), AttentionLaunch(64, 64, 8, 2, rate=0.9)),
 }
-SMALL = Launch(ONE_TILE, ONE_TILE, 8, 1)  # 4 warps of 64 wide heads spill 8 bytes on sm_90 (text)
+SMALL = AttentionLaunch(ONE_TILE, ONE_TILE, 8, 1)  # 4 warps of 64 wide heads spill 8 bytes on sm_90 (text)
 FEATURES = {  # a key mask or dropout: registers are short
-    (80, 64): Launch(64, 64, 4, 2),
-    (80, 128): Launch(128, 32, 8, 2),
-    (90, 64): Launch(64, 64, 4, 2),
-    (90, 128): Launch(64, 64, 8, 2),
+    (80, 64): AttentionLaunch(64, 64, 4, 2),
+    (80, 128): AttentionLaunch(128, 32, 8, 2),
+    (90, 64): AttentionLaunch(64, 64, 4, 2),
+    (90, 128): AttentionLaunch(64, 64, 8, 2),
 }
 
 
@@ -219,7 +219,7 @@ def forward_kernel(
 
 def forward_launch(
     longest: int, padded: int, dtype: torch.dtype, architecture: int, *, mask: bool, bias: bool, dropout: bool
-) -> Launch:
+) -> AttentionLaunch:
     """The tile whose rate times the useful share of its area is largest."""
     if bias or dtype == torch.float32 or longest <= ONE_TILE:
         return SMALL
@@ -227,7 +227,7 @@ def forward_launch(
     if mask or dropout:
         return FEATURES[column]
 
-    def worth(launch: Launch) -> float:
+    def worth(launch: AttentionLaunch) -> float:
         rows, keys = (triton.cdiv(longest, block) * block for block in launch[:2])
         return launch.rate * longest * longest / (rows * keys)
 
@@ -258,7 +258,7 @@ def attention_forward(
     """
     if scale <= 0:  # the kernel takes the factor out of a maximum
         q, scale = (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
-    problem = describe(
+    problem = make_problem(
         q,
         key_mask=key_mask,
         bias_table=bias_table,

@@ -26,7 +26,7 @@ FAR = 2**23  # elements between rows above which offsets inside a tile of 128 ro
 SIZES = ["heads", "longest", "total", "reach", "scale", "threshold", "rescale"]
 
 
-class Launch(NamedTuple):
+class AttentionLaunch(NamedTuple):
     """Queries and keys of a tile, warps, pipeline stages; `rate` on full tiles relative to the best alternative."""
 
     rows: int
@@ -91,7 +91,7 @@ def column_of(padded: int) -> int:
     return 64 if padded <= 64 else 128
 
 
-def describe(
+def make_problem(
     q: Tensor,
     *,
     key_mask: Tensor | None,
@@ -126,8 +126,8 @@ def describe(
     reach = min(max_distance, longest - 1)
     diagonals = None
     if bias_table is not None:
-        place = torch.arange(-reach, reach + 1, device=q.device)
-        buckets = reference.relative_buckets(place, bias_table.shape[0], max_distance)
+        distance = torch.arange(-reach, reach + 1, device=q.device)
+        buckets = reference.relative_buckets(distance, bias_table.shape[0], max_distance)
         diagonals = (bias_table.float()[buckets] * LOG2E).T.contiguous()
     return Problem(
         sequences,
@@ -319,7 +319,7 @@ def settings() -> list[Setting]:
 
 
 def aot_case(
-    name: str, kernel: Any, tensors: str, launch: Launch, blocks: dict[str, Any], setting: Setting, shape: str
+    name: str, kernel: Any, tensors: str, launch: AttentionLaunch, blocks: dict[str, Any], setting: Setting, shape: str
 ) -> AotCase:
     """`tensors`: the kernel's pointers of the inputs' dtype, blanks between; `blocks`: its tiles, and what is None."""
     has, own = VARIANTS[setting.variant], f"*{setting.type_name}"

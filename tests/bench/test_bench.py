@@ -213,7 +213,7 @@ def test_the_gate_notices_a_wrong_gradient(monkeypatch):
 def test_training_report_is_drawn_with_mean_and_spread(tmp_path):
     path = tmp_path / "cpu-2core" / "tiny_training.json"
     training_report().save(path)
-    cli.publish(path, tiny_training.DRAWER, tmp_path)
+    cli.publish(path, tiny_training.REPORT_PAGE, tmp_path)
     page = path.with_suffix(".md").read_text()
     assert "0.820 ± 0.010" in page
     assert path.with_suffix(".png").stat().st_size > 10_000
@@ -272,7 +272,7 @@ def test_the_index_names_machine_commit_and_state(tmp_path):
 
 def test_committed_pages_and_readme_say_what_the_json_says():
     for path in report_paths(harness.REPORTS):
-        drawn = write_page(harness.load(path), draw_reports.drawer(path))
+        drawn = write_page(harness.load(path), draw_reports.report_page(path))
         assert path.with_suffix(".md").read_text() == drawn, f"{path}: `make reports` has not run"
         assert path.with_suffix(".png").exists()
     if report_paths(harness.REPORTS):
@@ -282,7 +282,7 @@ def test_committed_pages_and_readme_say_what_the_json_says():
 
 
 def test_readme_shows_ten_results_of_all():
-    lines = results(harness.REPORTS, draw_reports.DRAWERS)
+    lines = results(harness.REPORTS, draw_reports.REPORT_PAGES)
     for chosen in draw_reports.README_RESULTS:
         machines = [line.machine for line in chosen_results(lines, [chosen])]
         assert not lines or machines, f"no result begins as {chosen} says"
@@ -299,11 +299,11 @@ def test_without_matplotlib_the_way_out_is_named(monkeypatch):
 def test_candidates_alternate_and_keep_what_they_have():
     calls: list[str] = []
     candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timed = [name for name, seconds in timing.interleave(candidates, 3) if seconds is not None]
+    timed = [name for name, seconds in timing.time_interleaved(candidates, 3) if seconds is not None]
     assert calls == list("ab" + "ab" + "ba" + "ab")
     assert timed == calls[2:]
     calls.clear()
-    assert len(list(timing.interleave(candidates, 3, done={"a": 3, "b": 2}))) == 2
+    assert len(list(timing.time_interleaved(candidates, 3, done={"a": 3, "b": 2}))) == 2
     assert calls == ["b", "b"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import clocks
 from harness import report as harness
-from harness.pages import Drawer, write_page
+from harness.pages import ReportPage, write_page
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_clocks_are_what_the_machine_tells(tmp_path: Path, monkeypatch: pytest.M
         "celsius": 41.0,
     }
     assert (second["sm_mhz"], second["power_limit_w"]) == (None, None)
-    assert "SM 1980 of 1980 MHz, memory 3201 MHz, limit 700 W, 41 °C" in clocks.describe({"start": found})
+    assert "SM 1980 of 1980 MHz, memory 3201 MHz, limit 700 W, 41 °C" in clocks.describe_clocks({"start": found})
 
 
 @pytest.mark.parametrize("script", ["exit 9", "exec sleep 60"])
@@ -48,7 +48,7 @@ def test_what_is_not_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     nvidia_smi(tmp_path, script, monkeypatch)
     found = clocks.clocks(gpus=True)
     assert found == {"cpu_mhz": None, "governor": None, "gpus": None}
-    assert clocks.describe({"start": found}) == "start: CPU unknown; governor unknown"
+    assert clocks.describe_clocks({"start": found}) == "start: CPU unknown; governor unknown"
 
 
 def test_reports_have_them_at_start_and_end(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_reports_have_them_at_start_and_end(tmp_path: Path) -> None:
     report.save(path)
     drawn = harness.load(path)
     assert set(drawn.environment["clocks"]) == {"start", "end"}
-    drawer = Drawer(lambda report: "", lambda report, plt: None, lambda report: [])
-    assert "- clocks: start: CPU" in write_page(drawn, drawer)
+    report_page = ReportPage(lambda report: "", lambda report, plt: None, lambda report: [])
+    assert "- clocks: start: CPU" in write_page(drawn, report_page)
     del drawn.environment["clocks"]  # a report of an earlier program
-    assert "- clocks:" not in write_page(drawn, drawer)
+    assert "- clocks:" not in write_page(drawn, report_page)
     drawn.save(path)
     assert "clocks" not in harness.load(path).environment

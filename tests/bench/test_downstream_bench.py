@@ -170,7 +170,7 @@ def test_figures_and_pages_come_from_the_json_alone(tmp_path):
     page = (tmp_path / "cpu/figure4.md").read_text()
     assert "| video, audio | 1.00 | 1.00 | 1.00 | 1.00 |" in page  # the same maps
     assert "| video, text | 1.00" not in page
-    assert figure4.front(figure4_report())[0][1].startswith("video and audio 1.00")
+    assert figure4.readme_rows(figure4_report())[0][1].startswith("video and audio 1.00")
 
 
 def test_real_clips_are_red_when_the_commands_differ(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from vatt.data.manifest import read_manifest, write_manifest
 from vatt.evaluation.linear_probe import STRENGTHS, fit, linear_probe
 from vatt.model.tokens import AudioTokens
 
-RECIPE = esc10_from_scratch.Recipe(
+RECIPE = esc10_from_scratch.Esc10Recipe(
     rate=800,
     samples=2_560,
     patch=128,
@@ -36,12 +36,12 @@ RECIPE = esc10_from_scratch.Recipe(
 
 
 @pytest.fixture(scope="module")
-def clips() -> esc10_from_scratch.Clips:
+def clips() -> esc10_from_scratch.Esc10Clips:
     """50 tones, a frequency a class, in 5 folds."""
     labels, folds = torch.arange(50) % 10, torch.arange(50) // 10 + 1
     time = torch.arange(4_000) / RECIPE.rate
     waves = torch.sin(2 * torch.pi * (30 * (labels[:, None] + 1) * time + folds[:, None] / 5))
-    return esc10_from_scratch.Clips(RECIPE.level * waves, labels, folds, tuple("abcdefghij"))
+    return esc10_from_scratch.Esc10Clips(RECIPE.level * waves, labels, folds, tuple("abcdefghij"))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_real_clips_make_rows_and_a_crash_loses_none(folder, tmp_path, monkeypat
     line = next(line for line in lines if line["drop_rate"] == "0.5")
     assert float(line["ESC-10, top-1 from scratch"]) == pytest.approx(mean)
     assert path.with_suffix(".png").stat().st_size > 10_000
-    assert path.with_suffix(".md").read_text() == write_page(report, droptoken_page.DRAWER)
+    assert path.with_suffix(".md").read_text() == write_page(report, droptoken_page.REPORT_PAGE)
 
 
 def test_speed_and_memory_of_every_rate(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from harness.pages import results, write_page
 
 import gpu_report
 import pytest
-from gpu_report import DRAWER, Unit, in_processes
+from gpu_report import REPORT_PAGE, Unit, in_processes
 from pages import gpu as gpu_page
 from workloads import gpu_measurements
 from workloads.gpu_measurements import BY_NAME
@@ -58,7 +58,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "publish", lambda path, drawer, root: None)
+    monkeypatch.setattr(cli, "publish", lambda path, report_page, root: None)
 
 
 def run(out: Path, *flags: str) -> tuple[int, harness.Report]:
@@ -94,10 +94,10 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
     assert {row["implementation"] for row in steps if row["p50"]} == set(gpu_measurements.IMPLEMENTATIONS)
     page = path.with_suffix(".md").read_text()
     assert gpu_page.DRY in page
-    assert page == write_page(harness.load(path), DRAWER)
+    assert page == write_page(harness.load(path), REPORT_PAGE)
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "| attention forward | plain |" in capsys.readouterr().out
-    assert results(tmp_path, {"gpu_report": DRAWER}) == []
+    assert results(tmp_path, {"gpu_report": REPORT_PAGE}) == []
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -121,7 +121,7 @@ def test_a_failing_kernel_is_red_and_not_compared(
         for row in report.rows
         if row.get("operation") == "attention" and row["kind"] == "kernel"
     )
-    assert not any("attention" in what for what, _ in gpu_page.front(report))
+    assert not any("attention" in what for what, _ in gpu_page.readme_rows(report))
     assert "RED" in capsys.readouterr().out
     assert "## Red" in gpu_page.page(report)
 
@@ -191,7 +191,7 @@ def test_a_red_row_marks_what_it_is_about_and_blanks_nothing() -> None:
         assert [row["doubted"] for row in training] == [steps] * 2
         assert training[0]["eager_over_this"] == 2
         assert ("2.00 (red)" in gpu_page.summary(report)) == bool(marked)
-        front = " ".join(what for what, _ in gpu_page.front(report))
+        front = " ".join(what for what, _ in gpu_page.readme_rows(report))
         assert ("video step" in front) == (not steps)
         assert "`attention` forward, a, bfloat16" in front
 

@@ -12,7 +12,7 @@ import pytest
 import resolution_sweep
 import torch
 from workloads import model_steps
-from workloads.model_steps import Case
+from workloads.model_steps import StepCase
 
 from vatt.config.model import DropConfig
 from vatt.config.presets import preset
@@ -52,9 +52,9 @@ def swept(tmp_path_factory):
     return next(out.glob("*/resolution_sweep.json"))
 
 
-def case(**changes) -> Case:
+def case(**changes) -> StepCase:
     model = replace(preset("tiny").model, drop=DropConfig(0.5))
-    return Case(**{"model": model, "training": False, "batch": 2} | changes)
+    return StepCase(**{"model": model, "training": False, "batch": 2} | changes)
 
 
 def test_rows_time_training_with_fewer_tokens_and_evaluation_with_all(swept):

@@ -33,7 +33,7 @@ from vatt.data.decoding.container import BadClip, opened
 from vatt.data.decoding.orientation import Orientation
 from vatt.data.decoding.span import decode_span
 from vatt.data.tokenizer import Tokenizer
-from vatt.data.transcode.encode import Recipe, encode_clip
+from vatt.data.transcode.encode import Encoding, encode_clip
 from vatt.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
@@ -455,7 +455,7 @@ def test_both_decoders_read_the_colours_that_a_file_is_tagged_with(
 def test_what_transcoding_writes_is_marked_and_read_alike(needs_dali: None, tmp_path: Path) -> None:
     """Saturated BT.709, which no matrix restores once it is clipped, is BT.601 after transcoding, for both decoders."""
     path = write_flat(tmp_path / "clip.webm", FLAT["clipped"], 1)
-    made = encode_clip(Clip(0, path, path.name), tmp_path / "new", Recipe(codec="vp9", size=128), 60.0)
+    made = encode_clip(Clip(0, path, path.name), tmp_path / "new", Encoding(codec="vp9", size=128), 60.0)
     new = tmp_path / made.name
     ours = decode_span(new, start=0.0, fps=10.0, frames=8, rate=RATE).video
     with opened(new, 30.0, ("video",)) as reader:

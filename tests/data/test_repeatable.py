@@ -29,9 +29,9 @@ ENCODE = """
 import hashlib, sys
 from pathlib import Path
 from vatt.data.clip import Clip
-from vatt.data.transcode.encode import Recipe, encode_clip
+from vatt.data.transcode.encode import Encoding, encode_clip
 source, out, codec = map(str, sys.argv[1:4])
-made = encode_clip(Clip(0, Path(source), "a"), Path(out) / "a", Recipe(codec, size=80), 100.0)
+made = encode_clip(Clip(0, Path(source), "a"), Path(out) / "a", Encoding(codec, size=80), 100.0)
 print(hashlib.sha256((Path(out) / made.name).read_bytes()).hexdigest())
 """
 

@@ -16,7 +16,7 @@ from vatt.data import synthetic
 from vatt.data.clip import Manifest
 from vatt.data.decoding.span import decode_span
 from vatt.data.manifest import read_manifest
-from vatt.data.synthetic import Recipe, build_corpus, cache_folder, captions, plan, render_video
+from vatt.data.synthetic import SyntheticClip, build_corpus, cache_folder, captions, plan, render_video
 
 CLIPS = 24
 ATTRIBUTES = ("shape", "colour", "motion")
@@ -28,7 +28,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return read_manifest(build_corpus(folder, clips=CLIPS, seed=3, progress=False))
 
 
-def parts(recipe: Recipe) -> set[tuple[str, ...]]:
+def parts(recipe: SyntheticClip) -> set[tuple[str, ...]]:
     values = [getattr(recipe, name) for name in ATTRIBUTES]
     return {part for size in (1, 2) for part in itertools.combinations(values, size)}
 

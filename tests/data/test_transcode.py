@@ -26,7 +26,7 @@ from vatt.data.transcode import __main__ as transcode
 from vatt.data.transcode import encode
 from vatt.data.transcode import workers as transcode_workers
 from vatt.data.transcode.corpus import Job
-from vatt.data.transcode.encode import Recipe, encode_clip
+from vatt.data.transcode.encode import Encoding, encode_clip
 from vatt.data.transcode.workers import _work
 
 RATE = 48_000
@@ -173,7 +173,7 @@ def test_shards_hold_the_same_clips(finished: Path) -> None:
 @pytest.mark.parametrize("codec", encode.CODECS)
 def test_codecs(tmp_path: Path, codec: str) -> None:
     clip = Clip(0, write_clip(tmp_path / "a.mp4", steady(3.0, 25), tone_burst(3.0, 1.5, RATE), size=128), "a.mp4")
-    done = encode_clip(clip, tmp_path / "b", Recipe(codec, size=64, gop=8), 30.0)
+    done = encode_clip(clip, tmp_path / "b", Encoding(codec, size=64, gop=8), 30.0)
     with av.open(str(tmp_path / done.name)) as container:
         video = container.streams.video[0]
         assert encode.CODECS[codec].encoder.removeprefix("lib") in (
@@ -194,13 +194,13 @@ def test_codecs(tmp_path: Path, codec: str) -> None:
 def test_long_clips_are_read_in_pieces_without_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chirp = (np.sin(np.arange(4 * RATE) ** 2 * 1e-7) * 16_000).astype(np.int16)
     clip = Clip(0, write_clip(tmp_path / "a.mp4", steady(4.0, 25), chirp, gop=50), "a.mp4", start=0.5)
-    whole = decode(tmp_path / encode_clip(clip, tmp_path / "whole", Recipe(), 30.0).name)
+    whole = decode(tmp_path / encode_clip(clip, tmp_path / "whole", Encoding(), 30.0).name)
     sound = Clip(0, write_sound(tmp_path / "s.flac", chirp), "s.flac")
-    heard = read_sound(tmp_path / encode_clip(sound, tmp_path / "whole", Recipe(), 30.0).name, RATE, 10.0)
+    heard = read_sound(tmp_path / encode_clip(sound, tmp_path / "whole", Encoding(), 30.0).name, RATE, 10.0)
     monkeypatch.setattr(encode, "CHUNK", 7)  # 35 frames are five pieces to the frame
-    in_pieces = read_sound(tmp_path / encode_clip(sound, tmp_path / "pieces", Recipe(), 30.0).name, RATE, 10.0)
+    in_pieces = read_sound(tmp_path / encode_clip(sound, tmp_path / "pieces", Encoding(), 30.0).name, RATE, 10.0)
     assert np.array_equal(heard, in_pieces)
-    pieces = decode(tmp_path / encode_clip(clip, tmp_path / "pieces", Recipe(), 30.0).name)
+    pieces = decode(tmp_path / encode_clip(clip, tmp_path / "pieces", Encoding(), 30.0).name)
     assert np.array_equal(whole.video, pieces.video)  # type: ignore[arg-type]
     assert whole.audio is not None
     assert pieces.audio is not None
@@ -208,7 +208,7 @@ def test_long_clips_are_read_in_pieces_without_seams(tmp_path: Path, monkeypatch
     assert error.max() < 16_000 / 20  # a gap or an overlap at a seam would differ by whole waves
 
 
-def hostile_work(end: object, job: Job, stem: Path, recipe: Recipe, limit: float, memory: float) -> None:
+def hostile_work(end: object, job: Job, stem: Path, recipe: Encoding, limit: float, memory: float) -> None:
     """Runs in the clip's own process: a decoder that hangs inside the library, one that crashes, and an honest one.
 
     The one that hangs says so when all others are done. The others have all the time they need.

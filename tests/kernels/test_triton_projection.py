@@ -119,7 +119,7 @@ def test_projection_of_full_voxels_in_low_precision(dtype: torch.dtype, brightne
     """4 x 16 x 16 voxels are read 16 bytes at a time; in dark and bright clips the mean must not cost digits."""
     frames = randint(brightness, brightness + 40, 2, 4, 32, 32, 3)
     keep = torch.tensor([[3, 1], [0, 2]], device=DEVICE)
-    assert triton_launch.describe(frames, (4, 16, 16), keep).unit == 16
+    assert triton_launch.clip_layout(frames, (4, 16, 16), keep).unit == 16
 
     def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
         return vk.project_voxels(frames, weight, bias, keep=keep, position=position, impl=impl)
@@ -164,7 +164,7 @@ def test_every_tile_with_rests_in_all_directions(
 def test_parts_of_the_weight_gradient_add_up(splits: int) -> None:
     samples, dy, extra = randint(-9, 9, 1, 200 * 16, dtype=torch.int16), randn(200, 32), randn(32, seed=1)
     expected = 0.5 * samples.view(200, 16).double().T @ dy.float().double() + extra.float()
-    described = triton_launch.describe(samples[:, None, None, :, None], (1, 1, 16), None)
+    described = triton_launch.clip_layout(samples[:, None, None, :, None], (1, 1, 16), None)
     got = triton_launch.project_weight_gradient(described, dy.float(), extra.float(), 0.5, torch.float32, splits=splits)
     error = (got.double() - expected).norm() / expected.norm()
     assert float(error) < 4 * torch.finfo(torch.float32).eps
@@ -181,12 +181,14 @@ def test_parts_fill_the_device_evenly() -> None:
 def test_a_crop_that_breaks_wide_reads_is_copied_and_one_that_does_not_is_read_in_place() -> None:
     large = torch.zeros(2, 4, 64, 96, 3, dtype=torch.uint8, device=DEVICE)
     aside, inside = large[:, :, 1:33, 5:37], large[:, :, 1:33, 16:48]
-    assert triton_launch.describe(aside, (4, 16, 16), None).unit == 16
-    assert triton_launch.describe(aside, (4, 16, 16), None).values.data_ptr() != aside.data_ptr()
-    assert triton_launch.describe(inside, (4, 16, 16), None).unit == 16
-    assert triton_launch.describe(inside, (4, 16, 16), None).values.data_ptr() == inside.data_ptr()
+    assert triton_launch.clip_layout(aside, (4, 16, 16), None).unit == 16
+    assert triton_launch.clip_layout(aside, (4, 16, 16), None).values.data_ptr() != aside.data_ptr()
+    assert triton_launch.clip_layout(inside, (4, 16, 16), None).unit == 16
+    assert triton_launch.clip_layout(inside, (4, 16, 16), None).values.data_ptr() == inside.data_ptr()
     odd = large[:, :, :, :35]  # 105 bytes a line: no copy would help
-    assert triton_launch.describe(odd[:, :, :, 1:], (4, 16, 16), None).values.data_ptr() == odd[:, :, :, 1:].data_ptr()
+    assert (
+        triton_launch.clip_layout(odd[:, :, :, 1:], (4, 16, 16), None).values.data_ptr() == odd[:, :, :, 1:].data_ptr()
+    )
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

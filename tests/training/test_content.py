@@ -98,7 +98,7 @@ def test_an_error_of_the_program_ends_transcoding(clips: Path, tmp_path: Path, m
     monkeypatch.setattr(transcode_workers, "encode_clip", broken)
     monkeypatch.setattr(transcode_workers.signal, "signal", lambda *_: None)
     job = jobs_of(read_manifest(clips))[0]
-    _work(End(), job, tmp_path / "a", encode.Recipe(), 10.0, 0.0)  # type: ignore[arg-type]
+    _work(End(), job, tmp_path / "a", encode.Encoding(), 10.0, 0.0)  # type: ignore[arg-type]
     (fault,) = sent
     assert isinstance(fault, faults.Fault)
     assert "Traceback" in str(fault)

@@ -41,8 +41,8 @@ def content_of(path: Path) -> str:
             if size <= WHOLE:
                 digest.update(file.read())
             else:
-                for place in (0, (size - PIECE) // 2, size - PIECE):
-                    file.seek(place)
+                for offset in (0, (size - PIECE) // 2, size - PIECE):
+                    file.seek(offset)
                     digest.update(file.read(PIECE))
     except (OSError, ValueError):
         return ""
@@ -57,8 +57,8 @@ def contents(manifest: Manifest) -> dict[str, str]:
         files.setdefault(tar_of(clip.path) or clip.path, clip.name)
     regular = [(path, name) for path, name in files.items() if path.is_file()]  # a pipe would wait for ever
     with ThreadPoolExecutor(16) as pool:
-        found = dict(zip((name for _, name in regular), pool.map(content_of, [p for p, _ in regular]), strict=True))
-    return {name: found.get(name, "") for name in files.values()}
+        digests = dict(zip((name for _, name in regular), pool.map(content_of, [p for p, _ in regular]), strict=True))
+    return {name: digests.get(name, "") for name in files.values()}
 
 
 def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> None:
@@ -72,10 +72,10 @@ def note_contents(out: Path, manifest: Manifest, done: int, world: World) -> Non
     def note() -> None:
         if not done:
             write_atomically(out / NAME, (json.dumps(contents(manifest)) + "\n").encode())
-        elif said := compare_contents(out, manifest):
-            log.info("%s", said)
-        if done and (said := older_decoding(out)):
-            log.info("%s", said)
+        elif difference := compare_contents(out, manifest):
+            log.info("%s", difference)
+        if done and (difference := older_decoding(out)):
+            log.info("%s", difference)
         write_atomically(out / DECODING_NAME, (json.dumps({"version": DECODING}) + "\n").encode())
 
     world.on_main(note)

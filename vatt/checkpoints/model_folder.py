@@ -77,19 +77,19 @@ def read_config(out: Path) -> RunConfig:
 
 def corpus_format(record: Mapping[str, Any]) -> int:
     """Return the format of the built-in corpus that the `record` of a run or model names; 1 where it names none."""
-    found = record.get("corpus_format", 1)
-    if type(found) is not int:
-        raise RunError(f"config.json: corpus_format is {printable(repr(found))[:60]}, and not a whole number")
-    return found
+    version = record.get("corpus_format", 1)
+    if type(version) is not int:
+        raise RunError(f"config.json: corpus_format is {printable(repr(version))[:60]}, and not a whole number")
+    return version
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Return all that config.json in `folder` says; nothing where there is none, or none that can be read."""
     try:
-        found: dict[str, Any] = read_json(folder / "config.json")
+        record: dict[str, Any] = read_json(folder / "config.json")
     except (OSError, FormError):
         return {}
-    return found
+    return record
 
 
 def write_model_folder(

@@ -181,12 +181,12 @@ def load(path: Path) -> Checkpoint:
             raise ValueError("leads out of its folder")
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path / 'checksums.json'} is missing or unreadable") from error
-    for name, wanted in sums.items():
+    for name, expected in sums.items():
         try:
-            found = _sha256(path / name)
+            digest = _sha256(path / name)
         except OSError as error:
             raise DamagedCheckpoint(f"{path / name} is missing or unreadable") from error
-        if found != wanted:
+        if digest != expected:
             raise DamagedCheckpoint(f"{path / name} does not match its checksum")
     return _loaded(path, sharded)
 
@@ -228,8 +228,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def saved_steps(folder: Path) -> list[tuple[int, Path]]:
     """Steps and paths of the checkpoints in `folder`, the oldest first; which are whole takes reading them."""
-    found = ((_NAME.fullmatch(path.name), path) for path in _checkpoints(folder))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((_NAME.fullmatch(path.name), path) for path in _checkpoints(folder))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

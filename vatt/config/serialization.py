@@ -186,5 +186,5 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
             return number
         return hint(value)
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        wanted = getattr(hint, "__name__", str(hint))
-        raise ConfigError(f"{name} takes {wanted}, got {value!r}") from error
+        kind = getattr(hint, "__name__", str(hint))
+        raise ConfigError(f"{name} takes {kind}, got {value!r}") from error

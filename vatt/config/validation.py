@@ -147,11 +147,11 @@ def _model(m: ModelConfig) -> Iterator[Finding]:
         model__head__video_text=m.head.video_text,
     )
     yield "model.drop.rate", 0 <= m.drop.rate < 1, "at least 0 and below 1"
-    for tokens, what in ((v.tokens, "video"), (a.tokens, "audio")):
+    for tokens, modality in ((v.tokens, "video"), (a.tokens, "audio")):
         kept = kept_tokens(tokens, m.drop.rate)
-        yield "model.drop.rate", kept >= 1, f"low enough to keep one of the {tokens} {what} tokens"
+        yield "model.drop.rate", kept >= 1, f"low enough to keep one of the {tokens} {modality} tokens"
         filled = 1 <= m.drop.align <= (tokens + 1) // 2
-        yield "model.drop.align", filled, f"at least 1 and at most half of the {tokens} {what} tokens and AGG"
+        yield "model.drop.align", filled, f"at least 1 and at most half of the {tokens} {modality} tokens and AGG"
 
 
 def _encoder(name: str, e: EncoderConfig) -> Iterator[Finding]:

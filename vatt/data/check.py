@@ -47,10 +47,10 @@ def described(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
     yield f"{len(clips):,} clips of {files:,} files; splits: " + ", ".join(
         f"{n} {c:,}" for n, c in sorted(splits.items())
     )
-    told = sum(bool(clip.captions) for clip in clips)
+    texts = sum(bool(clip.captions) for clip in clips)
     captions = sum(len(clip.captions) for clip in clips)
     labelled = sum(bool(clip.labels) for clip in clips)
-    yield f"{told:,} clips with captions ({captions:,}), {labelled:,} with a label of {len(clips.labels):,} classes"
+    yield f"{texts:,} clips with captions ({captions:,}), {labelled:,} with a label of {len(clips.labels):,} classes"
     if looks:
         good = [look for look in looks.values() if not look.fault]
         line = (
@@ -104,13 +104,13 @@ def doubts(clips: Manifest, split_unspaced: bool = False) -> Iterator[str]:
 
 def faults(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
     """Name each clip whose file is missing, cannot be read or does not hold its span."""
-    told: set[Path] = set()
+    named: set[Path] = set()
     for clip in clips:
         look = looks.get(clip.path)
         if look is None:
             continue
-        if look.fault and clip.path not in told:
-            told.add(clip.path)
+        if look.fault and clip.path not in named:
+            named.add(clip.path)
             yield f"{clip.name}: {look.fault}"
         elif not look.fault and clip.start and clip.start >= look.seconds:
             yield f"{clip.name}: starts at {clip.start:g} s, the file ends at {look.seconds:.2f} s"

@@ -41,45 +41,45 @@ def keys_of(chosen: Mapping[str, str]) -> tuple[str, ...]:
     return (*filter(None, [chosen.get("path")]), *KEYS, *NEAR["path"])
 
 
-def places(names: Sequence[str], chosen: Mapping[str, str], where: str) -> dict[str, int]:
+def places(names: Sequence[str], chosen: Mapping[str, str], source: str) -> dict[str, int]:
     """Return the position of each column that there is.
 
     Raises:
         ConfigError: a column of `chosen` is not there.
         ValueError: none or two of a name; the message says of which and what was found.
     """
-    found = {}
+    positions = {}
     for name in COLUMNS:
-        wanted = chosen.get(name)
-        if wanted == "":
+        asked = chosen.get(name)
+        if asked == "":
             continue
-        if wanted is not None and wanted not in names:
-            raise ConfigError(f"{where}: --columns {name}={wanted}, but the columns are {', '.join(names)}")
-        column = wanted or next((key for key in (KEYS if name == "path" else (name,)) if key in names), None)
+        if asked is not None and asked not in names:
+            raise ConfigError(f"{source}: --columns {name}={asked}, but the columns are {', '.join(names)}")
+        column = asked or next((key for key in (KEYS if name == "path" else (name,)) if key in names), None)
         if column is None:
             continue
         if names.count(column) > 1:
-            raise ValueError(f"{where}: two columns `{column}`; keep one, or rename the other")
-        found[name] = names.index(column)
-    if "path" not in found:
+            raise ValueError(f"{source}: two columns `{column}`; keep one, or rename the other")
+        positions[name] = names.index(column)
+    if "path" not in positions:
         near = _near("path", names)
         way_out = f"; --columns path={near[0]} takes that one" if near else ""
-        raise ValueError(f"{where}: no column `path` (or `file`); found: {', '.join(names)}{way_out}")
-    return found
+        raise ValueError(f"{source}: no column `path` (or `file`); found: {', '.join(names)}{way_out}")
+    return positions
 
 
-def unread(names: Sequence[str], chosen: Mapping[str, str], found: Mapping[str, int]) -> list[str]:
+def unread(names: Sequence[str], chosen: Mapping[str, str], positions: Mapping[str, int]) -> list[str]:
     """Return a sentence about each column that is not there while one of a near name is."""
-    used = {names[place] for place in found.values()}
-    said = []
+    used = {names[position] for position in positions.values()}
+    remarks = []
     for name in COLUMNS:
         near = [column for column in _near(name, names) if column not in used]
-        if name not in found and name not in chosen and near:
-            said.append(
+        if name not in positions and name not in chosen and near:
+            remarks.append(
                 f"no column `{name}`, and `{'`, `'.join(near)}` is not read: --columns {name}={near[0]} reads it, "
                 f"--columns {name}= says that none is meant"
             )
-    return said
+    return remarks
 
 
 def _near(name: str, names: Sequence[str]) -> list[str]:

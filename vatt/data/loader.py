@@ -77,11 +77,11 @@ def make_loader(
             yield dataset[index]
         return
     losses = 0
-    told: list[str] = []
+    fallbacks: list[str] = []
     while start < stop:
         dataset.watch.share(workers)
         first = start
-        batches = _received(dataset, range(start, stop), workers, prefetch, interrupted, told)
+        batches = _received(dataset, range(start, stop), workers, prefetch, interrupted, fallbacks)
         try:
             for batch in batches:
                 start += 1
@@ -107,9 +107,13 @@ def _received(
     workers: int,
     prefetch: int,
     interrupted: Callable[[], object],
-    told: list[str],
+    fallbacks: list[str],
 ) -> Generator[Batch, None, None]:
-    """The batches of `indices`, fewer when a worker had to be ended or was. `told`: what was said once."""
+    """Yield the batches of `indices`, fewer when a worker had to be ended or was.
+
+    Args:
+        fallbacks: reasons why batches come without shared memory; each is logged once, and then kept here.
+    """
     try:
         pool = Workers(dataset, indices, workers, prefetch, _join)
     except (ConnectionError, EOFError) as error:
@@ -124,12 +128,12 @@ def _received(
             batch = _next(dataset, pool, interrupted)
             if batch is None:
                 return
-            if pool.through_connections and not told:
-                told.append(pool.through_connections)
+            if pool.through_connections and not fallbacks:
+                fallbacks.append(pool.through_connections)
                 log.warning(
                     "note: no shared memory for batches (%s); they are sent through sockets, which costs this process "
                     "time",
-                    told[0],
+                    fallbacks[0],
                 )
             dataset.watch.killed -= set(batch.tried)  # these were read since
             yield batch
@@ -184,7 +188,7 @@ def _raised(failure: Failure) -> Exception:
         )
     if failure.kind.endswith("Error") and "Errno" in failure.text:
         return DataError(f"a data worker failed: {failure.text}")
-    return Fault(f"in a data worker:\n{failure.where}")
+    return Fault(f"in a data worker:\n{failure.traceback}")
 
 
 def _join(dataset: BatchSource, worker: int) -> None:

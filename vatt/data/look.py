@@ -43,27 +43,27 @@ def look(path: Path, limit: float = SECONDS) -> Look:
 
 
 def look_at(
-    paths: Iterable[Path], processes: int, limit: float = SECONDS, told: Callable[[], object] = lambda: None
+    paths: Iterable[Path], processes: int, limit: float = SECONDS, progress: Callable[[], object] = lambda: None
 ) -> dict[Path, Look]:
     """Read the headers of files.
 
     Args:
         processes: how many to ask at a time; 0 asks this one, which a bad decoder may then hang or end.
         limit: seconds for each file.
-        told: called after each.
+        progress: called after each.
 
     Raises:
         OSError: such a process cannot be started.
     """
-    wanted = list(dict.fromkeys(paths))
+    unique = list(dict.fromkeys(paths))
     looks: dict[Path, Look] = {}
     if processes == 0:
-        for path in wanted:
+        for path in unique:
             looks[path] = look(path, limit)
-            told()
+            progress()
         return looks
     waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    for path in wanted:
+    for path in unique:
         waiting.put(path)
 
     problems: list[OSError] = []
@@ -80,16 +80,16 @@ def look_at(
                 except OSError as error:
                     problems.append(error)
                     return
-                told()
+                progress()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(processes, len(wanted)))]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(processes, len(unique)))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if problems:
         raise problems[0]
-    return {path: looks[path] for path in wanted}
+    return {path: looks[path] for path in unique}
 
 
 class _Helper:

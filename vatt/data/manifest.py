@@ -100,23 +100,23 @@ class _Fence:
     """Where the clips of a manifest may lie. `root`: the folder of the manifest."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.said = root, os.environ.get(ROOTS)
+        self.root, self.allowed = root, os.environ.get(ROOTS)
         self.inside = os.path.join(root, "")
-        roots = [root, *(Path(folder) for folder in (self.said or "").split(os.pathsep) if folder)]
+        roots = [root, *(Path(folder) for folder in (self.allowed or "").split(os.pathsep) if folder)]
         self.roots = [os.path.join(os.path.realpath(folder), "") for folder in roots]
 
-    def check(self, name: str, file: str, where: str) -> None:
+    def check(self, name: str, file: str, source: str) -> None:
         """Raises `ManifestError` for a clip that is elsewhere. `name`: as written, `file`: made absolute."""
-        if self.said is not None:
-            real = os.path.realpath(file)
-            if not any(real.startswith(root) for root in self.roots):
+        if self.allowed is not None:
+            target = os.path.realpath(file)
+            if not any(target.startswith(root) for root in self.roots):
                 raise ManifestError(
-                    f"{where}: {name} leads to {real}, outside of {self.root} and of what {ROOTS}={self.said} allows; "
-                    f"take the row out, or add a folder to {ROOTS} if you trust it"
+                    f"{source}: {name} leads to {target}, outside of {self.root} and of what {ROOTS}={self.allowed} "
+                    f"allows; take the row out, or add a folder to {ROOTS} if you trust it"
                 )
         elif not os.path.isabs(name) and not file.startswith(self.inside):
             raise ManifestError(
-                f"{where}: {name} leads out of {self.root}; write the absolute path if that is meant, or allow the "
+                f"{source}: {name} leads out of {self.root}; write the absolute path if that is meant, or allow the "
                 f"folder: {ROOTS}={os.path.dirname(file)}"
             )
 
@@ -134,16 +134,16 @@ def _read_folder(folder: Path, version: int) -> Manifest:
         known = "; ".join(f"{kind}: {' '.join(sorted(suffixes))}" for kind, suffixes in kinds.items())
         raise ManifestError(f"{folder}: no clips in this folder; files with these suffixes are taken: {known}")
     files = sorted(there[taken])
-    beside = [f"{len(found)} {kind}" for kind, found in there.items() if found and kind != taken]
+    beside = [f"{len(count)} {kind}" for kind, count in there.items() if count and kind != taken]
     notes = [
         f"{folder}: its {len(files)} {taken} are the clips, {' and '.join(beside)} beside them are not read"
     ] * bool(beside)
-    said: list[tuple[str | None, str | None]] = [(None, DEFAULT_SPLIT)] * len(files)
+    meanings: list[tuple[str | None, str | None]] = [(None, DEFAULT_SPLIT)] * len(files)
     if version >= 2:
-        said = labels_and_splits([file.relative_to(folder) for file in files])
+        meanings = labels_and_splits([file.relative_to(folder) for file in files])
     clips: list[Clip] = []
     fence = _Fence(folder)
-    for file, (label, split) in zip(files, said, strict=True):
+    for file, (label, split) in zip(files, meanings, strict=True):
         fence.check(file.name, str(file), str(folder))
         name = file.relative_to(folder).as_posix()
         captions = _captions_beside(file.with_suffix(".txt"))
@@ -166,13 +166,13 @@ def _captions_beside(text: Path) -> tuple[str, ...]:
 def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
     try:
         table = read_rows(path, keys_of(chosen), MEDIA_SUFFIXES | AUDIO | IMAGE)
-        found = places(table.columns, chosen, f"{path}:1")
+        positions = places(table.columns, chosen, f"{path}:1")
         fence = _Fence(path.parent)
         lists = 0
         clips: list[Clip] = []
         for line, cells in table.rows:
             if any(cell.strip() if isinstance(cell, str) else cell for cell in cells):
-                clips.append(_clip(len(clips), cells, table.columns, found, path, line, fence))
+                clips.append(_clip(len(clips), cells, table.columns, positions, path, line, fence))
                 lists += any(_is_list(caption) for caption in clips[-1].captions)
     except TableError as error:
         raise ManifestError(str(error)) from error
@@ -182,7 +182,7 @@ def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
         raise error if isinstance(error, ManifestError) else ManifestError(str(error)) from error
     if not clips:
         raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
-    notes = [f"{path}: {note}" for note in unread(table.columns, chosen, found)]
+    notes = [f"{path}: {note}" for note in unread(table.columns, chosen, positions)]
     if table.bare:
         notes.append(f"{path}: its first line names no columns; read as {' and '.join(table.columns)}")
     if lists:
@@ -198,29 +198,29 @@ def _clip(
     index: int,
     cells: Sequence[Cell],
     columns: Sequence[str],
-    found: Mapping[str, int],
+    positions: Mapping[str, int],
     path: Path,
     line: int,
     fence: _Fence,
 ) -> Clip:
-    where = f"{path}:{line}"
+    source = f"{path}:{line}"
     if any(cell.strip() if isinstance(cell, str) else cell for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
-        raise ManifestError(f"{where}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
-    row = {name: _texts(cells[place]) for name, place in found.items() if place < len(cells)}
+        raise ManifestError(f"{source}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
+    row = {name: _texts(cells[position]) for name, position in positions.items() if position < len(cells)}
     name = CAPTION_SEPARATOR.join(row.get("path", ()))
     if not name:
-        raise ManifestError(f"{where}: no {columns[found['path']]}; every line names a file")
-    start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, where) for key in ("start", "end"))
+        raise ManifestError(f"{source}: no {columns[positions['path']]}; every line names a file")
+    start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, source) for key in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ManifestError(
-            f"{where}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
+            f"{source}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
     captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", ())))
     label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
-    split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in found else DEFAULT_SPLIT
+    split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in positions else DEFAULT_SPLIT
     file = os.path.abspath(path.parent / name)
-    fence.check(name, file, where)
+    fence.check(name, file, source)
     return Clip(index, Path(file), name, start or 0.0, end, captions, label, split)
 
 
@@ -231,15 +231,15 @@ def _texts(cell: Cell) -> tuple[str, ...]:
     return tuple(" ".join(word for word in text.split() if word != "|") for text in cell)
 
 
-def _seconds(text: str, column: str, where: str) -> float | None:
+def _seconds(text: str, column: str, source: str) -> float | None:
     if not text:
         return None
     try:
         value = parse_seconds(text)
     except ValueError as error:
-        raise ManifestError(f"{where}: {column} is not a number of seconds: {text!r}") from error
+        raise ManifestError(f"{source}: {column} is not a number of seconds: {text!r}") from error
     if not math.isfinite(value) or value < 0:
-        raise ManifestError(f"{where}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
+        raise ManifestError(f"{source}: {column} is not a time in the file: {text!r}; it counts from 0 seconds")
     return value
 
 

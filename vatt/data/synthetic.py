@@ -110,7 +110,7 @@ MOTION_TONES = dict(zip(MOTIONS, _tones(39, 8), strict=True))
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SyntheticClip:
     """What one clip shows. `index` is its number in the corpus and, with the seed, fixes all its random variation."""
 
     index: int
@@ -124,7 +124,7 @@ class Recipe:
         return f"clips/{self.index:05d}.mp4"
 
 
-def plan(clips: int, seed: int) -> list[Recipe]:
+def plan(clips: int, seed: int) -> list[SyntheticClip]:
     """All recipes of a corpus: train clips, then one test clip for each held-out combination (an eighth, at most 100).
 
     Held-out combinations are spread evenly over values and pairs of values. Train clips cycle through the others.
@@ -135,14 +135,14 @@ def plan(clips: int, seed: int) -> list[Recipe]:
     combinations = list(itertools.product(SHAPES, COLOURS, MOTIONS))
     rng.shuffle(combinations)
     test: list[tuple[str, str, str]] = []
-    seen: Counter[tuple[str, ...]] = Counter()
+    counts: Counter[tuple[str, ...]] = Counter()
     for _ in range(max(1, min(MOST_TEST_CLIPS, clips // 8))):
-        chosen = min((c for c in combinations if c not in test), key=lambda c: _crowding(c, seen))
+        chosen = min((c for c in combinations if c not in test), key=lambda c: _crowding(c, counts))
         test.append(chosen)
-        seen.update(_parts(chosen))
+        counts.update(_parts(chosen))
     train = [c for c in combinations if c not in test]
     names = [(*train[i % len(train)], "train") for i in range(clips - len(test))] + [(*c, "test") for c in test]
-    return [Recipe(index, *name) for index, name in enumerate(names)]
+    return [SyntheticClip(index, *name) for index, name in enumerate(names)]
 
 
 def _parts(combination: tuple[str, str, str]) -> Iterator[tuple[str, ...]]:
@@ -151,14 +151,14 @@ def _parts(combination: tuple[str, str, str]) -> Iterator[tuple[str, ...]]:
         yield from itertools.combinations(combination, size)
 
 
-def _crowding(combination: tuple[str, str, str], seen: Counter[tuple[str, ...]]) -> float:
+def _crowding(combination: tuple[str, str, str], counts: Counter[tuple[str, ...]]) -> float:
     # Each count is relative to how often a value or pair would occur in a perfectly even spread.
     values = (len(SHAPES), len(COLOURS), len(MOTIONS))
     weights = [*values, *(a * b for a, b in itertools.combinations(values, 2))]
-    return sum((seen[part] * w) ** 2 for part, w in zip(_parts(combination), weights, strict=True))
+    return sum((counts[part] * w) ** 2 for part, w in zip(_parts(combination), weights, strict=True))
 
 
-def captions(recipe: Recipe, seed: int) -> list[str]:
+def captions(recipe: SyntheticClip, seed: int) -> list[str]:
     """`CAPTIONS` different sentences of at most 16 words; each names shape, colour and motion."""
     rng = _rng(recipe, seed, 0)
     return [
@@ -169,7 +169,7 @@ def captions(recipe: Recipe, seed: int) -> list[str]:
     ]
 
 
-def render_video(recipe: Recipe, seed: int) -> np.ndarray:
+def render_video(recipe: SyntheticClip, seed: int) -> np.ndarray:
     """Frames [FRAMES, SIZE, SIZE, 3], uint8 RGB.
 
     Any 1.6 s show the motion, and the shape is at least partly inside any crop of two thirds of the frame: the
@@ -230,7 +230,7 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: float) -> np.nda
     return abs(np.hypot(u, v) - 0.85 * radius) - 0.24 * radius
 
 
-def render_audio(recipe: Recipe, seed: int) -> np.ndarray:
+def render_audio(recipe: SyntheticClip, seed: int) -> np.ndarray:
     """Mono waveform [SAMPLES] at `RATE` Hz, float32 in [-1, 1]: three notes that take turns, one for each attribute.
 
     A note lasts 70-100 ms, so 1.6 s hold each at least five times. One at a time is learned far sooner than a chord:
@@ -249,7 +249,7 @@ def render_audio(recipe: Recipe, seed: int) -> np.ndarray:
     return (wave * rng.uniform(0.6, 0.95) / abs(wave).max()).astype(np.float32)
 
 
-def _rng(recipe: Recipe, seed: int, stream: int) -> np.random.Generator:
+def _rng(recipe: SyntheticClip, seed: int, stream: int) -> np.random.Generator:
     return np.random.default_rng((DRAWS, seed, recipe.index, stream))
 
 
@@ -331,11 +331,11 @@ def _finished(folder: Path, stamp: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = "something that is not a built-in corpus"
-    if found != stamp:
-        raise FileExistsError(f"{folder} holds {found}, wanted {stamp}; name another folder or delete this one")
+        content = "something that is not a built-in corpus"
+    if content != stamp:
+        raise FileExistsError(f"{folder} holds {content}, wanted {stamp}; name another folder or delete this one")
     return True
 
 
@@ -359,7 +359,7 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
         yield
 
 
-def _write_corpus(folder: Path, recipes: list[Recipe], stamp: dict[str, int], progress: bool) -> None:
+def _write_corpus(folder: Path, recipes: list[SyntheticClip], stamp: dict[str, int], progress: bool) -> None:
     """Writes everything to a folder beside, then gives that its name. To be called with the lock held."""
     partial = folder.with_name(f".{folder.name}.partial")
     if partial.exists():  # left by a process that was killed
@@ -367,7 +367,7 @@ def _write_corpus(folder: Path, recipes: list[Recipe], stamp: dict[str, int], pr
     (partial / "clips").mkdir(parents=True)
     seed = stamp["seed"]
 
-    def write(recipe: Recipe) -> Clip:
+    def write(recipe: SyntheticClip) -> Clip:
         path = partial / recipe.path
         write_clip(path, render_video(recipe, seed), render_audio(recipe, seed), stamp["format"])
         sentences = tuple(captions(recipe, seed))

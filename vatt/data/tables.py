@@ -142,8 +142,8 @@ def _lines(path: Path, encoding: str, media: Collection[str], count: int) -> Ite
                 if line.strip():
                     cells = _listed(line.strip(), media)
                     if len(cells) != count:
-                        wanted = "a file and its label" if count == 2 else "a file"
-                        raise TableError(f"{path}:{number}: {line.strip()!r} is not {wanted}, as the first line is")
+                        expected = "a file and its label" if count == 2 else "a file"
+                        raise TableError(f"{path}:{number}: {line.strip()!r} is not {expected}, as the first line is")
                     yield number, list(cells)
     except UnicodeDecodeError as error:
         raise not_text(path, error) from error

@@ -124,8 +124,8 @@ class Tokenizer:
     def encode(self, text: str, words: int = 16) -> NDArray[np.int64]:
         """int64 [words]: cut off or padded with 0."""
         ids = np.full(words, PAD, np.int64)
-        found = [self.ids.get(word, self.unknown) for word in self.split(text)[:words]]
-        ids[: len(found)] = found
+        known = [self.ids.get(word, self.unknown) for word in self.split(text)[:words]]
+        ids[: len(known)] = known
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

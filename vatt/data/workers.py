@@ -46,7 +46,7 @@ class Failure(NamedTuple):
 
     kind: str
     text: str
-    where: str
+    traceback: str
 
 
 def anonymous_file(size: int) -> int:
@@ -192,15 +192,15 @@ class Workers:
                     with theirs:
                         process.start()
                     self.processes.append(process)
-            for place in range(min(prefetch * len(self._ends), len(indices))):
-                self._ask(place)
+            for request in range(min(prefetch * len(self._ends), len(indices))):
+                self._ask(request)
         except BaseException:
             self.close()
             raise
 
-    def _ask(self, place: int) -> None:
+    def _ask(self, request: int) -> None:
         with contextlib.suppress(OSError):  # one that is gone is met when its batch is due
-            self._ends[place % len(self._ends)].send(self._indices[place])
+            self._ends[request % len(self._ends)].send(self._indices[request])
 
     @property
     def due(self) -> int:
@@ -210,10 +210,10 @@ class Workers:
     def ready(self, seconds: float) -> bool:
         """Waits for the next batch. Raises `Lost` when its worker has ended."""
         end, sentinel = self._ends[self.due], self.processes[self.due].sentinel
-        found = connection.wait([end, sentinel], seconds)
-        if end not in found and found:
+        readable = connection.wait([end, sentinel], seconds)
+        if end not in readable and readable:
             raise Lost
-        return bool(found)
+        return bool(readable)
 
     def take(self) -> Any:
         """The next batch, once it is `ready`, or a `Failure`. Raises `Lost` when its worker has ended."""

@@ -197,8 +197,8 @@ def classify(
 def format_scores(result: dict[str, Any]) -> str:
     """One line for people."""
     scores = result.get("scores", {})
-    said = "  ".join(
+    values = "  ".join(
         f"{name} {'infinite' if value is None else format(value, '.4g')}" for name, value in scores.items()
     )
     counts = f"{result['labelled']} labelled of {result['clips']} clips, {result['views']} views each"
-    return f"{said or result.get('no_scores', 'no labels, no scores')}  ({counts}, {result['bad_clips']} bad)"
+    return f"{values or result.get('no_scores', 'no labels, no scores')}  ({counts}, {result['bad_clips']} bad)"

@@ -21,7 +21,7 @@ from ..data.datasets.classification import ViewDataset
 from ..data.datasets.evaluation import CentreDataset
 from ..data.manifest import read_manifest, tell_notes
 from ..errors import ConfigError, DataError
-from ..inference.pooled_features import Pooled, pooled_features
+from ..inference.pooled_features import PooledClips, pooled_features
 from ..model.vatt import Backbone
 from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
@@ -107,7 +107,7 @@ def probe_folds(
     def only(wanted: set[int]) -> Manifest:
         return Manifest(tuple(clip for clip in clips if clip.index in wanted), clips.root, clips.labels)
 
-    def pooled(use: str, dataset: CentreDataset | ViewDataset) -> Pooled:
+    def pooled(use: str, dataset: CentreDataset | ViewDataset) -> PooledClips:
         world.on_main(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
         return pooled_features(

@@ -117,11 +117,11 @@ def fit_sklearn(features: Tensor, labels: Tensor, classes: int, strength: float)
     present = labels.unique()
     pair = len(present) == 2
     penalty = len(features) * strength / (2 if pair else 1)
-    found = logistic_regression()(C=1 / penalty, max_iter=5000, tol=1e-8)
-    found.fit(features.numpy(), labels.numpy())
+    solver = logistic_regression()(C=1 / penalty, max_iter=5000, tol=1e-8)
+    solver.fit(features.numpy(), labels.numpy())
     weight = torch.zeros(features.shape[1], classes, dtype=torch.float64)
     bias = torch.full((classes,), -math.inf, dtype=torch.float64)
-    rows, offsets = torch.from_numpy(found.coef_), torch.from_numpy(found.intercept_)
+    rows, offsets = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
     if pair:
         rows, offsets = torch.cat([-rows / 2, rows / 2]), torch.cat([-offsets / 2, offsets / 2])
     weight[:, present], bias[present] = rows.T, offsets

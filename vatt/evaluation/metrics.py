@@ -71,17 +71,17 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
     """Area under precision over recall as a sum of steps; equal scores are one step. scores, labels (0/1) [B]."""
     order = scores.argsort(descending=True)
     scores, labels = scores[order], labels[order].double()
-    found = labels.cumsum(0)
-    precision = found / torch.arange(1, len(found) + 1)
+    positives = labels.cumsum(0)
+    precision = positives / torch.arange(1, len(positives) + 1)
     last = torch.cat([scores[1:] != scores[:-1], torch.ones(1, dtype=torch.bool)])
-    gained = torch.diff(found[last], prepend=torch.zeros(1, dtype=torch.float64))
-    return ((gained * precision[last]).sum() / found[-1]).item()
+    gained = torch.diff(positives[last], prepend=torch.zeros(1, dtype=torch.float64))
+    return ((gained * precision[last]).sum() / positives[-1]).item()
 
 
 def roc_area(scores: Tensor, labels: Tensor) -> float:
     """Chance that a positive scores above a negative, ties counting one half. scores, labels (0/1) [B]."""
-    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
-    rank = (counts.cumsum(0) - (counts - 1) / 2).double()[place]  # from 1, the mean where scores are equal
+    _, index, counts = scores.unique(return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0) - (counts - 1) / 2).double()[index]  # from 1, the mean where scores are equal
     positive = labels.bool()
     count = int(positive.sum())
     return ((rank[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count))).item()

@@ -40,8 +40,8 @@ def write_predictions(
     best = probabilities.topk(min(BEST, probabilities.shape[1]), dim=1)
     rows: dict[int, list[str]] = {index: [reason, ""] for index, reason in bad}
     for index, values, classes in zip(indices, best.values.tolist(), best.indices.tolist(), strict=True):
-        said = (f"{clips.labels[c]} {value:.4g}" for value, c in zip(values, classes, strict=True))
-        rows[index] = ["", " | ".join(said)]
+        top = (f"{clips.labels[c]} {value:.4g}" for value, c in zip(values, classes, strict=True))
+        rows[index] = ["", " | ".join(top)]
     columns = ("path", "row", "start", "end", "split", "label", "reason", "best")
     _write_csv(out / "predictions.csv", columns, [[*_about(by_index[i]).values(), *rows[i]] for i in sorted(rows)])
     try:

@@ -80,10 +80,10 @@ def embed_clips(
     arrays = mapped.arrays()
     if not len(arrays["row"]):
         raise DataError("none of the clips has video: there is nothing to retrieve")
-    place = {row: i for i, row in enumerate(arrays["row"].tolist())}
+    position = {row: i for i, row in enumerate(arrays["row"].tolist())}
     tensors = {name: torch.from_numpy(arrays[name]) for name in ("video_text", "video_audio", "audio", "text")}
     owners = {
-        name: torch.tensor([place[row] for row in arrays[name].tolist()], dtype=torch.int64)
+        name: torch.tensor([position[row] for row in arrays[name].tolist()], dtype=torch.int64)
         for name in ("audio_clip", "text_clip")
     }
     return ClipEmbeddings(**tensors, **owners, clips=arrays["row"].tolist(), bad=mapped.bad)
@@ -113,16 +113,16 @@ def _with_video(batch: Batch) -> Batch:
 def from_features(features: Features) -> ClipEmbeddings:
     """Return the embeddings in a features file, whose clips have one window each: the mean of all."""
     arrays = features.arrays
-    place = np.full(len(arrays["row"]), -1)
-    place[arrays["video_clip"]] = np.arange(len(arrays["video_clip"]))
-    sounds, texts = place[arrays["audio_clip"]] >= 0, place[arrays["text_clip"]] >= 0
+    position = np.full(len(arrays["row"]), -1)
+    position[arrays["video_clip"]] = np.arange(len(arrays["video_clip"]))
+    sounds, texts = position[arrays["audio_clip"]] >= 0, position[arrays["text_clip"]] >= 0
     return ClipEmbeddings(
         torch.from_numpy(arrays["video_to_text"])[:, None],
         torch.from_numpy(arrays["video_to_audio"])[:, None],
         torch.from_numpy(arrays["audio_embedding"][sounds])[:, None],
         torch.from_numpy(arrays["text_embedding"][texts]),
-        torch.from_numpy(place[arrays["audio_clip"][sounds]]),
-        torch.from_numpy(place[arrays["text_clip"][texts]]),
+        torch.from_numpy(position[arrays["audio_clip"][sounds]]),
+        torch.from_numpy(position[arrays["text_clip"][texts]]),
         arrays["row"][arrays["video_clip"]].tolist(),
         list(zip(arrays["bad_row"].tolist(), arrays["bad_reason"].tolist(), strict=True)),
     )
@@ -156,21 +156,21 @@ def similarities(embedded: ClipEmbeddings, score: str) -> dict[str, Ranking]:
     """Direction -> queries beside the clips that they rank, those that have a query; without empty directions."""
     # A query's length does not change its ranks, so the mean of unit vectors stands for the mean of all cosines.
     audio = embedded.audio if score == "embd" else F.normalize(embedded.audio, dim=-1)
-    found = {}
+    rankings = {}
     for name, queries, videos, owners in (
         ("text_to_video", embedded.text, embedded.video_text, embedded.text_clip),
         ("audio_to_video", audio.mean(1), embedded.video_audio, embedded.audio_clip),
     ):
         if len(queries):
             ranked, target = owners.unique(return_inverse=True)
-            found[name] = Ranking(window_similarity(queries, videos[ranked], score), target, ranked)
-    return found
+            rankings[name] = Ranking(window_similarity(queries, videos[ranked], score), target, ranked)
+    return rankings
 
 
 def retrieval(embedded: ClipEmbeddings, score: str = "embd") -> dict[str, dict[str, float]]:
     """Text-to-video and audio-to-video scores; a direction without queries is left out."""
-    found = similarities(embedded, score)
-    return {name: retrieval_scores(one.similarity, one.target) for name, one in found.items()}
+    rankings = similarities(embedded, score)
+    return {name: retrieval_scores(one.similarity, one.target) for name, one in rankings.items()}
 
 
 def format_scores(scores: dict[str, dict[str, float]]) -> str:

@@ -55,7 +55,7 @@ def average_activations(
     `dataset` gives one clip a batch. Raises `DataError` when no clip has all modalities of `model`.
     """
     device, rows, reason = next(model.parameters()).device, list[int](), ""
-    found: dict[str, list[Tensor]] = {name: [] for name in model.backbone.tokens}
+    collected: dict[str, list[Tensor]] = {name: [] for name in model.backbone.tokens}
     with progress_bar(min(clips, len(dataset)), "activations", "clip") as bar:
         for batch in make_loader(dataset, 0, len(dataset), 0):
             reason = batch.bad[0][1] if batch.bad else reason
@@ -63,7 +63,7 @@ def average_activations(
                 batch = batch.to(device)
                 inputs = {"video": batch.video[:, 0], "audio": batch.audio[:, 0], "text": batch.text[:, 0]}
                 with autocast:
-                    for name, parts in found.items():
+                    for name, parts in collected.items():
                         parts.append(mlp_activations(model.backbone, name, inputs[name]))
                 rows += batch.clips
                 bar.update()
@@ -72,11 +72,11 @@ def average_activations(
     if not rows:
         raise DataError(
             f"{dataset.clips.root}: none of {len(dataset)} clips has all that the model reads "
-            f"({', '.join(found)}); the last: {reason}"
+            f"({', '.join(collected)}); the last: {reason}"
         )
     if len(rows) < clips:
         print(f"note: only {len(rows)} of {len(dataset)} clips are usable; the last of the others: {reason}")
-    return {name: torch.cat(parts).mean(0).cpu().numpy() for name, parts in found.items()}, rows
+    return {name: torch.cat(parts).mean(0).cpu().numpy() for name, parts in collected.items()}, rows
 
 
 def activations(args: argparse.Namespace) -> None:

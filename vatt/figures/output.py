@@ -39,9 +39,13 @@ def check_output(out: Path, method: str, resume: bool) -> Path:
     return arrays
 
 
-def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], found: dict[str, VideoFeatures]) -> None:
-    """FILE.npz. `found`: features by what makes them what they are, which `read_earlier` gives back."""
-    content: dict[str, Any] = {**arrays, "metadata": np.array(json.dumps(metadata | {"identities": list(found)}))}
-    for i, (features, rows) in enumerate(found.values()):
+def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, Any], earlier: dict[str, VideoFeatures]) -> None:
+    """Write arrays, and the features that made them, to `path`.
+
+    Args:
+        earlier: features by the identity of what made them, which `read_earlier` gives back.
+    """
+    content: dict[str, Any] = {**arrays, "metadata": np.array(json.dumps(metadata | {"identities": list(earlier)}))}
+    for i, (features, rows) in enumerate(earlier.values()):
         content |= {f"features_{i}": features, f"rows_{i}": rows}
     write_npz(path, content.items())

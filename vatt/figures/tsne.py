@@ -43,15 +43,15 @@ def choose_classes(clips: Manifest, classes: int, per_class: int, seed: int) -> 
     Raises `ConfigError` when there are not two classes.
     """
     groups: dict[str, list[int]] = {}
-    for place, clip in enumerate(clips):
+    for index, clip in enumerate(clips):
         if len(clip.labels) == 1:
-            groups.setdefault(clip.labels[0], []).append(place)
+            groups.setdefault(clip.labels[0], []).append(index)
     if len(groups) < 2:
         raise ConfigError(f"{clips.root}: clips of {len(groups)} classes, at least 2 are needed; the column is `label`")
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(sorted(groups))[:classes].tolist())
     places = sorted(groups[name][i] for name in chosen for i in rng.permutation(len(groups[name]))[:per_class])
-    return Manifest(tuple(clips[place] for place in places), clips.root, tuple(chosen))
+    return Manifest(tuple(clips[index] for index in places), clips.root, tuple(chosen))
 
 
 def video_features(model: VATT | Classifier, dataset: EvalDataset, autocast: Any, name: str) -> VideoFeatures:

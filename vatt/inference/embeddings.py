@@ -65,8 +65,10 @@ def embed_batch(
     backbone, head = model.backbone, model.head
     views, length = batch.video.shape[1], backbone.config.text.words
     pictures, sounds = (torch.nonzero(mask).flatten().tolist() for mask in (batch.video_mask, batch.audio_mask))
-    said = [(i, text) for i, index in enumerate(batch.clips) for text in captions.get(index, ())] if tokenizer else []
-    encoded = [(i, text, ids) for i, text in said if tokenizer and (ids := tokenizer.encode(text, length)).any()]
+    captioned = (
+        [(i, text) for i, index in enumerate(batch.clips) for text in captions.get(index, ())] if tokenizer else []
+    )
+    encoded = [(i, text, ids) for i, text in captioned if tokenizer and (ids := tokenizer.encode(text, length)).any()]
     spaces = backbone.config.head
     video = torch.empty(0, backbone.width("video"))
     audio, text = torch.empty(0, backbone.width("audio")), torch.empty(0, backbone.width("text"))

@@ -109,31 +109,31 @@ def read_shard(path: Path, names: Iterable[str] = NAMES) -> Arrays:
 
 
 def _damaged(path: Path, error: BaseException) -> FeaturesError:
-    said = printable(str(error) or type(error).__name__)[:300]
-    return FeaturesError(f"{path} is damaged or no file of features ({said}); python -m vatt.embed writes them")
+    reason = printable(str(error) or type(error).__name__)[:300]
+    return FeaturesError(f"{path} is damaged or no file of features ({reason}); python -m vatt.embed writes them")
 
 
 def _check(arrays: Arrays) -> None:
     """Raises ValueError unless `arrays` can be those of one file."""
     counts: dict[str, tuple[str, int]] = {}
     for name, array in arrays.items():
-        kind, axes, what = _FORMS[name]
+        kind, axes, axis = _FORMS[name]
         if array.dtype.kind != _KINDS[kind] or array.ndim != axes:
             raise ValueError(f"{name} holds {array.dtype} {list(array.shape)}, not {kind} along {axes} axes")
-        if counts.setdefault(what, (name, len(array)))[1] != len(array):
-            other, count = counts[what]
+        if counts.setdefault(axis, (name, len(array)))[1] != len(array):
+            other, count = counts[axis]
             raise ValueError(f"{len(array)} rows of {name}, but {count} of {other}")
         if axes == 2 and not array.shape[1]:
             raise ValueError(f"{name} has no columns")
         if kind == "numbers" and name != "end" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite")
     for name in POSITIONS:
-        place = arrays.get(name)
-        if place is None or not len(place):
+        owners = arrays.get(name)
+        if owners is None or not len(owners):
             continue
-        if place.min() < 0 or ("clips" in counts and place.max() >= counts["clips"][1]):
-            raise ValueError(f"{name} names clips from {place.min()} to {place.max()}, which are not there")
-        if name != "text_clip" and len(np.unique(place)) < len(place):
+        if owners.min() < 0 or ("clips" in counts and owners.max() >= counts["clips"][1]):
+            raise ValueError(f"{name} names clips from {owners.min()} to {owners.max()}, which are not there")
+        if name != "text_clip" and len(np.unique(owners)) < len(owners):
             raise ValueError(f"{name} names a clip twice")
 
 
@@ -248,9 +248,9 @@ def _read_parquet(path: Path, names: tuple[str, ...]) -> tuple[Arrays, str]:
     columns = {"text_clip": "captions", "caption": "captions"}
     columns |= {"video_clip": "video_to_text", "audio_clip": "audio_embedding"}
     columns |= {name: name.removeprefix("bad_") for name in BAD}
-    wanted = {columns.get(name, name) for name in names} | {"reason"}
+    chosen = {columns.get(name, name) for name in names} | {"reason"}
     try:
-        table = parquet.read_table(path, columns=sorted(wanted)).combine_chunks()
+        table = parquet.read_table(path, columns=sorted(chosen)).combine_chunks()
         metadata = (table.schema.metadata or {})[b"vatt"].decode()
         bad = pa.compute.is_valid(table["reason"])
         good, failed = table.filter(pa.compute.invert(bad)), table.filter(bad)

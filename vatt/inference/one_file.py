@@ -28,8 +28,8 @@ def embed_sentences(model: VATT, texts: str | Sequence[str]) -> Tensor:
     if not sentences or not all(isinstance(text, str) for text in sentences):
         raise TypeError("embed_text: sentences, a str or several, or word ids, a torch.Tensor [clips, captions, words]")
     if model.tokenizer is None:
-        where = model.folder or "this model"
-        raise VocabularyError(f"{where} has no word list, so it cannot read text; set model.tokenizer")
+        holder = model.folder or "this model"
+        raise VocabularyError(f"{holder} has no word list, so it cannot read text; set model.tokenizer")
     ids = np.stack([model.tokenizer.encode(text, model.settings.model.text.words) for text in sentences])
     for text, row in zip(sentences, ids, strict=True):
         words = model.tokenizer.split(text)

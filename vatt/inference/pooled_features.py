@@ -17,8 +17,8 @@ from .npz import Arrays
 from .over_clips import Bad, map_clips
 
 
-class Pooled(NamedTuple):
-    """Pooled features float32 [n,W,D] of the clips with these manifest indices, and those left out."""
+class PooledClips(NamedTuple):
+    """Return pooled features float32 [n,W,D] of the clips with these manifest indices, and those left out."""
 
     features: Tensor
     clips: list[int]
@@ -30,11 +30,11 @@ def pooled_features(
     modality: str,
     dataset: EvalDataset,
     autocast: Any,
-    what: str,
+    label: str,
     parts: Path | None = None,
     max_bad_share: float = 1.0,
     world: World = SINGLE_PROCESS,
-) -> Pooled:
+) -> PooledClips:
     """The pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes
@@ -51,7 +51,7 @@ def pooled_features(
 
     was_training = backbone.training
     backbone.eval()
-    mapped = map_clips(dataset, make, what, parts, max_bad_share, world)
+    mapped = map_clips(dataset, make, label, parts, max_bad_share, world)
     backbone.train(was_training)
     arrays = mapped.arrays()
-    return Pooled(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), mapped.bad)
+    return PooledClips(torch.from_numpy(arrays["features"]), arrays["row"].tolist(), mapped.bad)

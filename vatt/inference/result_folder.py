@@ -44,15 +44,15 @@ def open_result(out: Path, settings: dict[str, Any], resume: bool, form: Any) ->
         ConfigError: rather than overwrite results.
         RunError: the folder is damaged, or was begun with other settings.
     """
-    begun, result = out / "evaluate.json", out / "result.json"
-    if not resume and (begun.exists() or result.exists()):
+    settings_file, result = out / "evaluate.json", out / "result.json"
+    if not resume and (settings_file.exists() or result.exists()):
         raise ConfigError(f"{out} already holds results; go on with --resume, or choose another --out")
-    if resume and begun.exists():
+    if resume and settings_file.exists():
         finished = read_record(result, form) if result.exists() else None
-        require_equal(read_record(begun), settings, settings, out, "repeat those, or choose another --out")
+        require_equal(read_record(settings_file), settings, settings, out, "repeat those, or choose another --out")
         return finished
     out.mkdir(parents=True, exist_ok=True)
-    write_json(begun, settings)
+    write_json(settings_file, settings)
     return None
 
 
@@ -79,10 +79,10 @@ def open_features(out: Path, parts: Path, record: dict[str, Any], resume: bool) 
                 raise ConfigError(f"{path} exists; go on with --resume, delete it or choose another --out")
     elif out.exists() or settings.exists():
         complete = out.exists()
-        begun = read_features(out, ()).metadata if complete else read_record(settings)
-        where = out if complete else parts
-        require_equal(begun, record, FEATURES_IDENTITY, where, "repeat those, or delete it to start over")
-        return None if complete else begun
+        saved = read_features(out, ()).metadata if complete else read_record(settings)
+        source = out if complete else parts
+        require_equal(saved, record, FEATURES_IDENTITY, source, "repeat those, or delete it to start over")
+        return None if complete else saved
     shutil.rmtree(parts, ignore_errors=True)  # shards of which nobody knows whence
     parts.mkdir(parents=True)
     write_json(settings, record)
@@ -108,13 +108,13 @@ def write_result(
 
 
 def require_equal(
-    begun: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str], where: Path, way_out: str
+    saved: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str], source: Path, way_out: str
 ) -> None:
-    """Raise `RunError` unless the settings `names` are `now` what they were when `where` was begun."""
+    """Raise `RunError` unless the settings `names` are `now` what they were when `source` was begun."""
     now = json.loads(json.dumps(now))  # tuples become lists, as in the file they are compared with
-    differ = [f"{name}: {begun.get(name)!r}, now {now[name]!r}" for name in names if begun.get(name) != now[name]]
+    differ = [f"{name}: {saved.get(name)!r}, now {now[name]!r}" for name in names if saved.get(name) != now[name]]
     if differ:
-        raise RunError(f"{where} was begun with other settings ({'; '.join(differ)}); {way_out}")
+        raise RunError(f"{source} was begun with other settings ({'; '.join(differ)}); {way_out}")
 
 
 def read_record(path: Path, form: Any = dict) -> dict[str, Any]:

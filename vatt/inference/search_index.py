@@ -46,14 +46,14 @@ def build_index(files: list[Features], spaces: set[str]) -> Index:
     index = Index([], [], [], [], {})
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in spaces}
     for features in files:
-        arrays, seen = features.arrays, features.arrays["video_clip"]
-        starts, ends = arrays["start"][seen].tolist(), arrays["end"][seen].tolist()
-        captions: dict[int, list[str]] = {clip: [] for clip in seen.tolist()}
+        arrays, with_video = features.arrays, features.arrays["video_clip"]
+        starts, ends = arrays["start"][with_video].tolist(), arrays["end"][with_video].tolist()
+        captions: dict[int, list[str]] = {clip: [] for clip in with_video.tolist()}
         for clip, caption in zip(arrays["text_clip"].tolist(), arrays["caption"].tolist(), strict=True):
             captions.get(clip, []).append(caption)
-        index.paths.extend(arrays["path"][seen].tolist())
+        index.paths.extend(arrays["path"][with_video].tolist())
         index.spans.extend((s, None if np.isnan(e) else e) for s, e in zip(starts, ends, strict=True))
-        index.windows.extend([features.metadata["windows"]] * len(seen))
+        index.windows.extend([features.metadata["windows"]] * len(with_video))
         index.captions.extend(captions.values())
         for name in spaces:
             parts[name].append(_normalised(arrays[name]))
@@ -71,7 +71,7 @@ def rank(index: Index, space: str, embedding: NDArray[np.float32], top: int) -> 
     order = np.argsort(-cosine, kind="stable")[:top].tolist()
     return [
         {
-            "rank": place,
+            "rank": number,
             "cosine": float(cosine[i]),
             "path": index.paths[i],
             "start": index.spans[i][0],
@@ -79,7 +79,7 @@ def rank(index: Index, space: str, embedding: NDArray[np.float32], top: int) -> 
             "windows": index.windows[i],
             "captions": index.captions[i],
         }
-        for place, i in enumerate(order, 1)
+        for number, i in enumerate(order, 1)
     ]
 
 
@@ -111,11 +111,11 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
         )
     spaces = load_config(folder).model.head
     for features in files:
-        for name, wanted in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
-            if name in features.arrays and features.arrays[name].shape[1] != wanted:
+        for name, width in (("video_to_text", spaces.video_text), ("video_to_audio", spaces.video_audio)):
+            if name in features.arrays and features.arrays[name].shape[1] != width:
                 raise FeaturesError(
                     f"{features.source} is damaged: {name} is {features.arrays[name].shape[1]} wide, "
-                    f"and {wanted} in the model in {folder}; embed the clips again"
+                    f"and {width} in the model in {folder}; embed the clips again"
                 )
     return model, folder
 

@@ -34,8 +34,8 @@ class BatchNorm(nn.BatchNorm1d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         if self.total is None:
-            seen = x.detach()
-            variance, mean = seen.var(dim=0, correction=0), seen.mean(dim=0)
+            detached = x.detach()
+            variance, mean = detached.var(dim=0, correction=0), detached.mean(dim=0)
             out = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         else:
             # The mean first, then squares of what is left: no digits cancel, as they would in E[x^2] - E[x]^2.
@@ -50,7 +50,7 @@ class BatchNorm(nn.BatchNorm1d):
         return out
 
 
-class Pooled(NamedTuple):
+class PooledFeatures(NamedTuple):
     """The feature at AGG of each modality; D differs between modalities."""
 
     video: Tensor  # [B, D]
@@ -84,7 +84,7 @@ class CommonSpace(nn.Module):
         self.audio = linear(audio, video_audio)
         self.text = linear(text, video_text)
 
-    def forward(self, pooled: Pooled) -> Embeddings:
+    def forward(self, pooled: PooledFeatures) -> Embeddings:
         to_audio, to_text = self.embed_video(pooled.video)
         # The dense layer of a 3-d input returns a view, which FSDP2 warns of.
         return Embeddings(to_audio, to_text, self.audio(pooled.audio), self.text(pooled.text).clone())

@@ -22,7 +22,7 @@ from ..config.pretraining import Config
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..ops import REFERENCE, Ops
-from .heads import ClassHead, CommonSpace, Embeddings, Pooled
+from .heads import ClassHead, CommonSpace, Embeddings, PooledFeatures
 from .initializers import linear
 from .randomness import BatchRows, mix_seed
 from .tokens import AudioTokens, TextTokens, VideoTokens
@@ -81,11 +81,11 @@ class Backbone(nn.Module):
 
     def forward(
         self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int | Tensor = 0, rows: BatchRows | None = None
-    ) -> Pooled:
+    ) -> PooledFeatures:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
         words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
         # A view would keep the features of all tokens.
-        return Pooled(
+        return PooledFeatures(
             self.features("video", video, seed=seed, rows=rows)[:, 0].clone(),
             self.features("audio", audio, seed=seed, rows=rows)[:, 0].clone(),
             words.unflatten(0, text.shape[:2]).clone(),
@@ -107,13 +107,13 @@ class Backbone(nn.Module):
         [B,K]) fixes the kept tokens instead.
         `rows`: where x lies in a larger batch, whose draws DropToken makes; attention dropout differs by `rows.first`.
         """
-        place = MODALITIES.index(modality)
+        index = MODALITIES.index(modality)
         if modality == "text":
             tokens, mask = self.tokens[modality](x)
         else:
-            tokens, mask = self.tokens[modality](x, keep=keep, seed=mix_seed(seed, place), rows=rows)
+            tokens, mask = self.tokens[modality](x, keep=keep, seed=mix_seed(seed, index), rows=rows)
         encoder = self.encoder["shared" if self.config.kind == "agnostic" else modality]
-        out = encoder(tokens, mask, seed=mix_seed(mix_seed(seed, 10 + place), rows.first if rows else 0))
+        out = encoder(tokens, mask, seed=mix_seed(mix_seed(seed, 10 + index), rows.first if rows else 0))
         return F.gelu(self.post[modality](out)) if modality in self.post else out
 
 

@@ -27,7 +27,7 @@ from ..errors import VattError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
 from ..ops import REFERENCE, Ops
-from .infer_config import Description, describe
+from .infer_config import Description, infer_description
 from .tensorflow_checkpoint import TFCheckpoint
 from .variable_names import SLOT, VALUE, Place, place, variable
 
@@ -52,8 +52,8 @@ class Mapped:
 
     def coverage(self) -> Iterable[str]:
         """One line a variable."""
-        for name, where in sorted(self.places.items()):
-            yield f"{name}  {_shape_text(self.shapes[name])} -> {where}"
+        for name, target in sorted(self.places.items()):
+            yield f"{name}  {_shape_text(self.shapes[name])} -> {target}"
 
     @property
     def numbers(self) -> int:
@@ -82,23 +82,23 @@ def map_variables(
     shapes included. Optimiser state and bookkeeping are left out.
     """
     shapes = {name: shape for key, shape in entries.items() if (name := variable(key)) is not None}
-    description = describe(shapes, settings, need_heads=need_heads)
+    description = infer_description(shapes, settings, need_heads=need_heads)
     with torch.device("meta"):
         tensors = {k: t for k, t in build(description).state_dict().items() if not k.endswith(_COUNTERS)}
     places, problems = {}, []
     free = {(name, third) for name in tensors for third in ((0, 1, 2) if ".qkv." in name else (None,))}
     for name, shape in shapes.items():
-        where = place(name, description.modality, description.agnostic)
-        if where is None or where.name not in tensors:
+        target = place(name, description.modality, description.agnostic)
+        if target is None or target.name not in tensors:
             problems.append(f"{name} {_shape_text(shape)}: unmatched, no part of our model")
-        elif (where.name, where.third) not in free:
-            problems.append(f"{name}: {where} is taken by another variable")
+        elif (target.name, target.third) not in free:
+            problems.append(f"{name}: {target} is taken by another variable")
         else:
-            expected = where.shape(tensors[where.name], shape)
-            free.discard((where.name, where.third))
-            places[name] = where
+            expected = target.shape(tensors[target.name], shape)
+            free.discard((target.name, target.third))
+            places[name] = target
             if shape != expected:
-                problems.append(f"{name}: shape {_shape_text(shape)}, {where} needs {_shape_text(expected)}")
+                problems.append(f"{name}: shape {_shape_text(shape)}, {target} needs {_shape_text(expected)}")
     problems += [f"no variable for our {Place(name, third)}" for name, third in sorted(free, key=str)]
     if problems:
         raise MapError(f"{len(problems)} variables do not match:\n  " + "\n  ".join(problems))
@@ -126,12 +126,12 @@ def read_weights(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
 def _assemble(checkpoint: TFCheckpoint, mapped: Mapped, names: Iterable[str], suffix: str) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     for name in names:
-        where = mapped.places[name]
-        ours = mapped.tensors[where.name]
-        if where.name not in result:
-            result[where.name] = torch.empty(ours.shape)
+        target = mapped.places[name]
+        ours = mapped.tensors[target.name]
+        if target.name not in result:
+            result[target.name] = torch.empty(ours.shape)
         value = torch.from_numpy(checkpoint[name + suffix])
-        where.part(result[where.name]).copy_(where.to_ours(value, ours))
+        target.part(result[target.name]).copy_(target.to_ours(value, ours))
     return result
 
 
@@ -142,8 +142,8 @@ def read_step(checkpoint: TFCheckpoint) -> int | None:
 
 def slots(checkpoint: TFCheckpoint) -> tuple[str, ...]:
     """Kinds of moments the checkpoint holds: ("m", "v"), ("momentum",) or ()."""
-    found = {key.partition(SLOT)[2].removesuffix(VALUE) for key in checkpoint if SLOT in key}
-    return tuple(sorted(found))
+    kinds = {key.partition(SLOT)[2].removesuffix(VALUE) for key in checkpoint if SLOT in key}
+    return tuple(sorted(kinds))
 
 
 def read_moments(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
@@ -160,9 +160,9 @@ def read_moments(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
         suffix = f"{SLOT}{kind}{VALUE}"
         names = [name for name in mapped.places if name + suffix in checkpoint]
         with_moment = {mapped.places[name].name for name in names}
-        for name, where in mapped.places.items():
-            if where.name in with_moment and name + suffix not in checkpoint:
-                raise MapError(f"{name} has no moment {kind!r}, other parts of {where.name} do")
+        for name, target in mapped.places.items():
+            if target.name in with_moment and name + suffix not in checkpoint:
+                raise MapError(f"{name} has no moment {kind!r}, other parts of {target.name} do")
             if name in names and checkpoint.shape(name + suffix) != mapped.shapes[name]:
                 raise MapError(f"{name}: moment {kind!r} has another shape than the variable")
         assembled = _assemble(checkpoint, mapped, names, suffix)

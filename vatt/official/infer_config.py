@@ -84,14 +84,14 @@ class Description:
         return f"{e.layers} layers, width {e.width}, {heads}, MLP {e.mlp}"
 
 
-def describe(
+def infer_description(
     shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
 ) -> Description:
     """Kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`.
 
     `need_heads` False: goes on, with a note, where the assumed head width does not fit.
     """
-    return _Reader(shapes, settings or {}, need_heads).describe()
+    return _Reader(shapes, settings or {}, need_heads).infer()
 
 
 class _Reader:
@@ -100,7 +100,7 @@ class _Reader:
         self.found = Description(ModelConfig())
         self.found.unread = [name for name in settings if name not in _READ]
 
-    def describe(self) -> Description:
+    def infer(self) -> Description:
         if f"{MODEL}_base_layer/unified_backbone/unified_transformer/vid_agg_embedding" in self.shapes:
             config = self.agnostic()
         elif f"{MODEL}_base_layer/vid_backbone/_base/agg_embedding" in self.shapes:

@@ -30,8 +30,8 @@ def source_sizes(init: str) -> ModelConfig:
     if not Path(f"{init.removesuffix('.index')}.index").is_file() and not any(Path(init).glob("*.index")):
         raise RunError(f"--init {init}: neither a folder with a model nor an official checkpoint's PREFIX")
     try:
-        with TFCheckpoint(Path(init)) as found:
-            return map_checkpoint(found).description.config
+        with TFCheckpoint(Path(init)) as checkpoint:
+            return map_checkpoint(checkpoint).description.config
     except SizeError as error:
         raise ConfigError(
             f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder that --init takes"

@@ -30,9 +30,9 @@ _Entry = tuple[int, tuple[int, ...], int, int, int, int]  # dtype number, shape,
 class CheckpointError(VattError, ValueError):
     """A checkpoint that cannot be read, with the `file` and, where known, the tensor's `key` and the byte `offset`."""
 
-    def __init__(self, file: Path, key: str | None, offset: int | None, what: str, way_out: str = _DAMAGED) -> None:
-        tensor, place = f", tensor {key!r}" if key else "", "" if offset is None else f", byte {offset}"
-        super().__init__(f"{file}{tensor}{place}: {what}. {way_out}")
+    def __init__(self, file: Path, key: str | None, offset: int | None, fault: str, way_out: str = _DAMAGED) -> None:
+        tensor, position = f", tensor {key!r}" if key else "", "" if offset is None else f", byte {offset}"
+        super().__init__(f"{file}{tensor}{position}: {fault}. {way_out}")
         self.file, self.key, self.offset = file, key, offset
 
 
@@ -135,18 +135,18 @@ def _entry(value: _Cursor, files: list[Path]) -> _Entry:
 
 def _index_file(path: Path) -> Path:
     index = Path(f"{str(path).removesuffix('.index')}.index")
-    found = [index] if index.is_file() or not path.is_dir() else sorted(path.glob("*.index"))
-    if len(found) > 1 and (path / "checkpoint").is_file():
+    files = [index] if index.is_file() or not path.is_dir() else sorted(path.glob("*.index"))
+    if len(files) > 1 and (path / "checkpoint").is_file():
         state = (path / "checkpoint").read_text(encoding="utf-8", errors="replace")
         latest = re.search(r'^model_checkpoint_path: "(?:.*/)?([^/"]+)"', state, re.MULTILINE)
-        found = [path / f"{latest[1]}.index"] if latest else found  # a folder it names is another machine's
-    if len(found) != 1 or not found[0].is_file():
-        what = f"no such file, nor {index.name}"
+        files = [path / f"{latest[1]}.index"] if latest else files  # a folder it names is another machine's
+    if len(files) != 1 or not files[0].is_file():
+        fault = f"no such file, nor {index.name}"
         if path.exists():
-            names = ", ".join(file.stem for file in found[:3]) + ("" if len(found) <= 3 else ", ...")
-            what = f"{len(found)} .index files ({names}), name one" if len(found) > 1 else "holds no .index file"
-        raise CheckpointError(path, None, None, what, "Give PREFIX of PREFIX.index.")
-    return found[0]
+            names = ", ".join(file.stem for file in files[:3]) + ("" if len(files) <= 3 else ", ...")
+            fault = f"{len(files)} .index files ({names}), name one" if len(files) > 1 else "holds no .index file"
+        raise CheckpointError(path, None, None, fault, "Give PREFIX of PREFIX.index.")
+    return files[0]
 
 
 class TFCheckpoint(Mapping[str, np.ndarray], AbstractContextManager["TFCheckpoint"]):

@@ -175,13 +175,13 @@ def _unified(path: str) -> Place | None:
     match = re.fullmatch(r"(raw_to_embeddings|pre_proj|pos_embedding_lookup|post_proj)/(video|audio|text)/(.+)", path)
     if match is None:
         return None
-    what, modality, leaf = match.groups()
+    layer, modality, leaf = match.groups()
     tokens = f"backbone.tokens.{modality}"
-    if what == "pre_proj":
+    if layer == "pre_proj":
         return _dense(f"{tokens}.inner", leaf)
-    if what == "post_proj":
+    if layer == "post_proj":
         return _dense(f"backbone.post.{modality}", leaf)
-    if what == "pos_embedding_lookup":
+    if layer == "pos_embedding_lookup":
         return _positions(leaf, tokens)
     if modality == "text":
         return Place(f"{tokens}.embedding.weight") if leaf == "embeddings" else None

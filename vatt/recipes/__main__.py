@@ -91,8 +91,8 @@ def settings(recipe: Recipe) -> FinetuneConfig | dict[str, Any]:
     if not recipe.tuned:
         return vars(evaluate.parse_arguments(words))
     if not recipe.scratch:
-        place = words.index("--init") + 1
-        words[place : place + 1] = ["none", "--model", recipe.model]
+        position = words.index("--init") + 1
+        words[position : position + 1] = ["none", "--model", recipe.model]
     return finetune.resolve_config(finetune.parse_arguments(words))
 
 
@@ -105,7 +105,7 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def describe(recipe: Recipe) -> str:
+def format_recipe(recipe: Recipe) -> str:
     """Commands under comments, which a shell can run."""
     scores = ", ".join(f"{name} {value:g}" for name, value in recipe.paper.items())
     begin = "random weights" if recipe.scratch else f"the official checkpoint pretrain/{CHECKPOINTS[recipe.model]}"
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def action() -> None:
         if args.names:
-            print("\n\n".join([describe(recipe(name)) for name in args.names]))
+            print("\n\n".join([format_recipe(recipe(name)) for name in args.names]))
         else:
             print(listing(one for one in RECIPES.values() if args.table in (None, one.table)))
 

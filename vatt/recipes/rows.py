@@ -215,8 +215,8 @@ def drop_rows() -> list[Recipe]:
     for dataset, scores in {**PROBES, **RETRIEVALS}.items():
         task, score, flags = "retrieve", "R@10", "--windows 4 --fps 12.5 --score both"
         if dataset in PROBES:
-            seen = "--modality audio" if dataset == "esc50" else "--modality video --fps 12.5"
-            task, score, flags = "probe", "top1", f"{seen} --probe official --windows 4"
+            input_flags = "--modality audio" if dataset == "esc50" else "--modality video --fps 12.5"
+            task, score, flags = "probe", "top1", f"{input_flags} --probe official --windows 4"
         for rate, value in zip(DROPPED, scores, strict=True):
             made.append(
                 Recipe(

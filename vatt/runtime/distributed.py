@@ -96,13 +96,13 @@ class World:
             raise error if self.is_first else RemoteError(error)
         return result
 
-    def require_same(self, what: str, value: object) -> None:
-        """Raises `RunError` when the ranks have different values of `what`."""
+    def require_same(self, label: str, value: object) -> None:
+        """Raise `RunError` when the processes have different values of `label`."""
 
         def compare() -> None:
             if len(set(values)) > 1:
                 raise RunError(
-                    f"the processes have different {what} ({', '.join(map(str, values))}); the run's folder "
+                    f"the processes have different {label} ({', '.join(map(str, values))}); the run's folder "
                     "and its data must be the same files for all of them"
                 )
 
@@ -257,12 +257,12 @@ def init_world(device: str) -> Iterator[World]:
         yield SINGLE_PROCESS
         return
     gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if gpus and device not in ("auto", "cuda"):
         raise ConfigError(f"--device {device} is one GPU for all processes; --device cuda gives each its own")
-    if gpus and local >= found:
+    if gpus and local >= count:
         raise ConfigError(
-            f"process {local} of this machine has no GPU, there are {found}; start as many processes "
+            f"process {local} of this machine has no GPU, there are {count}; start as many processes "
             "(--nproc-per-node), or add --device cpu"
         )
     if gpus:

@@ -44,9 +44,9 @@ def writing(
         needed = "" if size is None else f"; {size:,} bytes are needed"
         free = _free(path)
         room = "" if free is None else f"{' and' if needed else ';'} {free:,} are free on its disk"
-        said = WriteError(f"{path} cannot be written: {reason}{needed}{room}{f'; {kept}' if kept else ''}")
-        said.errno = number
-        raise said from error
+        failure = WriteError(f"{path} cannot be written: {reason}{needed}{room}{f'; {kept}' if kept else ''}")
+        failure.errno = number
+        raise failure from error
 
 
 def _free(path: Path) -> int | None:

@@ -48,31 +48,31 @@ def parse_json(data: bytes | str, form: Any = dict) -> Any:
     return value
 
 
-def require_form(value: Any, form: Any, place: str = "") -> None:
-    """Raises `FormError`, which names the `place`, unless `value` has `form`."""
+def require_form(value: Any, form: Any, path: str = "") -> None:
+    """Raise `FormError`, which names the `path` in the document, unless `value` has `form`."""
     if isinstance(form, dict):
         if not isinstance(value, dict):
-            raise FormError(f"{place or 'it'} is {_kind(value)} and not an object of names and values")
+            raise FormError(f"{path or 'it'} is {_kind(value)} and not an object of names and values")
         for key, one in form.items():
             if key == "*":
                 for name, entry in value.items():
-                    require_form(entry, one, f"{place}.{printable(name)[:60]}".lstrip("."))
+                    require_form(entry, one, f"{path}.{printable(name)[:60]}".lstrip("."))
                 continue
             name = key.removesuffix("?")
             if name in value:
-                require_form(value[name], one, f"{place}.{name}".lstrip("."))
+                require_form(value[name], one, f"{path}.{name}".lstrip("."))
             elif name == key:
-                raise FormError(f"{place or 'it'} has no {name!r}")
+                raise FormError(f"{path or 'it'} has no {name!r}")
     elif isinstance(form, list):
         if not isinstance(value, list):
-            raise FormError(f"{place or 'it'} is {_kind(value)} and not a list")
+            raise FormError(f"{path or 'it'} is {_kind(value)} and not a list")
         for i, one in enumerate(value):
-            require_form(one, form[0], f"{place}[{i}]")
+            require_form(one, form[0], f"{path}[{i}]")
     elif isinstance(form, tuple):
         if not any(_fits(value, one) for one in form):
-            raise FormError(f"{place or 'it'} is {_kind(value)}: {_short(value)}")
+            raise FormError(f"{path or 'it'} is {_kind(value)}: {_short(value)}")
     elif not _fits(value, form):
-        raise FormError(f"{place or 'it'} is {_kind(value)} and not {_name(form)}: {_short(value)}")
+        raise FormError(f"{path or 'it'} is {_kind(value)} and not {_name(form)}: {_short(value)}")
 
 
 def _fits(value: Any, form: Any) -> bool:

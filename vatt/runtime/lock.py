@@ -194,11 +194,11 @@ def is_local(path: Path) -> bool:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
         return sys.platform != "linux"
-    place, kind, longest = str(path.resolve()), "", -1
+    real, kind, longest = str(path.resolve()), "", -1
     for line in lines:
         fields, _, rest = line.partition(" - ")
         mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
-        inside = place == mount or place.startswith(mount.rstrip("/") + "/")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= longest:
             kind, longest = rest.split()[0], len(mount)
     return kind in LOCAL

@@ -9,13 +9,13 @@ from tqdm import tqdm
 LOG_SECONDS = 15.0  # between lines when nobody is watching
 
 
-def progress_bar(total: int, what: str, unit: str, start: int = 0) -> tqdm:
+def progress_bar(total: int, label: str, unit: str, start: int = 0) -> tqdm:
     """A tqdm bar on standard error with rate and time left; `start` of `total` units are done already."""
     interval = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     return tqdm(
         total=total,
         initial=start,
-        desc=what,
+        desc=label,
         unit=unit,
         dynamic_ncols=True,
         mininterval=interval,

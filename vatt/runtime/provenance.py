@@ -18,8 +18,8 @@ import torch
 
 def public(text: str) -> str:
     """A path, address or argument as others may see it: no folders of this machine, no user or key of an address."""
-    found = re.match(r"(?:[\w.-]+=)+", text)  # --set=a.b=
-    option = found[0] if found else ""
+    match = re.match(r"(?:[\w.-]+=)+", text)  # --set=a.b=
+    option = match[0] if match else ""
     value = text[len(option) :]
     if "://" in value:
         value = re.sub(r"://[^/@]*@", "://", value).partition("?")[0]

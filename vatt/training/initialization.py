@@ -66,10 +66,10 @@ def load_backbone(classifier: Classifier, weights: Mapping[str, Tensor], source:
             report.mismatched.append((name, tuple(value.shape), tuple(ours.shape)))
     report.unused = [name for name in weights if name in report.fresh or name not in classifier.state_dict()]
     if not any(name.startswith("backbone.encoder.") for name in report.loaded):
-        found = sorted({".".join(name.split(".")[:3]) for name in weights if name.startswith("backbone.encoder.")})
-        wanted = next(iter(classifier.backbone.encoder))
+        names = sorted({".".join(name.split(".")[:3]) for name in weights if name.startswith("backbone.encoder.")})
+        encoder = next(iter(classifier.backbone.encoder))
         raise RunError(
-            f"{source}: no weights for backbone.encoder.{wanted} (the source has: {', '.join(found) or 'no encoder'}); "
+            f"{source}: no weights for backbone.encoder.{encoder} (it has: {', '.join(names) or 'no encoder'}); "
             "check model.kind, the modality and the sizes of the classifier"
         )
     return report

@@ -239,7 +239,7 @@ def open_run(
 def summarise(
     out: Path,
     draw: Callable[[list[dict[str, Any]], Path], None],
-    where: dict[str, Any],
+    environment: dict[str, Any],
     config: RunConfig,
     seconds: float,
     bad: BadClips,
@@ -249,7 +249,7 @@ def summarise(
 
     Args:
         draw: the curves, from the lines of metrics.jsonl.
-        where: the environment.
+        environment: what `runtime.provenance.environment` returned.
         seconds: of this process; a resumed run counts from its resume.
     """
     records = read_metrics(out / "metrics.jsonl")
@@ -259,7 +259,7 @@ def summarise(
         log.info("no loss.png: matplotlib is missing, pip install -e '.[bench]' brings it")
     last = [r["loss"] for r in records[-20:] if r["updated"] and r["loss"] is not None]
     result = {
-        "environment": where,
+        "environment": environment,
         "steps": config.steps,
         "final_loss": sum(last) / len(last) if last else None,
         "train_seconds": seconds,

@@ -100,8 +100,8 @@ def run_steps(
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
     remarks = Remarks(manifest)
-    for what, (value, _) in session.identity.items():
-        world.require_same(what, value)
+    for label, (value, _) in session.identity.items():
+        world.require_same(label, value)
     boards: list[Any] = []
     if config.tensorboard:
         world.on_main(lambda: boards.append(tensorboard(out)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config.pretraining import Config
 from ..data.datasets.batch import Batch
-from ..model.heads import Embeddings, Pooled
+from ..model.heads import Embeddings, PooledFeatures
 from ..model.losses import Gathered, Losses, pretraining_loss
 from ..model.randomness import BatchRows, mix_seed
 from ..model.vatt import VATT
@@ -87,7 +87,7 @@ def backward(
         return losses
     with torch.no_grad():
         made = [_pool(backbone, batch, piece, seed, autocast, world) for piece in pieces]
-    pooled = Pooled(*(torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)))
+    pooled = PooledFeatures(*(torch.cat(parts).requires_grad_() for parts in zip(*made, strict=True)))
     losses = _losses(head, pooled, batch, config, autocast, ops, world)
     losses.total.backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in pooled]
@@ -98,21 +98,21 @@ def backward(
     return losses
 
 
-def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> Pooled:
+def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> PooledFeatures:
     """Pooled features of consecutive rows of this rank's part of the batch; the same draws whenever it is called."""
     share = len(batch.video)
     begin, end = int(piece[0]), int(piece[-1]) + 1
     rows = BatchRows(world.rank * share + begin, world.size * share)
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
     with autocast:
-        pooled: Pooled = backbone(
+        pooled: PooledFeatures = backbone(
             batch.video[begin:end], batch.audio[begin:end], batch.text[begin:end], seed=seed, rows=rows
         )
     return pooled
 
 
 def _losses(
-    head: nn.Module, pooled: Pooled, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
+    head: nn.Module, pooled: PooledFeatures, batch: Batch, config: Config, autocast: Any, ops: Ops, world: World
 ) -> Losses:
     with autocast:
         embeddings: Embeddings = head(pooled)

@@ -51,37 +51,37 @@ class Session:
 
         Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
         """
-        found = training_checkpoint.load_latest(self.out / "checkpoints")
-        self.world.require_same("newest checkpoints, steps", found.step if found else 0)
-        if found is None:
+        checkpoint = training_checkpoint.load_latest(self.out / "checkpoints")
+        self.world.require_same("newest checkpoints, steps", checkpoint.step if checkpoint else 0)
+        if checkpoint is None:
             return 0
         try:
-            require_form(found.state, STATE)
+            require_form(checkpoint.state, STATE)
         except FormError as error:
-            raise DamagedCheckpoint(f"{found.path} is of no run of this kind: {error}") from error
-        for what, (fingerprint, place) in self.identity.items():
-            if found.state[what] != fingerprint:
-                raise RunError(f"{place}: the {what} changed since the run began; restore them, or start another run")
-        if found.step > steps:
-            raise ConfigError(f"steps is {steps}, but the run is at step {found.step} already")
-        if found.model is not None and is_sharded(self.model):
-            raise ConfigError(f"{found.path} is not sharded; resume with --parallel ddp")
+            raise DamagedCheckpoint(f"{checkpoint.path} is of no run of this kind: {error}") from error
+        for label, (fingerprint, path) in self.identity.items():
+            if checkpoint.state[label] != fingerprint:
+                raise RunError(f"{path}: the {label} changed since the run began; restore them, or start another run")
+        if checkpoint.step > steps:
+            raise ConfigError(f"steps is {steps}, but the run is at step {checkpoint.step} already")
+        if checkpoint.model is not None and is_sharded(self.model):
+            raise ConfigError(f"{checkpoint.path} is not sharded; resume with --parallel ddp")
         try:
-            if found.model is None:
-                shards = found.path / training_checkpoint.SHARDS
-                load_shards(shards, self.model, self.optimizer, found.state["optimizer"])
+            if checkpoint.model is None:
+                shards = checkpoint.path / training_checkpoint.SHARDS
+                load_shards(shards, self.model, self.optimizer, checkpoint.state["optimizer"])
             else:
-                self.model.load_state_dict(found.model)
-                self.optimizer.load_state_dict(found.state["optimizer"])
-            self.bad.load_state_dict(found.state["bad_clips"])
+                self.model.load_state_dict(checkpoint.model)
+                self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+            self.bad.load_state_dict(checkpoint.state["bad_clips"])
         except (RunError, DataError):
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, CheckpointException) as error:
-            said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DamagedCheckpoint(
-                f"{found.path} does not fit this run ({said}); resume it with the version of vatt that wrote it"
+                f"{checkpoint.path} does not fit this run ({reason}); resume it with the version of vatt that wrote it"
             ) from error
-        return found.step
+        return checkpoint.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
         """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it.
@@ -93,7 +93,7 @@ class Session:
         state = {
             "bad_clips": bad_clips or self.bad.state_dict(),
             "record": self.record,
-            **{what: value for what, (value, _) in self.identity.items()},
+            **{label: value for label, (value, _) in self.identity.items()},
         }
         if not is_sharded(self.model):
             whole = state | {"optimizer": self.optimizer.state_dict()}

@@ -32,7 +32,7 @@ class Status:
     """
 
     out: Path
-    what: str
+    description: str
     state: str
     step: int
     steps: int
@@ -58,7 +58,7 @@ def status(out: Path) -> Status:
     Raises:
         RunError: `out` holds no run, or its config.json or metrics.jsonl is damaged.
     """
-    settings, what = _settings(out)
+    settings, description = _settings(out)
     now, steps = time.time(), int(settings["steps"])
     metrics = out / "metrics.jsonl"
     records = _last_records(metrics)
@@ -79,7 +79,7 @@ def status(out: Path) -> Status:
         state = "evaluating" if step >= steps else "running"
     return Status(
         out,
-        what,
+        description,
         state,
         step,
         steps,
@@ -109,7 +109,7 @@ def format_status(s: Status) -> str:
         "evaluating": "all steps are made; the run is evaluated, or stopped there",
         "done": "done",
     }[s.state]
-    lines = {"run": f"{s.out}: {s.what}", "state": state}
+    lines = {"run": f"{s.out}: {s.description}", "state": state}
     share = f" ({s.step / s.steps:.1%})" if s.steps else ""
     lines["step"] = f"{s.step:,} of {s.steps:,}{share}"
     if s.age is not None and s.step_seconds is not None:
@@ -149,7 +149,7 @@ def _settings(out: Path) -> tuple[dict[str, Any], str]:
         section = "finetune" if fine_tuning else "config"
         require_form(record, {section: {"steps": int, "task" if fine_tuning else "preset": str}})
         settings = record[section]
-        what = f"fine-tuning, {settings['task']}" if fine_tuning else f"pre-training, {settings['preset']}"
+        description = f"fine-tuning, {settings['task']}" if fine_tuning else f"pre-training, {settings['preset']}"
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{out} holds no run: {path} is missing") from error
     except FormError as error:
@@ -157,7 +157,7 @@ def _settings(out: Path) -> tuple[dict[str, Any], str]:
             f"{path} is not a run's config: {error}; --resume takes the settings from the newest "
             "checkpoint and writes it anew"
         ) from error
-    return settings, what
+    return settings, description
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
@@ -178,9 +178,9 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
     """(step, time of writing) of the newest checkpoint. A damaged one is not told apart: that takes reading it."""
-    found = saved_steps(folder)
+    checkpoints = saved_steps(folder)
     try:
-        return (found[-1][0], found[-1][1].stat().st_mtime) if found else None
+        return (checkpoints[-1][0], checkpoints[-1][1].stat().st_mtime) if checkpoints else None
     except FileNotFoundError:  # an older one that has just made place for a newer
         return None
 

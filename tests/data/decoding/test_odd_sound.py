@@ -22,7 +22,7 @@ from vatt.data.decoding.container import probe
 from vatt.data.decoding.span import DecodedSpan, decode_span
 from vatt.data.remarks import Remarks
 from vatt.data.transcode import encode
-from vatt.data.transcode.encode import Recipe, encode_clip
+from vatt.data.transcode.encode import Encoding, encode_clip
 
 RATE = 48_000
 
@@ -143,7 +143,7 @@ def test_one_picture_stays_while_its_sound_goes_on(tmp_path: Path) -> None:
         assert (span.video == span.video[0]).all()
         assert span.audio is not None
         assert start + onset(span.audio, RATE) == pytest.approx(3.0, abs=1e-3)
-    made = encode_clip(Clip(0, path, path.name), tmp_path / "new", Recipe(size=64), 60.0)
+    made = encode_clip(Clip(0, path, path.name), tmp_path / "new", Encoding(size=64), 60.0)
     assert made.frames in (40, 41)
 
 
@@ -163,7 +163,7 @@ def test_pieces_of_a_transcoded_clip_meet_without_a_jump(
     kind = {".wmv": "wmv2", ".flv": "flv"}.get(suffix, "libx264")
     path = write_clip(tmp_path / f"a{suffix}", steady(6.0, 25), sound, rate, kind, codec, ticks=25)
     monkeypatch.setattr(encode, "CHUNK", 10)
-    heard_pieces = [piece.audio for piece in encode._Source(path, 0.0, 55, Recipe(size=64), 60.0)]
+    heard_pieces = [piece.audio for piece in encode._Source(path, 0.0, 55, Encoding(size=64), 60.0)]
     whole = decode_span(path, start=0.0, fps=10.0, frames=55, rate=RATE).audio
     assert len(heard_pieces) == 6
     assert whole is not None
@@ -175,5 +175,5 @@ def test_pieces_of_a_transcoded_clip_meet_without_a_jump(
 def test_a_sound_alone_is_transcoded_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_sound_of(tmp_path / "a.ogg", tone(6.0)[None], "libopus", "mono")
     monkeypatch.setattr(encode, "CHUNK", 10)
-    pieces = list(encode._Source(path, 0.0, 60, Recipe(), 60.0, has_video=False))
+    pieces = list(encode._Source(path, 0.0, 60, Encoding(), 60.0, has_video=False))
     assert len(pieces) == 1

@@ -23,8 +23,8 @@ def colour_matrix(colourspace: int) -> NDArray[np.float32]:
     """float32 [3, 3]: RGB decoded as BT.601 to RGB of `colourspace`, as libav numbers them; a product from the left."""
     if colourspace not in LUMA:
         return np.eye(3, dtype=np.float32)
-    wanted = _rgb_of_yuv(*LUMA[colourspace])
-    return (wanted @ np.linalg.inv(_rgb_of_yuv(*BT601))).astype(np.float32)
+    right = _rgb_of_yuv(*LUMA[colourspace])
+    return (right @ np.linalg.inv(_rgb_of_yuv(*BT601))).astype(np.float32)
 
 
 def _rgb_of_yuv(red: float, blue: float) -> NDArray[np.float64]:

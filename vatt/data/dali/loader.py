@@ -175,8 +175,8 @@ class EncodedClips(ClipDataset):
         mask = without.video_mask.clone()
         mask[[*rows, *decoded]] = 1.0
         video = torch.zeros((len(decoded), *without.video.shape[1:]), dtype=torch.uint8)
-        for place, frames in enumerate(decoded.values()):
-            video[place] = torch.from_numpy(frames)
+        for slot, frames in enumerate(decoded.values()):
+            video[slot] = torch.from_numpy(frames)
         files = [parts[i].inputs["encoded"] for i in rows]
         names = [name for name in parts[rows[0]].inputs if name != "encoded"] if rows else []
         common: dict[str, Any] = vars(without) | {"video": video, "video_mask": mask}

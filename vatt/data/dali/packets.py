@@ -148,28 +148,28 @@ def _packets_from(
     if origin is None or not stream.time_base:
         raise Unsuitable("no start time")
     slack = min(1e-3, float(stream.time_base) / 2)  # as in `vatt.data.decoding.video`
-    found: list[tuple[int, Packet]] = []  # time shown, in ticks of the stream
+    stamped: list[tuple[int, Packet]] = []  # time shown, in ticks of the stream
     last = (origin + start + (frames - 1) / fps + slack) / float(stream.time_base)  # in ticks, too
     later = 0
     for packet in reader.packets(stream):
-        if not packet.size or not (found or packet.is_keyframe):
+        if not packet.size or not (stamped or packet.is_keyframe):
             continue
         if packet.pts is None:
             raise Unsuitable("packets without the time at which they are shown")
         if packet.is_corrupt:
             raise Unsuitable("damaged packets")
-        found.append((packet.pts, packet))
+        stamped.append((packet.pts, packet))
         later += packet.pts > last
         # Decoding times tell soonest that the rest is shown later, where the file has them and they are right.
         if later > REORDER or (packet.dts is not None and last < packet.dts <= packet.pts):
             break
     # Frames shown before the key frame build on what is not here.
-    stamps = np.array([pts for pts, _ in found if pts >= found[0][0]], np.int64)
-    packets = [packet for pts, packet in found if pts >= found[0][0]]
+    stamps = np.array([pts for pts, _ in stamped if pts >= stamped[0][0]], np.int64)
+    packets = [packet for pts, packet in stamped if pts >= stamped[0][0]]
     order = np.argsort(stamps, kind="stable")
     ranks = np.empty(len(packets), np.int32)
     ranks[order] = np.arange(len(packets))
-    places = np.array([place for place, i in enumerate(order) if not packets[i].is_discard], np.int32)
+    places = np.array([index for index, i in enumerate(order) if not packets[i].is_discard], np.int32)
     if not len(places):
         if not reader.from_start:
             raise Late
@@ -195,9 +195,9 @@ def _file(packets: list[Packet], ranks: NDArray[np.int32], stream: VideoStream) 
     try:
         with av.open(file, "w", format="matroska", options={"fflags": "bitexact"}) as container:
             copy = container.add_stream_from_template(stream, opaque=True)
-            for place, packet in enumerate(packets):
+            for index, packet in enumerate(packets):
                 packet.stream, packet.time_base = copy, Fraction(1, 1000)
-                packet.pts, packet.dts = (int(ranks[place]) + delay) * TICKS, place * TICKS
+                packet.pts, packet.dts = (int(ranks[index]) + delay) * TICKS, index * TICKS
                 packet.duration = TICKS
                 container.mux_one(packet)
     except (FFmpegError, ValueError) as error:

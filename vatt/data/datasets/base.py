@@ -136,9 +136,9 @@ class Clips(Dataset[Batch]):
         """`samples` as tensors; `since`: what `clocks` said before the first of them was read."""
         video, audio, text = self.model.video, self.model.audio, self.model.text
         count = len(samples)
-        frames, heard = video.frames if "video" in self.read else 0, audio.samples if "audio" in self.read else 0
+        frames, samples_each = video.frames if "video" in self.read else 0, audio.samples if "audio" in self.read else 0
         pixels = torch.zeros((count, *self.video_axes, frames, video.size, video.size, 3), dtype=torch.uint8)
-        sound = torch.zeros((count, *self.audio_axes, heard))
+        sound = torch.zeros((count, *self.audio_axes, samples_each))
         words = torch.zeros((count, text.captions, text.words), dtype=torch.int64)
         labels = torch.zeros((count, len(self._labels)))
         for i, sample in enumerate(samples):

@@ -78,9 +78,9 @@ def three_crops(frames: Frames, size: int) -> Frames:
     height, width = frames.shape[1:3]
     new_h, new_w = fit_short_side(height, width, size)
     out = np.empty((3, len(frames), size, size, 3), np.uint8)
-    for crop, place in zip(out, (0.0, 0.5, 1.0), strict=True):
-        rows = Taps(height, new_h, int(place * (new_h - size)), size)
-        columns = Taps(width, new_w, int(place * (new_w - size)), size)
+    for crop, share in zip(out, (0.0, 0.5, 1.0), strict=True):
+        rows = Taps(height, new_h, int(share * (new_h - size)), size)
+        columns = Taps(width, new_w, int(share * (new_w - size)), size)
         for i, frame in enumerate(frames):
             crop[i] = to_uint8(resample(frame, rows, columns))
     return out

@@ -78,10 +78,10 @@ class ClipDataset(Clips):
         """Position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
         n, size = len(self.clips), self.batch_size
         if n < size:
-            epoch, place = divmod(step * size + slot, n)
+            epoch, position = divmod(step * size + slot, n)
         else:
-            epoch, place = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
-        return int(_permutation(self.seed, epoch, n)[place])
+            epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
+        return int(_permutation(self.seed, epoch, n)[position])
 
     def repeats(self, step: int) -> int:
         """Slots of the whole batch whose row gave way, as an earlier slot has another one of its file."""
@@ -142,8 +142,8 @@ class ClipDataset(Clips):
         if n <= size:
             return int(rng.integers(n))
         # Any clip that the batch does not hold: the same clip twice would be its own negative.
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order, first = _permutation(self.seed, epoch, n), place * size + size + int(rng.integers(n - size))
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order, first = _permutation(self.seed, epoch, n), position * size + size + int(rng.integers(n - size))
         if self._file_of is not None:
             others = (i for i in range(first, first + n) if self._file_of[order[i % n]] not in held)
             first = next(others, first)

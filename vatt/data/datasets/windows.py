@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ...config.model import AudioConfig, VideoConfig
 from ..clip import Clip
 from ..decoding.container import BOTH, BadClip, probe
-from ..decoding.span import DecodedSpan, decode_span
+from ..decoding.span import DecodedSpan, decode_span, decode_spans
 from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
@@ -65,8 +65,8 @@ class WindowReader:
         self.modalities, self.needs = read, needs
         self.watch = watch or Watch(math.inf)
         # Steps of the grid in a window: the sound may cover more time than the frames.
-        heard = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
-        self.steps = max(video.frames if "video" in read else 1, heard)
+        audio_steps = math.ceil(audio.samples * video.fps / audio.rate - 0.01) if "audio" in read else 1
+        self.steps = max(video.frames if "video" in read else 1, audio_steps)
         self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
@@ -108,6 +108,46 @@ class WindowReader:
             span = self._whole(clip)
             return [self._cut(clip, span, offset) for offset in offsets]
         return [self.read(clip, offset) for offset in offsets]
+
+    def read_moments(self, clip: Clip, spans: Sequence[tuple[float, float]]) -> Iterator[Window | BadClip]:
+        """Read one window of each of several spans of the clip's file, decoding each frame once.
+
+        Args:
+            clip: names the file; its own start and end do not count.
+            spans: (start, end) in seconds of the file, in order of their starts; they may overlap.
+
+        Yields:
+            Of each span, in order, what `read` gives, at offset 0, of a row of that span without a cache: a window, or
+            the `BadClip` that it raises. Nothing is raised.
+        """
+        moments = decode_spans(
+            clip.path,
+            spans,
+            fps=self.video.fps,
+            frames=self.steps,
+            rate=self.audio.rate,
+            short_side=self.short_side,
+            time_limit=self.time_limit,
+            read=self.modalities,
+            needs=self.needs,
+        )
+        remarks: set[str] = set()
+        for start, end in spans:
+            moment: Window | BadClip
+            try:
+                self._known(clip)
+                with self.watch.decoding(clip):  # not around what is done with a window
+                    span = next(moments)
+                if isinstance(span, BadClip):
+                    self._remember(clip, span)
+                    moment = span
+                else:
+                    self._remark(clip, span.remarks - remarks)
+                    remarks |= span.remarks
+                    moment = self._cut(replace(clip, start=start, end=end), span, 0)
+            except BadClip as bad:
+                moment = bad
+            yield moment
 
     def _whole(self, clip: Clip) -> DecodedSpan:
         span = self._cache.get(clip.index)
@@ -168,8 +208,8 @@ class WindowReader:
             steps = grid_frames(len(span.audio) / self.audio.rate, self.video.fps)
         period = min(self.steps, steps - offset)
         if period <= 0:
-            at, what = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
-            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {what} ends before", whole=False)
+            at, stream = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
+            raise BadClip(clip.path, f"nothing at {at:.2f} s: the {stream} ends before", whole=False)
         video = None if span.video is None else span.video[offset + np.arange(self.video.frames) % period]
         if span.audio is None:
             return Window(video, None)

@@ -89,7 +89,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     origin = reader.origin or 0.0
     begins = (seconds_of(stream.start_time, stream) or 0.0) - origin
     track = _Track(start, rate, samples)
-    heard = failed = False
+    begun_there = failed = False
     cut = PaddingCut(reader.container, stream)
     part = None
     for packet in reader.packets(stream):
@@ -105,17 +105,17 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
         for frame in cut(decoded):
             at = seconds_of(frame.pts, stream)
             at = track.expected if at is None else at - origin
-            if not heard and not reader.from_start and at > max(start, begins + GAP):
+            if not begun_there and not reader.from_start and at > max(start, begins + GAP):
                 raise Late
-            heard = True
+            begun_there = True
             if at >= start + samples / rate:
                 track.finish()
                 track.end = samples
                 return track
             track.add(frame, at)
-    if not heard and reader.from_start:
+    if not begun_there and reader.from_start:
         return None
-    if not heard and failed:
+    if not begun_there and failed:
         raise Late  # only the whole track tells one broken place from a track that does not decode
     for frame in cut.rest():
         at = seconds_of(frame.pts, stream)
@@ -277,12 +277,12 @@ class _Track:
 
     def remarks(self) -> set[str]:
         """What a user should know of this sound."""
-        said = {UNMIXED} if self.unmixed else set()
+        remarks = {UNMIXED} if self.unmixed else set()
         if not self.end or np.abs(self.samples).max() > QUIET:
-            return said
+            return remarks
         if _opposed(self.stereo):
-            return said | {OPPOSED}
-        return said if self.samples.any() else said | {SILENT}
+            return remarks | {OPPOSED}
+        return remarks if self.samples.any() else remarks | {SILENT}
 
 
 def _first_channel(frame: AudioFrame) -> AudioFrame:

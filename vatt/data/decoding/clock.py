@@ -54,8 +54,8 @@ class Joined:
 
     def part(self, packet: Packet, before: int) -> int:
         """Return the part that a packet belongs to; `before`: that of the packet before, for one without a place."""
-        place = -1 if packet.pos is None else packet.pos
-        return before if place < 0 else max(0, bisect_right(self.positions, place) - 1)
+        position = -1 if packet.pos is None else packet.pos
+        return before if position < 0 else max(0, bisect_right(self.positions, position) - 1)
 
     def move(self, packet: Packet, part: int) -> None:
         """Write the one clock's times into a packet of `part`."""
@@ -67,8 +67,8 @@ class Joined:
 
     def mark(self, second: float) -> int | None:
         """Return the byte to begin reading at for `second` of the one clock; None: the beginning of the file."""
-        place = bisect_right(self.marks, (second, 2**63)) - 1
-        return self.marks[place][1] if place >= 0 else None
+        index = bisect_right(self.marks, (second, 2**63)) - 1
+        return self.marks[index][1] if index >= 0 else None
 
 
 Version = tuple[Path, int, int]  # a file, its bytes and when it changed: what a process knows of a file holds so long
@@ -110,10 +110,10 @@ def remember(known: dict[K, V], key: K, value: V) -> None:
 def _runs_back(container: InputContainer, stream: int, size: int, check: Callable[[], None]) -> bool:
     """Whether decoding times at places all over the file are out of order."""
     last: float | None = None
-    for place in range(SAMPLES):
+    for sample in range(SAMPLES):
         check()
         try:
-            container.seek(place * size // SAMPLES, unsupported_byte_offset=True)
+            container.seek(sample * size // SAMPLES, unsupported_byte_offset=True)
             at = next((_time(packet) for packet in container.demux(stream) if packet.dts is not None), None)
         except (FFmpegError, OSError, IndexError):
             continue
@@ -148,20 +148,20 @@ def _scanned(container: InputContainer, stream: int, check: Callable[[], None]) 
             break
         if packet is None:
             break
-        index, place = packet.stream_index, -1 if packet.pos is None else packet.pos
+        index, position = packet.stream_index, -1 if packet.pos is None else packet.pos
         if packet.dts is not None:
             at = _time(packet)
             if index in last and _restarts(last[index], at):
                 if index in parts[-1].joined:
-                    parts.append(_Part(place, set()))
-                elif 0 <= place < parts[-1].position:  # another stream met the same joint earlier in the file
-                    parts[-1].position = place
+                    parts.append(_Part(position, set()))
+                elif 0 <= position < parts[-1].position:  # another stream met the same joint earlier in the file
+                    parts[-1].position = position
                 parts[-1].joined.add(index)
             last[index] = at
         stamp = packet.pts if packet.pts is not None else packet.dts
         # What a demuxer held back until it met the next part belongs to the part before.
         number = len(parts) - 1
-        if len(parts) > 1 and 0 <= place < parts[-1].position:
+        if len(parts) > 1 and 0 <= position < parts[-1].position:
             number -= 1
         part = parts[number]
         part.joined.add(index)
@@ -172,15 +172,15 @@ def _scanned(container: InputContainer, stream: int, check: Callable[[], None]) 
         length = float((packet.duration or 0) * packet.time_base)
         part.end[index] = max(part.end.get(index, shown), shown + length)
         distant = not marks or marks[-1][0] != number or shown >= marks[-1][1] + SOUND_MARK
-        if index == stream and packet.is_keyframe and place >= 0 and (kind == "video" or distant):
-            marks.append((number, shown, place))
+        if index == stream and packet.is_keyframe and position >= 0 and (kind == "video" or distant):
+            marks.append((number, shown, position))
     if len(parts) == 1:
         return None
     offsets = [0.0]
     for before, part in pairwise(parts):
         ends = before.end.get(stream, max(before.end.values(), default=0.0))
         offsets.append(offsets[-1] + ends - part.first.get(stream, min(part.first.values(), default=0.0)))
-    times = [(shown + offsets[number], place) for number, shown, place in marks]
+    times = [(shown + offsets[number], position) for number, shown, position in marks]
     end = max(
         (part.end[stream] + offset for part, offset in zip(parts, offsets, strict=True) if stream in part.end),
         default=0.0,

@@ -310,15 +310,15 @@ class Reader:
             return True
         if self.origin is None or not stream.time_base:
             return False
-        place: int | None = None
+        position: int | None = None
         if self.joined is not None:
-            place = self.joined.mark(self.origin + seconds)
-            if place is None:
+            position = self.joined.mark(self.origin + seconds)
+            if position is None:
                 return self.move(stream, None)
         self.fresh = self.from_start = False
         try:
-            if place is not None:
-                self.container.seek(place, unsupported_byte_offset=True)
+            if position is not None:
+                self.container.seek(position, unsupported_byte_offset=True)
             else:
                 self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
         except (FFmpegError, OSError):
@@ -350,11 +350,11 @@ class Reader:
 def _source(path: Path) -> str | io.BytesIO:
     """What libav opens: the name of a file, or the bytes of an image or of a clip in a tar. Raises `BadClip`."""
     try:
-        found = open_clip(path)
-        if isinstance(found, io.BytesIO):
-            size = len(found.getbuffer())
+        file = open_clip(path)
+        if isinstance(file, io.BytesIO):
+            size = len(file.getbuffer())
         else:
-            path = found
+            path = file
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
                 raise BadClip(path, "not a file")  # opening a pipe would wait for a writer for ever
@@ -362,8 +362,8 @@ def _source(path: Path) -> str | io.BytesIO:
         if size == 0:
             raise BadClip(path, "empty file")
         # An image's name must not be looked at: libav takes one with a % in it for a numbered sequence.
-        if isinstance(found, io.BytesIO):
-            return io.BytesIO(found.getvalue()) if path.suffix.lower() in IMAGE else found
+        if isinstance(file, io.BytesIO):
+            return io.BytesIO(file.getvalue()) if path.suffix.lower() in IMAGE else file
         if path.suffix.lower() not in IMAGE:
             return str(path)
         if size > MAX_IMAGE:

@@ -24,8 +24,8 @@ def memory_limit(gigabytes: float) -> Iterator[None]:
         return
     has = int(STATM.read_text().split()[5]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = has + int(gigabytes * 1e9)
-    allowed = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    asked = has + int(gigabytes * 1e9)
+    allowed = [limit for limit in (asked, soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(allowed), hard))
     try:
         yield

@@ -93,7 +93,7 @@ class Watch:
 
     def end_stuck(self) -> bool:
         """Kills the workers that have been at a clip for longer than `limit` and notes the clips in `stuck`."""
-        found = False
+        ended = False
         for row in self._rows:
             since = float(row[_SINCE])
             pid, clip = int(row[_PID]), int(row[_CLIP])
@@ -104,8 +104,8 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)
             row[_SINCE] = 0.0
             self.stuck[clip] = f"its decoder hung for {self.limit:g} s and was ended"
-            found = True
-        return found
+            ended = True
+        return ended
 
     def crashed(self, exits: Mapping[int, int | None]) -> bool:
         """Notes in `stuck` the clips with which workers died, and tells whether there were any.
@@ -114,7 +114,7 @@ class Watch:
         a machine out of memory, chose the process. So the clip is tried again, and blamed if a second one dies with it;
         False after `MAX_KILLED` of them, which no clip explains.
         """
-        found = False
+        continues = False
         for row in self._rows:
             clip, code = int(row[_CLIP]), exits.get(int(row[_PID]))
             if code is None or code == LOST or not row[_SINCE]:
@@ -122,8 +122,8 @@ class Watch:
             row[_SINCE] = 0.0
             if code == -signal.SIGKILL and clip not in self.killed:
                 self.killed.add(clip)
-                found = found or len(self.killed) <= MAX_KILLED
+                continues = continues or len(self.killed) <= MAX_KILLED
                 continue
             self.stuck[clip] = f"its decoder crashed ({describe_exit(code)})"
-            found = True
-        return found
+            continues = True
+        return continues

@@ -39,10 +39,10 @@ def open_clip(path: Path) -> Path | Member:
         return stored(path)
     name = path.relative_to(tar).as_posix()
     status = tar.stat()
-    place = index_of(tar, status.st_size, status.st_mtime_ns).get(name)
-    if place is None:
+    byte_range = index_of(tar, status.st_size, status.st_mtime_ns).get(name)
+    if byte_range is None:
         raise FileNotFoundError(f"no {name} in {tar}")
-    return Member(read_range(tar, *place), path.name)
+    return Member(read_range(tar, *byte_range), path.name)
 
 
 def stored(path: Path) -> Path:

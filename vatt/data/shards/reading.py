@@ -133,7 +133,10 @@ def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterato
             used |= {name for suffix, name in texts.items() if suffix in READ}
             unread[f"beside a clip of the same name, {media[0]}"] += len(media) - 1
             yield Clip(
-                first, tar / files[media[0]], f"{tar.name}/{files[media[0]]}", **_said(tar, index, texts, version)
+                first,
+                tar / files[media[0]],
+                f"{tar.name}/{files[media[0]]}",
+                **_description(tar, index, texts, version),
             )
             first += 1
     for files in samples.values():
@@ -161,33 +164,33 @@ def _first_clips(tar: Path, first: int, index: Index, unread: Counter[str]) -> I
         media = next((files[suffix] for kind in (VIDEO, AUDIO, IMAGE) for suffix in files if suffix in kind), None)
         if media is not None:
             texts: dict[str, str] = {suffix: files[suffix] for suffix in (".json", ".txt") if suffix in files}
-            yield Clip(first, tar / media, f"{tar.name}/{media}", **_said(tar, index, texts, 1))
+            yield Clip(first, tar / media, f"{tar.name}/{media}", **_description(tar, index, texts, 1))
             first += 1
         else:
             unread["no clips by the rules that this run began with (data.version=1)"] += len(files)
 
 
-def _said(tar: Path, index: Index, files: Mapping[str, str], version: int) -> dict[str, Any]:
+def _description(tar: Path, index: Index, files: Mapping[str, str], version: int) -> dict[str, Any]:
     """The fields of a clip that its texts hold, by their suffixes."""
     about = next((suffix for suffix in (".json", ".info.json") if suffix in files), None)
-    said: Any = {}
+    description: Any = {}
     if about is not None:
         try:
-            said = json.loads(_text(tar, files[about], index))
+            description = json.loads(_text(tar, files[about], index))
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{tar}: {files[about]} is not JSON ({str(error)[:200]}); pack it anew") from error
-        if not isinstance(said, dict):
+        if not isinstance(description, dict):
             raise ManifestError(f"{tar}: {files[about]} is no JSON object; pack it anew")
-    captions = _texts(said.get("captions") or said.get("caption"), version)
+    captions = _texts(description.get("captions") or description.get("caption"), version)
     if not captions and ".txt" in files:
         captions = _texts(_text(tar, files[".txt"], index).splitlines(), version)
-    labels = said.get("labels") or said.get("label")
+    labels = description.get("labels") or description.get("label")
     if labels is None and ".cls" in files:
         labels = _text(tar, files[".cls"], index).splitlines()
-    split = said.get("split", DEFAULT_SPLIT)
+    split = description.get("split", DEFAULT_SPLIT)
     return {
-        "start": _seconds(said.get("start"), f"{tar}: {files[about]}: start") or 0.0 if about else 0.0,
-        "end": _seconds(said.get("end"), f"{tar}: {files[about]}: end") if about else None,
+        "start": _seconds(description.get("start"), f"{tar}: {files[about]}: start") or 0.0 if about else 0.0,
+        "end": _seconds(description.get("end"), f"{tar}: {files[about]}: end") if about else None,
         "captions": captions,
         "label": CAPTION_SEPARATOR.join(_texts(labels, version)) or None,
         "split": None if split is None else str(split),
@@ -213,9 +216,9 @@ def _texts(value: Any, version: int) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _seconds(value: Any, where: str) -> float | None:
+def _seconds(value: Any, source: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-        raise ManifestError(f"{where} is no time: {value!r}")
+        raise ManifestError(f"{source} is no time: {value!r}")
     return float(value)

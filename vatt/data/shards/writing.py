@@ -47,10 +47,10 @@ def _bytes_of(clip: Clip) -> bytes:
 
 
 def _text_of(clip: Clip) -> bytes:
-    said: dict[str, Any] = {"captions": list(clip.captions), "label": clip.label, "split": clip.split}
+    description: dict[str, Any] = {"captions": list(clip.captions), "label": clip.label, "split": clip.split}
     if clip.start or clip.end is not None:
-        said |= {"start": clip.start, "end": clip.end}
-    return json.dumps(said, ensure_ascii=False).encode()
+        description |= {"start": clip.start, "end": clip.end}
+    return json.dumps(description, ensure_ascii=False).encode()
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -125,7 +125,7 @@ def import_source(args: argparse.Namespace) -> None:
     if first is None:
         raise SourceError(f"{', '.join(map(str, args.files))}: lists no clips of the format {args.format}")
     places = args.media or [path if path.is_dir() else path.parent for path in args.files]
-    absent = [str(place) for place in places if not place.is_dir()]
+    absent = [str(folder) for folder in places if not folder.is_dir()]
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
@@ -156,10 +156,10 @@ def import_source(args: argparse.Namespace) -> None:
 
 def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
     """What the table does not say."""
-    told = sum(bool(clip.captions) for clip in coverage.clips)
+    captioned = sum(bool(clip.captions) for clip in coverage.clips)
     named = sum(clip.label is not None for clip in coverage.clips)
     files = len({clip.path for clip in coverage.clips})
-    yield f"{files} of {media.count} media files used; {named} clips with a label, {told} with captions"
+    yield f"{files} of {media.count} media files used; {named} clips with a label, {captioned} with captions"
     if coverage.repeated:
         yield f"{coverage.repeated} rows repeat another and are left out"
     if coverage.beyond:
@@ -174,15 +174,15 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
 
 def nothing_found(first: Record, media: MediaIndex, coverage: Coverage, lost: Path) -> str:
     """Where was looked, what for, and what is there."""
-    where = ", ".join(map(str, media.folders))
+    folders = ", ".join(map(str, media.folders))
     if any(state == "unreadable" for _, state, _ in coverage.lost):
-        return f"none of the files found in {where} can be used; {lost} says why of each"
+        return f"none of the files found in {folders} can be used; {lost} says why of each"
     there = (
         f"{media.count} media files there, such as {', '.join(media.examples())}"
         if media.count
         else (f"nothing there has one of the suffixes {' '.join(sorted(media.suffixes))}")
     )
-    return f"no clip found in {where} (folders below included); looked for {' or '.join(expected(first))}; {there}"
+    return f"no clip found in {folders} (folders below included); looked for {' or '.join(expected(first))}; {there}"
 
 
 def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, coverage: Coverage) -> None:
@@ -190,7 +190,7 @@ def write_report(path: Path, args: argparse.Namespace, media: MediaIndex, covera
         "argv": sys.orig_argv[1:],
         "format": args.format,
         "annotations": [str(file.absolute()) for file in args.files],
-        "media": [str(place.absolute()) for place in media.folders],
+        "media": [str(folder.absolute()) for folder in media.folders],
         "media_files": media.count,
         "opened": args.check,
         "splits": {split: {"listed": counts.total(), **counts} for split, counts in sorted(coverage.counts.items())},

@@ -69,10 +69,10 @@ def narrated(
 
     A shorter narration gets `CLIP_SECONDS` around its middle, so that a whole window fits.
     """
-    told = sorted((n for n in narrations if n.text), key=lambda n: n.start)
-    for index in range(0, len(told), every):
-        own = told[index]
-        texts = [own.text, *(told[i].text for i in nearest(told, index) if i != index)]
+    ordered = sorted((n for n in narrations if n.text), key=lambda n: n.start)
+    for index in range(0, len(ordered), every):
+        own = ordered[index]
+        texts = [own.text, *(ordered[i].text for i in nearest(ordered, index) if i != index)]
         start, end = own.start, own.end
         if end - start < CLIP_SECONDS:
             start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)
@@ -85,7 +85,7 @@ def howto100m(paths: Sequence[Path], every: int = 1) -> Iterator[Record]:
     """HowTo100M: caption.json, `{video: {start: [], end: [], text: []}}`, which is read into memory as a whole; or CSVs
     `start,end,text`, one a video named after it, or any with a column `video_id` as well, rows of a video together."""
     for path in files_in(paths, "*.json", "*.csv"):
-        for video, narrations in _told_json(path) if path.suffix == ".json" else _told_csv(path):
+        for video, narrations in _narrations_of_json(path) if path.suffix == ".json" else _narrations_of_csv(path):
             yield from narrated(video, narrations, "train", every)
 
 
@@ -113,7 +113,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
     Lists of ids (MSRVTT_train.9k.csv, full_split_train_videos.txt): which videos, and the split their
     name says, with captions from the JSON. With any list or test only what those name is taken.
     """
-    told: dict[str, list[str]] = {}
+    sentences: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     chosen: list[Record] = []
     for path in files_in(paths, "*.json"):
@@ -122,7 +122,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             if isinstance(data, list):
                 chosen += _msrvtt_rows(data, path)
             else:
-                _add_msrvtt(data, path, told, splits)
+                _add_msrvtt(data, path, sentences, splits)
         elif path.suffix == ".csv" and "sentence" in next(read_cells(path), []):
             for row in read_table(path, {"video": ("video_id",), "text": ("sentence",)}):
                 split = split_called(path.stem) or "test"
@@ -134,11 +134,11 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             chosen += [Record(stem(name), split=split_of("", path)) for name in names]
     if chosen:
         yield from (
-            record if record.captions else replace(record, captions=captions(*told.get(record.video, ())))
+            record if record.captions else replace(record, captions=captions(*sentences.get(record.video, ())))
             for record in chosen
         )
     else:
-        yield from (Record(name, captions=captions(*told.get(name, ())), split=splits[name]) for name in splits)
+        yield from (Record(name, captions=captions(*sentences.get(name, ())), split=splits[name]) for name in splits)
 
 
 def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Record]:
@@ -150,21 +150,21 @@ def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Rec
     """
     if not root.is_dir():
         raise SourceError(f"{root}: no such folder")
-    found: list[tuple[Path, list[str]]] = []
-    for place, folders, names in os.walk(root):
+    files: list[tuple[Path, list[str]]] = []
+    for parent, folders, names in os.walk(root):
         folders.sort()
         texts = _texts(names)
         for name in sorted(names):
             if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                found.append((Path(place) / name, texts.get(Path(name).stem, [])))
-    inside = [file.relative_to(root) for file, _ in found]
-    for (file, texts_of), path, said in zip(found, inside, labels_and_splits(inside), strict=True):
-        yield from _in_folder(file, path, texts_of, every, *said)
+                files.append((Path(parent) / name, texts.get(Path(name).stem, [])))
+    inside = [file.relative_to(root) for file, _ in files]
+    for (file, texts_of), path, label_and_split in zip(files, inside, labels_and_splits(inside), strict=True):
+        yield from _in_folder(file, path, texts_of, every, *label_and_split)
 
 
 def read_subtitles(path: Path) -> list[Narration]:
     """Cues of an .srt or .vtt without markup. Lines that roll on from the cue before are said once."""
-    told: list[Narration] = []
+    narrations: list[Narration] = []
     before: list[str] = []
     for block in re.split(r"\n\s*\n", read_text(path)):
         lines = block.split("\n")
@@ -174,13 +174,13 @@ def read_subtitles(path: Path) -> list[Narration]:
         times = _CUE.search(lines[at])
         if times is None:
             raise SourceError(f"{path}: {lines[at]!r} is no time of a cue; they are: 00:00:01.000 --> 00:00:02.500")
-        said = [caption(_MARKUP.sub("", line)) for line in lines[at + 1 :]]
-        said = [line for line in said if line]
-        text = " ".join(line for line in said if line not in before)
-        before = said
+        spoken = [caption(_MARKUP.sub("", line)) for line in lines[at + 1 :]]
+        spoken = [line for line in spoken if line]
+        text = " ".join(line for line in spoken if line not in before)
+        before = spoken
         if text:
-            told.append(Narration(_clock(times[1]), _clock(times[2]), text))
-    return told
+            narrations.append(Narration(_clock(times[1]), _clock(times[2]), text))
+    return narrations
 
 
 def _texts(names: Sequence[str]) -> dict[str, list[str]]:
@@ -208,8 +208,8 @@ def _in_folder(
             yield replace(record, file=file, labels=labels)
     for text in texts:
         if text not in subtitles:
-            told = captions(*read_lines(file.with_name(text)))
-            yield Record(name, labels=labels, captions=told, split=split, file=file)
+            sentences = captions(*read_lines(file.with_name(text)))
+            yield Record(name, labels=labels, captions=sentences, split=split, file=file)
     if not texts:
         yield Record(name, labels=labels, split=split, file=file)
 
@@ -219,24 +219,24 @@ def _clock(text: str) -> float:
     return sum(part * 60**i for i, part in enumerate(reversed(parts)))
 
 
-def _told_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+def _narrations_of_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
     data = read_json(path)
     try:
-        for video, said in data.items():
-            rows = zip(said["start"], said["end"], said["text"], strict=True)
+        for video, columns in data.items():
+            rows = zip(columns["start"], columns["end"], columns["text"], strict=True)
             yield video, [Narration(float(start), float(end), " ".join(captions(text))) for start, end, text in rows]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f'{path}: expected {{video: {{"start": [], "end": [], "text": []}}}} ({error!r})') from error
 
 
-def _told_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
-    video, told = path.stem, list[Narration]()
+def _narrations_of_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+    video, narrations = path.stem, list[Narration]()
     for row in read_table(path, {"start": ("start",), "end": ("end",), "text": ("text",)}):
         if row.get("video_id", video) != video:
-            yield video, told
-            video, told = row["video_id"], []
-        told.append(Narration(seconds(row["start"]), seconds(row["end"]), caption(row["text"])))
-    yield video, told
+            yield video, narrations
+            video, narrations = row["video_id"], []
+        narrations.append(Narration(seconds(row["start"]), seconds(row["end"]), caption(row["text"])))
+    yield video, narrations
 
 
 def _steps_json(path: Path) -> Iterator[Record]:
@@ -260,22 +260,22 @@ def _steps_csv(path: Path) -> Iterator[Record]:
 
 
 def _msrvtt_rows(rows: list[Any], path: Path) -> Iterator[Record]:
-    said: dict[str, list[object]] = {}
+    sentences: dict[str, list[object]] = {}
     try:
         for row in rows:
-            said.setdefault(row["video_id"], []).append(row["caption"])
+            sentences.setdefault(row["video_id"], []).append(row["caption"])
     except (KeyError, TypeError) as error:
         raise SourceError(f'{path}: expected [{{"video_id", "caption"}}] ({error!r})') from error
-    for video, texts in said.items():
+    for video, texts in sentences.items():
         yield Record(video, captions=captions(*texts), split=split_called(path.stem) or "train")
 
 
-def _add_msrvtt(data: Any, path: Path, told: dict[str, list[str]], splits: dict[str, str]) -> None:
+def _add_msrvtt(data: Any, path: Path, sentences: dict[str, list[str]], splits: dict[str, str]) -> None:
     try:
         for video in data["videos"]:
             splits[video["video_id"]] = split_called(video["split"]) or video["split"]
         for sentence in data["sentences"]:
-            told.setdefault(sentence["video_id"], []).append(sentence["caption"])
+            sentences.setdefault(sentence["video_id"], []).append(sentence["caption"])
     except (KeyError, TypeError, AttributeError) as error:
         expected = '{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}'
         raise SourceError(f"{path}: expected {expected} ({error!r})") from error

@@ -63,18 +63,18 @@ class MediaIndex:
         return [name for name, _ in zip(files, range(count), strict=False)]
 
     def _add(self, root: Path) -> None:
-        seen: set[tuple[int, int]] = set()  # a link may lead back up
-        for place, folders, names in os.walk(root, followlinks=True):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
+        visited: set[tuple[int, int]] = set()  # a link may lead back up
+        for folder, folders, names in os.walk(root, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             folders.sort()
             for name in names:
                 if name.startswith(".") or os.path.splitext(name)[1].lower() not in self.suffixes:
                     continue
-                path = Path(place) / name
+                path = Path(folder) / name
                 self.count += 1
                 media = Media(path, path.relative_to(root).with_suffix("").as_posix())
                 for key in _names_of(path.stem):
@@ -124,33 +124,33 @@ def match(
     `hold_out`: this share of the training videos goes to the test split, always the same ones, with all their clips.
     """
     coverage = Coverage()
-    found: list[tuple[Record, Media, bool]] = []
-    seen: set[Record] = set()
+    matched: list[tuple[Record, Media, bool]] = []
+    distinct: set[Record] = set()
     with progress_bar(0, "listing", "clip") as bar:
         for record in records:
             bar.update()
-            if record in seen:
+            if record in distinct:
                 coverage.repeated += 1
                 continue
-            seen.add(record)
+            distinct.add(record)
             if record.split == "train" and _share_of(record.video) < hold_out:
                 record = replace(record, split="test")
             if record.fault is not None:
                 coverage.add(record, "bad rows", record.fault)
             elif record.file is not None:
-                found.append((record, Media(record.file.absolute(), record.video), trimmed))
+                matched.append((record, Media(record.file.absolute(), record.video), trimmed))
             elif own := media.find(record.cut):
-                found.append((record, own, True))
+                matched.append((record, own, True))
             elif whole := media.find([(record.video,)]):
-                found.append((record, whole, trimmed))
+                matched.append((record, whole, trimmed))
             else:
                 coverage.add(record, "missing", "no file")
     sound_alone = bool(media.suffixes & AUDIO)
-    spans = [file.path for record, file, is_cut in found if record.end is not None and not is_cut]
-    paths = {file.path for _, file, _ in found} if check else {*spans[:: max(1, len(spans) // GLANCES)][:GLANCES]}
+    spans = [file.path for record, file, is_cut in matched if record.end is not None and not is_cut]
+    paths = {file.path for _, file, _ in matched} if check else {*spans[:: max(1, len(spans) // GLANCES)][:GLANCES]}
     durations = check_files(paths, check or GLANCES, sound_alone) if paths else {}
     coverage.looked = len(durations)
-    for record, file, is_cut in found:
+    for record, file, is_cut in matched:
         start, end = (0.0, None) if is_cut else (record.start, record.end)
         duration = durations.get(file.path, float("inf"))
         if isinstance(duration, str):

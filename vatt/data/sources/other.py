@@ -33,12 +33,12 @@ def webvid(paths: Sequence[Path]) -> Iterator[Record]:
                 raise SourceError(f"{path}:1: no column {' or '.join(_TEXTS[:4])}; found: {', '.join(row)}")
             if spans := sorted({"timestamp", "timestamps"} & row.keys()):
                 raise SourceError(f"{path}: its column {spans[0]} holds spans, which WebVid has not; panda70m reads it")
-            video, place = stem(first_of(row, _CAPTIONED.video)), first_of(row, ("page_dir",))
+            video, folder = stem(first_of(row, _CAPTIONED.video)), first_of(row, ("page_dir",))
             start, end = first_of(row, ("start", "start_time")), first_of(row, ("end", "end_time"))
             begin, stop = seconds(start) if start else 0.0, seconds(end) if end else None
             cut = span_names(video, begin, stop) if stop is not None else ()
             yield Record(
-                f"{place}/{video}" if place and video else video,
+                f"{folder}/{video}" if folder and video else video,
                 begin,
                 stop,
                 (),
@@ -75,11 +75,12 @@ def activitynet_captions(paths: Sequence[Path]) -> Iterator[Record]:
 def activitynet_paragraphs(paths: Sequence[Path]) -> Iterator[Record]:
     """The same for retrieval: a clip a video, whole, with all its sentences joined."""
     for path in files_in(paths, "train.json", "val_*.json"):
-        told: dict[str, list[str]] = {}
+        sentences: dict[str, list[str]] = {}
         for record in activitynet_captions([path]):
-            told.setdefault(record.video, []).extend(record.captions)
+            sentences.setdefault(record.video, []).extend(record.captions)
         yield from (
-            Record(video, 0.0, None, (), captions(" ".join(said)), split_of("", path)) for video, said in told.items()
+            Record(video, 0.0, None, (), captions(" ".join(texts)), split_of("", path))
+            for video, texts in sentences.items()
         )
 
 
@@ -140,8 +141,8 @@ def wavcaps(paths: Sequence[Path]) -> Iterator[Record]:
     for path in files_in(paths, "*.json"):
         try:
             for row in read_json(path)["data"]:
-                told = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-                yield Record(stem(str(row["id"])), captions=captions(*told), split=split_of("", path))
+                texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+                yield Record(stem(str(row["id"])), captions=captions(*texts), split=split_of("", path))
         except (KeyError, TypeError) as error:
             raise SourceError(f'{path}: expected {{"data": [{{"id", "caption"}}]}} ({error!r})') from error
 
@@ -153,8 +154,8 @@ def ego4d(paths: Sequence[Path]) -> Iterator[Record]:
         try:
             for video, about in (data.get("videos") or data).items():
                 passes = (part for name, part in about.items() if name.startswith("narration_pass") and part)
-                told = [_narration(one) for part in passes for one in part["narrations"]]
-                yield from narrated(video, told)
+                narrations = [_narration(one) for part in passes for one in part["narrations"]]
+                yield from narrated(video, narrations)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             expected = '{video: {"narration_pass_1": {"narrations": [{"timestamp_sec", "narration_text"}]}}}'
             raise SourceError(f"{path}: expected {expected} ({error!r})") from error
@@ -179,8 +180,8 @@ def video2dataset(paths: Sequence[Path]) -> Iterator[Record]:
             )
             about = read_json(path)
             if isinstance(about, dict) and "key" in about and (media or about.get("status") == "success"):
-                told = captions(about.get("caption"))
-                yield Record(path.relative_to(root).with_suffix("").as_posix(), captions=told, file=media)
+                texts = captions(about.get("caption"))
+                yield Record(path.relative_to(root).with_suffix("").as_posix(), captions=texts, file=media)
 
 
 OTHERS: dict[str, OtherFormat] = {

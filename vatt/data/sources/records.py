@@ -117,10 +117,10 @@ def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict
     header = [name.lower().replace("-", "_").replace(" ", "_") for name in next(cells, [])]
     columns = {}
     for name, aliases in needed.items():
-        found = next((alias for alias in aliases if alias in header), None)
-        if found is None:
+        column = next((alias for alias in aliases if alias in header), None)
+        if column is None:
             raise SourceError(f"{path}:1: no column {' or '.join(aliases)}; found: {', '.join(header) or 'nothing'}")
-        columns[header.index(found)] = name
+        columns[header.index(column)] = name
     names = [columns.get(i, name) for i, name in enumerate(header)]
     for row in cells:
         yield dict.fromkeys(names, "") | dict(zip(names, row, strict=False))
@@ -149,10 +149,10 @@ def files_in(paths: Sequence[Path], *patterns: str) -> list[Path]:
                 raise SourceError(f"{path}: no such file or folder")
             files.append(path)
             continue
-        found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-        if not found:
+        matches = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+        if not matches:
             raise SourceError(f"{path}: no {' or '.join(patterns)} in this folder; name the annotation files")
-        files += found
+        files += matches
     return files
 
 

@@ -301,9 +301,9 @@ def _record(form: TableFormat, row: Row, path: Path, fold: int) -> Record:
     split = split_of(first_of(row, form.split), path)
     if form.fold:
         split = "test" if first_of(row, (form.fold,)) == str(fold) else "train"
-    told = captions(*_pieces(row, form.captions, form.caption_divider))
+    texts = captions(*_pieces(row, form.captions, form.caption_divider))
     named = dict.fromkeys(filter(None, map(form.tidy, _pieces(row, form.labels, form.divider))))
-    return Record(video, begin, stop, tuple(named), told, split, cut)
+    return Record(video, begin, stop, tuple(named), texts, split, cut)
 
 
 def first_of(row: Row, columns: Sequence[str]) -> str:
@@ -341,5 +341,5 @@ def _grouped(records: Iterable[Record]) -> Iterator[Record]:
         clips.setdefault((record.video, record.start, record.end, record.split), []).append(record)
     for same in clips.values():
         labels = dict.fromkeys(label for record in same for label in record.labels)
-        told = dict.fromkeys(text for record in same for text in record.captions)
-        yield replace(same[0], labels=tuple(labels), captions=tuple(told))
+        texts = dict.fromkeys(text for record in same for text in record.captions)
+        yield replace(same[0], labels=tuple(labels), captions=tuple(texts))

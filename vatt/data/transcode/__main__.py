@@ -24,7 +24,7 @@ from ..clip import Manifest
 from ..manifest import read_manifest, tell_notes, write_manifest
 from ..shards.writing import write_shards
 from .corpus import jobs_of, new_clips, open_corpus, report_of, take_finished, write_left_out
-from .encode import CODECS, Recipe
+from .encode import CODECS, Encoding
 from .workers import encode_all
 
 CODEC_HELP = "\n".join(f"  {name:6} {codec.about}" for name, codec in CODECS.items())
@@ -54,7 +54,7 @@ def transcode(args: argparse.Namespace) -> None:
     manifest: Manifest = tell_notes(read_manifest(args.manifest, args.columns))
     out = args.out.expanduser().absolute()
     jobs = jobs_of(manifest)
-    recipe = Recipe(args.codec, args.size, args.fps, args.gop)
+    recipe = Encoding(args.codec, args.size, args.fps, args.gop)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is no folder; choose another --out")
     with contextlib.ExitStack() as held:

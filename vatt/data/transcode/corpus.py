@@ -18,7 +18,7 @@ from ...runtime.forms import FormError, read_json
 from ..clip import CAPTION_SEPARATOR, Clip
 from ..decoding.version import DECODING_CHANGES
 from ..shards.index import tar_of
-from .encode import FORMAT, Encoded, Recipe
+from .encode import FORMAT, Encoded, Encoding
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Corpus:
     """Where a run writes, and what it has so far: `done` and `failed` (reasons) by key."""
 
     out: Path
-    recipe: Recipe
+    recipe: Encoding
     done: dict[str, Encoded] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -58,32 +58,32 @@ def jobs_of(clips: Sequence[Clip]) -> list[Job]:
     """One job a row. Names tell the source and do not change when rows are added to the manifest or moved in it."""
     jobs = []
     for clip in clips:
-        said = f"{clip.path}\0{clip.start!r}\0{clip.end!r}".encode(errors="surrogateescape")
-        digest = hashlib.sha256(said).hexdigest()[:16]
+        identity = f"{clip.path}\0{clip.start!r}\0{clip.end!r}".encode(errors="surrogateescape")
+        digest = hashlib.sha256(identity).hexdigest()[:16]
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", clip.path.stem)[:60]
         jobs.append(Job(f"{digest[:2]}/{stem}-{digest}", clip))
     return jobs
 
 
-def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str]]:
+def open_corpus(out: Path, recipe: Encoding, resume: bool) -> tuple[Corpus, IO[str]]:
     """The folder and its log; the folder is this process's own. Raises `ConfigError` rather than overwrite or mix."""
     settings = out / "settings.json"
     if any(not file.name.startswith(".") for file in out.iterdir()):
         if not resume:
             raise ConfigError(f"{out} exists; go on with --resume, delete it or choose another --out")
         try:
-            begun = read_json(settings)
+            saved = read_json(settings)
         except (OSError, FormError) as error:
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
-        if begun.get("format") in range(1, FORMAT):
-            recipe = replace(recipe, format=begun["format"])  # goes on as it began
+        if saved.get("format") in range(1, FORMAT):
+            recipe = replace(recipe, format=saved["format"])  # goes on as it began
             print(
                 f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
                 f"not ({DECODING_CHANGES})"
             )
-        if begun != asdict(recipe):
+        if saved != asdict(recipe):
             raise ConfigError(
-                f"{out} was begun with {begun}, not {asdict(recipe)}; repeat those, or choose another --out"
+                f"{out} was begun with {saved}, not {asdict(recipe)}; repeat those, or choose another --out"
             )
     corpus = Corpus(out, recipe)
     (out / "clips").mkdir(parents=True, exist_ok=True)
@@ -96,18 +96,18 @@ def open_corpus(out: Path, recipe: Recipe, resume: bool) -> tuple[Corpus, IO[str
 
 def take_finished(corpus: Corpus, jobs: Sequence[Job], log: IO[str]) -> None:
     """Takes from the log what is still there in full, of a source that did not change since."""
-    wanted = {job.key: job for job in jobs}
+    by_key = {job.key: job for job in jobs}
     log.seek(0)
     lines = log.read().split("\n")
     if lines[-1]:  # cut off by a crash: the next line must not continue it
         log.write("\n")
     for line in lines:
         try:
-            said = json.loads(line)
-            key, source, encoded = said["key"], tuple(said["source"]), Encoded(**said["encoded"])
+            entry = json.loads(line)
+            key, source, encoded = entry["key"], tuple(entry["source"]), Encoded(**entry["encoded"])
         except (ValueError, KeyError, TypeError):
             continue
-        job = wanted.get(key)
+        job = by_key.get(key)
         if job is None or source != job.source():
             continue
         file = (corpus.out / "clips" / key).with_name(encoded.name)

@@ -97,7 +97,7 @@ CODECS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Encoding:
     """What all clips of a corpus become. `size`: short side in pixels, never enlarged; `gop`: frames a key frame.
 
     `format`: 1 is that of corpora begun before H.264 was repeatable, 2 before decoding and the seams of sound were
@@ -129,7 +129,7 @@ class Encoded:
     remarks: list[str] = field(default_factory=list)
 
 
-def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> Encoded:
+def encode_clip(clip: Clip, stem: Path, recipe: Encoding, time_limit: float) -> Encoded:
     """Writes the span of `clip` to `stem` with a suffix of its kind, atomically, and reads it back.
 
     Raises:
@@ -144,8 +144,8 @@ def encode_clip(clip: Clip, stem: Path, recipe: Recipe, time_limit: float) -> En
     else:
         suffix = CODECS[recipe.codec].suffix if info.has_video else ".m4a"
         end = info.duration if clip.end is None else min(clip.end, info.duration)
-        wanted = grid_frames(end - clip.start, recipe.fps)
-        source = _Source(clip.path, clip.start, wanted, recipe, time_limit, info.has_video)
+        frames = grid_frames(end - clip.start, recipe.fps)
+        source = _Source(clip.path, clip.start, frames, recipe, time_limit, info.has_video)
         try:
             data = _encode(source, recipe)
         except FFmpegError as error:
@@ -184,9 +184,9 @@ class _Source:
     """
 
     def __init__(
-        self, path: Path, start: float, wanted: int, recipe: Recipe, time_limit: float, has_video: bool = True
+        self, path: Path, start: float, frames: int, recipe: Encoding, time_limit: float, has_video: bool = True
     ) -> None:
-        self.path, self.start, self.wanted, self.recipe, self.time_limit = path, start, wanted, recipe, time_limit
+        self.path, self.start, self.frames, self.recipe, self.time_limit = path, start, frames, recipe, time_limit
         self.has_video = has_video
         self.steps, self.seconds = 0, 0.0
         self.remarks: set[str] = set()
@@ -196,10 +196,10 @@ class _Source:
         block = round(SOUND_BLOCK * fps)
         chunk = CHUNK if self.has_video else block
         sound: NDArray[np.int16] | None = None
-        while self.steps < self.wanted:
+        while self.steps < self.frames:
             since = time.perf_counter()
             if self.has_video and self.steps % (block - block % CHUNK) == 0:
-                sound = self._sound(min(block, self.wanted - self.steps))
+                sound = self._sound(min(block, self.frames - self.steps))
                 heard_from = self.steps
             # One frame more than is taken, to know that the file goes on before a piece begins there.
             span = decode_span(
@@ -208,7 +208,7 @@ class _Source:
                 fps=fps,
                 rate=RATE,
                 short_side=self.recipe.size,
-                frames=min(chunk + 1, self.wanted - self.steps),
+                frames=min(chunk + 1, self.frames - self.steps),
                 time_limit=self.time_limit,
                 needs=(),
                 read=("video",) if self.has_video else BOTH,
@@ -246,7 +246,7 @@ def _steps(span: DecodedSpan, fps: float) -> int:
     return grid_frames(len(span.audio) / RATE, fps)
 
 
-def _encode(source: _Source, recipe: Recipe) -> bytes:
+def _encode(source: _Source, recipe: Encoding) -> bytes:
     """The file: mp4 or webm with frames and sound; mp4 with sound alone."""
     file = io.BytesIO()
     pieces = iter(source)
@@ -280,7 +280,7 @@ def _encode(source: _Source, recipe: Recipe) -> bytes:
 Put = Callable[[NDArray[np.generic] | None], None]  # encodes one piece; None: there are no more
 
 
-def _video_track(container: OutputContainer, shape: tuple[int, ...], recipe: Recipe) -> Put:
+def _video_track(container: OutputContainer, shape: tuple[int, ...], recipe: Encoding) -> Put:
     codec = CODECS[recipe.codec]
     rate = Fraction(recipe.fps).limit_denominator(1001)
     options = dict(codec.options)
@@ -336,7 +336,7 @@ def _sound_track(container: OutputContainer, encoder: str) -> Put:
     return put
 
 
-def _image(path: Path, recipe: Recipe, shorter: int, time_limit: float) -> tuple[bytes, str]:
+def _image(path: Path, recipe: Encoding, shorter: int, time_limit: float) -> tuple[bytes, str]:
     """An image that is small enough as it is, a larger one as a JPEG file of the size asked for; and its suffix."""
     span = decode_span(
         path, start=0.0, fps=recipe.fps, frames=1, rate=RATE, short_side=recipe.size, time_limit=time_limit

@@ -24,7 +24,7 @@ from ...runtime.progress import progress_bar
 from ..decoding.container import BadClip
 from ..decoding.memory_limit import memory_limit
 from .corpus import Corpus, Job
-from .encode import Encoded, Recipe, encode_clip
+from .encode import Encoded, Encoding, encode_clip
 
 GRACE = 2.0  # seconds: processes keep to the limit themselves, and say so, unless a decoder hangs
 
@@ -68,9 +68,9 @@ def encode_all(
                         for remark in outcome.remarks:
                             tqdm.write(f"note: {ended.job.clip.name}: {remark}", file=sys.stderr)
                         corpus.done[ended.job.key] = outcome
-                        said = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
+                        entry = {"key": ended.job.key, "source": ended.source, "encoded": asdict(outcome)}
                         with writing(corpus.log, None, "finished clips are kept: --resume goes on"):
-                            log.write(json.dumps(said) + "\n")
+                            log.write(json.dumps(entry) + "\n")
                             log.flush()
                     else:
                         corpus.failed[ended.job.key] = outcome
@@ -112,7 +112,7 @@ def _end(process: Any, wait: bool = False) -> None:
         process.close()
 
 
-def _work(end: connection.Connection, job: Job, stem: Path, recipe: Recipe, time_limit: float, memory: float) -> None:
+def _work(end: connection.Connection, job: Job, stem: Path, recipe: Encoding, time_limit: float, memory: float) -> None:
     """Runs in a process of its own: sends an `Encoded`, a reason, or the error that must stop the command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
     outcome: Encoded | str | OSError | Fault

@@ -76,10 +76,10 @@ def fac_head(recording: Recording) -> None:
     head = CommonSpace(**widths, video_audio=spaces[0], video_text=spaces[1])
     places = {path.removeprefix("p."): place(name, None, False) for path, name in variables.items()}
     state = dict(head.state_dict())
-    for path, where in places.items():
-        assert where is not None, f"{path} is no part of the head"
-        ours = state[where.name.removeprefix("head.")]
-        ours.copy_(where.to_ours(recording.input(f"p.{path}"), ours))
+    for path, target in places.items():
+        assert target is not None, f"{path} is no part of the head"
+        ours = state[target.name.removeprefix("head.")]
+        ours.copy_(target.to_ours(recording.input(f"p.{path}"), ours))
     for mode in ("eval", "train"):
         head.train(mode == "train")
         head.zero_grad(set_to_none=True)
@@ -97,12 +97,12 @@ def fac_head(recording: Recording) -> None:
             path = name.removeprefix(f"{mode}.grad.")
             if path.startswith("in."):
                 recording.check(name, _present(inputs[path.removeprefix("in.")].grad))
-            elif where := places.get(path):
-                gradient = _present(gradients[where.name.removeprefix("head.")])
-                recording.check(name, where.to_official(gradient, recording.arrays[name].shape))
-    for path, where in places.items():
-        if where is not None and ".moving_" in path:
-            recording.check(f"train.after.{path}", state[where.name.removeprefix("head.")])
+            elif target := places.get(path):
+                gradient = _present(gradients[target.name.removeprefix("head.")])
+                recording.check(name, target.to_official(gradient, recording.arrays[name].shape))
+    for path, target in places.items():
+        if target is not None and ".moving_" in path:
+            recording.check(f"train.after.{path}", state[target.name.removeprefix("head.")])
 
 
 def _present(gradient: Tensor | None) -> Tensor:

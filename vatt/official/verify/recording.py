@@ -77,10 +77,10 @@ class Model(NamedTuple):
 
     def gradient(self, name: str) -> Tensor:
         """Gradient of a checkpoint variable, in its layout."""
-        where, parameters = self.mapped.places[name], dict(self.module.named_parameters())
-        gradient = parameters[where.name].grad
-        assert gradient is not None, f"{where.name} has no gradient"
-        return where.to_official(gradient, self.mapped.shapes[name])
+        place, parameters = self.mapped.places[name], dict(self.module.named_parameters())
+        gradient = parameters[place.name].grad
+        assert gradient is not None, f"{place.name} has no gradient"
+        return place.to_official(gradient, self.mapped.shapes[name])
 
     def trainable(self) -> list[str]:
         parameters = dict(self.module.named_parameters())
