@@ -15,7 +15,8 @@ def mix_seed(seed: Seed, tag: int | Tensor) -> Seed:
 
     As a tensor it is a value on the device, which a captured graph reads anew at each replay.
     """
-    return (seed * 0x9E3779B1 + (tag + 1) * 0x85EBCA77) % 0x7FFFFFFF
+    mixed: Seed = (seed * 0x9E3779B1 + (tag + 1) * 0x85EBCA77) % 0x7FFFFFFF  # type: ignore[assignment]
+    return mixed
 
 
 def layer_seeds(seed: int | Tensor, layers: int, device: torch.device) -> Tensor:
