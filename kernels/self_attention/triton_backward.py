@@ -64,9 +64,12 @@ KEYS = {  # the second pass: two accumulators
     (90, 64): AttentionLaunch(64, 64, 4, 2),  # two programs fit on a processor; 64x128 with 8 warps: one
     (90, 128): AttentionLaunch(32, 64, 8, 2),  # 64x64 spills on sm_100 with a mask
 }
-
-
-ONE_PASS = KEYS  # with dq besides
+ONE_PASS = {  # the only pass, with dq besides
+    (80, 64): AttentionLaunch(32, 64, 8, 2),  # 4 warps spill
+    (80, 128): AttentionLaunch(16, 32, 8, 2),  # 32x32 spills
+    (90, 64): AttentionLaunch(64, 64, 4, 2),
+    (90, 128): AttentionLaunch(32, 64, 8, 2),
+}
 
 
 def backward_launches(
@@ -197,13 +200,10 @@ def attention_backward(
                 num_warps=first.warps,
                 num_stages=first.stages,
             )
-            third = (
-                ONE_PASS[architecture(ARCHITECTURES, q.device), column_of(problem.padded)]
-                if acc is not None
-                else second
-            )
+            if acc is not None:
+                second = ONE_PASS[architecture(ARCHITECTURES, q.device), column_of(problem.padded)]
             kernel = keys_kernel if acc is None else one_pass_kernel
-            kernel[problem.grid(triton.cdiv(problem.longest, third.keys))](
+            kernel[problem.grid(triton.cdiv(problem.longest, second.keys))](
                 q,
                 k,
                 v,
@@ -217,10 +217,10 @@ def attention_backward(
                 *arguments,
                 d_row=d_row,
                 **shared,
-                ROWS=third.rows,
-                KEYS=third.keys,
-                num_warps=third.warps,
-                num_stages=third.stages,
+                ROWS=second.rows,
+                KEYS=second.keys,
+                num_warps=second.warps,
+                num_stages=second.stages,
             )
             if acc is not None:
                 dq.copy_(acc)

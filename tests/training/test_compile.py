@@ -73,7 +73,7 @@ def test_steps_share_their_graphs_and_compute_the_same(
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
         graphs.append(counter.frame_count)
-    assert set(graphs) == {1}
+    assert set(graphs) == {2}  # made in the first step: the first layer's input has no gradient, the others' have
     outs = [step(model, tokens, seed)[0] for seed in SEEDS[:2]]
     assert not torch.equal(*outs)
 
