@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.timing import interleave, quantiles
+from harness.timing import quantiles, time_interleaved
 
 from vatt.config.model import DropConfig
 from vatt.config.presets import preset
@@ -43,7 +43,7 @@ def rows(
     }
     names = {f"{rate} {version}": key for key in steps for rate, version in [key]}
     seconds: dict[tuple[float, int], list[float]] = {key: [] for key in steps}
-    for label, took in interleave({label: steps[key] for label, key in names.items()}, rounds):
+    for label, took in time_interleaved({label: steps[key] for label, key in names.items()}, rounds):
         if took is not None:
             seconds[names[label]].append(took)
     medians = {key: quantiles(times)["p50"] or float("nan") for key, times in seconds.items()}

@@ -186,7 +186,7 @@ def test_a_narrow_residual_stream_is_of_the_dtype_of_autocast_inside_alone() -> 
         with torch.autocast("cpu", torch.bfloat16):
             out = model(x)
         assert out.dtype == torch.float32
-        errors.append(float((out - exact).norm() / exact.norm()))
+        errors.append(float((out - exact).detach().norm() / exact.detach().norm()))
     assert seen == [torch.float32, torch.bfloat16]
     assert 0 < errors[0] < errors[1] < 4 * errors[0]
 
