@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import dropped_attention, reference
+from . import reference
 
 # Integers become operands of a product as (x - centre) * unit: exact in bfloat16 and float16, in [-1, 1], and
 # balanced around zero, so that `scale * product + shift * colsum(weight)` does not cancel.
@@ -234,6 +234,8 @@ def _attend(
         blind = ~key_mask.any(dim=1, keepdim=True)
         visible = key_mask | blind  # a softmax over nothing is NaN: attend to all, clear the result
     if dropout_p and dropout_version > 1:
+        from . import dropped_attention  # registers an operation, for which PyTorch imports much
+
         keys = reference.dropout_keys(first, tokens, heads, seed)
         out = dropped_attention.attend(q, k, v, bias, visible, keys, scale, dropout_p)
         return out if blind is None else out.masked_fill(blind[:, :, None, None], 0.0)
