@@ -25,9 +25,11 @@ from harness.report import ReportError
 
 import aot_table
 import chaos
+import corpus_scale
 import decode
 import decoders_differ
 import esc10_official
+import esc10_small
 import figure2
 import figure4
 import fused_vs_reference
@@ -45,9 +47,11 @@ from pages import scaling as scaling_page
 BENCHMARKS = (
     aot_table,
     chaos,
+    corpus_scale,
     decode,
     droptoken_page,
     esc10_official,
+    esc10_small,
     figure2,
     figure4,
     fused_vs_reference,
@@ -81,10 +85,13 @@ README_RESULTS = (
 def tables() -> dict[Path, str]:
     """Return the text between the markers of README and of the page with all results, by file."""
     lines = results(harness.REPORTS, REPORT_PAGES)
-    return {
+    found = {
         harness.ROOT / "README.md": results_table(chosen_results(lines, README_RESULTS), "reports"),
         harness.ROOT / "docs" / "results.md": results_table(lines, "../reports"),
     }
+    for path in sorted(harness.REPORTS.glob(f"*/{corpus_scale.NAME}.json"))[:1]:
+        found[harness.ROOT / "docs" / "scale.md"] = corpus_scale.costs(harness.load(path))
+    return found
 
 
 def report_page(path: Path) -> ReportPage:

@@ -44,6 +44,8 @@ OPTIONAL = {
     "transformers",
     "sklearn",
     "huggingface_hub",
+    "fsspec",
+    "ray",
 }
 
 

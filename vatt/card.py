@@ -194,6 +194,8 @@ def summary_sentence(records: Records) -> str:
         sentence += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
     else:
         sentence += ", pre-trained on video, audio and text"
+        if start := records.settings.get("init"):
+            sentence += f", starting from {public(str(start))}"
     if official := look_up(records.model, "official"):
         step = show(look_up(official, "step"))
         return f"{sentence}; converted from the official checkpoint {show(look_up(official, 'source'))}, step {step}."
@@ -313,6 +315,8 @@ def loss_of(settings: dict[str, Any]) -> str:
 
 def optimizer_of(settings: dict[str, Any]) -> str:
     if "task" in settings:
+        if look_up(settings, "optim.optimizer") == "adamw":
+            return f"AdamW with weight decay {show(look_up(settings, 'optim.weight_decay'))}"
         return f"SGD with momentum {show(look_up(settings, 'optim.momentum'))}"
     return f"Adam with betas {show(look_up(settings, 'optim.beta1'))} and {show(look_up(settings, 'optim.beta2'))}"
 
