@@ -171,8 +171,11 @@ def choose_words(config: Config, manifest: Manifest) -> Tokenizer:
         return Tokenizer.from_file(config.data.vocabulary)
     if config.init and (known := tokenizer_of(config.init)) is not None:
         return known
-    captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-    return Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+    clips, size = manifest.split(config.data.train_split), config.model.text.vocabulary
+    if clips.rows is not None and not config.data.split_unspaced:
+        return Tokenizer.of_ranked(clips.rows.words(), size)
+    captions = (caption for clip in clips for caption in clip.captions)
+    return Tokenizer.build(captions, size, config.data.split_unspaced)
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
@@ -389,9 +392,8 @@ def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]
     data = config.data
     clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
-        names = sorted({clip.split or "" for clip in manifest})
         raise RunError(
-            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
+            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(manifest.splits)}); "
             "choose one with --set data.train_split=NAME"
         )
     return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)

@@ -51,7 +51,9 @@ class _PatchTokens(nn.Module):
         glorot_uniform_(self.weight, patch_size * channels, patch_size * width)
         glorot_normal_(self.agg, width, width)
 
-    def draw(self, batch: int, tokens: int, seed: int, device: torch.device, rows: BatchRows | None) -> Tensor | None:
+    def draw(
+        self, batch: int, tokens: int, seed: int | Tensor, device: torch.device, rows: BatchRows | None
+    ) -> Tensor | None:
         """Indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
 
         The kept count follows the position tables, not the input (as official), so that it is a constant of the model.
@@ -135,8 +137,8 @@ def tones(pairs: int, samples: int, rate: int, lowest: float = 50.0) -> Tensor:
     Pitches are evenly spaced on the mel scale, from `lowest` to 95 % of half the sampling `rate`, in Hz. A pair holds
     the energy of its band wherever in the patch a sound begins, which noise has to be trained to do.
     """
-    ends = [2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2)]
-    pitches = 700 * (10 ** (torch.linspace(*ends, pairs, dtype=torch.float64) / 2595) - 1)
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2))
+    pitches = 700 * (10 ** (torch.linspace(low, high, pairs, dtype=torch.float64) / 2595) - 1)
     turns = 2 * torch.pi / rate * torch.arange(samples)[:, None] * pitches
     waves = torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
     window = torch.hann_window(samples, periodic=False, dtype=torch.float64).sqrt()
