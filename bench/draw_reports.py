@@ -27,6 +27,7 @@ import aot_table
 import archive
 import chaos
 import corpus_scale
+import cpu_report
 import decode
 import decoders_differ
 import esc10_official
@@ -39,6 +40,7 @@ import model_sizes
 import real_clips
 import resolution_sweep
 import soak
+import step_launches
 import tiny_training
 import videomae
 import youcook2
@@ -50,6 +52,7 @@ BENCHMARKS = (
     archive,
     chaos,
     corpus_scale,
+    cpu_report,
     decode,
     droptoken_page,
     esc10_official,
@@ -64,6 +67,7 @@ BENCHMARKS = (
     resolution_sweep,
     scaling_page,
     soak,
+    step_launches,
     tiny_training,
     videomae,
     youcook2,

@@ -353,6 +353,8 @@ def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.Captu
         "0",
         "--out",
         str(tmp_path),
+        "--beside",
+        str(Path(__file__).parents[2]),
     ]
     assert decode.main(command) == 0
     path = next(tmp_path.glob("*/decode.json"))
@@ -363,6 +365,8 @@ def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.Captu
     assert {("pyav", "window", 1), ("pyav", "sequence", 1), ("pyav, training", "window", 1)} <= timed
     for check in report.gate["checks"]:  # each one takes part, or there is a reason why not
         assert check["clips"] or check["refused"]
+    stages = [row for row in report.rows if row["kind"] == "stages"]
+    assert [(row["clip"], row["same"]) for row in stages] == [("0.mp4", True), ("1.mp4", True)]
     (loader,) = (row for row in report.rows if row["kind"] == "loader")
     assert 0 < loader["wait_share"] < 1
     assert path.with_suffix(".md").exists()
