@@ -70,7 +70,7 @@ probe: a manifest a split or fold, each with rows of train and test; features ar
 single manifest that are in other splits (1, 2, 3, ...) are folds: each is tested once, after a fit to the others.
   --probe official  dense 128, dropout 0.9, dense with L2 0.1, Adam, 1000 epochs, as the release
   --probe lbfgs     logistic regression, L2 strength chosen on a fifth of the training clips
-  --probe sklearn   the same, solved by scikit-learn (pip install -e '.[probe]')
+                    (sklearn is another name of it)
 retrieve: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
 
 In --out DIR: result.json (scores, settings, environment) and
@@ -353,8 +353,6 @@ def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World,
 
 def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task probe`."""
-    if args.probe == "sklearn":
-        linear_probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused)
     sources = args.data or [config.data.source or builtin_corpus(args, config)]

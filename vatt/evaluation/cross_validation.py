@@ -18,15 +18,16 @@ from torch import Tensor
 from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.classification import ViewDataset
-from ..data.datasets.evaluation import CentreDataset
+from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import read_manifest, tell_notes
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError
 from ..inference.pooled_features import PooledClips, pooled_features
 from ..model.vatt import Backbone
 from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from .classification import check_labels, label_table, score
-from .linear_probe import classify
+from .linear_probe import fit_and_classify
 from .prediction_files import draw_confusion, write_per_class, write_predictions
 
 
@@ -107,7 +108,7 @@ def probe_folds(
     def only(wanted: set[int]) -> Manifest:
         return Manifest(tuple(clip for clip in clips if clip.index in wanted), clips.root, clips.labels)
 
-    def pooled(use: str, dataset: CentreDataset | ViewDataset) -> PooledClips:
+    def pooled(use: str, dataset: EvalDataset) -> PooledClips:
         world.on_main(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
         return pooled_features(
@@ -116,7 +117,14 @@ def probe_folds(
 
     fitted = only({i for fold in folds for i in fold.train})
     tested = only({i for fold in folds for i in fold.test})
-    fit = pooled("fit", CentreDataset(fitted, config.data, config.model, modality, size))
+    only_modality = (modality,)
+    middles = EvalDataset(
+        *(fitted, config.data, config.model, Tokenizer([]), 1, size),
+        read=only_modality,
+        needs=only_modality,
+        place="middle",
+    )
+    fit = pooled("fit", middles)
     test = pooled("test", ViewDataset(tested, config.data, config.model, modality, config.eval_windows, 1, size))
     world.only_main_continues()
     fit_place, test_place = ({i: n for n, i in enumerate(found.clips)} for found in (fit, test))
@@ -131,7 +139,7 @@ def probe_folds(
             print(f"{modality}, fold {fold.name}: {len(learned)} clips to fit to, {len(asked)} to test on")
             features, windows = fit.features[[fit_place[i] for i in learned], 0], [test_place[i] for i in asked]
             labels = label_table(clips, learned).argmax(1)
-            _keep(kept, classify(classifier, features, labels, test.features[windows], len(clips.labels)))
+            _keep(kept, fit_and_classify(classifier, features, labels, test.features[windows], len(clips.labels)))
         logits = torch.from_numpy(np.load(kept, allow_pickle=False))
         bad = [entry for entry in test.bad if entry[0] in set(fold.test)]
         scores[fold.name] = _write(out / modality / fold.name, clips, asked, logits, bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from .windows import Window
 
 class EvalDataset(Clips):
     """Every clip once, in order, `windows` evenly spaced windows each, centre crop, nothing random.
+
+    `place` "middle": the one window from the middle of each clip, the only one that is decoded.
 
     `dataset[i]` holds clips `i * batch_size` and following, with a windows axis V: video uint8 [B, V, T, H, W, 3],
     audio float32 [B, V, S]. Clips that cannot be decoded, or lack what the task `needs`, are left out and told in
@@ -39,8 +42,12 @@ class EvalDataset(Clips):
         frames: int | None = None,
         read: Collection[str] = MODALITIES,
         needs: Collection[str] = ("video",),
+        place: Literal["spaced", "middle"] = "spaced",
     ) -> None:
+        if place == "middle" and windows != 1:
+            raise ValueError(f"one window is in the middle, not {windows}")
         super().__init__(clips, data, model, tokenizer, batch_size, windows, frames, read, needs)
+        self.place = place
 
     crops_per_window = 1
 
@@ -69,10 +76,14 @@ class EvalDataset(Clips):
         for clip in chunk:
             try:
                 self.require_text(clip)
-                samples.append(self._sample(clip, self.windows(0).read_spaced(clip, self.windows_per_clip)))
+                samples.append(self._sample(clip, self._read(clip)))
             except BadClip as error:
                 bad.append((clip.index, error.reason))
         return self.batch(samples, [clip.index for clip in chunk], bad, since)
+
+    def _read(self, clip: Clip) -> list[Window]:
+        reader = self.windows(0)
+        return [reader.read_middle(clip)] if self.place == "middle" else reader.read_spaced(clip, self.windows_per_clip)
 
     def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
         silence = np.zeros(self.model.audio.samples, np.float32)
@@ -82,23 +93,3 @@ class EvalDataset(Clips):
         if any(sound is not None for sound in sounds):
             audio = np.stack([silence if sound is None else sound for sound in sounds])
         return Sample(clip, np.concatenate(views) if views else None, audio, *self.text(clip, None))
-
-
-class CentreDataset(EvalDataset):
-    """One window of every clip, from its middle; of its sound or its pictures."""
-
-    def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, modality: str, batch_size: int) -> None:
-        only = (modality,)
-        # Of three evenly spaced windows the second one is in the middle.
-        super().__init__(clips, data, model, Tokenizer([]), 3, batch_size, read=only, needs=only)
-
-    @property
-    def video_axes(self) -> tuple[int, ...]:
-        return (1,)
-
-    @property
-    def audio_axes(self) -> tuple[int, ...]:
-        return (1,)
-
-    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
-        return super()._sample(clip, windows[1:2])
