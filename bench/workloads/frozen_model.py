@@ -71,14 +71,14 @@ def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, 
 
 
 def clip_features(model: Path, source: str | Path, out: Path, device: str) -> Features:
-    """Return what `vatt.embed` makes of every clip in the manifest or folder `source`, kept in `out`; its windows are the model's."""
+    """Return the features of every clip in the manifest or folder `source`, made by `vatt.embed` and kept in `out`."""
     argv = ["--model", str(model), "--data", str(source), "--out", str(out), "--device", device, "--resume"]
     run_command(embed.main, argv, out.with_suffix(".log"))
     return read_features(out)
 
 
 def splits_of(split: np.ndarray) -> Splits:
-    """Return clips to fit and to test on: "train" and "test"; else each split in turn is tested on and the others fitted."""
+    """Return clips to fit and to test on: "train" and "test"; else each split is tested on, and the others fitted."""
     names = sorted({str(name) for name in split} - {""})
     if "train" in names and "test" in names:
         return [(split == "train", split == "test")]
@@ -119,18 +119,18 @@ def zero_shot(features: Features) -> dict[str, dict[str, float]]:
 
 
 def corpus_scores(run: Path, clips: int, device: str) -> dict[str, Any]:
-    """Score probes of the three attributes on held-out combinations of the built-in corpus, and retrieval among them."""
+    """Score probes of the three attributes on held-out combinations of the built-in corpus, and retrieval of these."""
     manifest = build_corpus(clips=clips)
     features = clip_features(run, manifest, run / "features.npz", device)
     arrays = features.arrays
     recipes = {recipe.index: recipe for recipe in plan(clips, seed=0)}
     splits = splits_of(arrays["split"])
-    found = {
+    probed = {
         name: probes(arrays, np.array([getattr(recipes[i], name) for i in arrays["row"].tolist()]), splits)
         for name in ATTRIBUTES
     }
     return {
-        "probe": found,
+        "probe": probed,
         "retrieval": zero_shot(features),
         "clips": len(arrays["row"]),
         "bad": len(arrays["bad_row"]),
@@ -141,11 +141,11 @@ def manifest_scores(model: Path, source: str, out: Path, device: str) -> dict[st
     """Score probes of the manifest's labels and retrieval of its captions; sound files are probed by their sound."""
     features = clip_features(model, source, out, device)
     arrays = features.arrays
-    found = probes(arrays, arrays["label"], splits_of(arrays["split"]))
+    probed = probes(arrays, arrays["label"], splits_of(arrays["split"]))
     scores = zero_shot(features)
-    if not found and not scores:
+    if not probed and not scores:
         raise ReportError(
             f"{source} has nothing to score: neither captions, nor labels with two splits or more "
             "(columns caption, label, split)"
         )
-    return {"probe": found, "retrieval": scores, "clips": len(arrays["label"]), "bad": len(arrays["bad_row"])}
+    return {"probe": probed, "retrieval": scores, "clips": len(arrays["label"]), "bad": len(arrays["bad_row"])}

@@ -186,10 +186,7 @@ def classify(
             result["no_scores"] = str(error)
         write_per_class(out / "per_class.csv", clips.labels, logits, labels, config.loss)
         if config.loss == "softmax":
-            try:
-                draw_confusion(out / "confusion.png", clips.labels, logits, labels)
-            except ImportError:
-                print("no confusion.png: matplotlib is missing, pip install -e '.[bench]' brings it")
+            draw_confusion(out / "confusion.png", clips.labels, logits, labels)
     shutil.rmtree(parts)
     return result
 

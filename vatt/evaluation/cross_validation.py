@@ -6,6 +6,7 @@ A folder below OUT/MODALITY for each fold: predictions, a table of classes and t
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..runtime.files import write_atomically
 from .classification import check_labels, label_table, score
 from .linear_probe import fit_and_classify
 from .prediction_files import draw_confusion, write_per_class, write_predictions
+
+log = logging.getLogger(__name__)
 
 
 class Fold(NamedTuple):
@@ -136,7 +139,7 @@ def probe_folds(
             raise DataError(f"fold {fold.name}: none of its clips to {'test' if learned else 'fit'} could be used")
         kept = parts / f"{fold.name}.npy"
         if not kept.exists():
-            print(f"{modality}, fold {fold.name}: {len(learned)} clips to fit to, {len(asked)} to test on")
+            log.info("%s, fold %s: %d clips to fit to, %d to test on", modality, fold.name, len(learned), len(asked))
             features, windows = fit.features[[fit_place[i] for i in learned], 0], [test_place[i] for i in asked]
             labels = label_table(clips, learned).argmax(1)
             _keep(kept, fit_and_classify(classifier, features, labels, test.features[windows], len(clips.labels)))
@@ -165,8 +168,5 @@ def _write(
     labels = label_table(clips, indices)
     write_predictions(folder, clips, indices, logits.float(), bad, "softmax")
     write_per_class(folder / "per_class.csv", clips.labels, logits, labels, "softmax")
-    try:
-        draw_confusion(folder / "confusion.png", clips.labels, logits, labels)
-    except ImportError:
-        print("no confusion.png: matplotlib is missing, pip install -e '.[bench]' brings it")
+    draw_confusion(folder / "confusion.png", clips.labels, logits, labels)
     return score(logits, labels, "softmax")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from ..data.clip import Clip, Manifest
 from ..inference.npz import write_npz
 from ..runtime.files import pyplot, write_atomically, write_csv, write_figure
 from .metrics import average_precision, roc_area
+
+log = logging.getLogger(__name__)
 
 BEST = 5
 MOST_NAMES = 50  # more class names on an axis cannot be read
@@ -95,8 +98,12 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor) -> None:
-    """The confusion matrix, each row as shares of its class. Raises ImportError without matplotlib."""
-    plt = pyplot()
+    """Draw the confusion matrix, each row as shares of its class; without matplotlib say so and go on."""
+    try:
+        plt = pyplot()
+    except ImportError:
+        log.info("no %s: matplotlib is missing, pip install -e '.[bench]' brings it", path.name)
+        return
     matrix = confusion_matrix(logits, labels)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = min(max(4.5, 0.32 * len(names) + 2), 16)

@@ -127,7 +127,8 @@ def from_features(features: Features, among: NDArray[np.bool_] | None = None) ->
     rows = np.arange(len(arrays["row"]))
     chosen = np.ones(len(rows), bool) if among is None else among
     first: dict[tuple[str, float, float], int] = {}
-    spans = zip(arrays["path"].tolist(), arrays["start"].tolist(), np.nan_to_num(arrays["end"], nan=-1.0).tolist())
+    ends = np.nan_to_num(arrays["end"], nan=-1.0)
+    spans = zip(arrays["path"].tolist(), arrays["start"].tolist(), ends.tolist(), strict=True)
     owner = np.array([first.setdefault(span, i) if chosen[i] else i for i, span in enumerate(spans)], np.int64)
     taken = chosen & (owner == rows)
     videos = taken[arrays["video_clip"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from ..runtime.progress import progress_bar
 from ..runtime.provenance import environment
 from .output import COLOURS, MARKERS, check_output, write_arrays
 from .tsne import panel_name
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -57,6 +60,7 @@ def average_activations(
     device, rows, reason = next(model.parameters()).device, list[int](), ""
     collected: dict[str, list[Tensor]] = {name: [] for name in model.backbone.tokens}
     with progress_bar(min(clips, len(dataset)), "activations", "clip") as bar:
+        # Not `map_clips`, which goes through all clips: this ends as soon as it has enough of them.
         for batch in make_loader(dataset, 0, len(dataset), 0):
             reason = batch.bad[0][1] if batch.bad else reason
             if batch.clips:
@@ -75,7 +79,7 @@ def average_activations(
             f"({', '.join(collected)}); the last: {reason}"
         )
     if len(rows) < clips:
-        print(f"note: only {len(rows)} of {len(dataset)} clips are usable; the last of the others: {reason}")
+        log.info("note: only %d of %d clips are usable; the last of the others: %s", len(rows), len(dataset), reason)
     return {name: torch.cat(parts).mean(0).cpu().numpy() for name, parts in collected.items()}, rows
 
 

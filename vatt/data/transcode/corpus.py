@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -19,6 +20,8 @@ from ..clip import CAPTION_SEPARATOR, Clip
 from ..decoding.version import DECODING_CHANGES
 from ..shards.index import tar_of
 from .encode import FORMAT, Encoded, Encoding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ def open_corpus(out: Path, recipe: Encoding, resume: bool) -> tuple[Corpus, IO[s
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
         if saved.get("format") in range(1, FORMAT):
             recipe = replace(recipe, format=saved["format"])  # goes on as it began
-            print(
-                f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
-                f"not ({DECODING_CHANGES})"
+            logger.info(
+                "note: %s was begun by an earlier version; clips from now on are decoded rightly where it did not (%s)",
+                out,
+                DECODING_CHANGES,
             )
         if saved != asdict(recipe):
             raise ConfigError(
