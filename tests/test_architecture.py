@@ -185,10 +185,10 @@ def test_imports_by_name_are_known() -> None:
 
 
 def test_libraries_do_not_print() -> None:
-    """They log, and a command's `exit_code` prints what is logged: only functions of a command's arguments print."""
+    """They log, and a command's `exit_code` prints what is logged: only commands, and functions of their arguments, print."""
     may = {"vatt/runtime/cli.py", "vatt/runtime/faults.py", "vatt/data/look.py"}  # printers, and a process's answers
     for path in sources("vatt"):
-        if path.parent == ROOT / "vatt" or short(path) in may:
+        if path.parent == ROOT / "vatt" or path.stem == "__main__" or short(path) in may:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in tree.body:
