@@ -185,7 +185,7 @@ def test_imports_by_name_are_known() -> None:
 
 
 def test_libraries_do_not_print() -> None:
-    """They log, and a command's `exit_code` prints what is logged: only commands, and functions of their arguments, print."""
+    """They log, and a command's `exit_code` prints it. Commands print, and functions that take their arguments."""
     may = {"vatt/runtime/cli.py", "vatt/runtime/faults.py", "vatt/data/look.py"}  # printers, and a process's answers
     for path in sources("vatt"):
         if path.parent == ROOT / "vatt" or path.stem == "__main__" or short(path) in may:

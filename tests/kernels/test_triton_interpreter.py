@@ -1,4 +1,4 @@
-"""Which implementation answers where, and the Triton tests in Triton's interpreter, a process for each file."""
+"""Which implementation answers where, and the Triton tests in Triton's interpreter, in processes of their own."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from vatt.ops import choose
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["test_spec.py", *sorted(path.name for path in (ROOT / "tests" / "kernels").glob("test_triton_*.py"))]
 FILES.remove(Path(__file__).name)
+# One file changes the interpreter for its whole process; the others share the imports of one.
+PROCESSES = [["test_triton_as_gpu.py"], [file for file in FILES if file != "test_triton_as_gpu.py"]]
 
 
 def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,12 +30,12 @@ def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_in_the_interpreter(file: str) -> None:
+@pytest.mark.parametrize("files", PROCESSES, ids=["as on a GPU", "as it is"])
+def test_kernels_in_the_interpreter(files: list[str]) -> None:
     pytest.importorskip("triton")
     if reason := interpreter_fails():
         pytest.skip(reason)
-    done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/kernels/{file}")
+    done = run_interpreted("pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/kernels/{file}" for file in files))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "[100%]" in done.stdout  # not all of it was skipped
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ...config.model import AudioConfig, VideoConfig
 from ..clip import Clip
 from ..decoding.container import BOTH, BadClip, probe
-from ..decoding.span import DecodedSpan, decode_span
+from ..decoding.span import DecodedSpan, decode_span, decode_spans
 from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
@@ -119,6 +119,46 @@ class WindowReader:
     def _is_short(self, clip: Clip, windows: int) -> bool:
         """Whether the row is decoded as a whole when several windows of it are read."""
         return self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps)
+
+    def read_moments(self, clip: Clip, spans: Sequence[tuple[float, float]]) -> Iterator[Window | BadClip]:
+        """Read one window of each of several spans of the clip's file, decoding each frame once.
+
+        Args:
+            clip: names the file; its own start and end do not count.
+            spans: (start, end) in seconds of the file, in order of their starts; they may overlap.
+
+        Yields:
+            Of each span, in order, what `read` gives, at offset 0, of a row of that span without a cache: a window, or
+            the `BadClip` that it raises. Nothing is raised.
+        """
+        moments = decode_spans(
+            clip.path,
+            spans,
+            fps=self.video.fps,
+            frames=self.steps,
+            rate=self.audio.rate,
+            short_side=self.short_side,
+            time_limit=self.time_limit,
+            read=self.modalities,
+            needs=self.needs,
+        )
+        remarks: set[str] = set()
+        for start, end in spans:
+            moment: Window | BadClip
+            try:
+                self._known(clip)
+                with self.watch.decoding(clip):  # not around what is done with a window
+                    span = next(moments)
+                if isinstance(span, BadClip):
+                    self._remember(clip, span)
+                    moment = span
+                else:
+                    self._remark(clip, span.remarks - remarks)
+                    remarks |= span.remarks
+                    moment = self._cut(replace(clip, start=start, end=end), span, 0)
+            except BadClip as bad:
+                moment = bad
+            yield moment
 
     def _whole(self, clip: Clip) -> DecodedSpan:
         span = self._cache.get(clip.index)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from av.error import FFmpegError
@@ -75,10 +75,42 @@ def frames_until(
     return min(frames, grid_frames(ends - start, fps))
 
 
+class Span:
+    """The frames of one span, gathered as those of the stream pass by: number i is what `start + i / fps` shows."""
+
+    def __init__(self, start: float, fps: float, frames: int) -> None:
+        self.start, self.fps, self.frames = start, fps, frames
+        self.images: list[NDArray[np.uint8]] = []
+        self.size: tuple[int, int] | None = None  # a stream may change its size midway: all take that of the first
+
+    @property
+    def complete(self) -> bool:
+        return len(self.images) == self.frames
+
+    def before(self, seconds: float) -> int:
+        """Return how many times of the grid lie before `seconds`."""
+        return min(self.frames, math.ceil((seconds - self.start) * self.fps - 1e-9))
+
+    def show(self, frame: VideoFrame, count: int, convert: _Converter) -> None:
+        """Let `frame` be what is shown up to the grid's time number `count`."""
+        if count > len(self.images):
+            self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
+            self.images.extend([convert(frame, self.size)] * (count - len(self.images)))
+
+
 def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+    """Return up to `frames` frames at `start + i / fps`, uint8 [T, h, w, 3]; see the module. Raises `BadClip`."""
+    return next(read_spans(reader, [Span(start, fps, frames)], short_side))
+
+
+def read_spans(reader: Reader, spans: Sequence[Span], short_side: int | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `read_video` returns of each of the `spans`, in order of their starts, in one pass over the frames.
+
+    Raises `BadClip` at the first one that has no frames where the stream ends or breaks.
+    """
     # A seek may land late (index of decoding times, sparse index): go back further, at last to the beginning. MPEG
     # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
-    near = start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
+    near = spans[0].start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
     assert reader.video is not None
     for position in (near, near - SEEK_STEP, None):
         if reader.reordered and position is not None and position > 0:
@@ -86,43 +118,48 @@ def read_video(reader: Reader, start: float, fps: float, frames: int, short_side
         if not reader.move(reader.video, position):
             continue
         try:
-            return _video_from(reader, start, fps, frames, short_side)
+            yield from _spans_from(reader, spans, short_side)
+            return
         except Late:
             continue
     raise AssertionError("reading from the beginning cannot be late")
 
 
-def _video_from(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
+def _spans_from(reader: Reader, spans: Sequence[Span], short_side: int | None) -> Iterator[NDArray[np.uint8]]:
     stream = reader.video
     assert stream is not None
     convert = _Converter(short_side)
     slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
-    images: list[NDArray[np.uint8]] = []
+    waiting = deque(spans)
     current: VideoFrame | None = None
     shown = ends = 0.0
     broken: str | None = None
     try:
         for shown, length, frame in _timed_frames(reader):
-            if current is None and not reader.from_start and shown > max(start, slack):
+            if current is None and not reader.from_start and shown > max(spans[0].start, slack):
                 raise Late
             if current is not None:
-                count = min(frames, math.ceil((shown - slack - start) * fps - 1e-9))  # grid times before this frame
-                if count > len(images):
-                    images.extend([convert(current)] * (count - len(images)))
-                if len(images) == frames:
-                    return np.stack(images)
+                for span in waiting:
+                    if span.start > shown:
+                        break
+                    span.show(current, span.before(shown - slack), convert)
+                while waiting and waiting[0].complete:
+                    yield np.stack(waiting.popleft().images)
+                if not waiting:
+                    return
             current = frame
-            ends = shown + (length or 1.0 / float(stream.average_rate or fps))
+            ends = shown + (length or 1.0 / float(stream.average_rate or spans[0].fps))
     except (FFmpegError, _Broken) as error:
         broken = plain(error)
-    # The file has ended, or broken, before the span is complete.
+    # The file has ended, or broken, before the spans are complete.
     if current is None:
         if not reader.from_start:
             raise Late
         raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
-    count = frames_until(reader, start, fps, frames, shown, ends, broken)
-    images.extend([convert(current)] * (count - len(images)))
-    return np.stack(images)
+    for span in waiting:
+        count = frames_until(reader, span.start, span.fps, span.frames, shown, ends, broken)
+        span.show(current, count, convert)
+        yield np.stack(span.images)
 
 
 _delays: dict[Version, float] = {}
@@ -209,22 +246,18 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
 
 
 class _Converter:
-    """Frames to upright RGB of one size, each distinct frame once."""
+    """Frames to upright RGB, each once for each size that is asked for while it is shown."""
 
     def __init__(self, short_side: int | None) -> None:
         self.short_side = short_side
-        self.size: tuple[int, int] | None = None
         self.reformatter = VideoReformatter()
-        self.last: tuple[VideoFrame, NDArray[np.uint8]] | None = None
+        self.last: VideoFrame | None = None
+        self.images: dict[tuple[int, int], NDArray[np.uint8]] = {}  # of the last one, by their size
 
-    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if self.last is not None and self.last[0] is frame:
-            return self.last[1]
-        if self.size is None:
-            # A stream may change its size midway: all frames take that of the first.
-            self.size = shrunk(frame.width, frame.height, self.short_side)
-        width, height = self.size
-        image = converted(self.reformatter, frame, width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
-        image = orientation(frame).upright(image)
-        self.last = frame, image
-        return image
+    def __call__(self, frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+        if self.last is not frame:
+            self.last, self.images = frame, {}
+        if size not in self.images:
+            image = converted(self.reformatter, frame, *size, "rgb24").to_ndarray().astype(np.uint8, copy=False)
+            self.images[size] = orientation(frame).upright(image)
+        return self.images[size]
