@@ -58,7 +58,7 @@ exit codes: 0 done, 1 failed or nothing to compare, 2 wrong usage."""
 
 
 def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
-    """The first `most` clips long enough for a window that our decoder takes."""
+    """Return the first `most` clips long enough for a window that our decoder takes."""
     long_enough = []
     for clip in clips:
         path = clip.path if isinstance(clip, Clip) else clip
@@ -77,7 +77,7 @@ def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
 
 
 def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
-    """(start, fps, frames) of what is measured on a clip.
+    """Return (start, fps, frames) of what is measured on a clip.
 
     Times lie in the middle of frames: on their edges, decoders may round to either side.
     """
@@ -88,7 +88,7 @@ def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
 
 
 def difference(name: str, path: Path) -> float:
-    """Mean difference of a decoder's frames to ours, of 255; the larger one of the window and the sequence."""
+    """Return mean difference of a decoder's frames to ours, of 255; the larger one of the window and the sequence."""
     worst = 0.0
     for job in jobs(path).values():
         ours, theirs = DECODERS[OURS]()(path, *job), DECODERS[name]()(path, *job)
@@ -99,13 +99,13 @@ def difference(name: str, path: Path) -> float:
 
 
 def windows_of(name: str, paths: list[Path]) -> Callable[[], object]:
-    """A window of each clip, for `harness.peak_memory`."""
+    """Return a window of each clip, for `harness.peak_memory`."""
     decode: Decoder = DECODERS[name]()
     return lambda: [len(decode(path, *jobs(path)["window"])) for path in paths]
 
 
 def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
-    """Which decoders can take part, then memory, then time; saved after every one of them."""
+    """Measure which decoders can take part, then memory, then time; saved after every one of them."""
     if not report.gate["checks"]:
         for name in DECODERS:
             report.gate["checks"].append(check(name, paths))
@@ -149,7 +149,7 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
 
 
 def check(name: str, paths: list[Path]) -> dict[str, Any]:
-    """Whether a decoder is there, and the clips on which its frames are ours."""
+    """Return whether a decoder is there, and the clips on which its frames are ours."""
     clips, worst, refused = [], 0.0, []
     for path in paths:
         try:
@@ -171,7 +171,7 @@ def check(name: str, paths: list[Path]) -> dict[str, Any]:
 
 
 def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
-    """A row for each number of workers: the seconds of every step and how long each of them waited."""
+    """Measure a row for each number of workers: the seconds of every step and how long each of them waited."""
     config = preset(args.preset)
     clips = Manifest(
         tuple(Clip(i, p, p.name, captions=(f"clip {i}",)) for i, p in enumerate(paths * args.batch)),
@@ -225,7 +225,7 @@ def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, 
 
 
 def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[str, float]:
-    """Of the medians over `clips`: frames and clips a second, and milliseconds a clip."""
+    """Return, of the medians over `clips`, frames and clips a second, and milliseconds a clip."""
     rows = [
         row
         for row in report.rows
@@ -322,7 +322,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Windows of every clip as bars, and the waiting of the training step."""
+    """Draw windows of every clip as bars, and the waiting of the training step."""
     figure, (bars, waits) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(3, 2))
     clips = list(dict.fromkeys(row["clip"] for row in report.rows if row["kind"] == "decoder"))
     names = [c["decoder"] for c in taking_part(report)]

@@ -142,7 +142,7 @@ def dropping(model: ModelConfig, rate: float) -> ModelConfig:
 
 
 def flops_rows() -> list[dict[str, Any]]:
-    """Table 5's column of FLOPs, always of VATT-MBS, one caption a clip."""
+    """Return table 5's column of FLOPs, always of VATT-MBS, one caption a clip."""
     model = preset("mbs").model
     rows = []
     for rate, printed in PAPER_GFLOPS.items():
@@ -162,7 +162,10 @@ def flops_rows() -> list[dict[str, Any]]:
 
 
 def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], StepCase]]:
-    """(what the row says of itself, what is measured). Inference drops too: that is what the paper's GFLOPs count."""
+    """Return pairs of what a row says of itself and what is measured.
+
+    Inference drops too: that is what the paper's GFLOPs count.
+    """
     made = []
     for rate in args.drop_rates:
         model = dropping(preset(args.preset).model, rate)
@@ -193,7 +196,7 @@ def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], StepCas
 
 
 def derive(report: Report) -> None:
-    """Speed-up over the row without dropping, beside the ratio of FLOPs, as long as the numerics are green."""
+    """Add the speed-up over the row without dropping, beside the ratio of FLOPs, as long as the numerics are green."""
     rows = {(r["mode"], r["drop_rate"]): r for r in report.rows if r["kind"] == "timing"}
     for (mode, _), row in rows.items():
         whole, green = rows[mode, 0.0], report.gate["green"]
@@ -202,7 +205,7 @@ def derive(report: Report) -> None:
 
 
 def measure_timing(args: argparse.Namespace, report: Report, path: Path) -> bool:
-    """Fills the timing rows, which come first in the report. Returns whether the numerics are green."""
+    """Fill the timing rows, which come first in the report. Returns whether the numerics are green."""
     cases = [case for _, case in timing_cases(args)]
     checks = [case for case in cases if case.training]
     return model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
@@ -212,7 +215,9 @@ def measure_timing(args: argparse.Namespace, report: Report, path: Path) -> bool
 
 
 def pieces(args: argparse.Namespace, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
-    """What tells the accuracy rows apart, in the order they are made: all rates of a fold before the next fold."""
+    """Yield what tells the accuracy rows apart, in the order they are made: all rates of a fold before the next
+    fold.
+    """
     for seed in args.seeds:
         if "corpus" in kinds:
             yield from ({"kind": "corpus", "drop_rate": rate, "seed": seed} for rate in args.drop_rates)
@@ -241,7 +246,7 @@ def missing(args: argparse.Namespace, report: Report, kinds: Collection[str]) ->
 
 
 def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Makes the missing rows; the report is saved after each."""
+    """Make the missing rows; the report is saved after each."""
     command = shlex.join(sys.orig_argv[1:])
     left = missing(args, report, args.only)
     if not left:
@@ -285,7 +290,7 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
 
 
 def finished(args: argparse.Namespace, report: Report) -> bool:
-    """Whether every part that was asked for, now or by an earlier command, is complete."""
+    """Return whether every part that was asked for, now or by an earlier command, is complete."""
     times = [len(row["seconds"]) for row in report.rows if row["kind"] == "timing"]
     timed = min(times) >= args.repeats or not any(times)
     return timed and not missing(args, report, {row["kind"] for row in report.rows} | set(args.only))

@@ -102,13 +102,13 @@ def model_config(name: str, layers: int, dropout: float, rate: float) -> ModelCo
 
 
 def build(config: ModelConfig, implementation: str) -> Backbone:
-    """The video backbone in training mode; the same weights whatever the implementation and the drop rate."""
+    """Return the video backbone in training mode; the same weights whatever the implementation and the drop rate."""
     torch.manual_seed(1)
     return Backbone(config, choose(implementation == "fused", "cpu"), ("video",)).train()
 
 
 def clip_and_direction(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor]:
-    """Noise frames [B,T,H,W,3] uint8, and the gradient [B,D] that comes back to the pooled feature."""
+    """Return noise frames [B,T,H,W,3] uint8, and the gradient [B,D] that comes back to the pooled feature."""
     generator = torch.Generator().manual_seed(2)
     video = config.video
     shape = (batch, video.frames, video.size, video.size, 3)
@@ -126,7 +126,7 @@ def run_step(model: Backbone, frames: Tensor, direction: Tensor) -> Tensor:
 
 
 def lone_step(config: ModelConfig, implementation: str, batch: int, threads: int) -> Callable[[], object]:
-    """A step for `harness.peak_memory`, which calls this in a process of its own."""
+    """Return a step for `harness.peak_memory`, which calls this in a process of its own."""
     torch.set_num_threads(threads)
     model = build(config, implementation)
     frames, direction = clip_and_direction(config, batch)
@@ -134,7 +134,7 @@ def lone_step(config: ModelConfig, implementation: str, batch: int, threads: int
 
 
 def numerics(config: ModelConfig) -> dict[str, Any]:
-    """Output and every gradient of both implementations against the literal model in float64, few layers deep.
+    """Return output and every gradient of both implementations against the literal model in float64, few layers deep.
 
     Error of a tensor: |x - exact| / |exact|, Frobenius norms. Fused passes where no tensor is more than GATE_FACTOR
     times as wrong as in the literal float32 model (or than float32's own spacing, where that model is exact by luck).
@@ -197,7 +197,9 @@ def new_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def derive(report: Report) -> None:
-    """Quantiles, and as long as the numerics are green the ratios: to the own 0 % row, to FLOPs, to the reference."""
+    """Add quantiles, and as long as the numerics are green the ratios: to the own 0 % row, to FLOPs, to the
+    reference.
+    """
     rows = {(r["dropout"], r["drop_rate"], r["implementation"]): r for r in report.rows}
     for (dropout, rate, _), row in rows.items():
         row.update(timing.quantiles(row["seconds"]))
@@ -211,7 +213,7 @@ def derive(report: Report) -> None:
 
 
 def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Numerics, then memory, then time; the report is saved after every one of them. Red numerics end it."""
+    """Measure numerics, then memory, then time; the report is saved after every one of them. Red numerics end it."""
     report.rows = report.rows or new_rows(args)
     done = len(report.gate["checks"]) + sum("peak_bytes" in r for r in report.rows)
     done += sum(min(len(r["seconds"]), args.repeats) for r in report.rows)

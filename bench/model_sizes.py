@@ -71,13 +71,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def classifier(model: ModelConfig, modality: str, classes: int) -> Classifier:
-    """A fine-tuning model of shapes alone (meta device); video has the position tables of 32x320x320."""
+    """Return a fine-tuning model of shapes alone (meta device); video has the position tables of 32x320x320."""
     with torch.device("meta"):
         return Classifier(replace(model, video=VideoConfig(size=320)), modality, classes)
 
 
 def count() -> list[dict[str, Any]]:
-    """A row a model: "parameters" is ours, "paper" (millions) or "official" what it is held against."""
+    """Return a row a model: "parameters" is ours, "paper" (millions) or "official" what it is held against."""
     rows: list[dict[str, Any]] = []
     for name, (encoder, millions) in PAPER.items():
         model = classifier(specific(encoder), "video", CLASSES)
@@ -184,7 +184,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Table 7 beside ours, and the official totals beside ours."""
+    """Return table 7 beside ours, and the official totals beside ours."""
     figure, (paper, official) = plt.subplots(1, 2, figsize=(14, 4.5), layout="constrained", width_ratios=(2, 5))
     rows = of_kind(report, "paper")
     _pairs(
@@ -200,7 +200,7 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], label: str) -> None:
-    """Bars in pairs with their values above them."""
+    """Draw bars in pairs with their values above them."""
     for offset, values, colour, hatch, series in ((-0.2, ours, BLUE, "", "ours"), (0.2, theirs, ORANGE, "//", label)):
         bars = axes.bar(
             [i + offset for i in range(len(names))],

@@ -110,7 +110,7 @@ def model_config(model: ModelConfig, clip: str, rate: float) -> ModelConfig:
 
 
 def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], list[dict[str, Any]]]:
-    """What is measured: each clip and rate in training; in inference with all tokens, and with fewer."""
+    """Return what is measured: each clip and rate in training; in inference with all tokens, and with fewer."""
     cases, rows = [], []
     for clip in args.clips:
         for training in (True, False):
@@ -144,7 +144,9 @@ def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], 
 
 
 def accounting() -> list[dict[str, Any]]:
-    """GFLOPs of ViT-Medium, forward, one clip: as the paper counts them, and true; the printed ones beside them."""
+    """Return GFLOPs of ViT-Medium, forward, one clip: as the paper counts them, and true; the printed ones beside
+    them.
+    """
     rows = []
     for clip in CLIPS:
         for rate in RATES:
@@ -169,7 +171,7 @@ def accounting() -> list[dict[str, Any]]:
 
 
 def derive(report: Report) -> None:
-    """As long as the numerics are green: the speed-up over the same clip and mode without dropping."""
+    """Add, as long as the numerics are green, the speed-up over the same clip and mode without dropping."""
     measured = of_kind(report, "measured")
     none = {(r["clip"], r["training"]): r for r in measured if r["drop_rate"] == 0}
     for row in measured:
@@ -342,7 +344,9 @@ def gib(value: float | None) -> float | None:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Both accountings over the tokens; throughput and memory over the drop rate; speed-up over the FLOP ratio."""
+    """Return both accountings over the tokens; throughput and memory over the drop rate; speed-up over the FLOP
+    ratio.
+    """
     figure, ((flops, rate), (gain, memory)) = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
     draw_accounting(flops, of_kind(report, "accounting"))
     rows = of_kind(report, "measured")
@@ -385,7 +389,9 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """GFLOPs of ViT-Medium over encoder tokens; what lies between the two lines is Q K^T, less what is no product."""
+    """Draw the GFLOPs of ViT-Medium over encoder tokens; what lies between the two lines is Q K^T, less what is no
+    product.
+    """
     line = sorted((r for r in rows if r["clip"] == "32x320"), key=lambda r: r["tokens"])
     tokens = [r["tokens"] for r in line]
     axes.plot(tokens, [r["true_gflops"] for r in line], color=BLACK, marker=".", label="true, 32x320x320")
@@ -443,7 +449,7 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_csv(path: Path) -> None:
-    """The CSV beside the JSON in `path`."""
+    """Write the CSV beside the JSON in `path`."""
     model_steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
 
 

@@ -78,7 +78,7 @@ class Subject:
 
 
 def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: bool) -> dict[str, int]:
-    """Bytes of a rank that do not depend on how many clips it computes at a time.
+    """Return bytes of a rank that do not depend on how many clips it computes at a time.
 
     "loss": embeddings of all clips as they came, one by one, as unit vectors, and their gradients; the similarities are
     never stored. "gathered": what FSDP2 holds whole: all but the layers, and two layers (one works, the next arrives).
@@ -98,12 +98,14 @@ def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: 
 
 
 def fitting(subject: Subject, kept: Activations, resident_bytes: int, memory: float) -> int:
-    """Clips that a rank can compute at a time."""
+    """Return clips that a rank can compute at a time."""
     return int(((1 - FREE) * memory - resident_bytes - kept.fixed) // (kept.clip + subject.inputs))
 
 
 def preset_row(subject: Subject) -> dict[str, Any]:
-    """A row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch 2048."""
+    """Return a row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch
+    2048.
+    """
     sizes = subject.sizes
     row: dict[str, Any] = {
         "kind": "preset",
@@ -128,8 +130,10 @@ def preset_row(subject: Subject) -> dict[str, Any]:
 
 
 def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware) -> dict[str, Any]:
-    """A row: one step of `batch` clips on `ranks` GPUs. Seconds of communication by kind, and of the step without any
-    overlap and with all of it that the order of a step allows.
+    """Return a row: one step of `batch` clips on `ranks` GPUs.
+
+    Seconds of communication by kind, and of the step without any overlap and with all of it that the order of a step
+    allows.
 
     Where a rank's clips do not fit into its memory, it computes them in `passes` micro-batches (exact accumulation, one
     more forward). Embeddings and batch norm lie between forward and backward and never overlap. Gradients do so with
@@ -188,7 +192,7 @@ def _whole(sizes: dict[str, float]) -> dict[str, int]:
 
 
 def rounded(value: Any) -> Any:
-    """Six digits of every float: more would only lengthen the file."""
+    """Return six digits of every float: more would only lengthen the file."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -37,7 +37,7 @@ exit codes: 0 done, 1 failed (transformers is not installed: pip install transfo
 
 
 def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """What is measured, a row each."""
+    """Return what is measured, a row each."""
     return [
         {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode, "seconds": []}
         for dtype, rate, mode, model in itertools.product(dtypes, rates, MODES, MODELS)
@@ -45,7 +45,7 @@ def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]
 
 
 def derive(report: Report) -> None:
-    """Medians, ours against the rival's, and what dropping gains against the ratio of FLOPs."""
+    """Add medians, ours against the rival's, and what dropping gains against the ratio of FLOPs."""
     rows = {(row["model"], row["dtype"], row["drop_rate"], row["mode"]): row for row in report.rows}
     for row in report.rows:
         row.update(timing.quantiles(row["seconds"]))

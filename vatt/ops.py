@@ -60,7 +60,7 @@ REFERENCE = Ops("reference", "operations: reference (literal PyTorch; --fused se
 
 
 def choose(fused: bool, device: torch.device | str) -> Ops:
-    """Operations for `device`; `fused` is what the user asked for.
+    """Return operations for `device`; `fused` is what the user asked for.
 
     Raises:
         ConfigError: the fused operations of `device` cannot run here; there is no silent fallback.

@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def search(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A dictionary a query: kind, query, warnings, results (see `rank`)."""
+    """Return a dictionary a query: kind, query, warnings, results (see `rank`)."""
     queries = [Query("text", text) for text in args.texts]
     queries += [Query("audio", path) for path in args.audio] + [Query("video", path) for path in args.video]
     spaces = {SPACE[query.kind] for query in queries}

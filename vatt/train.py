@@ -104,7 +104,9 @@ def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Con
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
-    """The run's vocabulary: that of the run itself when resumed, a given word list, or one built from the captions."""
+    """Return the run's vocabulary: that of the run itself when resumed, a given word list, or one built from the
+    captions.
+    """
     path = out / "vocabulary.txt"
     if resume and path.exists():
         return Tokenizer.from_file(path)

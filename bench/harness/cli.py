@@ -12,7 +12,9 @@ from .report import REPORTS, ROOT, ReportError, load
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are written."""
+    """Return the parser of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are
+    written.
+    """
     return argparse.ArgumentParser(
         prog=f"python bench/{name}.py",
         description=description,
@@ -45,7 +47,11 @@ def publish(path: Path, report_page: ReportPage, root: Path) -> None:
 
 
 def run_benchmark(measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace) -> int:
-    """Measures, publishes and prints the page. Returns the exit code: 1 for an error and for a red gate."""
+    """Measure, publish and print the page of a benchmark.
+
+    Returns:
+        The exit code: 1 for an error and for a red gate.
+    """
     try:
         path = measure()
         publish(path, report_page, output_folder(args))

@@ -77,7 +77,7 @@ class Esc10Clips(NamedTuple):
 
 
 def read_clips(folder: Path, recipe: Esc10Recipe) -> Esc10Clips:
-    """All clips that FOLDER/esc10.csv lists (columns file, fold, label, category), mono.
+    """Return all clips that FOLDER/esc10.csv lists (columns file, fold, label, category), mono.
 
     Raises `ReportError` when the list or a clip cannot be read.
     """
@@ -110,14 +110,14 @@ def model_config(recipe: Esc10Recipe, drop_rate: float) -> ModelConfig:
 
 
 def windows_of(waves: Tensor, recipe: Esc10Recipe) -> Tensor:
-    """[C,S] -> [C*windows, samples], evenly spaced, those of a clip side by side."""
+    """Cut waves [C,S] into windows [C*windows, samples], evenly spaced, those of a clip side by side."""
     last = waves.shape[1] - recipe.samples
     starts = np.linspace(0, last, recipe.windows).astype(int).tolist()
     return torch.stack([waves[:, start : start + recipe.samples] for start in starts], dim=1).flatten(0, 1)
 
 
 def crops(waves: Tensor, recipe: Esc10Recipe, rng: np.random.Generator) -> Tensor:
-    """[B,S] -> [B, samples]: a random place, played faster or slower, louder or softer, either polarity.
+    """Crop waves [B,S] to [B, samples]: a random place, played faster or slower, louder or softer, either polarity.
 
     What lies beyond the end of a clip is its beginning.
     """
@@ -137,7 +137,9 @@ def crops(waves: Tensor, recipe: Esc10Recipe, rng: np.random.Generator) -> Tenso
 def training_batch(
     clips: Esc10Clips, chosen: Tensor, recipe: Esc10Recipe, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Crops [B, samples] of the `chosen` clips and their class shares [B,classes]; with mixup, sums of two clips."""
+    """Return crops [B, samples] of the `chosen` clips and their class shares [B,classes]; with mixup, sums of two
+    clips.
+    """
     waves = crops(clips.waves[chosen], recipe, rng)
     shares = F.one_hot(clips.labels[chosen], len(clips.classes)).float()
     if not recipe.mixup:
@@ -159,7 +161,7 @@ def train_fold(
     *,
     update: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Trains on all folds but `fold`, on the device of `clips`, and tests on `fold`. `update` is called every step.
+    """Train on all folds but `fold`, on the device of `clips`, and test on `fold`. `update` is called every step.
 
     Returns top-1, the loss of the last 50 steps, train_seconds, and which test clips were right. Raises `ReportError`
     when the loss is not finite.
@@ -208,7 +210,7 @@ def train_fold(
 
 
 def draw(clips: int, batch: int, seed: int, fold: int, step: int) -> np.ndarray:
-    """Positions of the clips of one step: epochs are permutations, cut into whole batches."""
+    """Return positions of the clips of one step: epochs are permutations, cut into whole batches."""
     epoch, position = divmod(step, max(1, clips // batch))
     order = np.random.default_rng((seed, fold, epoch, 1)).permutation(clips)
     return order[position * batch : (position + 1) * batch]
@@ -216,7 +218,7 @@ def draw(clips: int, batch: int, seed: int, fold: int, step: int) -> np.ndarray:
 
 @torch.no_grad()
 def score(model: Classifier, clips: Esc10Clips, fold: int, recipe: Esc10Recipe) -> dict[str, Any]:
-    """Scores on `fold` with all tokens, and whether each of its clips, in the order of the list, was right."""
+    """Return scores on `fold` with all tokens, and whether each of its clips, in the order of the list, was right."""
     model.eval()
     held_out = clips.folds == fold
     waves, labels = clips.waves[held_out], clips.labels[held_out]
@@ -226,5 +228,5 @@ def score(model: Classifier, clips: Esc10Clips, fold: int, recipe: Esc10Recipe) 
 
 
 def quick(recipe: Esc10Recipe) -> Esc10Recipe:
-    """A few steps, to see it work."""
+    """Return the recipe with a few steps, to see it work."""
     return replace(recipe, steps=20, warmup=5)

@@ -30,7 +30,7 @@ V = TypeVar("V", bound=VATT)
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT | Classifier:
-    """The model in `folder`, in eval mode on `device`: `VATT`, or `Classifier` for a fine-tuned one.
+    """Return the model in `folder`, in eval mode on `device`: `VATT`, or `Classifier` for a fine-tuned one.
 
     `fused`: which operations it runs; None takes what the folder's settings say. Parameters are float32.
 
@@ -45,7 +45,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool 
 
 
 def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT:
-    """`load` for those who need the common spaces; raises `RunError` for a fine-tuned model."""
+    """Load a model with its common spaces. Raises `RunError` for a fine-tuned model."""
     config = load_config(folder)
     build = partial(VATT, config.model, choose(config.fused if fused is None else fused, device))
     model = build_fitting(folder, config, build)
@@ -55,7 +55,10 @@ def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: 
 
 
 def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V]) -> V:
-    """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
+    """Return what `build` makes, the model of `config`.
+
+    Raises `RunError` if it is not that of the weights in `folder`.
+    """
     folder = model_folder(folder)
     if is_classifier(folder):
         raise RunError(
@@ -66,12 +69,12 @@ def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V])
 
 
 def load_weights(model: VATT, folder: str | Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
+    """Copy the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
     load_exactly(model, model_folder(folder))
 
 
 def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
-    """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
+    """Return a fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
     config = read_config(folder)
     saved = read_json(folder / "config.json")
     if "classifier" not in saved:
@@ -111,7 +114,7 @@ def _classifier_record(folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module], *, exactly: bool = True) -> None:
-    """Raises `RunError` unless `build` makes a model of just the weights in `folder`, before it is made in earnest.
+    """Raise `RunError` unless `build` makes a model of just the weights in `folder`, before it is made in earnest.
 
     Not `exactly`: either may have weights that the other has not.
 
@@ -140,7 +143,7 @@ def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
+    """Return names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder) or [folder / "model.safetensors"]:
         try:
@@ -154,7 +157,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file of the weights in `folder`, or those that its index lists; none where there is no model.
+    """Return the file of the weights in `folder`, or those that its index lists; none where there is no model.
 
     Raises `RunError` for an index that cannot be read or names files elsewhere.
     """
@@ -174,7 +177,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _differences(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with `theirs`, a line a weight."""
+    """Return what is wrong with `theirs`, a line a weight."""
     differ = [f"{name} is missing" for name in ours if name not in theirs]
     differ += [f"{name} is unknown" for name in theirs if name not in ours]
     return differ + [
@@ -191,7 +194,7 @@ def _unfit(folder: Path, differ: list[str]) -> RunError:
 
 
 def load_exactly(model: nn.Module, folder: Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
+    """Copy the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
     theirs = read_folder(folder)
     if theirs is None:
         raise RunError(f"{folder} is no folder with model.safetensors")
@@ -202,7 +205,9 @@ def load_exactly(model: nn.Module, folder: Path) -> None:
 
 
 def read_folder(source: Path) -> dict[str, Tensor] | None:
-    """Weights of an exported model or a finished run, None where there are none; raises `RunError` if damaged."""
+    """Return weights of an exported model or a finished run, None where there are none; raises `RunError` if
+    damaged.
+    """
     for folder in (source / "model", source):
         if files := weight_files(folder):
             weights: dict[str, Tensor] = {}

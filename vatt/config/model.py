@@ -103,7 +103,7 @@ class DropConfig:
 
 
 def kept_tokens(tokens: int, drop_rate: float, align: int = 1) -> int:
-    """Tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
+    """Return tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
 
     With `align` the kept tokens and one AGG token are then rounded to the nearest multiple of it, at least one and at
     most what `tokens` can fill; where nothing is dropped, nothing is rounded.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dictionaries, ready for JSON."""
+    """Return nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)
 
 
@@ -25,7 +25,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Rebuilds dataclass `kind` from nested dictionaries; missing keys take their defaults, unknown ones are errors."""
+    """Rebuild dataclass `kind` from nested dictionaries; missing keys take their defaults, unknown ones are errors."""
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def from_record(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:
-    """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
+    """Apply `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)
     known = list(_leaves(values))
     for text in overrides:

@@ -35,7 +35,7 @@ Only headers of files are read. exit codes: 0 no problem, 1 problems, each on a 
 
 
 def glance(clips: Manifest, count: int) -> list[Path]:
-    """`count` files of `clips`, evenly spaced, or all there are."""
+    """Return `count` files of `clips`, evenly spaced, or all there are."""
     paths = list(dict.fromkeys(clip.path for clip in clips))
     return paths if len(paths) <= count else [paths[i * len(paths) // count] for i in range(count)]
 

@@ -75,11 +75,13 @@ class Manifest(Sequence[Clip]):
         return {label: i for i, label in enumerate(self.labels)}
 
     def split(self, name: str) -> Manifest:
-        """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
+        """Return clips of one split (none when it has no clips), with their indices and class ids unchanged."""
         return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels, self.notes)
 
     def one_clip_a_span(self) -> Manifest:
-        """Rows of the same span of the same file as one clip, at the place of the first, with the captions of all."""
+        """Return rows of the same span of the same file as one clip, at the place of the first, with the captions of
+        all.
+        """
         rows: dict[tuple[Path, float, float | None], list[Clip]] = {}
         for clip in self.clips:
             rows.setdefault((clip.path, clip.start, clip.end), []).append(clip)

@@ -55,7 +55,7 @@ class ClassifyConfig:
 def read_classifier(
     folder: str | Path, device: torch.device, *, fused: bool = False
 ) -> tuple[Classifier, ClassifyConfig, tuple[str, ...] | None]:
-    """The fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
+    """Return the fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
 
     Converted models are tested as the release does. Raises `RunError` for a folder without a classifier.
     """
@@ -68,7 +68,9 @@ def read_classifier(
 
 
 def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) -> Manifest:
-    """`clips` with the class ids of the model. `labels` None: the manifest's labels are the numbers of its outputs.
+    """Return `clips` with the class ids of the model.
+
+    `labels` None: the manifest's labels are the numbers of its outputs.
 
     Raises `ConfigError` for a label that the model does not know, or that is no number where only numbers can be known.
     """
@@ -92,7 +94,7 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int) 
 
 
 def check_labels(clips: Manifest, loss: str) -> None:
-    """Raises `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
+    """Raise `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
     without = [clip for clip in clips if not clip.labels]
     if without:
         raise ConfigError(
@@ -111,7 +113,7 @@ def check_labels(clips: Manifest, loss: str) -> None:
 
 
 def label_table(clips: Manifest, indices: list[int]) -> Tensor:
-    """0/1 float32 [C,K] of the clips with these manifest indices; a row of zeros where a clip has no label."""
+    """Return 0/1 float32 [C,K] of the clips with these manifest indices; a row of zeros where a clip has no label."""
     ids, by_index = clips.label_ids, {clip.index: clip for clip in clips}
     table = torch.zeros(len(indices), len(clips.labels))
     for row, index in zip(table, indices, strict=True):
@@ -120,7 +122,10 @@ def label_table(clips: Manifest, indices: list[int]) -> Tensor:
 
 
 def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
-    """Softmax: top-1, top-5 and mean accuracy of the classes; sigmoid: mAP, AUC and d-prime. labels 0/1 [C,K]."""
+    """Return scores of logits [C,K].
+
+    Softmax: top-1, top-5 and mean accuracy of the classes; sigmoid: mAP, AUC and d-prime. labels 0/1 [C,K].
+    """
     if loss == "sigmoid":
         return multilabel_scores(logits, labels)
     target = labels.argmax(1)
@@ -139,7 +144,7 @@ def classify(
     autocast: Any,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Classifies `clips` (class ids are the model's) and writes predictions, a table of classes and their confusion.
+    """Classify `clips` (class ids are the model's) and write predictions, a table of classes and their confusion.
 
     All ranks of `world` classify, the first one writes; on the others this ends with `RankFinished`.
 
@@ -192,7 +197,7 @@ def classify(
 
 
 def format_scores(result: dict[str, Any]) -> str:
-    """One line for people."""
+    """Return one line for people."""
     scores = result.get("scores", {})
     values = "  ".join(
         f"{name} {'infinite' if value is None else format(value, '.4g')}" for name, value in scores.items()

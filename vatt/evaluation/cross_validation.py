@@ -43,7 +43,7 @@ class Fold(NamedTuple):
 
 
 def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: str = "") -> tuple[Manifest, list[Fold]]:
-    """The clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
+    """Return the clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
 
     A single manifest whose rows are in neither is a cross-validation: each of its splits is tested on in turn and the
     others are fitted to. Raises `ConfigError` for a fold without clips to fit to or to test on, and for clips with no
@@ -83,7 +83,7 @@ def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: st
 
 
 def _name(source: str | Path, number: int, sources: Sequence[str | Path]) -> str:
-    """That of the file, where all of them differ."""
+    """Return the fold's name: that of its file, where all of them differ, else its number."""
     stems = [Path(each).stem for each in sources]
     return stems[number] if len(set(stems)) == len(stems) else f"{number + 1}"
 
@@ -99,7 +99,7 @@ def probe_folds(
     out: Path,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Scores of a probe on one modality's features: means over the folds, those of each, counts.
+    """Score a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must
     exist, until the caller deletes it. All ranks of `world` make features, the first one goes on with them; on the
@@ -163,7 +163,7 @@ def _keep(path: Path, values: Tensor) -> None:
 def _write(
     folder: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]]
 ) -> dict[str, float]:
-    """Writes the files of a fold and returns its scores. logits float64 [m,C] of the clips with these indices."""
+    """Write the files of a fold and return its scores. logits float64 [m,C] of the clips with these indices."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = label_table(clips, indices)
     write_predictions(folder, clips, indices, logits.float(), bad, "softmax")

@@ -37,7 +37,7 @@ MOST_NAMES = 50  # more class names on an axis cannot be read
 def write_predictions(
     out: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]], loss: str
 ) -> None:
-    """Writes predictions.csv and predictions.parquet (or .npz). logits [C,K] of the clips with these indices."""
+    """Write predictions.csv and predictions.parquet (or .npz). logits [C,K] of the clips with these indices."""
     by_index = {clip.index: clip for clip in clips}
     probabilities = logits.softmax(1) if loss == "softmax" else logits.sigmoid()
     best = probabilities.topk(min(BEST, probabilities.shape[1]), dim=1)
@@ -64,7 +64,7 @@ def write_predictions(
 
 
 def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor, loss: str) -> None:
-    """A row a class, those that most need looking at first. logits [C,K], labels 0/1 [C,K]."""
+    """Write a row for each class, those that most need looking at first. logits [C,K], labels 0/1 [C,K]."""
     rows: list[list[Any]] = []
     if loss == "softmax":
         confusion = confusion_matrix(logits, labels)
@@ -91,7 +91,7 @@ def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: 
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """float64 [K,K]: clips of class (row) that were taken for class (column); equal logits share their clip."""
+    """Return float64 [K,K]: clips of class (row) that were taken for class (column); equal logits share their clip."""
     best = F.one_hot(logits.argmax(1), logits.shape[1]).bool() | (logits == logits.amax(1, keepdim=True))
     shares = best.double() / best.sum(1, keepdim=True)
     return torch.zeros(labels.shape[1], labels.shape[1], dtype=torch.float64).index_add_(0, labels.argmax(1), shares)
@@ -118,7 +118,7 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
-    """Loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
+    """Draw loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
     plt = pyplot()
     records = [r for r in records if r["updated"]]
     steps = [r["step"] for r in records]

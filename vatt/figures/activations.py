@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def mlp_activations(backbone: Backbone, modality: str, x: Tensor) -> Tensor:
-    """Output of each MLP before the residual, mean over a clip's tokens -> [B,L,D], float32 at least.
+    """Return output of each MLP before the residual, mean over a clip's tokens -> [B,L,D], float32 at least.
 
     `x` as in `Backbone.features`. AGG is one of the tokens, padding of a text is not. Source: paper, Figure 4.
     """
@@ -53,7 +53,7 @@ def mlp_activations(backbone: Backbone, modality: str, x: Tensor) -> Tensor:
 def average_activations(
     model: VATT | Classifier, dataset: EvalDataset, clips: int, autocast: Any
 ) -> tuple[Arrays, list[int]]:
-    """Modality -> mean activations float32 [L,D] of the first `clips` clips that have all modalities, and their rows.
+    """Return mean activations float32 [L,D] by modality of the first `clips` clips that have all, and their rows.
 
     `dataset` gives one clip a batch. Raises `DataError` when no clip has all modalities of `model`.
     """
@@ -108,7 +108,9 @@ def activations(args: argparse.Namespace) -> None:
 
 
 def activations_figure(means: Arrays, title: str) -> Any:
-    """Modality -> [L,D]: a map of layers and nodes each, on one colour scale, and below them their size by layer."""
+    """Draw [L,D] of each modality: a map of layers and nodes each, on one colour scale, and below them their size by
+    layer.
+    """
     from matplotlib.figure import Figure
 
     heights = [1.0 + 0.14 * len(mean) for mean in means.values()] + [2.2]

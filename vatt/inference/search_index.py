@@ -42,7 +42,7 @@ class Index(NamedTuple):
 
 
 def build_index(files: list[Features], spaces: set[str]) -> Index:
-    """One index of several files; they must hold embeddings of one model."""
+    """Return one index of several files; they must hold embeddings of one model."""
     index = Index([], [], [], [], {})
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in spaces}
     for features in files:
@@ -66,7 +66,7 @@ def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def rank(index: Index, space: str, embedding: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
-    """The `top` clips nearest to `embedding` [256 or 512]; ties in the order of the index."""
+    """Return the `top` clips nearest to `embedding` [256 or 512]; ties in the order of the index."""
     cosine = index.spaces[space] @ _normalised(embedding)
     order = np.argsort(-cosine, kind="stable")[:top].tolist()
     return [
@@ -94,7 +94,10 @@ def require_model(files: list[Features], weights: str, source: str) -> None:
 
 
 def open_model(files: list[Features], given: Path | None, device: torch.device) -> tuple[VATT, Path]:
-    """The model that made the index: the folder on record, or `given`. Raises `RunError` if it is another one."""
+    """Return the model that made the index: the folder on record, or `given`.
+
+    Raises `RunError` if it is another one.
+    """
     require_model(files, files[0].metadata["weights_sha256"], f"{files[0].source} ({files[0].metadata['model']})")
     weights = files[0].metadata["weights_sha256"]
     folder = given or Path(files[0].metadata["model"])
@@ -121,7 +124,7 @@ def open_model(files: list[Features], given: Path | None, device: torch.device) 
 
 
 def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
-    """What to warn of; raises `ConfigError` for a text of which the model knows no word."""
+    """Return what to warn of. Raises `ConfigError` for a text of which the model knows no word."""
     words = tokenizer.split(text)
     unknown = [word for word in dict.fromkeys(words[:limit]) if word not in tokenizer.ids]
     listed = ", ".join(repr(word) for word in unknown)
@@ -135,7 +138,7 @@ def check_words(text: str, tokenizer: Tokenizer, limit: int) -> list[str]:
 
 @torch.no_grad()
 def embed_query(model: VATT, config: RunConfig, query: Query, windows: int, tokenizer: Tokenizer | None) -> NDArray:
-    """float32 [256] for a text, [512] for a sound or video. Raises `BadClip` for a file that cannot be read."""
+    """Return float32 [256] for a text, [512] for a sound or video. Raises `BadClip` for a file that cannot be read."""
     device = next(model.parameters()).device
     limit = config.data.decode_seconds
     if query.kind == "text":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 def mix_seed(seed: int, tag: int) -> int:
-    """A 31-bit seed of its own for use number `tag` of a step's seed."""
+    """Return a 31-bit seed of its own for use number `tag` of a step's seed."""
     return (seed * 0x9E3779B1 + (tag + 1) * 0x85EBCA77) % 0x7FFFFFFF
 
 

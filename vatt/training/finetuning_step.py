@@ -25,7 +25,8 @@ _MIXUP = 20  # keeps these draws apart from those of the model
 def class_loss(
     logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0, counts: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes].
+    """Return the loss: cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all
+    [B,classes].
 
     `counts` [classes]: how often each class occurs in a batch of which these clips are a part.
     """
@@ -35,7 +36,7 @@ def class_loss(
 
 
 def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
-    """Mixup: each clip [B,S] with one of a random order of the batch of all ranks, labels [B,classes] alike.
+    """Mix each clip [B,S] with one of a random order of the batch of all ranks, labels [B,classes] alike.
 
     A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
     """
@@ -58,9 +59,15 @@ def finetune_step(
     world: World = SINGLE_PROCESS,
     part: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """One update from this rank's part of the batch. A loss or gradient that is not finite changes nothing.
+    """Make one update from this rank's part of the batch.
 
-    `part`: what to call for `model`, see `parallel.parallelize`. The record is the same on all ranks.
+    A loss or gradient that is not finite changes nothing.
+
+    Args:
+        part: what to call for `model`, see `parallel.parallelize`.
+
+    Returns:
+        The line of metrics, the same on all ranks.
     """
     seed = mix_seed(config.seed, step)
     rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)

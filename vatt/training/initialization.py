@@ -45,11 +45,17 @@ class Transfer:
 
 @torch.no_grad()
 def load_backbone(classifier: Classifier, weights: Mapping[str, Tensor], source: str | Path) -> Transfer:
-    """Copies the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place.
+    """Copy the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place; its head starts fresh.
 
-    `weights` are those of `source`, which messages name. The head always starts fresh. Raises `RunError` when the
-    encoder finds no weights at all, e.g. those of a modality-agnostic model for a modality-specific one; print the
-    report for the rest.
+    Args:
+        weights: by the names of the model they are of.
+        source: what messages call it.
+
+    Returns:
+        What became of every tensor; print it.
+
+    Raises:
+        RunError: the encoder finds no weights at all, e.g. those of a modality-agnostic model for a specific one.
     """
     report = Transfer()
     for name, ours in classifier.state_dict().items():

@@ -52,7 +52,7 @@ class EvalDataset(Clips):
     crops_per_window = 1
 
     def crops(self, frames: Frames) -> Frames:
-        """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
+        """Crop uint8 [T, h, w, 3] -> uint8 [crops_per_window, T, size, size, 3]."""
         return centre_crop(frames, self.model.video.size)[None]
 
     @property

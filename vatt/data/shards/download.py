@@ -19,13 +19,13 @@ REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
 def cache_root() -> Path:
-    """$VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
+    """Return $VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
     root = os.environ.get("VATT_CACHE")
     return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"
 
 
 def fetch(url: str) -> Path:
-    """The local copy of a remote tar, downloaded if it is not there yet: under its name only when it is whole.
+    """Return the local copy of a remote tar, downloaded if it is not there yet: under its name only when it is whole.
 
     Processes that want the same tar wait for the first one. All addresses but http(s) make the library run a shell
     command, and an address may come from a stranger's config.json: they need VATT_ALLOW_COMMANDS=1. Raises

@@ -28,7 +28,7 @@ class Member(io.BytesIO):
 
 
 def open_clip(path: Path) -> Path | Member:
-    """`path` itself, or the bytes of the clip if it names one in a tar.
+    """Return `path` itself, or the bytes of the clip if it names one in a tar.
 
     Raises:
         OSError: no such clip in the tar, or the tar cannot be read.
@@ -46,7 +46,9 @@ def open_clip(path: Path) -> Path | Member:
 
 
 def stored(path: Path) -> Path:
-    """`path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in it."""
+    """Return `path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in
+    it.
+    """
     if str(path).isascii() or path.exists():
         return path
     forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
@@ -54,7 +56,7 @@ def stored(path: Path) -> Path:
 
 
 def tar_of(path: Path) -> Path | None:
-    """The tar that a clip's path leads into; None for ordinary files."""
+    """Return the tar that a clip's path leads into; None for ordinary files."""
     if ".tar/" not in path.as_posix():
         return None
     return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
@@ -114,7 +116,7 @@ def _fault(entry: tarfile.TarInfo, name: str, size: int) -> str | None:
 
 @lru_cache(maxsize=4096)
 def index_of(tar: Path, size: int, modified: int) -> Index:
-    """Where everything is. `size` and `modified` make a tar that was replaced another one."""
+    """Return where everything is. `size` and `modified` make a tar that was replaced another one."""
     index: Index = {}
     for name, offset, length in tar_entries(tar):
         if name in index:
