@@ -134,7 +134,7 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
         return VATT(model, OPS[impl]).train()
 
     def job(impl: str, dtype: torch.dtype, problem: int) -> list[Tensor]:
-        """Return all problems but the first have weights moved by one rounding each."""
+        """Return problems; all but the first have weights moved by one rounding each."""
         trained, move = build(impl), torch.Generator().manual_seed(problem)
         with torch.no_grad():
             for weight in trained.parameters() if problem else ():

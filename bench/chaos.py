@@ -408,7 +408,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Return faults by kind, and the way of one run through its processes."""
+    """Draw faults by kind, and the way of one run through its processes."""
     figure, (bars, way) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     total = counts(report.rows)
     for kinds, label, colour, hatch in (

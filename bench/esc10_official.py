@@ -85,7 +85,7 @@ def pretrain(out: Path, steps: int, *extra: str) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
-    """Fine-tune on four folds and tests on `fold`; returns top-1, the loss curve and times."""
+    """Fine-tune on four folds and test on `fold`; return top-1, the loss curve and times."""
     out = args.work / f"{init}-fold-{fold}"
     shutil.rmtree(out, ignore_errors=True)
     source = ["none", "--model", "tiny"] if init == "scratch" else [str(args.work / "pretrained")]

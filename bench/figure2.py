@@ -39,7 +39,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage. Needs pip install -e '.[figures]'."
 
 
 def train(name: str, args: argparse.Namespace, corpus: Path) -> dict[str, Any]:
-    """Train one of `PANELS` in WORK/NAME, anew; returns its scores on the held-out clips."""
+    """Train one of `PANELS` in WORK/NAME, anew; return its scores on the held-out clips."""
     out = args.work / name
     shutil.rmtree(out, ignore_errors=True)
     if name == "scratch":

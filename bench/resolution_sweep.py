@@ -144,8 +144,9 @@ def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], 
 
 
 def accounting() -> list[dict[str, Any]]:
-    """Return GFLOPs of ViT-Medium, forward, one clip: as the paper counts them, and true; the printed ones beside
-    them.
+    """Return the GFLOPs of ViT-Medium, forward, of one clip, beside the printed ones.
+
+    Both as the paper counts them, and true.
     """
     rows = []
     for clip in CLIPS:
@@ -344,8 +345,9 @@ def gib(value: float | None) -> float | None:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Return both accountings over the tokens; throughput and memory over the drop rate; speed-up over the FLOP
-    ratio.
+    """Draw both accountings over the tokens.
+
+    Throughput and memory over the drop rate; speed-up over the FLOP ratio.
     """
     figure, ((flops, rate), (gain, memory)) = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
     draw_accounting(flops, of_kind(report, "accounting"))
@@ -389,8 +391,9 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Draw the GFLOPs of ViT-Medium over encoder tokens; what lies between the two lines is Q K^T, less what is no
-    product.
+    """Draw the GFLOPs of ViT-Medium over encoder tokens.
+
+    What lies between the two lines is Q K^T, less what is no product.
     """
     line = sorted((r for r in rows if r["clip"] == "32x320"), key=lambda r: r["tokens"])
     tokens = [r["tokens"] for r in line]

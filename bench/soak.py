@@ -52,8 +52,8 @@ exit codes: 0 done, 1 failed: a crash, a hang, memory that grows or files left o
 
 
 def soak(clips: Manifest, count: int, pipe: Connection) -> None:
-    """Read `count` clips in batches in this process, set up as the loader's workers are, and sends (clips, bad,
-    `state`) after each batch.
+    """Read `count` clips in batches in this process, set up as the loader's workers are, and send (clips, bad, `state`)
+    after each batch.
     """
     torch.set_num_threads(1)
     return_freed_memory()

@@ -94,7 +94,7 @@ def clear(work: Path) -> None:
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train one seed from scratch and returns its row. Raises `ReportError` when the run fails."""
+    """Train one seed from scratch and return its row. Raises `ReportError` when the run fails."""
     run = args.work / f"seed-{seed}"
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
     cache = args.work / "corpus"
@@ -277,7 +277,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Return loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
+    """Draw loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
     figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(4, 3, 3))
     for index, row in enumerate(report.rows):
         colour, line = SEED_STYLES[index % len(SEED_STYLES)]

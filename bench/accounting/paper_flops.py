@@ -53,8 +53,9 @@ def encoder_ops(encoder: EncoderConfig, tokens: int, *, training: bool, t5: bool
 
 
 def modality_ops(model: ModelConfig, modality: str) -> Counter[str]:
-    """Return the operations of tokeniser and encoder for one clip, of text for one caption; a training graph where
-    `model.drop.rate` > 0.
+    """Return the operations of tokeniser and encoder for one clip, of text for one caption.
+
+    It is a training graph where `model.drop.rate` > 0.
     """
     encoder, agnostic, training = encoder_of(model, modality), model.kind == "agnostic", model.drop.rate > 0
     d = encoder.width

@@ -87,8 +87,9 @@ class Child:
         self._end()
 
     def try_clip(self, path: Path) -> tuple[str, dict[str, int] | None]:
-        """Return what `attempt` says and the `state` after it; "hung", "died" or "raised ..." are failures (state
-        None).
+        """Return what `attempt` says and the `state` after it.
+
+        "hung", "died" or "raised ..." are failures (state None).
         """
         try:
             self._pipe.send(path)

@@ -245,7 +245,7 @@ def kill_a_rank(process: Process, moment: Moment) -> int:
 
 
 def kill_a_fork_server(process: Process, moment: Moment) -> int:
-    """Return what it started goes on; then the run is asked to end."""
+    """Kill the process itself; what it started goes on. Then ask the run to end."""
     if process.wait_for_step(moment.step):
         for pid in process.fork_servers():
             _signal(pid, signal.SIGKILL)
@@ -266,7 +266,7 @@ def start_a_second(process: Process, moment: Moment) -> int:
 
 
 def stop_while_waiting(process: Process, moment: Moment) -> int:
-    """Return the data workers stand still, so that the run waits for a batch when it is asked to end."""
+    """Stop the data workers, so that the run waits for a batch when it is asked to end."""
     if process.wait_for_step(moment.step):
         for pid in process.workers():
             _signal(pid, signal.SIGSTOP)
@@ -343,7 +343,7 @@ def kill_a_worker(process: Process, moment: Moment) -> int:
 
 
 def fill_the_disk(process: Process, moment: Moment) -> int:
-    """Return the process was started with a small `file_bytes`."""
+    """Wait for a full disk: the process was started with a small `file_bytes`."""
     finished = last_step(process.out) == moment.steps
     code = process.end()
     if code == 0 and finished:
@@ -354,7 +354,7 @@ def fill_the_disk(process: Process, moment: Moment) -> int:
 
 
 def take_the_clips(process: Process, moment: Moment) -> int:
-    """Return the folder of clips disappears, as a network disk does, and is back once the run has ended."""
+    """Take the folder of clips away, as a network disk may be; it is back once the run has ended."""
     away = moment.media.with_name("away")
     if process.wait_for_step(moment.step):
         moment.media.rename(away)
@@ -438,7 +438,7 @@ def cut_config(out: Path, draw: random.Random) -> str:
 
 
 def tail_of_metrics(out: Path, draw: random.Random) -> str:
-    """Return what a computer that loses power leaves at the end of a file: half a line, or noise."""
+    """Leave at the end of a file what a computer that loses power does: half a line, or noise."""
     with open(out / "metrics.jsonl", "ab") as file:
         file.write(draw.choice((b'{"step": 1, "lo', bytes(100), draw.randbytes(100) + b"\n")))
     return "resuming after step"
@@ -456,7 +456,7 @@ def remove_words(out: Path, draw: random.Random) -> str:
 
 
 def _newest_file(out: Path, draw: random.Random) -> tuple[Path, str]:
-    """Return a file of the newest whole checkpoint, and what is promised once it is damaged."""
+    """Damage a file of the newest whole checkpoint. Returns what is promised once that is done."""
     *older, newest = whole_checkpoints(out)
     promise = f"{newest.name}/.*using {older[-1].name} instead" if older else "no whole checkpoint in"
     return newest / draw.choice(("model.safetensors", "state.pt", "checksums.json")), promise

@@ -12,8 +12,9 @@ from .report import REPORTS, ROOT, ReportError, load
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Return the parser of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are
-    written.
+    """Return the parser of `python bench/NAME.py`.
+
+    `examples` and exit codes stand below its flags as they are written.
     """
     return argparse.ArgumentParser(
         prog=f"python bench/{name}.py",
@@ -40,7 +41,7 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 
 def publish(path: Path, report_page: ReportPage, root: Path) -> None:
-    """Draws the finished report in `path` and the index of all of them, and says where they are."""
+    """Draw the finished report in `path` and the index of all of them, and say where they are."""
     render(path, report_page)
     (root / "README.md").write_text(index(root), encoding="utf-8")
     print(f"{path} (.md, .png beside it)", file=sys.stderr)

@@ -137,8 +137,9 @@ def crops(waves: Tensor, recipe: Esc10Recipe, rng: np.random.Generator) -> Tenso
 def training_batch(
     clips: Esc10Clips, chosen: Tensor, recipe: Esc10Recipe, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return crops [B, samples] of the `chosen` clips and their class shares [B,classes]; with mixup, sums of two
-    clips.
+    """Return crops [B, samples] of the `chosen` clips and their class shares [B,classes].
+
+    With mixup, sums of two clips.
     """
     waves = crops(clips.waves[chosen], recipe, rng)
     shares = F.one_hot(clips.labels[chosen], len(clips.classes)).float()

@@ -100,8 +100,9 @@ class StepCase:
 
 
 def build(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> VATT | Backbone:
-    """Return the model of `case`, in its mode; parameters that `shared` has in the same shape are taken from there,
-    uncopied.
+    """Return the model of `case`, in its mode.
+
+    Parameters that `shared` has in the same shape are taken from there, uncopied.
 
     A dropped inference is eval mode with tokenisers that alone believe to be training: they draw, dropout stays off.
     """
@@ -129,8 +130,9 @@ def noise(case: StepCase, seed: int, *shape: int) -> Tensor:
 
 
 def inputs(case: StepCase) -> dict[str, Tensor]:
-    """Return video [B,T,H,W,3] uint8; of whole models also audio [B,S] float32 and text [B,captions,L] without
-    padding.
+    """Return video [B,T,H,W,3] uint8.
+
+    Of whole models also audio [B,S] float32 and text [B,captions,L] without padding.
     """
     generator, video, text = torch.Generator().manual_seed(2), case.model.video, case.model.text
     clip = (case.batch, video.frames, video.size, video.size, 3)
@@ -265,8 +267,9 @@ def _tensors(case: StepCase, *, exact: bool = False) -> dict[str, Tensor]:
 
 
 def peak_memory(case: StepCase) -> dict[str, int]:
-    """Measure `harness.peak_memory` of one step; on CUDA the same two figures from PyTorch's allocator, of a second
-    step.
+    """Measure `harness.peak_memory` of one step.
+
+    On CUDA the same two figures from PyTorch's allocator, of a second step.
     """
     if torch.device(case.device).type != "cuda":
         return harness_memory.peak_memory(_lone_step, case, torch.get_num_threads())
@@ -377,7 +380,7 @@ def add_step_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_step_flags(args: argparse.Namespace, *, batch_on_gpu: int, batch_on_cpu: int = 1) -> torch.device:
-    """Fill in what depends on the device and returns it. Raises `ConfigError` for one that is not there."""
+    """Fill in what depends on the device and return it. Raises `ConfigError` for one that is not there."""
     device = pick_device(args.device)
     on_cpu = device.type == "cpu"
     args.device = str(device)
@@ -404,8 +407,9 @@ def method(args: argparse.Namespace) -> dict[str, str]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, a column for each key in the order of their first mention; an inner mapping becomes columns
-    key.inner.
+    """Write rows as CSV, a column for each key in the order of their first mention.
+
+    An inner mapping becomes columns key.inner.
     """
     flat = [
         {

@@ -205,8 +205,9 @@ def load_exactly(model: nn.Module, folder: Path) -> None:
 
 
 def read_folder(source: Path) -> dict[str, Tensor] | None:
-    """Return weights of an exported model or a finished run, None where there are none; raises `RunError` if
-    damaged.
+    """Return weights of an exported model or a finished run, None where there are none.
+
+    Raise `RunError` if damaged.
     """
     for folder in (source / "model", source):
         if files := weight_files(folder):

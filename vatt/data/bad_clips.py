@@ -114,7 +114,7 @@ class BadClips:
             )
 
     def write(self) -> None:
-        """Write the CSV atomically, in the order of the manifest, and removes one that nothing belongs in any more."""
+        """Write the CSV atomically, in the order of the manifest, and remove one that nothing belongs in any more."""
         if not self.writes:
             return
         if not self._records:

@@ -62,8 +62,10 @@ class Tokenizer:
     """Words to ids. Id 0 is padding, `unknown` any word that is not in the list; no begin or end marks are added."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words`: the list in the order of ids. One without `<pad>` gets `<pad>`, `<unk>` in front (ids 0 and 1);
-        one with it, as the official list, starts with it (the models mask id 0) and has `<unk>` anywhere."""
+        """`words`: the list in the order of ids. One without `<pad>` gets `<pad>`, `<unk>` in front (ids 0 and 1).
+
+        One with it, as the official list, starts with it (the models mask id 0) and has `<unk>` anywhere.
+        """
         if PAD_WORD not in words and UNKNOWN_WORD not in words:
             words = [PAD_WORD, UNKNOWN_WORD, *words]
         self.words = tuple(words)
@@ -109,8 +111,9 @@ class Tokenizer:
 
     @classmethod
     def build(cls, captions: Iterable[str], size: int, unspaced: bool = False) -> Tokenizer:
-        """Return the `size - 2` most frequent words of `captions`, one less with `unspaced`; ties in alphabetical
-        order.
+        """Return the `size - 2` most frequent words of `captions`, one less with `unspaced`.
+
+        Ties in alphabetical order.
         """
         counts = Counter(word for caption in captions for word in split_words(caption, unspaced))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))

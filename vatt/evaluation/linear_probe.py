@@ -142,8 +142,9 @@ def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int) 
 def linear_probe(
     features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, classes: int
 ) -> dict[str, float]:
-    """Return Top-1 and top-5 of `test_features` [m,D] by `regression` on `features` [n,D]; "strength" tells that
-    chosen.
+    """Return top-1 and top-5 of `test_features` [m,D] by `regression` on `features` [n,D].
+
+    "strength" tells that chosen.
     """
     logits, strength = regression(features, labels, test_features[:, None], classes)
     return {**classification_scores(logits, test_labels), "strength": strength}

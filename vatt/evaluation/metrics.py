@@ -17,8 +17,9 @@ from torch import Tensor
 
 
 def _places(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int64 [Q]: candidates ahead of `target[q]` in row q of similarity [Q,C]; and equal to it, itself
-    included.
+    """Return int64 [Q]: candidates ahead of `target[q]` in row q of similarity [Q,C], and those equal to it.
+
+    It is itself among the equal ones.
     """
     own = similarity.gather(1, target[:, None])
     ahead = (~(similarity <= own)).sum(1).clamp(max=similarity.shape[1] - 1)
@@ -72,8 +73,9 @@ def classification_scores(scores: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Return area under precision over recall as a sum of steps; equal scores are one step. scores, labels (0/1)
-    [B].
+    """Return the area under precision over recall as a sum of steps.
+
+    Equal scores are one step. scores, labels (0/1) [B].
     """
     order = scores.argsort(descending=True)
     scores, labels = scores[order], labels[order].double()
@@ -85,7 +87,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
 
 
 def roc_area(scores: Tensor, labels: Tensor) -> float:
-    """Return chance that a positive scores above a negative, ties counting one half. scores, labels (0/1) [B]."""
+    """Return the chance that a positive scores above a negative, ties counting one half. scores, labels (0/1) [B]."""
     _, index, counts = scores.unique(return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1) / 2).double()[index]  # from 1, the mean where scores are equal
     positive = labels.bool()

@@ -38,8 +38,9 @@ panel says how often the nearest other clip, by the cosine in all D dimensions, 
 
 
 def choose_classes(clips: Manifest, classes: int, per_class: int, seed: int) -> Manifest:
-    """Return at most `per_class` clips of each of at most `classes` classes, drawn by `seed`; clips with one label
-    only.
+    """Draw at most `per_class` clips of each of at most `classes` classes, by `seed`.
+
+    Only clips with one label are drawn.
 
     Raises `ConfigError` when there are not two classes.
     """

@@ -138,7 +138,7 @@ def _check(arrays: Arrays) -> None:
 
 
 def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[str, int]:
-    """Write `out` from its shards, atomically; returns how many clips, captions and bad clips it holds."""
+    """Write `out` from its shards, atomically; return how many clips, captions and bad clips it holds."""
     sizes = [
         {name: len(a) for name, a in read_shard(shard, (*POSITIONS, "row", "bad_row")).items()} for shard in shards
     ]

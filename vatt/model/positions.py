@@ -68,8 +68,9 @@ class PositionTables(nn.Module):
             nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, sizes: tuple[int, ...]) -> Tensor:
-        """Return positions [prod(sizes), D] of a grid, last axis fastest; other grid sizes than the tables' use the
-        spline.
+        """Return positions [prod(sizes), D] of a grid, last axis fastest.
+
+        Other grid sizes than the tables' use the spline.
         """
         total: Tensor | None = None
         for axis, (table, size) in enumerate(zip(self.tables, sizes, strict=True)):

@@ -65,7 +65,7 @@ class _PatchTokens(nn.Module):
         return self.ops.sample_keep(tokens, kept, seed=seed, batch=total, device=device)[first : first + batch]
 
     def finish(self, grid: tuple[int, ...], keep: Tensor | None, project: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """Project the kept tokens with `project(position)`, adds positions, dropout and AGG -> [B,K+1,D]."""
+        """Project the kept tokens with `project(position)`, add positions, dropout and AGG -> [B,K+1,D]."""
         position = self.position(grid)
         if self.inner is None:
             x = project(position)

@@ -186,7 +186,7 @@ def write_folder(
     moments: dict[str, Tensor] | None,
     record: dict[str, Any],
 ) -> None:
-    """Write `out` under another name and renames it when complete. `out` must not exist, or be an empty folder."""
+    """Write `out` under another name and rename it when complete. `out` must not exist, or be an empty folder."""
     config = Config(preset=preset_name(description), model=description.config)
     if description.modality is not None:
         record = record | {"classifier": {"modality": description.modality, "classes": description.classes}}

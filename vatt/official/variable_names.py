@@ -38,8 +38,9 @@ class Place(NamedTuple):
         return tensor if self.third is None else tensor.chunk(3)[self.third]
 
     def shape(self, ours: Tensor, official: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape the variable must have for our tensor; `official` says how a convolution kernel is split
-        up.
+        """Return the shape the variable must have for our tensor.
+
+        `official` says how a convolution kernel is split up.
         """
         part = tuple(self.part(ours).shape)
         if self.transpose:

@@ -123,7 +123,7 @@ def percent(share: float) -> str:
 
 
 def video_flags(dataset: str, model: str) -> str:
-    """Return steps are those of the released fine-tuned models where they are known, else the release's default."""
+    """Return flags. Steps are those of the released fine-tuned models where known, else the release's default."""
     steps = {("k600", "mbs"): 90_000}.get((dataset, model), 150_000 if dataset == "mit" else 100_000)
     return f"--size 320 --frames 32 --drop-rate 0 --steps {steps}"
 

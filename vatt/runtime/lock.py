@@ -118,7 +118,7 @@ def owned(path: Path, *, folder: bool = False, new: bool = False, force: bool = 
 
 
 def _make(folder: Path, new: bool) -> list[Path]:
-    """Make `folder`; returns what was made, the innermost first."""
+    """Make `folder`; return what was made, the innermost first."""
     missing = [folder, *folder.parents]
     missing = missing[: next((i for i, one in enumerate(missing) if one.exists()), 0)]
     folder.mkdir(parents=True, exist_ok=not new)

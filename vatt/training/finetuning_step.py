@@ -25,8 +25,9 @@ _MIXUP = 20  # keeps these draws apart from those of the model
 def class_loss(
     logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0, counts: Tensor | None = None
 ) -> Tensor:
-    """Return the loss: cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all
-    [B,classes].
+    """Return the loss: cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid").
+
+    Logits and labels are [B,classes].
 
     `counts` [classes]: how often each class occurs in a batch of which these clips are a part.
     """

@@ -37,8 +37,8 @@ def parallelize(
 ) -> list[nn.Module]:
     """Make parts of a model work on all processes together.
 
-    "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes before the optimizer. Batch norm sees the batches
-    of all ranks.
+    "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes before the optimizer. Batch norm sees the
+    batches of all ranks.
 
     Args:
         model: the whole model.

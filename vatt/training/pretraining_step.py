@@ -109,8 +109,9 @@ def backward(
 
 
 def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> PooledFeatures:
-    """Return pooled features of consecutive rows of this rank's part of the batch; the same draws whenever it is
-    called.
+    """Return pooled features of consecutive rows of this rank's part of the batch.
+
+    It makes the same draws whenever it is called.
     """
     share = len(batch.video)
     begin, end = int(piece[0]), int(piece[-1]) + 1

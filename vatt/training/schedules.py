@@ -12,8 +12,8 @@ from ..config.pretraining import OptimConfig
 def multilevel_rate(step: int, levels: Sequence[tuple[int, float]], steps: int, *, first: float = 0.0) -> float:
     """Return the learning rate of an update: linear from `first` to the first level, then half a cosine a level.
 
-    Each level falls to the next one, the last to 0 at `steps`, from where on the rate stays. A last level that begins at
-    `steps` has no length: the rate stays at it (the release divides 0 by 0 there).
+    Each level falls to the next one, the last to 0 at `steps`, from where on the rate stays. A last level that begins
+    at `steps` has no length: the rate stays at it (the release divides 0 by 0 there).
 
     Args:
         step: number of the update, from 0.

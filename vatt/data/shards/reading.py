@@ -105,8 +105,9 @@ def _find(source: str) -> list[Path]:
 
 
 def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterator[Clip]:
-    """Yield the clips of one tar, in its order, numbered from `first` on; `unread` counts by reason what is part of
-    none.
+    """Yield the clips of one tar, in its order, numbered from `first` on.
+
+    `unread` counts by reason what is part of none.
     """
     status = tar.stat()
     index = index_of(tar, status.st_size, status.st_mtime_ns)

@@ -58,8 +58,9 @@ class Corpus:
 
 
 def jobs_of(clips: Sequence[Clip]) -> list[Job]:
-    """Return one job a row. Names tell the source and do not change when rows are added to the manifest or moved in
-    it.
+    """Return one job a row.
+
+    Names tell the source and do not change when rows are added to the manifest or moved in it.
     """
     jobs = []
     for clip in clips:

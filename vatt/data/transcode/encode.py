@@ -337,8 +337,9 @@ def _sound_track(container: OutputContainer, encoder: str) -> Put:
 
 
 def _image(path: Path, recipe: Encoding, shorter: int, time_limit: float) -> tuple[bytes, str]:
-    """Return an image that is small enough as it is, a larger one as a JPEG file of the size asked for; and its
-    suffix.
+    """Return the content of an image, and its suffix.
+
+    One that is small enough stays as it is; a larger one becomes a JPEG file of the size asked for.
     """
     span = decode_span(
         path, start=0.0, fps=recipe.fps, frames=1, rate=RATE, short_side=recipe.size, time_limit=time_limit

@@ -81,7 +81,7 @@ def encode_all(
 
 
 def _outcomes(running: dict[connection.Connection, _Running], time_limit: float) -> Iterator[tuple[_Running, Any]]:
-    """Wait for a clip to end, well or not, or to use up its time; takes it out of `running`."""
+    """Wait for a clip to end, well or not, or to use up its time; take it out of `running`."""
     last = time_limit + GRACE
     oldest = min(one.since for one in running.values())
     ready = connection.wait(list(running), timeout=max(0.0, oldest + last - time.monotonic()))

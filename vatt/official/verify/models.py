@@ -68,8 +68,9 @@ def check_gradients(recording: Recording, prefix: str, model: Model) -> None:
 
 
 def fac_head(recording: Recording) -> None:
-    """Check the common-space head alone, its parameters from the file; first with moving, then with batch
-    statistics.
+    """Check the common-space head alone, its parameters from the file.
+
+    First with moving, then with batch statistics.
     """
     variables = {name: variable_name(name.removeprefix("p.")) for name in recording.arrays if name.startswith("p.")}
     inputs = {name: recording.input(f"in.{name}").requires_grad_() for name in ("video", "audio", "text")}
