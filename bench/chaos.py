@@ -471,40 +471,38 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    settings = {
+        "minutes": args.minutes,
+        "steps": args.steps,
+        "seed": args.seed,
+        "clips": CLIPS,
+        "ranks": [args.ranks] if args.ranks else list(RANKS),
+        "arguments": SETTINGS,
+    }
+    method = {
+        "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "
+        f"process; one training clip in eight is damaged from the beginning in both runs",
+        "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
+        "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
+    }
+    report, path = harness.open_report(
+        NAME,
+        "Training under faults",
+        settings=settings,
+        method=method,
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        settings = {
-            "minutes": args.minutes,
-            "steps": args.steps,
-            "seed": args.seed,
-            "clips": CLIPS,
-            "ranks": [args.ranks] if args.ranks else list(RANKS),
-            "arguments": SETTINGS,
-        }
-        method = {
-            "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "
-            f"process; one training clip in eight is damaged from the beginning in both runs",
-            "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
-            "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
-        }
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Training under faults",
-            settings=settings,
-            method=method,
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, Broken, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

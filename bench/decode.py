@@ -28,13 +28,12 @@ import torch
 from workloads.video_decoders import DECODERS, Decoder, Unavailable, made_clips
 
 from vatt.config.presets import PRESETS, preset
-from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, probe
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.tokenizer import Tokenizer
-from vatt.errors import DataError
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import choose
@@ -385,46 +384,42 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
+        paths = whole_clips(clips, args.most)
+        settings = {
+            "data": str(args.data or "made"),
+            "clips": [path.name for path in paths],
+            "frames": FRAMES,
+            "fps": FPS,
+            "preset": args.preset,
+            "batch": args.batch,
+            "steps": args.steps,
+            "workers": args.workers,
+        }
+        method = {
+            "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
+            f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
+            "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
+            "files": "in the page cache after the warm-up: disks are not measured",
+        }
+        title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
+        out = cli.output_folder(args)
+        report, path = harness.open_report(
+            NAME, title, settings=settings, method=method, out=out, resume=args.resume, quick=args.quick
+        )
+        measure_decoders(args, paths, report, path)
+        measure_loader(args, paths, report, path)
+    report.finished = True
+    report.save(path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
-            paths = whole_clips(clips, args.most)
-            settings = {
-                "data": str(args.data or "made"),
-                "clips": [path.name for path in paths],
-                "frames": FRAMES,
-                "fps": FPS,
-                "preset": args.preset,
-                "batch": args.batch,
-                "steps": args.steps,
-                "workers": args.workers,
-            }
-            method = {
-                "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
-                f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
-                "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
-                "files": "in the page cache after the warm-up: disks are not measured",
-            }
-            title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
-            root = cli.output_folder(args)
-            report, path = harness.open_report(
-                NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-            )
-            measure_decoders(args, paths, report, path)
-            measure_loader(args, paths, report, path)
-        report.finished = True
-        report.save(path)
-        cli.publish(path, REPORT_PAGE, root)
-    except ManifestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

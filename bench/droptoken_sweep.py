@@ -18,11 +18,11 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.report import Report, ReportError
+from harness.report import Report
 
 from accounting.flops import backbone_flops, vatt_flops
 from accounting.paper_flops import vatt_paper_flops
-from pages.droptoken import KINDS, NAME, PAPER_GFLOPS, REPORT_PAGE, TUNING_FOLD, page
+from pages.droptoken import KINDS, NAME, PAPER_GFLOPS, REPORT_PAGE, TUNING_FOLD
 from workloads import esc10_from_scratch, model_steps
 from workloads.model_steps import StepCase
 
@@ -30,8 +30,6 @@ from vatt.checkpoints.model_folder import load_config
 from vatt.config.model import ModelConfig
 from vatt.config.presets import PRESETS, preset
 from vatt.config.serialization import to_dict
-from vatt.data.clip import ManifestError
-from vatt.errors import ConfigError, RunError
 from vatt.runtime.progress import progress_bar
 
 EXAMPLES = """examples:
@@ -332,7 +330,8 @@ def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
     report, path = open_report(args)
     # Rows to be timed come first, also where they are timed later or never: a row a case, in order.
     report.rows = report.rows or [*(row for row, _ in timing_cases(args)), *flops_rows()]
@@ -343,26 +342,13 @@ def run(args: argparse.Namespace) -> int:
         measure_accuracy(args, report, path)
         report.finished = finished(args, report)
         report.save(path)
-    cli.publish(path, REPORT_PAGE, cli.output_folder(args))
-    print(page(harness.load(path)))
-    if not green:
-        print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)
-    return 0 if green else 1
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        return run(args)
-    except (ConfigError, ManifestError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished rows are kept: --resume goes on", file=sys.stderr)
-        return 130
+    red = "the implementations disagree, see Numerics; no speed-up is printed"
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args, red)
 
 
 if __name__ == "__main__":

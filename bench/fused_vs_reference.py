@@ -18,7 +18,7 @@ from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 import torch
 from accounting.flops import video_flops
@@ -417,45 +417,42 @@ def figure(report: Report, plt: Any) -> Any:
 REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    config = model_config(args.preset, args.layers, args.dropout[0], 0.0)
+    settings = {
+        "preset": args.preset,
+        "video": to_dict(config.video),
+        "encoder": to_dict(config.video_encoder),
+        "drop_rates": args.drop_rates,
+        "dropout": args.dropout,
+        "batch": args.batch,
+        "dtype": "float32",
+    }
+    method = {
+        "timing": f"candidates alternate within one process, every second round backwards; 1 warm-up step each, "
+        f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
+        "memory": "one step in a fresh process: VmHWM less what the process held after its imports",
+        "dropout": "the release trains with 0.1; rows of dropout 0 are the main ones, since with dropout the "
+        "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
+    }
+    video = config.video
+    title = (
+        f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
+        f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}"
+    )
+    report, path = harness.open_report(
+        NAME, title, settings=settings, method=method, out=cli.output_folder(args), resume=args.resume, quick=args.quick
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        config = model_config(args.preset, args.layers, args.dropout[0], 0.0)
-        settings = {
-            "preset": args.preset,
-            "video": to_dict(config.video),
-            "encoder": to_dict(config.video_encoder),
-            "drop_rates": args.drop_rates,
-            "dropout": args.dropout,
-            "batch": args.batch,
-            "dtype": "float32",
-        }
-        method = {
-            "timing": f"candidates alternate within one process, every second round backwards; 1 warm-up step each, "
-            f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
-            "memory": "one step in a fresh process: VmHWM less what the process held after its imports",
-            "dropout": "the release trains with 0.1; rows of dropout 0 are the main ones, since with dropout the "
-            "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
-        }
-        video = config.video
-        title = (
-            f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
-            f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}"
-        )
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    if not report.gate["green"]:
-        print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)
-        return 1
-    return 0
+    return cli.run_benchmark(
+        lambda: run(args), REPORT_PAGE, args, "the implementations disagree, see Numerics; no speed-up is printed"
+    )
 
 
 if __name__ == "__main__":

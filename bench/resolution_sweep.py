@@ -18,7 +18,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 from accounting.flops import backbone_flops
 from accounting.paper_flops import video_paper_flops
@@ -28,7 +28,6 @@ from workloads.model_steps import StepCase
 from vatt.config.model import DropConfig, ModelConfig, kept_tokens
 from vatt.config.presets import PRESETS, preset
 from vatt.config.serialization import to_dict
-from vatt.errors import ConfigError
 
 NAME = "resolution_sweep"
 RATES = (0.0, 0.25, 0.5, 0.75)
@@ -459,55 +458,54 @@ def draw_csv(path: Path) -> None:
 REPORT_PAGE = ReportPage(page, figure, readme_rows, draw_csv)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    device = model_steps.resolve_step_flags(args, batch_on_gpu=8)
+    name = args.preset or ("sss" if device.type == "cpu" else "mbs")
+    model = preset(name).model
+    encoder = model.video_encoder
+    layers = args.layers or (2 if args.quick else encoder.layers)
+    encoder = replace(encoder, layers=layers, dropout=args.dropout)
+    model = replace(model, video_encoder=encoder)
+    settings = {
+        "preset": name,
+        "encoder": to_dict(encoder),
+        "clips": args.clips,
+        "drop_rates": args.drop_rates,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "fused": not args.reference,
+    }
+    title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
+    report, path = harness.open_report(
+        NAME,
+        title,
+        settings=settings,
+        method=model_steps.method(args),
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+        device=args.device,
+    )
+    cases, rows = plan(args, model)
+    report.rows = report.rows or [*rows, *accounting()]
+    checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
+    checks = [
+        StepCase(model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype)
+        for clip, rate in checked
+    ]
+    model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        device = model_steps.resolve_step_flags(args, batch_on_gpu=8)
-        name = args.preset or ("sss" if device.type == "cpu" else "mbs")
-        model = preset(name).model
-        encoder = model.video_encoder
-        layers = args.layers or (2 if args.quick else encoder.layers)
-        encoder = replace(encoder, layers=layers, dropout=args.dropout)
-        model = replace(model, video_encoder=encoder)
-        settings = {
-            "preset": name,
-            "encoder": to_dict(encoder),
-            "clips": args.clips,
-            "drop_rates": args.drop_rates,
-            "batch": args.batch,
-            "dtype": args.dtype,
-            "fused": not args.reference,
-        }
-        title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            title,
-            settings=settings,
-            method=model_steps.method(args),
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-            device=args.device,
-        )
-        cases, rows = plan(args, model)
-        report.rows = report.rows or [*rows, *accounting()]
-        checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
-        checks = [
-            StepCase(
-                model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype
-            )
-            for clip, rate in checked
-        ]
-        green = model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    if not green:
-        print("error: the operations disagree with the literal model, see Numerics; nothing was timed", file=sys.stderr)
-    return 0 if green else 1
+    return cli.run_benchmark(
+        lambda: run(args),
+        REPORT_PAGE,
+        args,
+        "the operations disagree with the literal model, see Numerics; nothing was timed",
+    )
 
 
 if __name__ == "__main__":

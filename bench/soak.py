@@ -28,7 +28,7 @@ from faults.damaged_files import LIMIT, SILENT, Child, fuzz, state, variants
 
 from vatt.config.data import DataConfig
 from vatt.config.presets import preset
-from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.memory_limit import return_freed_memory
 from vatt.data.manifest import read_manifest
@@ -269,43 +269,38 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    clips = read_manifest(args.data or build_corpus(clips=DataConfig().builtin_clips))
+    settings = {
+        "data": str(args.data or "built-in"),
+        "clips_in_it": len(clips),
+        "variants": args.variants,
+        "clips_damaged": args.clips_damaged,
+        "clips": args.clips,
+        "seed": args.seed,
+    }
+    method = {
+        "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
+        "hangs and is killed",
+        "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
+    }
+    report, path = harness.open_report(
+        NAME,
+        "Damaged clips, and many of them",
+        settings=settings,
+        method=method,
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    measure(args, clips, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        clips = read_manifest(args.data or build_corpus(clips=DataConfig().builtin_clips))
-        settings = {
-            "data": str(args.data or "built-in"),
-            "clips_in_it": len(clips),
-            "variants": args.variants,
-            "clips_damaged": args.clips_damaged,
-            "clips": args.clips,
-            "seed": args.seed,
-        }
-        method = {
-            "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
-            "hangs and is killed",
-            "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
-        }
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Damaged clips, and many of them",
-            settings=settings,
-            method=method,
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        measure(args, clips, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except ManifestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -342,27 +342,25 @@ def figure(report: Report, plt: Any) -> Any:
 REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
+    method = {
+        "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",
+        "wall time": "time.perf_counter around the process; training and evaluation as the run reports them",
+        "spread": "standard deviation of the sample over seeds",
+    }
+    title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
+    report, path = harness.open_report(
+        NAME, title, settings=settings, method=method, out=cli.output_folder(args), resume=args.resume, quick=args.quick
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
-        method = {
-            "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",
-            "wall time": "time.perf_counter around the process; training and evaluation as the run reports them",
-            "spread": "standard deviation of the sample over seeds",
-        }
-        title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.report import ReportError
+
 from vatt.checkpoints import training_checkpoint
 
 LIMIT = 900.0  # seconds after which a process that should have ended hangs
@@ -30,7 +32,7 @@ STARTING = 6.0  # seconds within which a process is killed that is still startin
 REACH = 12  # steps after the checkpoint it began with, within which a process meets its fault
 
 
-class Broken(RuntimeError):
+class Broken(ReportError):
     """A promise that a run did not keep."""
 
 

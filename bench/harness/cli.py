@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vatt.errors import VattError
+
 from .pages import ReportPage, index, render
 from .report import REPORTS, ROOT, ReportError, load
 
@@ -47,18 +49,31 @@ def publish(path: Path, report_page: ReportPage, root: Path) -> None:
     print(f"{path} (.md, .png beside it)", file=sys.stderr)
 
 
-def run_benchmark(measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace) -> int:
+def run_benchmark(
+    measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace, red: str = "the numerics are red"
+) -> int:
     """Measure, publish and print the page of a benchmark.
 
+    Args:
+        measure: returns the path of the report's JSON.
+        args: with the flags of `add_common_flags`.
+        red: what to say of a gate that is not green.
+
     Returns:
-        The exit code: 1 for an error and for a red gate.
+        The exit code: 1 for an error and for a red gate, 2 for wrong settings, 130 when it was interrupted.
     """
     try:
         path = measure()
         publish(path, report_page, output_folder(args))
-    except (ReportError, OSError) as error:
+    except (ReportError, VattError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, VattError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; finished rows are kept: --resume goes on", file=sys.stderr)
+        return 130
     report = load(path)
     print(report_page.page(report))
-    return 1 if report.gate["green"] is False else 0
+    if report.gate["green"] is False:
+        print(f"error: {red}", file=sys.stderr)
+        return 1
+    return 0
