@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vatt.runtime import files
+
 from .clocks import describe_clocks
 from .report import Report, ReportError, load
 
@@ -115,13 +117,9 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 def pyplot() -> Any:
     """Return matplotlib without a display. Raises `ReportError` where it is not installed."""
     try:
-        import matplotlib
+        return files.pyplot()
     except ImportError as error:
         raise ReportError("figures need matplotlib: pip install -e '.[bench]' in the project's folder") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def report_paths(root: Path) -> list[Path]:

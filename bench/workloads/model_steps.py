@@ -10,8 +10,6 @@ Inputs are noise and lie on the device; nothing is decoded or copied to it.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,8 +31,8 @@ from vatt.model.heads import Embeddings
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import Ops, choose
+from vatt.runtime import files
 from vatt.runtime.device import autocast_for, compute_dtype, pick_device
-from vatt.runtime.files import write_atomically
 from vatt.runtime.progress import progress_bar
 
 GATE_LAYERS = 2  # deep enough for rounding to pass through attention twice, shallow enough for float64
@@ -419,11 +417,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         }
         for row in rows
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_atomically(path, text.getvalue().encode())
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    files.write_csv(path, columns, ([row.get(key, "") for key in columns] for row in flat))
 
 
 def checks_table(report: Report) -> str:
