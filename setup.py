@@ -18,6 +18,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
+    "words": ["gensim>=4.3"],  # fastText's .bin alone; other word vectors need nothing
     "test": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -28,6 +28,7 @@ import chaos
 import decode
 import decoders_differ
 import esc10_official
+import esc10_small
 import figure2
 import figure4
 import fused_vs_reference
@@ -48,6 +49,7 @@ BENCHMARKS = (
     decode,
     droptoken_page,
     esc10_official,
+    esc10_small,
     figure2,
     figure4,
     fused_vs_reference,

@@ -122,9 +122,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--drop-rates are shares, 0 <= R < 1, and 0 is among them: gains and losses are relative to it")
     args.steps = args.steps or (20 if args.quick else preset("tiny").steps)
     args.clips = 120 if args.quick else preset("tiny").data.builtin_clips
-    args.recipe = (
-        esc10_from_scratch.quick(esc10_from_scratch.Esc10Recipe()) if args.quick else esc10_from_scratch.Esc10Recipe()
-    )
+    args.recipe = esc10_from_scratch.recipe(quick=args.quick)
     args.folds = args.folds or ([1] if args.quick else list(esc10_from_scratch.FOLDS))
     if args.quick and args.work == parser.get_default("work"):
         args.work = args.work.with_name(f"{NAME}-quick")
@@ -257,14 +255,14 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
 
     trainings = [piece for piece in left if piece["kind"] == "esc10"]
     if trainings:
-        clips = esc10_from_scratch.read_clips(args.esc10, args.recipe)
+        clips = esc10_from_scratch.read_clips(args.esc10, args.recipe.model.audio.rate)
         clips = clips._replace(**{name: getattr(clips, name).to(args.device) for name in ("waves", "labels", "folds")})
         with progress_bar(len(trainings) * args.recipe.steps, "ESC-10", "step") as bar:
             for piece in trainings:
                 rate, fold = piece["drop_rate"], piece["fold"]
                 bar.set_postfix_str(f"fold {fold}, {rate:.0%} dropped")
                 scores = esc10_from_scratch.train_fold(clips, fold, rate, piece["seed"], args.recipe, update=bar.update)
-                model = esc10_from_scratch.model_config(args.recipe, rate)
+                model = esc10_from_scratch.at_drop_rate(args.recipe, rate).model
                 flops = backbone_flops(model, "audio", drop=True, project_all=False).forward
                 keep(piece, {**scores, "gflops": flops / 1e9})
     for piece in (piece for piece in left if piece["kind"] == "corpus"):
@@ -307,7 +305,7 @@ def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
         "repeats": args.repeats,
         "corpus_steps": args.steps,
         "corpus_clips": args.clips,
-        "esc10": to_dict(args.recipe),
+        "esc10": esc10_from_scratch.facts(args.recipe),
     }
     method = {
         **model_steps.method(args),

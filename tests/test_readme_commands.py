@@ -113,7 +113,7 @@ def place(tmp_path_factory, cache):
         (folder / "clips" / f"{name}_000000_000002.txt").write_text("\n".join(clip.captions))
         rows.append((f"clips/{name}_000000_000002.mp4", " | ".join(clip.captions), clip.index % 2))
     splits = ["train"] * 6 + ["test"] * 2
-    for file in ("clips.csv", "manifest.csv", "kinetics.csv"):
+    for file in ("clips.csv", "manifest.csv", "kinetics.csv", "esc10-fold-1.csv"):
         write_rows(
             folder / file,
             ("path", "caption", "label", "split"),
@@ -125,6 +125,8 @@ def place(tmp_path_factory, cache):
         ("label", "youtube_id", "time_start", "time_end", "split"),
         [("left", name, 0, 2, "val") for name in NAMES],
     )
+    vectors = [f"{word}{' 0.5' * 16}\n" for word in dict.fromkeys(" ".join(clips[0].captions).split())]
+    (folder / "GoogleNews-vectors-negative300.bin").write_text("".join(vectors))
     shutil.copy(clips[0].path, folder / "dog.mp4")
     (folder / "long").mkdir()
     write_clip(folder / "long" / "long.mp4", steady(5.0, 10), tone_burst(5.0, 1.0, 16_000), 16_000)

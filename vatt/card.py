@@ -313,6 +313,8 @@ def loss_of(settings: dict[str, Any]) -> str:
 
 def optimizer_of(settings: dict[str, Any]) -> str:
     if "task" in settings:
+        if look_up(settings, "optim.optimizer") == "adamw":
+            return f"AdamW with weight decay {show(look_up(settings, 'optim.weight_decay'))}"
         return f"SGD with momentum {show(look_up(settings, 'optim.momentum'))}"
     return f"Adam with betas {show(look_up(settings, 'optim.beta1'))} and {show(look_up(settings, 'optim.beta2'))}"
 

@@ -18,9 +18,10 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from .checkpoints.model_folder import write_config
-from .config.finetuning import PRESETS, ClassLoss, FinetuneConfig
+from .config.finetuning import PRESETS, ClassLoss, FinetuneConfig, small
 from .config.finetuning import Task as TaskName
 from .config.presets import PRESETS as MODELS
 from .config.presets import preset
@@ -41,7 +42,7 @@ from .runtime.provenance import environment
 from .training.finetuning_step import finetune_step
 from .training.initialization import load_backbone
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
-from .training.optimizers import SGD
+from .training.optimizers import finetuning_optimizer
 from .training.runner import Task, run_training
 
 EXAMPLES = """examples:
@@ -50,6 +51,7 @@ EXAMPLES = """examples:
   python -m vatt.finetune --task audio --loss softmax --data esc50.csv --init vatt-mbs       one label a clip
   python -m vatt.finetune --task image --data imagenet.csv --init downloads/ckpt-500000
   python -m vatt.finetune --task video --data clips.csv --init none --model tiny --steps 500  from scratch, on a CPU
+  python -m vatt.finetune --task audio --preset small --data esc10.csv --init none            a few hundred clips
   python -m vatt.finetune --out runs/finetune-video --resume                                 go on after a crash
   python -m vatt.finetune --status runs/finetune-video                               its state, while it runs or after
 
@@ -69,6 +71,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--task", choices=get_args(TaskName), help="what a clip is classified by; brings the release's settings for it")
+    add("--preset", choices=("small",), help="small: for a few hundred clips (default: the release's settings)")
     add("--data", metavar="PATH", help="manifest CSV with labels")
     add("--init", metavar="SOURCE", help="where the backbone's weights come from: DIR, official PREFIX, or none")
     add("--model", metavar="NAME", help=f"sizes with --init none: {', '.join(MODELS)} (default tiny)")
@@ -99,7 +102,7 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
         config = preset_of(args)
     else:
         config = saved
-        for flag in ("task", "init", "model"):
+        for flag in ("task", "preset", "init", "model"):
             if getattr(args, flag):
                 raise ConfigError(f"a resumed run keeps its {flag}: leave --{flag} out")
     flags = {
@@ -121,11 +124,13 @@ def preset_of(args: argparse.Namespace) -> FinetuneConfig:
     init = "" if args.init == "none" else str(Path(args.init).expanduser().absolute())
     sizes = source_sizes(init) if init else preset(args.model or "tiny").model
     config = replace(PRESETS[args.task](sizes), init=init)
+    if args.preset:
+        config = small(config)
     if args.loss == "sigmoid":
         config = replace(config, smoothing=0.0)
     if args.steps:
-        warmup = round(config.optim.warmup * args.steps / config.steps)
-        config = replace(config, optim=replace(config.optim, warmup=warmup))
+        warmup, alone = (round(n * args.steps / config.steps) for n in (config.optim.warmup, config.optim.head_steps))
+        config = replace(config, optim=replace(config.optim, warmup=warmup, head_steps=alone))
     return config
 
 
@@ -185,7 +190,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
 
     def step(
         model: Classifier,
-        optimizer: SGD,
+        optimizer: Optimizer,
         wrapped: Sequence[nn.Module],
         batch: Batch,
         number: int,
@@ -197,7 +202,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
         title=config.task,
         build=build,
         modules=lambda model: (model,),
-        optimizer=lambda model: SGD(model.parameters(), config.optim.rate, config.optim.momentum),
+        optimizer=lambda model: finetuning_optimizer(model, config.optim),
         dataset=dataset,
         train_clips=len(clips),
         step=step,

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 from .checkpoints import training_checkpoint
-from .checkpoints.model_folder import corpus_format, read_record, write_config
-from .config.data import Decoder
+from .checkpoints.model_folder import corpus_format, read_record, tokenizer_of, write_config
+from .checkpoints.word_vectors import WordVectors, read_word_vectors, vector_width
+from .config.data import DATA_VERSION, Decoder
 from .config.presets import PRESETS, preset
 from .config.pretraining import Config
 from .data.bad_clips import check_share
@@ -38,8 +40,10 @@ from .model.vatt import VATT
 from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
+from .runtime.files import write_atomically
 from .runtime.forms import parse_json
 from .runtime.provenance import environment
+from .training.initialization import WORD_TABLE, load_pretrained, require_start
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
 from .training.optimizers import Adam
@@ -50,6 +54,8 @@ EXAMPLES = """examples:
   python -m vatt.train --fused                              the built-in corpus, about 4 minutes on two cores
   python -m vatt.train --fused --data clips/ --steps 2000   a folder of clips, captions from .txt files beside them
   python -m vatt.train --fused --preset mbs --data clips.csv --batch-size 64 --out runs/mbs
+  python -m vatt.train --init vatt-mbs --data clips.csv --freeze audio --lr-scale video=0.1    train on, own clips
+  python -m vatt.train --preset mbs --data clips.csv --word-vectors GoogleNews-vectors-negative300.bin
   python -m vatt.train --out runs/mbs --resume              go on after a crash, exactly
   python -m vatt.train --status runs/mbs                    the state of a run, while it runs or after
   torchrun --nproc-per-node=8 -m vatt.train --fused --preset mbs --data clips.csv --batch-size 2048 --micro-batch 64
@@ -58,6 +64,9 @@ EXAMPLES = """examples:
 A manifest is a CSV with `path` and, as far as known, `start,end` (seconds), `caption` (several separated by " | "),
 `label`, `split` (train/test); paths are relative to the CSV.
 exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130/143 interrupted or terminated after saving."""
+
+
+RANDOM_TABLE = "note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it"
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +84,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         default=None,
         help="fast operations: dropped tokens are never read, no attention or similarity matrix is stored",
+    )
+    add(
+        "--init",
+        metavar="SOURCE",
+        help="train on from a model: a finished run, a folder of vatt.official convert, a fine-tuned one, or an "
+        "official PREFIX; without --preset its sizes and settings are kept",
+    )
+    add("--freeze", metavar="TOWERS", help="video, audio or text, with commas between: encoders that are not trained")
+    add("--lr-scale", metavar="TOWER=X", help="the rate of an encoder times X, e.g. video=0.1,text=0.5")
+    add(
+        "--word-vectors",
+        metavar="FILE",
+        help="fill the word table and freeze it, as the release does: word2vec, GloVe or fastText",
     )
     add("--steps", metavar="N", type=int, help="number of updates")
     add("--batch-size", metavar="N", type=int, help="clips an update")
@@ -96,34 +118,123 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve_config(args: argparse.Namespace, saved: Config | None = None) -> Config:
-    """Return the preset, or the settings of a resumed run, with the flags and `--set` laid over it."""
+    """Return the settings of a new run, or those of a resumed one, with the flags and `--set` laid over them."""
     if saved and args.preset and args.preset != saved.preset:
         raise ConfigError(f"the run in {args.out} has preset {saved.preset!r}, not {args.preset!r}")
-    flags = {"data.decoder": args.decoder, "micro_batch": args.micro_batch}
-    return settings_from_flags(saved or preset(args.preset or "tiny"), args, flags, saved)
+    if saved and args.init:
+        raise ConfigError("a resumed run keeps its init: leave --init out")
+    flags = {
+        "data.decoder": args.decoder,
+        "micro_batch": args.micro_batch,
+        "freeze": args.freeze,
+        "lr_scale": args.lr_scale,
+        "word_vectors": str(Path(args.word_vectors).expanduser().absolute()) if args.word_vectors else None,
+    }
+    if saved:
+        return settings_from_flags(saved, args, flags, saved)
+    config = new_settings(args)
+    if args.word_vectors or not config.init:
+        # A table that comes from nowhere has to be learned.
+        text = replace(config.model.text, freeze_embedding=bool(args.word_vectors))
+        config = replace(config, model=replace(config.model, text=text))
+    config = settings_from_flags(config, args, flags)
+    if config.word_vectors and (width := vector_width(config.word_vectors)) != config.model.text.embedding:
+        raise ConfigError(
+            f"{config.word_vectors} has vectors of {width} numbers and the model's word table "
+            f"{config.model.text.embedding}; --set model.text.embedding={width} makes them fit"
+        )
+    if config.init:
+        from .official.init_source import source_shapes
+
+        require_start(config.init, source_shapes(config.init), config.model)
+    return config
+
+
+def new_settings(args: argparse.Namespace) -> Config:
+    """Return the preset of a new run; without one, the sizes of --init and what it was pre-trained with."""
+    if not args.init:
+        return preset(args.preset or "tiny")
+    from .official.init_source import source_settings
+
+    init = str(Path(args.init).expanduser().absolute())
+    if args.preset:
+        return replace(preset(args.preset), init=init)
+    found = source_settings(init)
+    if not isinstance(found, Config):
+        found = replace(preset("tiny"), preset="custom", model=found.model, fused=found.fused)
+    # Its clips and word list lie where it was trained.
+    data = replace(found.data, source="", columns="", vocabulary="", version=DATA_VERSION)
+    return replace(found, init=init, data=data, freeze="", lr_scale="", word_vectors="")
+
+
+def choose_words(config: Config, manifest: Manifest) -> Tokenizer:
+    """Return the vocabulary of a new run: a given list, that of --init, or one built from the captions."""
+    if config.data.vocabulary:
+        return Tokenizer.from_file(config.data.vocabulary)
+    if config.init and (known := tokenizer_of(config.init)) is not None:
+        return known
+    captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
+    return Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
-    """Return the run's vocabulary: that of the run itself when resumed, a given word list, or one built from the
-    captions.
-    """
+    """Return the run's vocabulary, which is in its folder from then on."""
     path = out / "vocabulary.txt"
     if resume and path.exists():
         return Tokenizer.from_file(path)
-    if config.data.vocabulary:
-        tokenizer = Tokenizer.from_file(config.data.vocabulary)
-    else:
-        captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-        tokenizer = Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+    tokenizer = choose_words(config, manifest)
     tokenizer.save(path)
     return tokenizer
 
 
-def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> None:
+def initialize(
+    model: VATT, config: Config, words: tuple[str, ...], vectors: WordVectors | None
+) -> tuple[list[str], list[str]]:
+    """Put weights of --init and --word-vectors into `model`; return lines of output, and what init.txt says."""
+    said: list[str] = []
+    told: list[str] = []
+    known_words = 0
+    if config.init:
+        from .official.init_source import read_source
+
+        weights, found = read_source(config.init), tokenizer_of(config.init)
+        known = found.words if found else None
+        # A list that was built from captions may be as long as the table by chance, a given one is meant.
+        if known is None and config.data.vocabulary and len(words) == len(weights.get(WORD_TABLE, ())):
+            known = words
+        report = load_pretrained(model, weights, known, words)
+        known_words = report.known_words
+        said.append(
+            f"from {config.init}: {len(report.loaded)} tensors loaded, {len(report.resampled)} position tables "
+            f"resampled, {len(report.fresh)} tensors start fresh; {report.words[0]}"
+        )
+        told += [config.init, str(report)]
+    if vectors is not None:
+        table = model.get_parameter(WORD_TABLE).data
+        table[vectors.places] = torch.from_numpy(vectors.vectors)
+        said.append(f"word vectors: {len(vectors.places)} of {len(words)} words found in {config.word_vectors}")
+        missing = set(words) - {words[place] for place in vectors.places}
+        told += [said[-1], *(f"no vector: {word}" for word in words if word in missing)]
+    elif not known_words and config.model.text.freeze_embedding:
+        said.append(RANDOM_TABLE)
+    return said, told
+
+
+def make_optimizer(model: VATT, config: Config) -> Adam:
+    """Return the optimizer of what `config` trains; what is frozen has no state in it."""
+    optimizer = Adam(model.parameters(), config.optim)
+    if config.lr_scale:
+        scales = config.rate_scales.items()
+        optimizer.scale_rates({p: factor for name, factor in scales for p in model.backbone.tower(name)})
+    return optimizer
+
+
+def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vectors: WordVectors | None = None) -> None:
     """Pre-train on clips of `manifest`. All ranks call it.
 
     Args:
         corpus: format of the built-in corpus, if that is what `manifest` lists.
+        vectors: of the words, if they were read already.
     """
     config, device, world = run.config, run.device, run.world
     ops = choose(config.fused, device)
@@ -148,8 +259,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         )
     elif dataset.files < len(clips):
         notes.append(f"note: the {len(clips)} rows are of {dataset.files} files; {same_file_note(config, dataset)}")
-    if config.model.text.freeze_embedding:
-        notes.append("note: the word table is random and frozen; --set model.text.freeze_embedding=false trains it")
 
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
@@ -160,11 +269,27 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
     def modules(model: VATT) -> tuple[nn.Module, ...]:
         return model.backbone, model.head
 
+    def start(model: VATT) -> list[str]:
+        found = vectors
+        if found is None and config.word_vectors:
+            found = read_word_vectors(config.word_vectors, tokenizer.words)
+        said, told = initialize(model, config, tokenizer.words, found)
+        if told and world.is_first:
+            write_atomically(run.out / "init.txt", "\n".join([*told, ""]).encode())
+        return said
+
+    def build() -> VATT:
+        model = VATT(config.model, ops)
+        for name in config.frozen:
+            for parameter in model.backbone.tower(name):
+                parameter.requires_grad_(False)
+        return model
+
     task = Task(
         title=f"preset {config.preset}",
-        build=lambda: VATT(config.model, ops),
+        build=build,
         modules=modules,
-        optimizer=lambda model: Adam(model.parameters(), config.optim),
+        optimizer=lambda model: make_optimizer(model, config),
         dataset=dataset,
         train_clips=len(clips),
         step=step,
@@ -173,6 +298,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT) -> N
         advice="try --set optim.clip=1 or a lower --set optim.rate",
         ops=ops,
         notes=notes,
+        initialize=start,
         environment={"decoder": reason},
         record={"corpus_format": corpus},
         tokenizer=tokenizer,
@@ -242,6 +368,9 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     manifest = open_source(config.data) if config.data.source else None
     if manifest is not None:
         split_clips(manifest, config)  # nothing is written for a run that cannot start
+    vectors = None
+    if config.word_vectors and manifest is not None and not args.resume:
+        vectors = read_word_vectors(config.word_vectors, choose_words(config, manifest).words)
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
@@ -252,7 +381,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     world.on_main(write)
     if manifest is None:
         manifest = read_manifest(corpus_of(corpus, config.data.builtin_clips))  # there already, or on another machine
-    train(opened, manifest, corpus)
+    train(opened, manifest, corpus, vectors)
 
 
 def main(argv: list[str] | None = None) -> int:

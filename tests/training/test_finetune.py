@@ -16,19 +16,21 @@ from helpers.small_model import write_model
 
 import vatt
 from vatt import finetune
-from vatt.checkpoints.training_checkpoint import load_latest
-from vatt.config.finetuning import PRESETS, FinetuneConfig, SGDConfig
+from vatt.checkpoints.training_checkpoint import load, load_latest
+from vatt.config.finetuning import PRESETS, FinetuneConfig, FinetuneOptimConfig, WaveformConfig
 from vatt.config.presets import mbs
 from vatt.config.validation import check
 from vatt.data.datasets.batch import Batch
 from vatt.data.datasets.crops import inception_box, inception_video, three_crops
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
+from vatt.model.randomness import BatchRows
+from vatt.official.init_source import read_source
 from vatt.official.verify.models import check_gradients
 from vatt.official.verify.recording import Fixtures, Recording
 from vatt.ops import choose
 from vatt.runtime.device import autocast_for
-from vatt.training import finetuning_step, optimizers
+from vatt.training import batch_augmentation, finetuning_step, optimizers
 from vatt.training.metrics_log import read_metrics
 
 CPU = torch.device("cpu")
@@ -217,7 +219,9 @@ def test_clips_without_sound_are_replaced_and_named(tmp_path, pretrained, corpus
         (["--task=video", "--data=nowhere.csv", "--init=none"], 2, "nowhere.csv"),
         (["--task=video", "--data={data}", "--init=none", "--model=tinny"], 2, "did you mean 'tiny'"),
         (["--task=video", "--data={data}", "--init={model}", "--model=tiny"], 2, "--model"),
-        (["--task=video", "--data={data}", "--init=none", "--set=mixup=5"], 2, "only sound is mixed"),
+        (["--task=video", "--data={data}", "--init=none", "--set=optim.layer_decay=0"], 2, "optim.layer_decay"),
+        (["--task=video", "--data={data}", "--init=none", "--set=time_mask=1"], 2, "time_mask"),
+        (["--task=audio", "--data={data}", "--init=none", "--set=waveform.speed=0.5"], 2, "waveform.speed"),
         (["--task=audio", "--data={data}", "--init=none", "--set=smoothing=0.1"], 2, "smoothing must be 0"),
         (["--task=image", "--data={data}", "--init=none", "--frames=8"], 2, "one row of voxels"),
         (["--task=video", "--data={data}", "--init=none", "--drop-rate=1"], 2, "model.drop.rate"),
@@ -228,6 +232,8 @@ def test_clips_without_sound_are_replaced_and_named(tmp_path, pretrained, corpus
         (["--resume"], 2, "--out"),
         (["--out={run}", "--task=audio", "--data={data}", "--init=none"], 2, "already holds a run"),
         (["--out={run}", "--resume", "--task=video"], 2, "leave --task out"),
+        (["--out={run}", "--resume", "--preset=small"], 2, "leave --preset out"),
+        (["--out={run}", "--resume", "--set=optim.optimizer=adamw"], 2, "optim.optimizer: 'sgd' -> 'adamw'"),
         (["--out={run}", "--resume", "--loss=softmax"], 2, "loss: 'sigmoid' -> 'softmax'"),
         (["--out={run}", "--resume", "--steps=3"], 2, "step 6 already"),
         (["--out={run}", "--resume", "--data={several}"], 1, "changed since the run began"),
@@ -247,11 +253,30 @@ def test_wrong_usage_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+def test_the_small_preset_resumes_to_the_bit(tmp_path, pretrained, corpus):
+    """AdamW, a head that is trained alone at first, layers of different rates, and all that is drawn for sounds."""
+    arguments = ("--task=audio", "--preset=small", "--data", corpus, "--init", pretrained, "--batch-size=4", "--fused")
+    few = ("--set=data.workers=0", "--set=save_every=2", "--set=optim.warmup=1", "--set=optim.head_steps=2")
+    assert run(*arguments, *few, "--steps=4", "--out", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(max((tmp_path / "cut" / "checkpoints").glob("step-*")))
+    assert run("--out", tmp_path / "cut", "--resume") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    before, (alone, last) = (
+        read_source(pretrained),
+        (load(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}").model for step in (2, 4)),
+    )
+    backbone = [name for name in last if name.startswith("backbone.")]
+    assert all(torch.equal(alone[name], before[name]) for name in backbone)
+    assert not any(torch.equal(last[name], before[name]) for name in backbone if name.endswith("weight"))
+
+
 def test_presets_are_the_release(capsys):
     video, audio, image = (PRESETS[task](mbs().model) for task in ("video", "audio", "image"))
     for config in (video, audio, image):
         check(config)
-        assert config.optim == SGDConfig(rate=0.005, warmup=2_500, momentum=0.9, clip=0.75)
+        assert config.optim == FinetuneOptimConfig(rate=0.005, warmup=2_500, momentum=0.9, clip=0.75)
         assert (config.steps, config.save_every, config.keep_checkpoints) == (100_000, 5_000, 10)
     assert (video.model.video.fps, video.head_dropout, video.smoothing) == (12.5, 0.5, 0.1)
     assert (audio.model.audio.rate, audio.model.audio.samples / audio.model.audio.rate) == (24_000, 6.4)
@@ -280,7 +305,7 @@ def test_a_step_is_the_releases(shared, name, fused):
     free = FinetuneConfig(
         task="audio" if audio else "video",
         loss="sigmoid" if audio else "softmax",
-        optim=SGDConfig(rate=0.5, warmup=0, clip=0.0),
+        optim=FinetuneOptimConfig(rate=0.5, warmup=0, clip=0.0),
     )
     before = {key: value.detach().clone() for key, value in classifier.named_parameters()}
 
@@ -298,7 +323,7 @@ def test_a_step_is_the_releases(shared, name, fused):
     for key, parameter in classifier.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[key] - 0.5 * gradients[key])
     limit = record["gradient_norm"] / 3
-    step(FinetuneConfig(task=free.task, loss=free.loss, optim=SGDConfig(rate=0.5, warmup=0, clip=limit)))
+    step(FinetuneConfig(task=free.task, loss=free.loss, optim=FinetuneOptimConfig(rate=0.5, warmup=0, clip=limit)))
     for key, parameter in classifier.named_parameters():
         share = 1 / 3 if key.startswith("backbone.") else 1.0
         torch.testing.assert_close(parameter.grad, share * gradients[key], rtol=1e-4, atol=1e-9)
@@ -306,13 +331,48 @@ def test_a_step_is_the_releases(shared, name, fused):
 
 def test_sounds_and_labels_are_mixed_alike():
     x = torch.eye(16)
-    sound, labels = finetuning_step.mix(x, x, 5.0, seed=3)
+    sound, labels = batch_augmentation.mix(x, x, 5.0, seed=3)
     assert torch.equal(sound, labels)
     torch.testing.assert_close(sound.sum(1), torch.ones(16))
     shares = sound.diagonal()
     assert len(set(shares.tolist())) > 10  # one share a clip
-    assert torch.equal(finetuning_step.mix(x, x, 5.0, seed=3)[0], sound)
-    assert not torch.equal(finetuning_step.mix(x, x, 5.0, seed=4)[0], sound)
+    assert torch.equal(batch_augmentation.mix(x, x, 5.0, seed=3)[0], sound)
+    assert not torch.equal(batch_augmentation.mix(x, x, 5.0, seed=4)[0], sound)
+
+
+def test_frames_are_mixed_as_floats():
+    frames = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1, 1).expand(2, 4, 2, 2, 3)
+    mixed, labels = batch_augmentation.mix(frames, torch.eye(2), 5.0, seed=3)
+    torch.testing.assert_close(mixed[:, 0, 0, 0, 0], labels @ torch.tensor([-1.0, 1.0]))
+
+
+def test_each_part_of_a_batch_draws_what_the_whole_does():
+    sound = torch.randn(6, 50)
+    config = WaveformConfig(turn=True, speed=1.2, gain=2.0)
+    whole = batch_augmentation.play(sound, config, 7, BatchRows(0, 6))
+    parts = [batch_augmentation.play(sound[i : i + 2], config, 7, BatchRows(i, 6)) for i in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(batch_augmentation.play(sound, WaveformConfig(), 7, BatchRows(0, 6)), sound)
+    turned = batch_augmentation.play(sound, WaveformConfig(turn=True), 7, BatchRows(0, 6))
+    assert torch.equal(turned.sort(1).values, sound.sort(1).values)
+    assert not torch.equal(turned, sound)
+
+
+def test_a_faster_sound_has_a_higher_tone():
+    tone = torch.sin(torch.arange(8_000) * (2 * torch.pi * 100 / 8_000))[None]
+    fast = batch_augmentation._faster(tone[0], 1.25)
+    assert len(fast) == 8_000
+    assert torch.fft.rfft(fast).abs().argmax() == 125
+
+
+@pytest.mark.parametrize(("clips", "filled"), [(torch.ones(8, 40), 0), (torch.zeros(8, 40, 2, dtype=torch.uint8), 127)])
+def test_one_span_of_a_clip_is_left_out(clips, filled):
+    left = batch_augmentation.leave_out_span(clips, 0.5, 3, BatchRows(0, 8))
+    gone = (left == filled).reshape(8, 40, -1).all(-1)
+    assert gone.sum(1).max() > 5
+    assert gone.sum(1).max() <= 20
+    assert all((row.int().diff() == 1).sum() + row[0] <= 1 for row in gone)  # one span
+    assert torch.equal(left[~gone], clips[~gone])
 
 
 def test_inception_boxes_lie_inside_and_in_range():

@@ -12,26 +12,51 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .data import AugmentConfig, DataConfig
-from .model import ModelConfig
+from .model import AudioConfig, EncoderConfig, ModelConfig
 from .run import FIXED, RunConfig
 
 Task = Literal["video", "audio", "image"]
 ClassLoss = Literal["softmax", "sigmoid"]  # one class a clip, or any number of them
 CropStyle = Literal["inception", "vgg"]
+Optimizer = Literal["sgd", "adamw"]
 FPS, RATE = 12.5, 24_000  # of the release's fine-tuning: half of 25 frames a second, half of 48 kHz
 
 
 @dataclass(frozen=True)
-class SGDConfig:
-    """SGD with momentum, the rate inside the velocity: linear warm-up to `rate`, half a cosine down to 0.
+class FinetuneOptimConfig:
+    """The updates of fine-tuning: linear warm-up to `rate`, half a cosine down to 0.
 
-    `clip`: largest global norm of the backbone's gradients, 0 is off; those of the class head are never clipped.
+    Args:
+        optimizer: "sgd" with momentum, the rate inside the velocity, or "adamw".
+        weight_decay: of AdamW, of matrices alone.
+        clip: largest global norm of the backbone's gradients, 0 is off; those of the class head are never clipped.
+        layer_decay: the rate of a layer is that of the one above it times this; the class head has `rate`.
+        head_steps: so many first steps train the class head alone.
     """
 
     rate: float = 0.005
     warmup: int = 2_500
     momentum: float = 0.9
     clip: float = 0.75
+    optimizer: Optimizer = field(default="sgd", metadata=FIXED)
+    weight_decay: float = 0.05
+    layer_decay: float = field(default=1.0, metadata=FIXED)
+    head_steps: int = 0
+
+
+@dataclass(frozen=True)
+class WaveformConfig:
+    """What is drawn for each training sound, all off by default as in the release.
+
+    Args:
+        turn: what leaves a window at its end comes back at its beginning, by any number of samples.
+        speed: largest factor either way by which it is played faster or slower, 1 is off.
+        gain: largest factor either way of its loudness, and either polarity; 1 is off.
+    """
+
+    turn: bool = False
+    speed: float = 1.0
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +80,8 @@ class FinetuneConfig(RunConfig):
         init: where the weights came from, "" is from scratch.
         loss: "softmax" for one class a clip, "sigmoid" for any number of them, of which rare ones count more.
         smoothing: share of a softmax label that is spread over all classes.
-        mixup: a = b of the Beta distribution from which the shares of two mixed sounds and their labels come, 0 is off.
+        mixup: a = b of the Beta distribution from which the shares of two mixed clips and their labels come, 0 is off.
+        time_mask: longest span of a training clip that is silent or grey, as a share of it, 0 is off.
         head_dropout: before the class head.
         eval_windows, eval_crops: temporal windows of a test clip and crops of each; their logits are averaged.
     """
@@ -68,8 +94,10 @@ class FinetuneConfig(RunConfig):
     loss: ClassLoss = field(default="softmax", metadata=FIXED)
     smoothing: float = 0.1
     mixup: float = 0.0
+    time_mask: float = 0.0
+    waveform: WaveformConfig = field(default_factory=WaveformConfig)
     head_dropout: float = 0.5
-    optim: SGDConfig = field(default_factory=SGDConfig)
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     save_every: int = 5_000
     keep_checkpoints: int = 10
     eval_crops: int = 3
@@ -117,6 +145,41 @@ def image(model: ModelConfig) -> FinetuneConfig:
     """
     sizes = replace(model.video, tables=None, frames=model.video.patch[0])
     return FinetuneConfig(preset="image", task="image", model=replace(model, video=sizes), eval_windows=1)
+
+
+def small(config: FinetuneConfig) -> FinetuneConfig:
+    """The settings `config` of a task, changed for a few hundred clips with one label each.
+
+    AdamW, mixup and sounds that are turned, faster or slower let a model learn that much without learning it by heart.
+    From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones. A
+    pre-trained model keeps its sizes, its class head is trained alone at first, and lower layers change less.
+
+    `python -m vatt.finetune --task audio --preset small --data esc10.csv --init none`
+    """
+    model, optim = config.model, replace(config.optim, optimizer="adamw", rate=2e-3, warmup=50, clip=1.0)
+    if not config.init:
+        sound = AudioConfig(samples=79_872, rate=16_000, patch=512, level=20.0, tones=True)
+        model = replace(model, audio=sound, audio_encoder=EncoderConfig(96, 3, 3, 32, 192, dropout=0.0))
+        if config.task == "audio":
+            config = replace(config, eval_windows=1)
+    else:
+        optim = replace(optim, rate=5e-4, layer_decay=0.75, head_steps=100, warmup=200)
+    return replace(
+        config,
+        preset="small",
+        model=model,
+        loss="softmax",
+        smoothing=0.0,
+        mixup=0.4,
+        time_mask=0.2 if config.init else 0.0,
+        waveform=WaveformConfig(turn=True, speed=1.15, gain=2.0),
+        head_dropout=0.1,
+        optim=optim,
+        data=replace(config.data, batch_size=16, workers=1, cache_gb=1.0),
+        steps=3_000,
+        save_every=1_000,
+        keep_checkpoints=3,
+    )
 
 
 def modality(task: str) -> str:

@@ -52,11 +52,19 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """`samples` mono samples at `rate` Hz, cut into patches of `patch` samples. Covers the same span as the frames."""
+    """`samples` mono samples at `rate` Hz, cut into patches of `patch` samples. Covers the same span as the frames.
+
+    `level`: root mean square that each sound is scaled to before its projection, 0 leaves it as it is (official). The
+    projection starts so small that sound in [-1, 1] is drowned by the positions, and a short training does not grow
+    out of that.
+    `tones`: the projection starts as tones, a cosine and a sine of each of width / 2 pitches, instead of as noise.
+    """
 
     samples: int = 153_600
     rate: int = 48_000
     patch: int = 128
+    level: float = 0.0
+    tones: bool = False
 
     @property
     def tokens(self) -> int:

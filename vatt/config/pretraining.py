@@ -49,13 +49,32 @@ class Config(RunConfig):
     """One run of pre-training.
 
     Args:
+        init: the model whose weights it began with, "" is from scratch.
+        freeze: towers that are not trained, as "text,audio": tokens and encoder, while the heads go on.
+        lr_scale: what the rate of a tower is multiplied by, as "video=0.1,text=0.5".
+        word_vectors: the file that the word table was filled from, "" is none.
         eval_clips: at most so many test clips are scored.
         micro_batch: clips a process computes at a time, 0 is all of its part; a matter of memory only.
     """
 
     preset: str = field(default="mbs", metadata=FIXED)
+    init: str = field(default="", metadata=FIXED)
+    freeze: str = field(default="", metadata=FIXED)
+    lr_scale: str = field(default="", metadata=FIXED)
+    word_vectors: str = field(default="", metadata=FIXED)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     steps: int = 500_000
     eval_clips: int = 1_000
     micro_batch: int = 0
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Towers that `freeze` names."""
+        return tuple(name.strip() for name in self.freeze.split(",")) if self.freeze else ()
+
+    @property
+    def rate_scales(self) -> dict[str, float]:
+        """Factors by tower that `lr_scale` names. Raises ValueError where it names none."""
+        parts = (part.partition("=") for part in self.lr_scale.split(",") if self.lr_scale)
+        return {name.strip(): float(factor) for name, _, factor in parts}

@@ -14,6 +14,7 @@ from .pretraining import Config
 from .run import RunConfig
 from .serialization import word_settings
 
+TOWERS = ("video", "audio", "text")
 Finding = tuple[str, bool, str]  # setting, fine, what it must be
 
 
@@ -73,17 +74,35 @@ def _pretraining(c: Config) -> Iterator[Finding]:
         yield name, 0 <= beta < 1, "at least 0 and below 1"
     yield "optim.eps", 0 < o.eps < math.inf, "above 0"
     yield from _at_least(0, eval_clips=c.eval_clips, micro_batch=c.micro_batch)
+    try:
+        scales = c.rate_scales
+    except ValueError:
+        scales = {"": 0.0}
+    good = set(scales) <= set(TOWERS) and all(0 < x < math.inf for x in scales.values())
+    yield "lr_scale", good, "towers with a factor above 0, as video=0.1,text=0.5"
+    yield "freeze", set(c.frozen) <= set(TOWERS), f"names of towers, out of {', '.join(TOWERS)}, with commas between"
+    both = set(c.frozen) & set(scales)
+    yield "lr_scale", not both, f"without {', '.join(sorted(both))}, which freeze names too"
+    for name in ("freeze", "lr_scale"):
+        alone = c.model.kind == "specific" or not getattr(c, name)
+        yield name, alone, "empty for a model with one encoder for all modalities"
 
 
 def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
     yield "smoothing", 0 <= c.smoothing < 1, "at least 0 and below 1"
     yield "smoothing", c.smoothing == 0 or c.loss == "softmax", "0 with loss=sigmoid"
     yield "mixup", 0 <= c.mixup < math.inf, "at least 0"
-    yield "mixup", c.mixup == 0 or c.task == "audio", "0: only sound is mixed"
+    yield "time_mask", 0 <= c.time_mask < 1, "at least 0 and below 1"
+    yield from _at_least(1, waveform__speed=c.waveform.speed, waveform__gain=c.waveform.gain)
+    yield "waveform.speed", c.waveform.speed <= 2, "at most 2"
     yield "head_dropout", 0 <= c.head_dropout < 1, "at least 0 and below 1"
     yield "optim.warmup", 0 <= c.optim.warmup <= c.steps, f"between 0 and the {c.steps} steps of the run"
     yield "optim.momentum", 0 <= c.optim.momentum < 1, "at least 0 and below 1"
-    yield from _at_least(0, optim__rate=c.optim.rate, optim__clip=c.optim.clip)
+    yield from _at_least(
+        0, optim__rate=c.optim.rate, optim__clip=c.optim.clip, optim__weight_decay=c.optim.weight_decay
+    )
+    yield "optim.layer_decay", 0 < c.optim.layer_decay <= 1, "above 0 and at most 1"
+    yield "optim.head_steps", 0 <= c.optim.head_steps <= c.steps, f"between 0 and the {c.steps} steps of the run"
     low, high = c.crop.area
     yield "crop.area", 0 < low <= high <= 1, "two shares above 0, the smaller one first"
     low, high = c.crop.aspect
@@ -130,6 +149,7 @@ def _model(m: ModelConfig) -> Iterator[Finding]:
     yield from _at_least(1, model__audio__rate=a.rate, model__audio__patch=a.patch)
     yield "model.audio.samples", a.samples >= a.patch, f"at least one patch, {a.patch} samples"
     yield "model.audio.samples", a.samples <= 2**31, "at most 2147483648"
+    yield from _at_least(0, model__audio__level=a.level)
     yield "model.text.words", t.words <= 2**16, "at most 65536"
     yield "model.text.captions", t.captions <= 2**16, "at most 65536"
     yield from _at_least(

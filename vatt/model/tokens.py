@@ -106,7 +106,11 @@ class AudioTokens(_PatchTokens):
 
     def __init__(self, config: AudioConfig, width: int, *, inner: bool, drop: DropConfig, dropout: float, ops: Ops):
         super().__init__(config.patch, 1, (config.tokens,), width, inner=inner, drop=drop, dropout=dropout, ops=ops)
-        self.patch = config.patch
+        self.patch, self.level = config.patch, config.level
+        if config.tones:
+            pairs = width // 2
+            with torch.no_grad():
+                self.weight[:, : 2 * pairs] = tones(pairs, config.patch, config.rate)
 
     def forward(
         self, samples: Tensor, keep: Tensor | None = None, seed: int = 0, rows: BatchRows | None = None
@@ -114,6 +118,8 @@ class AudioTokens(_PatchTokens):
         tokens = samples.shape[1] // self.patch
         if keep is None:
             keep = self.draw(samples.shape[0], tokens, seed, samples.device, rows)
+        if self.level:
+            samples = at_level(samples, self.level)
 
         def project(position: Tensor | None) -> Tensor:
             return self.ops.project_waveform(
@@ -121,6 +127,30 @@ class AudioTokens(_PatchTokens):
             )
 
         return self.finish((tokens,), keep, project), None
+
+
+def tones(pairs: int, samples: int, rate: int, lowest: float = 50.0) -> Tensor:
+    """Cosines and sines [samples, 2*pairs] in turn, of length 1 under the root of a Hann window.
+
+    Pitches are evenly spaced on the mel scale, from `lowest` to 95 % of half the sampling `rate`, in Hz. A pair holds
+    the energy of its band wherever in the patch a sound begins, which noise has to be trained to do.
+    """
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2))
+    pitches = 700 * (10 ** (torch.linspace(low, high, pairs, dtype=torch.float64) / 2595) - 1)
+    turns = 2 * torch.pi / rate * torch.arange(samples)[:, None] * pitches
+    waves = torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
+    window = torch.hann_window(samples, periodic=False, dtype=torch.float64).sqrt()
+    return torch.nn.functional.normalize(waves * window[:, None], dim=0).float()
+
+
+def at_level(samples: Tensor, level: float) -> Tensor:
+    """Sound [B,S], float in [-1,1] or int16, scaled to the root mean square `level`; silence stays what it is.
+
+    What is softer than -80 dB of full scale is made louder by no more than that would be.
+    """
+    sound = samples if samples.is_floating_point() else samples.float() / 32768
+    loudness = sound.float().square().mean(dim=-1, keepdim=True).sqrt()
+    return (sound * (level / loudness.clamp(min=1e-4))).to(sound.dtype)
 
 
 class TextTokens(nn.Module):

@@ -79,6 +79,11 @@ class Backbone(nn.Module):
         """Return width D of `features(modality, ...)`."""
         return self.config.post_width if self.config.kind == "agnostic" else self.encoder_config(modality).width
 
+    def tower(self, modality: str) -> list[nn.Parameter]:
+        """Parameters of one modality alone: of its tokens, and of its encoder where that is not shared."""
+        parts = (group[modality] for group in (self.tokens, self.encoder, self.post) if modality in group)
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def forward(
         self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: BatchRows | None = None
     ) -> PooledFeatures:

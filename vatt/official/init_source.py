@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoints.loading import read_folder, require_fit
+from ..checkpoints.loading import read_folder, require_fit, weight_shapes
 from ..checkpoints.model_folder import load_config, model_folder
 from ..config.model import ModelConfig
+from ..config.pretraining import Config
+from ..config.run import RunConfig
 from ..errors import ConfigError, RunError
 from ..model.vatt import VATT
 from .convert import map_checkpoint, read_weights
@@ -36,6 +38,25 @@ def source_sizes(init: str) -> ModelConfig:
         raise ConfigError(
             f"--init {init}: {error}; python -m vatt.official convert has --config and makes a folder that --init takes"
         ) from error
+
+
+def source_settings(init: str) -> RunConfig:
+    """Return the settings with which the model in `init` was trained; of an official PREFIX its sizes in a `Config`.
+
+    Raises as `source_sizes`.
+    """
+    sizes = source_sizes(init)
+    folder = model_folder(init)
+    return load_config(folder) if (folder / "config.json").is_file() else Config(preset="official", model=sizes)
+
+
+def source_shapes(init: str) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the weights in `init`, without reading them. Raises as `source_sizes`."""
+    folder = model_folder(init)
+    if (folder / "config.json").is_file():
+        return weight_shapes(folder)
+    with TFCheckpoint(Path(init)) as found:
+        return {name: tuple(tensor.shape) for name, tensor in map_checkpoint(found, need_heads=False).tensors.items()}
 
 
 def read_source(source: str | Path) -> dict[str, Tensor]:

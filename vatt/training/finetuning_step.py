@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..config.finetuning import FinetuneConfig
+from ..config.finetuning import FinetuneConfig, WaveformConfig
 from ..data.datasets.batch import Batch
 from ..model.losses import balanced_sigmoid_cross_entropy, smooth_labels, softmax_cross_entropy
 from ..model.randomness import BatchRows, mix_seed
+from ..model.tokens import at_level
 from ..model.vatt import Classifier
 from ..runtime.distributed import SINGLE_PROCESS, World
-from .optimizers import SGD, clip_gradients
+from .batch_augmentation import leave_out_span, mix, play
+from .optimizers import clip_gradients
 from .parallel import full_tensor
 from .schedules import multilevel_rate
-
-_MIXUP = 20  # keeps these draws apart from those of the model
 
 
 def class_loss(
@@ -36,23 +36,9 @@ def class_loss(
     return softmax_cross_entropy(logits, smooth_labels(labels, smoothing))
 
 
-def mix(sound: Tensor, labels: Tensor, alpha: float, seed: int, world: World = SINGLE_PROCESS) -> tuple[Tensor, Tensor]:
-    """Mix each clip [B,S] with one of a random order of the batch of all ranks, labels [B,classes] alike.
-
-    A clip's own share is drawn from Beta(alpha, alpha), a function of `seed` alone.
-    """
-    here = slice(world.rank * len(sound), (world.rank + 1) * len(sound))
-    sound, labels = world.gather_many([sound, labels])
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _MIXUP])))
-    other = torch.from_numpy(rng.permutation(len(sound))).to(sound.device)
-    own = torch.from_numpy(rng.beta(alpha, alpha, (len(sound), 1)).astype(np.float32)).to(sound.device)
-    sounds, classes = own * sound + (1 - own) * sound[other], own * labels + (1 - own) * labels[other]
-    return sounds[here], classes[here]
-
-
 def finetune_step(
     model: Classifier,
-    optimizer: SGD,
+    optimizer: Optimizer,
     batch: Batch,
     config: FinetuneConfig,
     step: int,
@@ -73,10 +59,17 @@ def finetune_step(
     seed = mix_seed(config.seed, step)
     rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        waits = step < config.optim.head_steps and not group.get("head", True)
+        group["lr"] = 0.0 if waits else rate * group.get("scale", 1.0)
     x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
     rows = BatchRows(world.rank * len(x), world.size * len(x))
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
+    if config.modality == "audio" and config.model.audio.level:
+        x = at_level(x, config.model.audio.level)  # so that a mixture is of sounds that are equally loud
+    if config.modality == "audio" and config.waveform != WaveformConfig():
+        x = play(x, config.waveform, seed, rows)
+    if config.time_mask:
+        x = leave_out_span(x, config.time_mask, seed, rows)
     if config.mixup:
         x, labels = mix(x, labels, config.mixup, seed, world)
     optimizer.zero_grad(set_to_none=True)

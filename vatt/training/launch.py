@@ -39,7 +39,7 @@ from .status import format_status, held_out_line, status
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=RunConfig)
 # What each machine may have as it likes: where its files lie, and how it reads them.
-OWN = ("data.source", "data.vocabulary", "data.workers", "data.prefetch", "init")
+OWN = ("data.source", "data.vocabulary", "data.workers", "data.prefetch", "init", "word_vectors")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
+from ..config.finetuning import FinetuneOptimConfig
 from ..config.pretraining import OptimConfig
+from ..model.vatt import Classifier
 
 
 class Adam(torch.optim.Adam):
@@ -28,6 +32,14 @@ class Adam(torch.optim.Adam):
         fused = True if all(map(on_one_gpu, trained)) else None
         super().__init__(trained, lr=config.rate, betas=betas, eps=config.eps, fused=fused)
         self.updates = 0
+
+    def scale_rates(self, factors: Mapping[nn.Parameter, float]) -> None:
+        """Make a group of the parameters of each factor; `train_step` multiplies their rate by its `scale`."""
+        (group,) = self.param_groups
+        parts: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in group["params"]:
+            parts.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+        self.param_groups[:] = [{**group, "params": params, "scale": scale} for scale, params in parts.items()]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -66,8 +78,8 @@ class SGD(torch.optim.Optimizer):
     state `momentum` of a parameter is that velocity, as official checkpoints hold it.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float = 0.9):
-        super().__init__([p for p in parameters if p.requires_grad], {"lr": rate, "momentum": momentum})
+    def __init__(self, parameters: ParamsT, rate: float, momentum: float = 0.9):
+        super().__init__(parameters, {"lr": rate, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -83,3 +95,34 @@ class SGD(torch.optim.Optimizer):
                 velocity.mul_(group["momentum"]).add_(parameter.grad, alpha=-group["lr"])
                 parameter.add_(velocity)
         return loss
+
+
+def finetuning_optimizer(model: Classifier, config: FinetuneOptimConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of `config`.
+
+    Its groups say by `scale` what the rate of a step is multiplied by, and by `head` whether they are of the class
+    head. A model whose weights are all alike has one group, as runs of earlier versions have.
+    """
+    decays = config.weight_decay if config.optimizer == "adamw" else 0.0
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        head = name.startswith("head.")
+        scale = 1.0 if head else config.layer_decay ** decays_down_to(name, model)
+        key = head or not config.head_steps, scale, decays if parameter.ndim > 1 else 0.0
+        groups.setdefault(key, []).append(parameter)
+    made = [
+        {"params": params, "head": head, "scale": scale, "weight_decay": decay}
+        for (head, scale, decay), params in groups.items()
+    ]
+    if config.optimizer == "sgd":
+        return SGD(made, config.rate, config.momentum)
+    on_gpu = all(map(on_one_gpu, model.parameters()))
+    return torch.optim.AdamW(made, lr=config.rate, fused=True if on_gpu else None)
+
+
+def decays_down_to(name: str, model: Classifier) -> int:
+    """Return how often the rate decays down to a weight of the backbone: once for the uppermost layer."""
+    depth = model.backbone.encoder_config(model.modality).layers
+    if found := re.search(r"\.layers\.(\d+)\.", name):
+        return depth - int(found[1])
+    return depth + 1 if ".tokens." in name else 0

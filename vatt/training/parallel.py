@@ -74,7 +74,14 @@ def parallelize(
         return list(parts)
     # Batch norm's statistics are the same on all ranks as it is: no buffers are sent.
     options: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": True, _SEND_BUFFERS: False}
-    return [DistributedDataParallel(_FixedBucketOrder(part), **options) for part in parts]
+    return [
+        DistributedDataParallel(_FixedBucketOrder(part), **options) if any(map(trains, part.parameters())) else part
+        for part in parts
+    ]
+
+
+def trains(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
 
 
 def check_compiler(device: torch.device) -> None:

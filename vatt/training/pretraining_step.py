@@ -56,7 +56,7 @@ def train_step(
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     rate = learning_rate(step, config.optim, config.steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     optimizer.zero_grad(set_to_none=True)
     backbone, head = parts or (model.backbone, model.head)
     losses = backward(backbone, head, batch, config, seed, autocast, ops, world)
@@ -104,7 +104,8 @@ def backward(
     for piece in pieces:
         with nullcontext() if piece is pieces[-1] else no_gradient_sync(backbone):
             again = _pool(backbone, batch, piece, seed, autocast, world)
-            torch.autograd.backward(list(again), [gradient[piece] for gradient in gradients])
+            trained = [(x, gradient[piece]) for x, gradient in zip(again, gradients, strict=True) if x.requires_grad]
+            torch.autograd.backward([x for x, _ in trained], [gradient for _, gradient in trained])
     return losses
 
 
