@@ -184,7 +184,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             assert (len(table), scores["fitted"], np.mean(right)) == (12, 12, pytest.approx(scores["top1"]))
             assert (tmp_path / "whole" / modality / name / "confusion.png").stat().st_size > 1000
         assert found["scores"]["top5"] == np.mean([scores["top5"] for scores in found["folds"].values()])
-    made, real = [], linear_probe.classify
+    made, real = [], linear_probe.fit_and_classify
 
     def counted(*arguments):
         made.append(1)
@@ -192,7 +192,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             raise OSError("power cut")
         return real(*arguments)
 
-    monkeypatch.setattr(cross_validation, "classify", counted)
+    monkeypatch.setattr(cross_validation, "fit_and_classify", counted)
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again") == 1
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again", "--resume") == 0
     assert len(made) == 3  # the second fold twice, the first one is kept
