@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent
 EXTRAS = {
     "xformers": ["xformers>=0.0.35"],
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
+    "archive": ["lancedb>=0.40"],  # the first tried; its table format is stable, its Python names are young
+    "serve": ["gradio>=6.0,<7"],
     "tensorboard": ["tensorboard>=2.15"],
     "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
     "features": ["pandas>=2.2", "pyarrow>=15"],
@@ -18,6 +20,8 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
+    "remote": ["fsspec[http]>=2024.6"],
+    "ray": ["ray>=2.40; python_version < '3.14'"],
     "words": ["gensim>=4.3"],  # fastText's .bin alone; other word vectors need nothing
     "test": [
         "pytest>=8.0",
@@ -26,6 +30,7 @@ EXTRAS = {
         "pytest-benchmark>=5.0",
         "hypothesis>=6.100",
         "packaging>=24.0",
+        "selenium>=4.20",  # drives a browser, where there is one
         "setuptools>=70.1",  # the first that makes wheels alone; the tests build one
     ],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
@@ -33,6 +38,7 @@ EXTRAS = {
 }
 # The tests cover what these extras bring.
 EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
+EXTRAS["test"] += EXTRAS["archive"] + EXTRAS["serve"] + ["fsspec[http]>=2024.6"]  # http: servers on loopback
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 
@@ -58,7 +64,7 @@ setup(
         *(f"vatt_kernels.{name}" for name in find_packages(ROOT / "kernels")),
     ],
     package_dir={"vatt_kernels": "kernels"},
-    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed"]},
+    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed", "measured_launches.json"]},
     entry_points={"console_scripts": ["vatt = vatt.__main__:main"]},
     install_requires=[
         "torch>=2.11,<2.16",

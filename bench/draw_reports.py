@@ -25,6 +25,7 @@ from harness.report import ReportError
 
 import aot_table
 import chaos
+import corpus_scale
 import decode
 import decoders_differ
 import esc10_official
@@ -37,6 +38,7 @@ import model_sizes
 import real_clips
 import resolution_sweep
 import soak
+import step_launches
 import tiny_training
 import videomae
 import youcook2
@@ -46,6 +48,7 @@ from pages import scaling as scaling_page
 BENCHMARKS = (
     aot_table,
     chaos,
+    corpus_scale,
     decode,
     droptoken_page,
     esc10_official,
@@ -60,6 +63,7 @@ BENCHMARKS = (
     resolution_sweep,
     scaling_page,
     soak,
+    step_launches,
     tiny_training,
     videomae,
     youcook2,
@@ -83,10 +87,13 @@ README_RESULTS = (
 def tables() -> dict[Path, str]:
     """Return the text between the markers of README and of the page with all results, by file."""
     lines = results(harness.REPORTS, REPORT_PAGES)
-    return {
+    found = {
         harness.ROOT / "README.md": results_table(chosen_results(lines, README_RESULTS), "reports"),
         harness.ROOT / "docs" / "results.md": results_table(lines, "../reports"),
     }
+    for path in sorted(harness.REPORTS.glob(f"*/{corpus_scale.NAME}.json"))[:1]:
+        found[harness.ROOT / "docs" / "scale.md"] = corpus_scale.costs(harness.load(path))
+    return found
 
 
 def report_page(path: Path) -> ReportPage:

@@ -37,12 +37,10 @@ from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
-from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
 from .runtime.files import write_atomically
 from .runtime.forms import parse_json
-from .runtime.provenance import environment
 from .training.initialization import WORD_TABLE, load_pretrained, require_start
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
@@ -173,8 +171,11 @@ def choose_words(config: Config, manifest: Manifest) -> Tokenizer:
         return Tokenizer.from_file(config.data.vocabulary)
     if config.init and (known := tokenizer_of(config.init)) is not None:
         return known
-    captions = [c for clip in manifest.split(config.data.train_split) for c in clip.captions]
-    return Tokenizer.build(captions, config.model.text.vocabulary, config.data.split_unspaced)
+    clips, size = manifest.split(config.data.train_split), config.model.text.vocabulary
+    if clips.rows is not None and not config.data.split_unspaced:
+        return Tokenizer.of_ranked(clips.rows.words(), size)
+    captions = (caption for clip in clips for caption in clip.captions)
+    return Tokenizer.build(captions, size, config.data.split_unspaced)
 
 
 def make_tokenizer(config: Config, manifest: Manifest, out: Path, resume: bool) -> Tokenizer:
@@ -237,7 +238,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         vectors: of the words, if they were read already.
     """
     config, device, world = run.config, run.device, run.world
-    ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
     tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
     slots = world.batch_slice(config.data.batch_size)
@@ -249,7 +249,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         reason,
         f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})",
     ]
-    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
+    world.require_equal({"the decoder": decoder})
     if world.is_first:
         notes += corpus_notes(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
@@ -263,7 +263,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
     ) -> dict[str, Any]:
-        record = train_step(model, optimizer, batch, config, number, autocast, ops, world, wrapped)
+        record = train_step(model, optimizer, batch, config, number, autocast, run.ops, world, wrapped)
         return record | {"same_file": dataset.repeats(number)}
 
     def modules(model: VATT) -> tuple[nn.Module, ...]:
@@ -279,7 +279,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         return said
 
     def build() -> VATT:
-        model = VATT(config.model, ops)
+        model = VATT(config.model, run.ops)
         for name in config.frozen:
             for parameter in model.backbone.tower(name):
                 parameter.requires_grad_(False)
@@ -296,7 +296,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         finish=lambda model: evaluate(config, model, held_out, tokenizer),
         draw=draw_losses,
         advice="try --set optim.clip=1 or a lower --set optim.rate",
-        ops=ops,
         notes=notes,
         initialize=start,
         environment={"decoder": reason},
@@ -374,7 +373,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(opened.device), "corpus_format": corpus})
+        write_config(out, config, {"environment": opened.environment, "corpus_format": corpus})
         if manifest is None:
             corpus_of(corpus, config.data.builtin_clips)
 
@@ -393,9 +392,8 @@ def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]
     data = config.data
     clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:
-        names = sorted({clip.split or "" for clip in manifest})
         raise RunError(
-            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(names)}); "
+            f"{manifest.root} has no rows of split {data.train_split!r} (it has: {', '.join(manifest.splits)}); "
             "choose one with --set data.train_split=NAME"
         )
     return clips, Manifest(held_out[: config.eval_clips], manifest.root, manifest.labels)

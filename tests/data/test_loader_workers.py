@@ -96,7 +96,7 @@ def test_a_decoder_that_hangs_is_ended_with_its_worker(
     monkeypatch.setattr(loader, "LOOK_SECONDS", 0.5)
     dataset = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)
     dataset.watch.limit = 2.0
-    batches = list(make_loader(dataset, 0, 6, 2))
+    batches = list(make_loader(dataset, 0, 8, 2))
     assert [index for batch in batches for index, _ in batch.bad].count(5) >= 2
     assert {reason for batch in batches for _, reason in batch.bad} == {"its decoder hung for 2 s and was ended"}
     fresh = Hanging(good(corpus), DATA, MODEL, tokenizer, 7)

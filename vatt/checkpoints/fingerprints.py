@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..data.clip import Clip
+from ..data.clip import Clip, Manifest
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -26,6 +26,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def fingerprint(rows: Iterable[Clip | str]) -> str:
     """Return a digest that changes when a clip, its span, its captions or its split do, or a word."""
+    if isinstance(rows, Manifest) and rows.rows is not None:
+        return rows.rows.fingerprint
     digest = hashlib.sha256()
     for row in rows:
         content = row if isinstance(row, str) else (row.name, row.start, row.end, row.captions, row.label, row.split)

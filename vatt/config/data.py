@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DATA_VERSION = 2  # see `DataConfig.version`
+DATA_ORDER = 2  # see `DataConfig.order`
 Decoder = Literal["auto", "pyav", "dali"]
 
 
@@ -38,7 +39,8 @@ class DataConfig:
     `decoder`: of pre-training's video: "pyav" (CPU), "dali" (NVIDIA GPUs) or "auto", DALI where it works.
     `version`: how a source becomes clips, and these batches, so that a run goes on as it began. Records without it are
     of version 1. Since 2 no two rows of a file are in one batch of pre-training, folders may name splits and classes,
-    and more entries of tar shards are read.
+    and more entries of tar shards are read. `order`: of an epoch; 1, where a record has none, is a table of all rows
+    drawn by numpy, 2 a bijection without a table (`vatt.data.rows.permutation`).
     """
 
     source: str = ""
@@ -56,6 +58,7 @@ class DataConfig:
     columns: str = ""  # of a table, as caption=title,path=filepath
     split_unspaced: bool = False  # of a list built from captions: characters of scripts without spaces are words
     version: int = field(default=DATA_VERSION, metadata={"fixed": True})
+    order: int = field(default=DATA_ORDER, metadata={"fixed": True})
     # A word list, one word a line; "" builds one from the training captions. Ids of words belong to the weights.
     vocabulary: str = field(default="", metadata={"fixed": True})
     augment: AugmentConfig = field(default_factory=AugmentConfig)

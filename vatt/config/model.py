@@ -7,6 +7,8 @@ from typing import Literal
 
 Kind = Literal["specific", "agnostic"]
 Sampling = Literal["batch", "sample"]
+# Of a field that came after others: digests of settings leave it out at its default, so that those of before stay.
+LATER = {"later": True}
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class AudioConfig:
     samples: int = 153_600
     rate: int = 48_000
     patch: int = 128
-    level: float = 0.0
-    tones: bool = False
+    level: float = field(default=0.0, metadata=LATER)
+    tones: bool = field(default=False, metadata=LATER)
 
     @property
     def tokens(self) -> int:

@@ -20,6 +20,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def to_identity(config: Any) -> dict[str, Any]:
+    """Return `to_dict` without the fields that came later (metadata "later") where they are at their defaults.
+
+    Digests of settings are made of it, so that those of an earlier version are still the same.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("later") or value != field.default:
+            values[field.name] = to_identity(value) if dataclasses.is_dataclass(value) else value
+    return values
+
+
 def to_json(config: Any) -> str:
     return json.dumps(to_dict(config), indent=2) + "\n"
 
@@ -49,7 +62,7 @@ def from_record(kind: type[T], values: dict[str, Any]) -> T:
         ConfigError: as `from_dict`.
         TypeError, AttributeError: these are no settings.
     """
-    return from_dict(kind, values | {"data": {"version": 1} | values.get("data", {})})
+    return from_dict(kind, values | {"data": {"version": 1, "order": 1} | values.get("data", {})})
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 
 from ..errors import ConfigError
-from .data import DATA_VERSION, DataConfig
+from .data import DATA_ORDER, DATA_VERSION, DataConfig
 from .finetuning import FinetuneConfig
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
@@ -118,6 +118,7 @@ def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
 
 def _data(d: DataConfig) -> Iterator[Finding]:
     a = d.augment
+    yield "data.order", d.order in (1, DATA_ORDER), f"1 or {DATA_ORDER}"
     yield "data.version", d.version in range(1, DATA_VERSION + 1), f"a whole number from 1 to {DATA_VERSION}"
     yield from _at_least(1, data__batch_size=d.batch_size)
     yield from _at_least(0, data__workers=d.workers, data__cache_gb=d.cache_gb, data__decode_gb=d.decode_gb)

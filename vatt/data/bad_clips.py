@@ -64,7 +64,7 @@ class BadClips:
 
     def __init__(self, path: str | Path, clips: Manifest, max_share: float, *, writes: bool = True) -> None:
         self.path, self.max_share, self.writes = Path(path), max_share, writes
-        self._clips = {clip.index: clip for clip in clips}
+        self._clips = clips
         self._records: dict[int, _Record] = {}
         self._tried: set[int] = set()
         self._bad: set[int] = set()  # of those tried
@@ -98,7 +98,7 @@ class BadClips:
             record = self._records.get(index)
             if record is None:
                 self._records[index] = _Record(reason, step, 1)
-                new.append((self._clips[index], reason))
+                new.append((self._clips.at(index), reason))
             else:
                 record.count += 1
         if new:
@@ -121,7 +121,7 @@ class BadClips:
             self.path.unlink(missing_ok=True)
             return
         rows = [
-            (self._clips[index].path, index, record.reason, record.first_step, record.count)
+            (self._clips.at(index).path, index, record.reason, record.first_step, record.count)
             for index, record in sorted(self._records.items())
         ]
         write_csv(self.path, COLUMNS, rows)

@@ -10,7 +10,6 @@ import argparse
 import os
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from ..runtime.progress import progress_bar
 from .clip import Clip, Manifest
 from .look import SECONDS, Look, look_at
 from .manifest import read_manifest
-from .tokenizer import is_unspaced
+from .rows.survey import Survey, survey
 
 GLANCES = 32  # files that training looks at before its first step
 SLACK = 1.0  # seconds that a span may end after its file: annotations are rounded
-NO_CAPTIONS = frozenset(("none", "nan", "null", "n/a"))
 
 EXAMPLES = """examples:
   python -m vatt.data.check clips.csv
@@ -35,29 +33,39 @@ Only headers of files are read. exit codes: 0 no problem, 1 problems, each on a 
 
 
 def glance(clips: Manifest, count: int) -> list[Path]:
-    """Return `count` files of `clips`, evenly spaced, or all there are."""
+    """`count` files of `clips`, evenly spaced, or all there are."""
+    if clips.rows is not None and count < len(clips):
+        places = (i * len(clips) // count for i in range(count))
+        return list(dict.fromkeys(clips[place].path for place in places))
     paths = list(dict.fromkeys(clip.path for clip in clips))
     return paths if len(paths) <= count else [paths[i * len(paths) // count] for i in range(count)]
 
 
-def described(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
-    """Say in a few lines what `clips` are; `looks`: what is known of some or all of their files."""
-    files = len({clip.path for clip in clips})
-    splits = Counter(clip.split or "none" for clip in clips)
-    yield f"{len(clips):,} clips of {files:,} files; splits: " + ", ".join(
-        f"{n} {c:,}" for n, c in sorted(splits.items())
+def survey_of(clips: Manifest) -> Survey:
+    """Counts of `clips`; of a large table those of the whole of it, made when it was first opened."""
+    return survey(clips) if clips.rows is None else Survey(**clips.rows.survey)
+
+
+def described(clips: Manifest, counted: Survey, looks: Mapping[Path, Look]) -> Iterator[str]:
+    """Say in a few lines what `clips` are.
+
+    Args:
+        counted: of them.
+        looks: what is known of some or all of their files.
+    """
+    splits = ", ".join(f"{name} {count:,}" for name, count in sorted(counted.splits.items()))
+    yield f"{counted.clips:,} clips of {counted.files:,} files; splits: {splits}"
+    yield (
+        f"{counted.told:,} clips with captions ({counted.captions:,}), {counted.labelled:,} with a label of "
+        f"{len(clips.labels):,} classes"
     )
-    texts = sum(bool(clip.captions) for clip in clips)
-    captions = sum(len(clip.captions) for clip in clips)
-    labelled = sum(bool(clip.labels) for clip in clips)
-    yield f"{texts:,} clips with captions ({captions:,}), {labelled:,} with a label of {len(clips.labels):,} classes"
     if looks:
         good = [look for look in looks.values() if not look.fault]
         line = (
             f"of {len(looks):,} files looked at, {sum(look.video for look in good):,} have video, "
             f"{sum(look.audio for look in good):,} sound, {len(looks) - len(good):,} cannot be read"
         )
-        lengths = [length for clip in clips if (length := _length(clip, looks)) is not None]
+        lengths = [length for clip in clips.of_files(looks) if (length := _length(clip, looks)) is not None]
         if lengths:
             middle = statistics.median(lengths)
             line += f"; clips last {min(lengths):.3g} to {max(lengths):.3g} s, {middle:.3g} s in the median"
@@ -71,46 +79,43 @@ def _length(clip: Clip, looks: Mapping[Path, Look]) -> float | None:
     return max(0.0, look.seconds - clip.start if clip.end is None else min(clip.end, look.seconds) - clip.start)
 
 
-def doubts(clips: Manifest, split_unspaced: bool = False) -> Iterator[str]:
-    """Say what is odd about the rows of `clips`, without opening a file; the last as in `DataConfig`."""
+def doubts(clips: Manifest, counted: Survey, split_unspaced: bool = False) -> Iterator[str]:
+    """Say what is odd about the rows of `clips`, without opening a file.
+
+    Args:
+        counted: of them.
+        split_unspaced: as in `DataConfig`.
+    """
     yield from clips.notes
-    splits: dict[Path, set[str]] = {}
-    spans: Counter[tuple[Path, float, float | None, str | None]] = Counter()
-    for clip in clips:
-        if clip.split is not None:
-            splits.setdefault(clip.path, set()).add(clip.split)
-        spans[clip.path, clip.start, clip.end, clip.split] += 1
-    shared = [path for path, names in splits.items() if len(names) > 1]
-    if shared:
-        names = " and ".join(sorted(splits[shared[0]]))
-        yield f"{len(shared):,} files are in several splits, the first is {shared[0]} in {names}"
-    if repeated := sum(count - 1 for count in spans.values()):
-        yield f"{repeated:,} rows are of a span that an earlier row of their split has; for retrieval they are one clip"
-    captions = [caption for clip in clips for caption in clip.captions]
-    if empty := sum(caption.lower() in NO_CAPTIONS for caption in captions):
-        yield f"{empty:,} captions say no more than None, nan or null"
-    if not split_unspaced and (unspaced := sum(is_unspaced(caption) for caption in captions)):
+    if counted.shared:
+        names = " and ".join(counted.shared_by)
+        first = clips[counted.first_shared].path if clips.rows is None else clips.at(counted.first_shared).path
+        yield f"{counted.shared:,} files are in several splits, the first is {first} in {names}"
+    if counted.repeated:
         yield (
-            f"{unspaced:,} captions are in a script without spaces, where a sentence would be one word; "
+            f"{counted.repeated:,} rows are of a span that an earlier row of their split has; for retrieval they are "
+            "one clip"
+        )
+    if counted.empty:
+        yield f"{counted.empty:,} captions say no more than None, nan or null"
+    if not split_unspaced and counted.unspaced:
+        yield (
+            f"{counted.unspaced:,} captions are in a script without spaces, where a sentence would be one word; "
             "--set data.split_unspaced=true makes each of its characters a word"
         )
-    labelled = sum(bool(clip.labels) for clip in clips)
-    if 0 < labelled < len(clips):
-        yield f"{len(clips) - labelled:,} clips have no label, though others have"
-    trained = {label for clip in clips if clip.split == "train" for label in clip.labels}
-    if trained and (unseen := [label for label in clips.labels if label not in trained]):
-        yield f"{len(unseen):,} classes have no training clip, the first is {unseen[0]!r}"
+    if 0 < counted.labelled < counted.clips:
+        yield f"{counted.clips - counted.labelled:,} clips have no label, though others have"
+    if counted.untrained:
+        yield f"{len(counted.untrained):,} classes have no training clip, the first is {counted.untrained[0]!r}"
 
 
 def faults(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
     """Name each clip whose file is missing, cannot be read or does not hold its span."""
-    named: set[Path] = set()
-    for clip in clips:
-        look = looks.get(clip.path)
-        if look is None:
-            continue
-        if look.fault and clip.path not in named:
-            named.add(clip.path)
+    told: set[Path] = set()
+    for clip in clips.of_files(looks):
+        look = looks[clip.path]
+        if look.fault and clip.path not in told:
+            told.add(clip.path)
             yield f"{clip.name}: {look.fault}"
         elif not look.fault and clip.start and clip.start >= look.seconds:
             yield f"{clip.name}: starts at {clip.start:g} s, the file ends at {look.seconds:.2f} s"
@@ -120,11 +125,13 @@ def faults(clips: Manifest, looks: Mapping[Path, Look]) -> Iterator[str]:
 
 def corpus_notes(clips: Manifest, held_out: Manifest, data: DataConfig) -> Iterator[str]:
     """Yield lines on what the data of a training are; a few files are looked at, none decoded."""
-    both = Manifest((*clips.clips, *held_out.clips), clips.root, clips.labels)
+    rows = (*clips, *held_out) if clips.rows is None else clips.rows
+    both = Manifest(rows, clips.root, clips.labels)
+    counted = survey_of(both)
     looks = look_at([*glance(clips, GLANCES), *glance(held_out, GLANCES)], min(data.workers, 1))
-    for line in described(both, looks):
+    for line in described(both, counted, looks):
         yield f"  {line}"
-    for line in doubts(both, data.split_unspaced):
+    for line in doubts(both, counted, data.split_unspaced):
         yield f"  note: {line}"
     bad = list(faults(both, looks))
     if bad:
@@ -159,9 +166,10 @@ def check_source(args: argparse.Namespace) -> int:
     paths = glance(clips, args.sample or len(clips))
     with progress_bar(len(paths), "looking", "file") as bar:
         looks = look_at(paths, args.workers, args.time_limit, bar.update)
-    for line in described(clips, looks):
+    counted = survey_of(clips)
+    for line in described(clips, counted, looks):
         print(line)
-    problems = [*doubts(clips), *faults(clips, looks)]
+    problems = [*doubts(clips, counted), *faults(clips, looks)]
     for line in problems:
         print(f"problem: {line}")
     print(f"{len(problems) or 'no'} problems" if len(problems) != 1 else "1 problem")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UsageError
 
@@ -40,14 +45,52 @@ class Clip:
         return split_captions(self.label or "")
 
 
+class Rows(Sequence[Clip]):
+    """Clips that are made when they are asked for, from a table that is not in the memory of the process."""
+
+    @property
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]: ...
+    @abstractmethod
+    def split(self, name: str) -> Rows: ...
+    @abstractmethod
+    def at(self, index: int) -> Clip: ...
+    @abstractmethod
+    def file_numbers(self, places: NDArray[np.int64]) -> NDArray[np.int64]: ...
+    @property
+    @abstractmethod
+    def file_count(self) -> int: ...
+    @abstractmethod
+    def of_files(self, paths: Iterable[Path]) -> Iterator[Clip]: ...
+    @property
+    @abstractmethod
+    def one_a_span(self) -> bool:
+        """Whether no two rows of the table are of one span of a file."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What `vatt.checkpoints.fingerprints.fingerprint` of the clips is, as it was counted once."""
+
+    @property
+    @abstractmethod
+    def survey(self) -> dict[str, Any]:
+        """What `vatt.data.rows.survey.Survey` of the whole table is, as it was counted once."""
+
+    @abstractmethod
+    def words(self) -> Iterator[str]:
+        """The words of all captions, most frequent first, ties in alphabetical order."""
+
+
 @dataclass(frozen=True)
 class Manifest(Sequence[Clip]):
     """Clips in file order. `labels` are sorted; their positions are the class ids, the same in every split.
 
-    `notes`: what was read otherwise than its author may think, or not at all, a sentence each.
+    `clips` are in memory, or `Rows` of a large table. `notes`: what was read otherwise than its author may think, or
+    not at all, a sentence each.
     """
 
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     root: Path
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -57,7 +100,8 @@ class Manifest(Sequence[Clip]):
     @overload
     def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
     def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
-        return self.clips[index]
+        found = self.clips[index]
+        return found if isinstance(found, Clip) else tuple(found)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -65,9 +109,19 @@ class Manifest(Sequence[Clip]):
     def __iter__(self) -> Iterator[Clip]:
         return iter(self.clips)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("clips", "root", "labels", "notes")}
+
+    @property
+    def rows(self) -> Rows | None:
+        """The clips, where they are not in memory."""
+        return self.clips if isinstance(self.clips, Rows) else None
+
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that have clips, sorted."""
+        if self.rows is not None:
+            return self.rows.splits
         return tuple(sorted({clip.split for clip in self.clips if clip.split is not None}))
 
     @property
@@ -76,12 +130,43 @@ class Manifest(Sequence[Clip]):
 
     def split(self, name: str) -> Manifest:
         """Return clips of one split (none when it has no clips), with their indices and class ids unchanged."""
+        if self.rows is not None:
+            return replace(self, clips=self.rows.split(name))
         return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels, self.notes)
 
+    def at(self, index: int) -> Clip:
+        """The clip with this `index`. Raises KeyError."""
+        return self._by_index[index] if self.rows is None else self.rows.at(index)
+
+    @cached_property
+    def _by_index(self) -> dict[int, Clip]:
+        return {clip.index: clip for clip in self.clips}
+
+    def file_numbers(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers that are equal for clips of one file, of the clips at these positions; int64, as `places` is."""
+        return self._numbers[places] if self.rows is None else self.rows.file_numbers(places)
+
+    @cached_property
+    def file_count(self) -> int:
+        """How many files the clips are of."""
+        return len({clip.path for clip in self.clips}) if self.rows is None else self.rows.file_count
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int64]:
+        numbers: dict[Path, int] = {}
+        return np.array([numbers.setdefault(clip.path, len(numbers)) for clip in self.clips], np.int64)
+
+    def of_files(self, paths: Iterable[Path]) -> Iterator[Clip]:
+        """The clips of these files, in order."""
+        if self.rows is not None:
+            return self.rows.of_files(paths)
+        wanted = frozenset(paths)
+        return (clip for clip in self.clips if clip.path in wanted)
+
     def one_clip_a_span(self) -> Manifest:
-        """Return rows of the same span of the same file as one clip, at the place of the first, with the captions of
-        all.
-        """
+        """Rows of the same span of the same file as one clip, at the place of the first, with the captions of all."""
+        if self.rows is not None and self.rows.one_a_span:
+            return self
         rows: dict[tuple[Path, float, float | None], list[Clip]] = {}
         for clip in self.clips:
             rows.setdefault((clip.path, clip.start, clip.end), []).append(clip)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import ConfigError
 
-COLUMNS = ("path", "start", "end", "caption", "label", "split")
+COLUMNS = ("path", "start", "end", "caption", "label", "split")  # that are written
+READ = (*COLUMNS, "narration")
 KEYS = ("path", "file")
 NEAR = {
     "path": (
@@ -30,8 +31,8 @@ def parse_columns(text: str) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, mark, column = (piece.strip().lower() for piece in part.partition("="))
-        if not mark or name not in COLUMNS or (name == "path" and not column):
-            raise ConfigError(f"--columns takes NAME=COLUMN,... with a NAME of {', '.join(COLUMNS)}; got {part!r}")
+        if not mark or name not in READ or (name == "path" and not column):
+            raise ConfigError(f"--columns takes NAME=COLUMN,... with a NAME of {', '.join(READ)}; got {part!r}")
         chosen[name] = column
     return chosen
 
@@ -49,7 +50,7 @@ def places(names: Sequence[str], chosen: Mapping[str, str], source: str) -> dict
         ValueError: none or two of a name; the message says of which and what was found.
     """
     positions = {}
-    for name in COLUMNS:
+    for name in READ:
         asked = chosen.get(name)
         if asked == "":
             continue
@@ -61,6 +62,8 @@ def places(names: Sequence[str], chosen: Mapping[str, str], source: str) -> dict
         if names.count(column) > 1:
             raise ValueError(f"{source}: two columns `{column}`; keep one, or rename the other")
         positions[name] = names.index(column)
+    if "caption" in positions and "narration" in positions:
+        raise ValueError(f"{source}: `narration` and `caption` are two ways to say what is in a clip; keep one of them")
     if "path" not in positions:
         near = _near("path", names)
         way_out = f"; --columns path={near[0]} takes that one" if near else ""

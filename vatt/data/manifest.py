@@ -13,10 +13,12 @@ or for a manifest that somebody else wrote; VATT_ROOTS= allows nothing outside; 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..config.data import DATA_VERSION
@@ -26,10 +28,17 @@ from .clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, Manifest, Ma
 from .columns import COLUMNS, keys_of, parse_columns, places, unread
 from .folders import labels_and_splits
 from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
-from .tables import MAX_CELL, Cell, TableError, encoding_of, parse_seconds, read_rows
+from .rows.fence import ROOTS as ROOTS
+from .rows.fence import Fence
+from .rows.mapped import open_mapped, write_parquet
+from .rows.narrations import with_candidates
+from .shards.remote import address_of
+from .tables import MAX_CELL, Cell, Table, TableError, encoding_of, parse_seconds, parts_in, read_rows
 
 log = logging.getLogger(__name__)
-ROOTS = "VATT_ROOTS"
+# The file as an absolute path, start, end, captions, label and split.
+Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
+MAPPED_BYTES = 2**22  # a table of so many is not kept in memory (see vatt.data.rows.mapped)
 
 
 def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VERSION) -> Manifest:
@@ -54,9 +63,9 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
         notes: list[str] = []
         return _manifest(read_shards(source, version, notes), Path(absolute_source(str(source))), notes)
     path = Path(os.path.abspath(Path(source).expanduser()))
-    if path.is_dir():
+    if path.is_dir() and not parts_in(path):
         return _read_folder(path, version)
-    if not path.is_file():
+    if not path.exists():
         raise ManifestError(f"{path}: no such file or folder; give a manifest CSV or a folder of clips")
     return _read_table(path, chosen)
 
@@ -69,56 +78,58 @@ def tell_notes(manifest: Manifest) -> Manifest:
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Writes `clips` as a CSV that `read_manifest` gives back (indices are row numbers). Replaces the file atomically.
+    """Write `clips` as a table that `read_manifest` gives back (indices are row numbers): see `write_rows`."""
+    write_rows(path, ((str(c.path), c.start, c.end, c.captions, c.label, c.split) for c in clips))
 
-    Clips below the CSV's folder are written relative to it, so that the folder can move; others by absolute path.
+
+def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = False) -> None:
+    """Write a manifest, one row after the other.
+
+    Clips below the table's folder are written relative to it, so that the folder can move; others by absolute path.
+    The file is replaced atomically.
+
+    Args:
+        path: a CSV, or .parquet.
+        narrations: the rows are narrations without their candidates (see `vatt.data.rows.narrations`).
+
+    Raises:
+        ManifestError: a clip that no row could give back.
+        WriteError: the disk.
     """
     path = Path(os.path.abspath(path))
-    write_csv(path, COLUMNS, [_row(clip, path) for clip in clips], errors="strict")
+    inside = os.path.join(path.parent, "")
+    cells = (_cells(row, path, inside) for row in rows)
+    columns = ["narration" if name == "caption" and narrations else name for name in COLUMNS]
+    if path.suffix.lower() == ".parquet":
+        write_parquet(path, columns, cells)
+    else:
+        write_csv(path, columns, cells, errors="strict")
 
 
-def _row(clip: Clip, path: Path) -> list[str]:
-    captions = CAPTION_SEPARATOR.join(clip.captions)
+def _cells(row: Row, path: Path, inside: str) -> list[str]:
+    file, start, end, texts, label, split = row
+    if not file.startswith("/"):
+        file = address_of(Path(file)) or file
+    captions = CAPTION_SEPARATOR.join(texts)
     if len(captions) > MAX_CELL:
-        raise ManifestError(
-            f"{path}: {clip.name}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}"
-        )
-    if split_captions(captions) != clip.captions:
-        raise ManifestError(f"{path}: {clip.name}: captions that are empty, padded or hold `|`: {clip.captions!r}")
-    inside = clip.path.is_relative_to(path.parent)
-    name = clip.path.relative_to(path.parent).as_posix() if inside else str(clip.path)
-    start = repr(float(clip.start)) if clip.start else ""
-    end = "" if clip.end is None else repr(float(clip.end))
-    return [name, start, end, captions, clip.label or "", clip.split or ""]
+        raise ManifestError(f"{path}: {file}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}")
+    # Where every `|` is one that divides, what is split again is what was joined, but for spaces at the ends.
+    whole = captions.count("|") == max(0, len(texts) - 1) and "" not in texts and all(t == t.strip() for t in texts)
+    if not whole and split_captions(captions) != texts:
+        raise ManifestError(f"{path}: {file}: captions that are empty, padded or hold `|`: {texts!r}")
+    begin = repr(float(start)) if start else ""
+    return [
+        file.removeprefix(inside),
+        begin,
+        "" if end is None else repr(float(end)),
+        captions,
+        label or "",
+        split or "",
+    ]
 
 
 def _manifest(clips: list[Clip], root: Path, notes: Sequence[str] = ()) -> Manifest:
     return Manifest(tuple(clips), root, tuple(sorted({label for clip in clips for label in clip.labels})), tuple(notes))
-
-
-class _Fence:
-    """Where the clips of a manifest may lie. `root`: the folder of the manifest."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.allowed = root, os.environ.get(ROOTS)
-        self.inside = os.path.join(root, "")
-        roots = [root, *(Path(folder) for folder in (self.allowed or "").split(os.pathsep) if folder)]
-        self.roots = [os.path.join(os.path.realpath(folder), "") for folder in roots]
-
-    def check(self, name: str, file: str, source: str) -> None:
-        """Raises `ManifestError` for a clip that is elsewhere. `name`: as written, `file`: made absolute."""
-        if self.allowed is not None:
-            target = os.path.realpath(file)
-            if not any(target.startswith(root) for root in self.roots):
-                raise ManifestError(
-                    f"{source}: {name} leads to {target}, outside of {self.root} and of what {ROOTS}={self.allowed} "
-                    f"allows; take the row out, or add a folder to {ROOTS} if you trust it"
-                )
-        elif not os.path.isabs(name) and not file.startswith(self.inside):
-            raise ManifestError(
-                f"{source}: {name} leads out of {self.root}; write the absolute path if that is meant, or allow the "
-                f"folder: {ROOTS}={os.path.dirname(file)}"
-            )
 
 
 def _read_folder(folder: Path, version: int) -> Manifest:
@@ -142,7 +153,7 @@ def _read_folder(folder: Path, version: int) -> Manifest:
     if version >= 2:
         meanings = labels_and_splits([file.relative_to(folder) for file in files])
     clips: list[Clip] = []
-    fence = _Fence(folder)
+    fence = Fence(folder)
     for file, (label, split) in zip(files, meanings, strict=True):
         fence.check(file.name, str(file), str(folder))
         name = file.relative_to(folder).as_posix()
@@ -164,30 +175,58 @@ def _captions_beside(text: Path) -> tuple[str, ...]:
 
 
 def _read_table(path: Path, chosen: Mapping[str, str]) -> Manifest:
-    try:
+    parts = parts_in(path) or [path]
+
+    def read(notes: list[str]) -> tuple[Iterable[Clip], bool]:
         table = read_rows(path, keys_of(chosen), MEDIA_SUFFIXES | AUDIO | IMAGE)
         positions = places(table.columns, chosen, f"{path}:1")
-        fence = _Fence(path.parent)
-        lists = 0
-        clips: list[Clip] = []
-        for line, cells in table.rows:
-            if any(cell.strip() if isinstance(cell, str) else cell for cell in cells):
-                clips.append(_clip(len(clips), cells, table.columns, positions, path, line, fence))
-                lists += any(_is_list(caption) for caption in clips[-1].captions)
+        for name, position in positions.items():
+            content = table.wrong.get(table.columns[position])
+            if content == "no text" or (content and name not in ("start", "end", "label", "split")):
+                raise ManifestError(f"{path}: its column {table.columns[position]} holds {content}; write it as text")
+        return _rows_of(path, table, positions, chosen, notes), "narration" in positions
+
+    try:
+        size = sum(part.stat().st_size for part in parts)
+        if size >= MAPPED_BYTES and (arrow := find_spec("pyarrow")):
+            key = json.dumps(chosen, sort_keys=True) if chosen else ""
+            rows, labels, notes = open_mapped(path, parts, key, read)
+            return Manifest(rows, path.parent, labels, notes)
+        remarks: list[str] = []
+        listed, narrations = read(remarks)
+        clips = [clip for _, clip in with_candidates(listed)] if narrations else list(listed)
     except TableError as error:
         raise ManifestError(str(error)) from error
     except ConfigError:
         raise
     except ValueError as error:
         raise error if isinstance(error, ManifestError) else ManifestError(str(error)) from error
-    if not clips:
+    if size >= MAPPED_BYTES and not arrow:
+        remarks.append(
+            "its rows are in the memory of every process; pip install -e '.[features]' brings what maps them"
+        )
+    return _manifest(clips, path.parent, [f"{path}: {note}" for note in remarks])
+
+
+def _rows_of(
+    path: Path, table: Table, positions: Mapping[str, int], chosen: Mapping[str, str], notes: list[str]
+) -> Iterator[Clip]:
+    """The clips of a table; `notes` receives at the end what was not read."""
+    fence = Fence(path.parent)
+    index = lists = 0
+    for line, cells in table.rows:
+        if any(cell.strip() if isinstance(cell, str) else cell for cell in cells):
+            clip = _clip(index, cells, table.columns, positions, path, line, fence)
+            yield clip
+            index += 1
+            lists += any(_is_list(caption) for caption in clip.captions)
+    if not index:
         raise ManifestError(f"{path}: the manifest lists no clips; add one line for each, below the column names")
-    notes = [f"{path}: {note}" for note in unread(table.columns, chosen, positions)]
+    notes += unread(table.columns, chosen, positions)
     if table.bare:
-        notes.append(f"{path}: its first line names no columns; read as {' and '.join(table.columns)}")
+        notes.append(f"its first line names no columns; read as {' and '.join(table.columns)}")
     if lists:
-        notes.append(f"{path}: {lists} captions look like lists; several captions of a clip are separated by ' | '")
-    return _manifest(clips, path.parent, notes)
+        notes.append(f"{lists} captions look like lists; several captions of a clip are separated by ' | '")
 
 
 def _is_list(caption: str) -> bool:
@@ -200,10 +239,10 @@ def _clip(
     columns: Sequence[str],
     positions: Mapping[str, int],
     path: Path,
-    line: int,
-    fence: _Fence,
+    line: int | str,
+    fence: Fence,
 ) -> Clip:
-    source = f"{path}:{line}"
+    source = f"{path}{'/' if isinstance(line, str) else ':'}{line}"
     if any(cell.strip() if isinstance(cell, str) else cell for cell in cells[len(columns) :]):
         # Most likely a comma in an unquoted caption: reading on would lose half of the caption.
         raise ManifestError(f"{source}: {len(cells)} cells but {len(columns)} columns; put cells with commas in quotes")
@@ -212,16 +251,14 @@ def _clip(
     if not name:
         raise ManifestError(f"{source}: no {columns[positions['path']]}; every line names a file")
     start, end = (_seconds(CAPTION_SEPARATOR.join(row.get(key, ())), key, source) for key in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
+    if end is not None and end <= (start or 0.0) and "narration" not in positions:
         raise ManifestError(
             f"{source}: end {end:g} s is not after start {start or 0.0:g} s; leave end empty for the rest"
         )
-    captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", ())))
+    captions = split_captions(CAPTION_SEPARATOR.join(row.get("caption", row.get("narration", ()))))
     label = CAPTION_SEPARATOR.join(row.get("label", ())) or None
     split = (CAPTION_SEPARATOR.join(row.get("split", ())) or None) if "split" in positions else DEFAULT_SPLIT
-    file = os.path.abspath(path.parent / name)
-    fence.check(name, file, source)
-    return Clip(index, Path(file), name, start or 0.0, end, captions, label, split)
+    return Clip(index, Path(fence.locate(name, source)), name, start or 0.0, end, captions, label, split)
 
 
 def _texts(cell: Cell) -> tuple[str, ...]:

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from .clip import Clip
+from .clip import Manifest
 
 
 class Remarks:
     """Kept by the main process: the clips of each remark, by manifest index."""
 
-    def __init__(self, clips: Sequence[Clip]) -> None:
-        self._names = {clip.index: clip.name for clip in clips}
+    def __init__(self, clips: Manifest) -> None:
+        self._manifest = clips
         self._clips: dict[str, set[int]] = {}
 
     def add(self, remarks: Sequence[tuple[int, str]]) -> None:
         """Take (manifest index, remark) of a batch; print the first clip of each remark."""
         for index, remark in remarks:
             if remark not in self._clips:
-                tqdm.write(f"note: {self._names[index]}: {remark} (said once; counted at the end)", file=sys.stderr)
+                tqdm.write(
+                    f"note: {self._manifest.at(index).name}: {remark} (said once; counted at the end)", file=sys.stderr
+                )
             self._clips.setdefault(remark, set()).add(index)
 
     def counts(self) -> dict[str, int]:

@@ -11,11 +11,13 @@ import csv
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from .media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 
 MAX_CELL = 2**20  # characters
 DELIMITERS = ",\t;"
@@ -33,14 +35,17 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Table:
-    """`columns`: their names, lower case; `rows`: number of the line (or of the entry) and cells of each, once.
+    """`columns`: their names, lower case; `rows`: number of the line (or of the entry) and cells of each, once;
+    `PART:NUMBER` where the table is a folder of parts.
 
-    `bare`: there was no line of names, and these are what the cells were taken for.
+    `bare`: there was no line of names, and these are what the cells were taken for. `wrong`: columns that hold "no
+    text" or "numbers" by their type.
     """
 
     columns: tuple[str, ...]
-    rows: Iterator[tuple[int, list[Cell]]]
+    rows: Iterator[tuple[int | str, list[Cell]]]
     bare: bool = False
+    wrong: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_seconds(text: str) -> float:
@@ -49,7 +54,10 @@ def parse_seconds(text: str) -> float:
     Raises:
         ValueError: it is no time.
     """
-    clock = _CLOCK.fullmatch(text.strip())
+    try:
+        return float(text)
+    except ValueError:
+        clock = _CLOCK.fullmatch(text.strip())
     if clock is None:
         try:
             return float(text.strip().replace(",", "."))
@@ -75,7 +83,7 @@ def read_rows(path: Path, keys: Collection[str], media: Collection[str]) -> Tabl
             return _of_objects(path, _json_lines(path))
         if suffix == ".json":
             return _of_objects(path, _json_list(path))
-        if suffix == ".parquet":
+        if suffix == ".parquet" or path.is_dir():
             return _parquet(path)
         return _text(path, keys, media)
     except UnicodeDecodeError as error:
@@ -223,6 +231,15 @@ def _json(path: Path, number: int, text: str) -> Any:
         raise TableError(f"{path}:{number}: not JSON ({error})") from error
 
 
+def parts_in(path: Path) -> list[Path]:
+    """The Parquet files that a folder is a table of, sorted; none for a folder with media, or what is no folder."""
+    if not path.is_dir():
+        return []
+    files = sorted(file for file in path.iterdir() if not file.name.startswith((".", "_")) and file.is_file())
+    parts = [file for file in files if file.suffix.lower() == ".parquet"]
+    return [] if any(file.suffix.lower() in MEDIA_SUFFIXES | AUDIO | IMAGE for file in files) else parts
+
+
 def _parquet(path: Path) -> Table:
     try:
         from pyarrow import ArrowException, parquet
@@ -230,20 +247,51 @@ def _parquet(path: Path) -> Table:
         raise TableError(
             f"{path}: Parquet needs pyarrow: pip install -e '.[features]' in the project's folder"
         ) from error
-    try:
-        file = parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-    except (ArrowException, OSError) as error:
-        raise TableError(f"{path}: not a Parquet table ({error})") from error
-
-    def rows() -> Iterator[tuple[int, list[Cell]]]:
-        number = 0
+    parts = parts_in(path) or [path]
+    names: list[str] = []
+    kinds: dict[str, str] = {}
+    for part in parts:
         try:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, [cell_of(row[name]) for name in names]
+            schema = parquet.read_schema(part)
         except (ArrowException, OSError) as error:
-            raise TableError(f"{path}: damaged after row {number} ({error})") from error
+            raise TableError(f"{part}: not a Parquet table ({error})") from error
+        names = names or schema.names
+        if sorted(schema.names) != sorted(names):
+            raise TableError(
+                f"{part}: its columns are {', '.join(schema.names)}, those of {parts[0].name} {', '.join(names)}; "
+                "parts of one table have the same columns"
+            )
+        for column in schema:
+            kind = _kind(str(column.type))
+            if kind and kinds.setdefault(column.name, kind) != kind:
+                raise TableError(
+                    f"{part}: its column {column.name} is of {kind} ({column.type}), in parts before it of "
+                    f"{kinds[column.name]}; write it alike in all parts"
+                )
 
-    return Table(tuple(name.strip().lower() for name in names), rows())
+    def rows() -> Iterator[tuple[int | str, list[Cell]]]:
+        for part in parts:
+            number = 0
+            try:
+                with parquet.ParquetFile(part) as file:
+                    for batch in file.iter_batches(2**13):
+                        columns = [batch.column(batch.schema.names.index(name)).to_pylist() for name in names]
+                        for values in zip(*columns, strict=True):
+                            number += 1
+                            yield number if part == path else f"{part.name}:{number}", [*map(cell_of, values)]
+            except (ArrowException, OSError) as error:
+                raise TableError(f"{part}: damaged after row {number} ({error})") from error
+
+    wrong = {name.strip().lower(): kind for name, kind in kinds.items() if kind in ("numbers", "no text")}
+    return Table(tuple(name.strip().lower() for name in names), rows(), wrong=wrong)
+
+
+def _kind(arrow_type: str) -> str:
+    """What a column of this type of Arrow holds; "" for one of nulls alone, which goes with every other."""
+    if arrow_type == "null":
+        return ""
+    if "binary" in arrow_type or arrow_type.startswith(("struct", "map", "timestamp", "date", "time", "duration")):
+        return "no text"
+    if arrow_type.startswith(("list", "large_list", "fixed_size_list")):
+        return "lists"
+    return "text" if "string" in arrow_type else "numbers"

@@ -11,6 +11,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,12 @@ class Tokenizer:
         Ties in alphabetical order.
         """
         counts = Counter(word for caption in captions for word in split_words(caption, unspaced))
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls([*[UNSPACED] * unspaced, *ranked][: max(0, size - 2)])
+        return cls.of_ranked(sorted(counts, key=lambda word: (-counts[word], word)), size, unspaced)
+
+    @classmethod
+    def of_ranked(cls, words: Iterable[str], size: int, unspaced: bool = False) -> Tokenizer:
+        """The first `size - 2` of `words`, one less with `unspaced`."""
+        return cls(list(islice(chain([UNSPACED] * unspaced, words), max(0, size - 2))))
 
     def save(self, path: str | Path) -> None:
         write_atomically(Path(path), "".join(word + "\n" for word in self.words).encode())

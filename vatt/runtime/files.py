@@ -102,11 +102,10 @@ def write_csv(
     Raises:
         WriteError: see `write_atomically`.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode(errors=errors))
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors=errors, newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def pyplot() -> Any:
@@ -143,3 +142,9 @@ def first_free(name: str, held: contextlib.ExitStack) -> Path:
             return folder
         number += 1
         folder = Path("runs") / f"{name}-{number}"
+
+
+def cache_root() -> Path:
+    """$VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
+    root = os.environ.get("VATT_CACHE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"

@@ -15,13 +15,12 @@ from helpers.media import steady, tone_burst, write_clip
 
 from vatt.data.clip import Manifest
 from vatt.data.manifest import read_manifest
+from vatt.data.rows.narrations import Narration, nearest
 from vatt.data.sources.__main__ import EXAMPLES, main, parse_arguments
 from vatt.data.sources.captions import (
-    Narration,
     howto100m,
     msrvtt,
     narrated,
-    nearest,
     read_subtitles,
     youcook2,
     youcook2_frames,

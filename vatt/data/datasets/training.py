@@ -14,13 +14,15 @@ from ...errors import DataError
 from ..clip import Clip, Manifest
 from ..decoding.audio import to_float
 from ..decoding.container import BadClip
+from ..rows.permutation import ORDER, Permutation
 from ..tokenizer import Tokenizer
 from .augment import Frames, audio_noise, train_video
 from .base import Clips, Sample
 from .batch import MODALITIES, Batch
 
 MAX_ATTEMPTS = 32
-_ORDER, _CLIP = 0, 1  # keep the two kinds of draws apart
+LOOK_AHEAD = 8  # positions at first, where one of another file is looked for
+_CLIP = 1  # keeps its draws apart from those of the order
 
 
 class _Plan(NamedTuple):
@@ -61,11 +63,9 @@ class ClipDataset(Clips):
         super().__init__(clips, data, model, tokenizer, batch_size, 1, frames, read, needs)
         self.seed = seed
         self.slots = range(self.batch_size) if slots is None else slots
-        numbers = {path: i for i, path in enumerate(dict.fromkeys(clip.path for clip in clips))}
-        self.files = len(numbers)
-        self._file_of: np.ndarray | None = None  # number of the file of each clip, where rows of one are kept apart
-        if data.version >= 2 and self.keeps_files_apart and self.batch_size <= self.files < len(clips):
-            self._file_of = np.array([numbers[clip.path] for clip in clips], np.int32)
+        self.files = clips.file_count
+        self._apart = data.version >= 2 and self.keeps_files_apart and self.batch_size <= self.files < len(clips)
+        self._last_batch: tuple[int, list[int]] | None = None
         self._last_plan: tuple[int, _Plan] | None = None
 
     keeps_files_apart = True  # a class of clips may hold two of one file, negatives may not
@@ -75,35 +75,48 @@ class ClipDataset(Clips):
         return max(1, len(self.clips) // self.batch_size)
 
     def planned(self, step: int, slot: int) -> int:
-        """Return position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
-        n, size = len(self.clips), self.batch_size
-        if n < size:
-            epoch, position = divmod(step * size + slot, n)
-        else:
-            epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch * size + slot
-        return int(_permutation(self.seed, epoch, n)[position])
+        """Return the position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
+        return self._planned(step)[slot]
+
+    def _planned(self, step: int) -> list[int]:
+        """The same of all slots."""
+        if self._last_batch is None or self._last_batch[0] != step:
+            n, size = len(self.clips), self.batch_size
+            if n < size:
+                epochs, places = np.divmod(step * size + np.arange(size), n)
+            else:
+                epochs = np.full(size, step // self.steps_per_epoch)
+                places = step % self.steps_per_epoch * size + np.arange(size)
+            batch = [self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
+            self._last_batch = step, np.concatenate(batch).tolist()
+        return self._last_batch[1]
+
+    def _order(self, epoch: int) -> np.ndarray | Permutation:
+        return _order_of(self.data.order, self.seed, epoch, len(self.clips))
 
     def repeats(self, step: int) -> int:
         """Slots of the whole batch whose row gave way, as an earlier slot has another one of its file."""
         return len(self._plan(step).replaced)
 
     def _plan(self, step: int) -> _Plan:
-        if self._file_of is None:
+        if not self._apart:
             return _Plan({}, frozenset())
         if self._last_plan is None or self._last_plan[0] != step:
             held: set[int] = set()
             second = []
-            for slot in range(self.batch_size):
-                file = int(self._file_of[self.planned(step, slot)])
+            for slot, file in enumerate(self._files_of(self._planned(step))):
                 if file in held:
                     second.append(slot)
                 held.add(file)
             replaced = {}
             for slot in second:
                 replaced[slot] = self._replacement(step, self._draws(step, slot, 1), held)
-                held.add(int(self._file_of[replaced[slot]]))
+                held.update(self._files_of([replaced[slot]]))
             self._last_plan = step, _Plan(replaced, frozenset(held))
         return self._last_plan[1]
+
+    def _files_of(self, places: list[int]) -> list[int]:
+        return self.clips.file_numbers(np.array(places, np.int64)).tolist()
 
     def _draws(self, step: int, slot: int, attempt: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, _CLIP, step, slot, attempt])))
@@ -144,11 +157,17 @@ class ClipDataset(Clips):
         if n <= size:
             return int(rng.integers(n))
         # Any clip that the batch does not hold: the same clip twice would be its own negative.
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order, first = _permutation(self.seed, epoch, n), position * size + size + int(rng.integers(n - size))
-        if self._file_of is not None:
-            others = (i for i in range(first, first + n) if self._file_of[order[i % n]] not in held)
-            first = next(others, first)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order, first = self._order(epoch), place * size + size + int(rng.integers(n - size))
+        if not self._apart:
+            return int(order[first % n])
+        done, more = 0, LOOK_AHEAD
+        while done < n:
+            found = order[(first + np.arange(done, min(done + more, n))) % n].tolist()
+            for position, file in zip(found, self._files_of(found), strict=True):
+                if file not in held:
+                    return int(position)
+            done, more = done + more, 2 * more
         return int(order[first % n])
 
     def _read(self, clip: Clip, rng: np.random.Generator) -> Sample:
@@ -166,5 +185,8 @@ class ClipDataset(Clips):
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _ORDER, epoch]))).permutation(n)
+def _order_of(version: int, seed: int, epoch: int, n: int) -> np.ndarray | Permutation:
+    """What (seed, epoch) makes of positions; `version` as `DataConfig.order`."""
+    if version > 1:
+        return Permutation(seed, epoch, n)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, ORDER, epoch]))).permutation(n)

@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ...runtime.files import new_file
+from ...runtime.files import cache_root, new_file
 from ...runtime.progress import progress_bar
 from ..clip import ManifestError
 from .index import BLOCK, tar_entries
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
-
-
-def cache_root() -> Path:
-    """Return $VATT_CACHE, else $XDG_CACHE_HOME/vatt, else ~/.cache/vatt."""
-    root = os.environ.get("VATT_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vatt"
 
 
 def fetch(url: str) -> Path:

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from ..clip import MAX_TEXT, ManifestError
+from .remote import BLOCK as PIECE
+from .remote import RemoteFile, address_of, fetched, kept_index, read_bytes, size_of
 
 MAX_CLIP = 2**31  # bytes of one clip, which is read into memory
 MAX_ENTRIES = 2**20  # of a tar: their names are kept in memory
@@ -34,15 +36,35 @@ def open_clip(path: Path) -> Path | Member:
         OSError: no such clip in the tar, or the tar cannot be read.
         ManifestError: a tar that is damaged or refused.
     """
+    if address := address_of(path):
+        name = address.partition(".tar/")[2]
+        if not name:
+            return fetched(address)
+        return _member(path.parents[name.count("/")], name)
     tar = tar_of(path)
     if tar is None:
         return stored(path)
-    name = path.relative_to(tar).as_posix()
-    status = tar.stat()
-    byte_range = index_of(tar, status.st_size, status.st_mtime_ns).get(name)
+    return _member(tar, path.relative_to(tar).as_posix())
+
+
+def _member(tar: Path, name: str) -> Member:
+    byte_range = index_of(tar, *state_of(tar)).get(name)
     if byte_range is None:
         raise FileNotFoundError(f"no {name} in {tar}")
-    return Member(read_range(tar, *byte_range), path.name)
+    return Member(read_range(tar, *byte_range), name.rpartition("/")[2])
+
+
+@lru_cache(maxsize=4096)
+def _remote_size(address: str) -> int:
+    return size_of(address)
+
+
+def state_of(tar: Path) -> tuple[int, int]:
+    """Size and time of change of a tar; the latter is not asked of a server. Raises OSError."""
+    if address := address_of(tar):
+        return _remote_size(address), 0
+    status = tar.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def stored(path: Path) -> Path:
@@ -66,20 +88,32 @@ def tars_in(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*.tar") if file.is_file() and not file.name.startswith("."))
 
 
-class _Headers(io.FileIO):
-    """A tar whose headers are read: refuses to take more into memory than a header can be."""
+class _Limited:
+    """Refuses to take more of a tar into memory than a header can be."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_TEXT:  # long names and their like
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size) or b""
+        return super().read(size) or b""  # type: ignore[misc]
+
+
+class _Headers(_Limited, io.FileIO):
+    """A tar whose headers are read."""
+
+
+class _RemoteHeaders(_Limited, RemoteFile):
+    """One that lies elsewhere."""
 
 
 def tar_entries(tar: Path) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of every file in a tar. Raises `ManifestError`."""
     try:
-        size = tar.stat().st_size
-        with _Headers(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        size, _ = state_of(tar)
+        address = address_of(tar)
+        with (
+            _RemoteHeaders(address) if address else _Headers(tar) as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):
             for number, entry in enumerate(archive):
                 # It would keep them all, each ten times as large as its name.
                 archive.members.clear()  # type: ignore[attr-defined]
@@ -116,7 +150,12 @@ def _fault(entry: tarfile.TarInfo, name: str, size: int) -> str | None:
 
 @lru_cache(maxsize=4096)
 def index_of(tar: Path, size: int, modified: int) -> Index:
-    """Return where everything is. `size` and `modified` make a tar that was replaced another one."""
+    """Where everything is. `size` and `modified` make a tar that was replaced another one."""
+    address = address_of(tar)
+    return kept_index(address, size, lambda: _index(tar)) if address else _index(tar)
+
+
+def _index(tar: Path) -> Index:
     index: Index = {}
     for name, offset, length in tar_entries(tar):
         if name in index:
@@ -126,6 +165,11 @@ def index_of(tar: Path, size: int, modified: int) -> Index:
 
 
 def read_range(tar: Path, offset: int, size: int) -> bytes:
+    if address := address_of(tar):
+        return b"".join(
+            read_bytes(address, start, min(PIECE, offset + size - start))
+            for start in range(offset, offset + size, PIECE)
+        )
     with open(tar, "rb") as file:
         file.seek(offset)
         data = file.read(size)

@@ -28,7 +28,8 @@ from ..clip import CAPTION_SEPARATOR, DEFAULT_SPLIT, MAX_TEXT, Clip, ManifestErr
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
 from .download import REMOTE, fetch, import_webdataset
-from .index import Index, index_of, read_range, tars_in
+from .index import Index, index_of, read_range, state_of, tars_in
+from .remote import STREAM, is_streamed
 
 READ = frozenset((".json", ".info.json", ".txt", ".cls"))
 TEXTS = READ | {".srt", ".vtt", ".csv", ".tsv", ".xml", ".md", ".caption", ".jsonl"}
@@ -96,7 +97,7 @@ def _find(source: str) -> list[Path]:
             raise ManifestError(f"{path}: no such tar; a pattern of several is written with braces: {{000..010}}.tar")
     urls = import_webdataset().shardlists.expand_urls(source)
     if REMOTE.match(source):
-        return [fetch(url) for url in urls]
+        return [Path(url.removeprefix(STREAM)) if is_streamed(url) else fetch(url) for url in urls]
     tars = [Path(absolute_source(url)) for url in urls]
     absent = [str(tar) for tar in tars if not tar.is_file()]
     if absent:
@@ -105,12 +106,8 @@ def _find(source: str) -> list[Path]:
 
 
 def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterator[Clip]:
-    """Yield the clips of one tar, in its order, numbered from `first` on.
-
-    `unread` counts by reason what is part of none.
-    """
-    status = tar.stat()
-    index = index_of(tar, status.st_size, status.st_mtime_ns)
+    """The clips of one tar, in its order, numbered from `first` on; `unread` counts by reason what is part of none."""
+    index = index_of(tar, *state_of(tar))
     if version == 1:
         yield from _first_clips(tar, first, index, unread)
         return

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from ...runtime.cli import exit_code
 from ...runtime.files import write_atomically
 from ...runtime.lock import add_force_flag, owned
 from ..clip import ManifestError
-from ..manifest import write_manifest
+from ..manifest import Row, write_rows
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
 from .captions import folder, howto100m, msrvtt, youcook2, youcook2_frames
 from .classification import audioset, esc50, hmdb51, imagenet, kinetics, moments, ucf101, vggsound
-from .matching import Coverage, MediaIndex, expected, match, write_lost
+from .matching import Coverage, LostFile, MediaIndex, Repeats, check_files, expected, files_of, matched
 from .other import OTHERS, OtherFormat, webvid
 from .records import Record, SourceError
 from .tables import TABLES, TableFormat, read_format
@@ -91,7 +91,7 @@ def records_of(args: argparse.Namespace) -> Iterator[Record]:
         case "youcook2-frames":
             return youcook2_frames(args.files)
         case "howto100m":
-            return howto100m(args.files, args.every)
+            return howto100m(args.files, args.every, plain(args))
         case "webvid":
             return webvid(args.files)
         case name if name in OTHERS:
@@ -129,37 +129,83 @@ def import_source(args: argparse.Namespace) -> None:
     if absent:
         raise SourceError(f"{absent[0]}: no such folder of media files; name it with --media")
     media = MediaIndex(list(dict.fromkeys(places)), suffixes_of(args.format))
-    listed: Iterable[Record] = chain([first], records)
-    if args.split is not None:
-        listed = (replace(record, split=args.split) for record in listed)
-    coverage = match(listed, media, args.trimmed, args.workers if args.check else 0, args.hold_out)
     lost, report = (args.out.with_suffix(suffix) for suffix in (".missing.csv", ".report.json"))
-    if coverage.clips:
+    listed: Iterable[Record] = chain([first], records)
+    durations = None
+    if args.check:
+        durations = check_files(files_of(listed, media, args.trimmed), args.workers, bool(media.suffixes & AUDIO))
+        listed = records_of(args)
+    repeats = None
+    while True:
+        coverage = Coverage()
+        if args.split is not None:
+            listed = (record._replace(split=args.split) for record in listed)
         try:
-            write_manifest(args.out, coverage.clips)
-        except (ManifestError, UnicodeEncodeError) as error:  # of the files' names; the annotation is not to blame
-            raise DataError(f"{args.out} cannot be written: {error}") from error
-    write_lost(lost, coverage)
+            with ExitStack() as held:
+                rows = matched(
+                    listed,
+                    media,
+                    coverage,
+                    LostFile(lost, held).add,
+                    trimmed=args.trimmed,
+                    durations=durations,
+                    hold_out=args.hold_out,
+                    repeats=repeats,
+                )
+                _write(args.out, rows, coverage, narrations=plain(args))
+            break
+        except Repeats as found:  # few annotations have any, and those that have are read once more
+            repeats, listed = found.rows, records_of(args)
+    if not coverage.lost:
+        lost.unlink(missing_ok=True)
     write_report(report, args, media, coverage)
     print(coverage.table())
     for line in remarks(coverage, media):
         print(line)
-    beyond = sum(not clip.path.is_relative_to(args.out.parent.absolute()) for clip in coverage.clips)
-    if beyond:
-        print(f"{beyond} clips lie outside of {args.out.parent.absolute()}: their rows hold absolute paths")
+    if coverage.outside:
+        print(f"{coverage.outside} clips lie outside of {args.out.parent.absolute()}: their rows hold absolute paths")
     if coverage.lost:
         print(f"clips left out, and why: {lost}")
-    if not coverage.clips:
+    if not coverage.found:
         raise DataError(f"{nothing_found(first, media, coverage, lost)}; no manifest written")
-    print(f"done: {args.out}: {len(coverage.clips)} clips")
+    print(f"done: {args.out}: {coverage.found} clips")
+
+
+class _NoClips(Exception):
+    pass
+
+
+def _write(out: Path, rows: Iterator[Row], coverage: Coverage, narrations: bool) -> None:
+    """Write the manifest, or none where there are no clips. Raises `DataError`."""
+
+    inside = os.path.join(out.parent.absolute(), "")
+
+    def some() -> Iterator[Row]:
+        for row in rows:
+            coverage.outside += not row[0].startswith(inside)
+            yield row
+        if not coverage.found:
+            raise _NoClips
+
+    try:
+        write_rows(out, some(), narrations=narrations)
+    except _NoClips:
+        pass
+    except (ManifestError, UnicodeEncodeError) as error:  # of the files' names; the annotation is not to blame
+        raise DataError(f"{out} cannot be written: {error}") from error
+
+
+def plain(args: argparse.Namespace) -> bool:
+    """Whether narrations are written as they are, and their candidates looked for when the manifest is read."""
+    return bool(args.format == "howto100m" and args.out.suffix.lower() == ".parquet")
 
 
 def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
     """What the table does not say."""
-    captioned = sum(bool(clip.captions) for clip in coverage.clips)
-    named = sum(clip.label is not None for clip in coverage.clips)
-    files = len({clip.path for clip in coverage.clips})
-    yield f"{files} of {media.count} media files used; {named} clips with a label, {captioned} with captions"
+    yield (
+        f"{len(coverage.files)} of {media.count} media files used; {coverage.labelled} clips with a label, "
+        f"{coverage.told} with captions"
+    )
     if coverage.repeated:
         yield f"{coverage.repeated} rows repeat another and are left out"
     if coverage.beyond:
@@ -175,7 +221,7 @@ def remarks(coverage: Coverage, media: MediaIndex) -> Iterator[str]:
 def nothing_found(first: Record, media: MediaIndex, coverage: Coverage, lost: Path) -> str:
     """Where was looked, what for, and what is there."""
     folders = ", ".join(map(str, media.folders))
-    if any(state == "unreadable" for _, state, _ in coverage.lost):
+    if any(counts["unreadable"] for counts in coverage.counts.values()):
         return f"none of the files found in {folders} can be used; {lost} says why of each"
     there = (
         f"{media.count} media files there, such as {', '.join(media.examples())}"
@@ -226,7 +272,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add = one.add_argument
         add("files", type=Path, nargs=1 if name == "folder" else "+", metavar="FILES")
         add("--media", type=Path, nargs="+", metavar="DIR", help="folders with the clips (default: beside FILES)")
-        add("--out", type=Path, required=True, metavar="MANIFEST.csv", help="manifest to write; replaces an older one")
+        add(
+            "--out",
+            type=Path,
+            required=True,
+            metavar="MANIFEST.csv",
+            help="manifest to write, .csv or .parquet; replaces an older one",
+        )
         add_force_flag(one)
         add("--split", metavar="NAME", help="put all clips in this split (default: what the annotation says)")
         add(

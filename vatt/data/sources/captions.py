@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..folders import labels_and_splits
+from ..rows.narrations import Narration, around
 from .records import (
-    CLIP_SECONDS,
     Record,
     SourceError,
     caption,
     captions,
     files_in,
+    json_entries,
     read_cells,
+    read_columns,
     read_json,
     read_lines,
     read_table,
@@ -29,71 +31,43 @@ from .records import (
     stem,
 )
 
-NEAREST = 5  # captions a clip with narration
 _CUE = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+)\s+-->\s+((?:\d+:)?\d+:\d+[.,]\d+)")
 _TEXT = re.compile(r"(?P<name>.+?)(\.[a-z-]{2,12})?\.(txt|(?P<subtitles>srt|vtt))", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
-@dataclass(frozen=True)
-class Narration:
-    """What is said from `start` to `end` seconds."""
-
-    start: float
-    end: float
-    text: str
-
-
-def nearest(narrations: Sequence[Narration], index: int, count: int = NEAREST) -> range:
-    """Which `count` narrations, in a row, are candidates for number `index` (MIL-NCE, Miech et al. 2020).
-
-    Starting from it, the neighbour that makes the covered time the shortest is added; the later one of equals.
-    """
-    first = last = index
-    for _ in range(min(count, len(narrations)) - 1):
-        if last + 1 == len(narrations):
-            first -= 1
-        elif first == 0:
-            last += 1
-        else:
-            with_earlier = narrations[last].end - narrations[first - 1].start
-            with_later = narrations[last + 1].end - narrations[first].start
-            first, last = (first - 1, last) if with_earlier < with_later else (first, last + 1)
-    return range(first, last + 1)
-
-
 def narrated(
-    video: str, narrations: Sequence[Narration], split: str | None = "train", every: int = 1
+    video: str, narrations: Sequence[Narration], split: str | None = "train", every: int = 1, plain: bool = False
 ) -> Iterator[Record]:
     """A clip around each narration, or each `every`-th: its own text first, then its nearest in order of time.
 
-    A shorter narration gets `CLIP_SECONDS` around its middle, so that a whole window fits.
+    `plain`: the narrations as they are, all but each `every`-th in no split: what is near is looked for by whoever
+    reads the manifest.
     """
-    ordered = sorted((n for n in narrations if n.text), key=lambda n: n.start)
-    for index in range(0, len(ordered), every):
-        own = ordered[index]
-        texts = [own.text, *(ordered[i].text for i in nearest(ordered, index) if i != index)]
-        start, end = own.start, own.end
-        if end - start < CLIP_SECONDS:
-            start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)
-            end = start + CLIP_SECONDS
-        # Times come in hundredths; rounding keeps sums of floats out of the manifest.
-        yield Record(video, round(start, 3), round(end, 3), (), tuple(texts), split)
+    told = sorted((n for n in narrations if n.text), key=itemgetter(0))
+    if plain:
+        for index, own in enumerate(told):
+            in_split = None if index % every else split
+            yield Record(video, own.start, own.end, (), (own.text,), in_split, narration=True)
+        return
+    for index in range(0, len(told), every):
+        start, end, texts = around(told, index)
+        yield Record(video, start, end, (), texts, split)
 
 
-def howto100m(paths: Sequence[Path], every: int = 1) -> Iterator[Record]:
-    """HowTo100M: caption.json, `{video: {start: [], end: [], text: []}}`, which is read into memory as a whole; or CSVs
-    `start,end,text`, one a video named after it, or any with a column `video_id` as well, rows of a video together."""
+def howto100m(paths: Sequence[Path], every: int = 1, plain: bool = False) -> Iterator[Record]:
+    """HowTo100M: caption.json, `{video: {start: [], end: [], text: []}}`; or CSVs `start,end,text`, one a video named
+    after it, or any with a column `video_id` as well, rows of a video together. `plain` as in `narrated`."""
     for path in files_in(paths, "*.json", "*.csv"):
-        for video, narrations in _narrations_of_json(path) if path.suffix == ".json" else _narrations_of_csv(path):
-            yield from narrated(video, narrations, "train", every)
+        for video, narrations in _told_json(path) if path.suffix == ".json" else _told_csv(path):
+            yield from narrated(video, narrations, "train", every, plain)
 
 
 def youcook2(paths: Sequence[Path]) -> Iterator[Record]:
     """YouCook2: youcookii_annotations_trainval.json, or the CSV of MIL-NCE, `end,start,task,text,video_id`."""
     for path in files_in(paths, "*.json", "*.csv"):
         for row in _steps_json(path) if path.suffix == ".json" else _steps_csv(path):
-            yield replace(row, cut=span_names(row.video, row.start, row.end or 0.0))
+            yield row._replace(cut=span_names(row.video, row.start, row.end or 0.0))
 
 
 def youcook2_frames(paths: Sequence[Path]) -> Iterator[Record]:
@@ -134,7 +108,7 @@ def msrvtt(paths: Sequence[Path]) -> Iterator[Record]:
             chosen += [Record(stem(name), split=split_of("", path)) for name in names]
     if chosen:
         yield from (
-            record if record.captions else replace(record, captions=captions(*sentences.get(record.video, ())))
+            record if record.captions else record._replace(captions=captions(*sentences.get(record.video, ())))
             for record in chosen
         )
     else:
@@ -205,7 +179,7 @@ def _in_folder(
     subtitles = [text for text in texts if not text.lower().endswith(".txt")]
     for text in subtitles[:1]:
         for record in narrated(name, read_subtitles(file.with_name(text)), split, every):
-            yield replace(record, file=file, labels=labels)
+            yield record._replace(file=file, labels=labels)
     for text in texts:
         if text not in subtitles:
             sentences = captions(*read_lines(file.with_name(text)))
@@ -219,24 +193,25 @@ def _clock(text: str) -> float:
     return sum(part * 60**i for i, part in enumerate(reversed(parts)))
 
 
-def _narrations_of_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
-    data = read_json(path)
+def _told_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
     try:
-        for video, columns in data.items():
-            rows = zip(columns["start"], columns["end"], columns["text"], strict=True)
+        for video, said in json_entries(path):
+            rows = zip(said["start"], said["end"], said["text"], strict=True)
             yield video, [Narration(float(start), float(end), " ".join(captions(text))) for start, end, text in rows]
+    except SourceError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f'{path}: expected {{video: {{"start": [], "end": [], "text": []}}}} ({error!r})') from error
 
 
-def _narrations_of_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
-    video, narrations = path.stem, list[Narration]()
-    for row in read_table(path, {"start": ("start",), "end": ("end",), "text": ("text",)}):
-        if row.get("video_id", video) != video:
-            yield video, narrations
-            video, narrations = row["video_id"], []
-        narrations.append(Narration(seconds(row["start"]), seconds(row["end"]), caption(row["text"])))
-    yield video, narrations
+def _told_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+    video, told = path.stem, list[Narration]()
+    for start, end, text, *of in read_columns(path, {name: (name,) for name in ("start", "end", "text")}, ["video_id"]):
+        if of and of[0] != video:
+            yield video, told
+            video, told = of[0], []
+        told.append(Narration(seconds(start), seconds(end), caption(text)))
+    yield video, told
 
 
 def _steps_json(path: Path) -> Iterator[Record]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
+from ..rows.narrations import Narration
 from ..tables import TableError, read_rows
-from .captions import Narration, narrated
+from .captions import narrated
 from .records import Record, SourceError, captions, files_in, read_cells, read_json, seconds, span_names, split_of, stem
 from .tables import Row, TableFormat, first_of, listed, rows_of
 

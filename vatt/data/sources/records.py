@@ -10,18 +10,21 @@ import csv
 import html
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import UsageError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
 from ..tables import DELIMITERS, encoding_of, parse_seconds
 
-CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second
 QUOTED_LINES = 20  # a cell over more lines than this is a quote that nobody closed
+
+JSON_BLOCK = 2**18  # characters that are read at once
+_SPACE = re.compile(r"\s*")
 
 Name = tuple[str | float, ...]  # ("stem",), or ("stem", start) and ("stem", start, end) for any zeros in front
 
@@ -30,13 +33,13 @@ class SourceError(UsageError, ValueError):
     """Annotations that cannot be read. The message names the file, the line and the way out."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One clip as the annotation lists it.
 
     `video`: name of the whole source file without suffix, perhaps behind folders; clips of one video share it.
     `start`, `end`: seconds in that file; `end` None is its end. A time that could not be read is NaN.
     `cut`: names of files that hold just this clip. `file`: the file of `video`, where that is known from the start.
+    `narration`: the times are those of what is said, however short; whoever reads the manifest makes a clip of it.
     """
 
     video: str
@@ -47,18 +50,20 @@ class Record:
     split: str | None = "train"
     cut: tuple[Name, ...] = ()
     file: Path | None = None
+    narration: bool = False
 
     @property
     def fault(self) -> str | None:
         """Why no file could serve this row, or None."""
-        if not last_part(self.video):
+        video, start, end, *_, narration = self
+        if not last_part(video):
             return "names no file"
-        if not _is_text(self.video):
+        if not video.isascii() and not _is_text(video):
             return "its name is not UTF-8: no manifest can hold it"
-        if not math.isfinite(self.start) or self.start < 0:
+        if not 0 <= start < math.inf:
             return "its start is no time"
-        if self.end is not None and not (math.isfinite(self.end) and self.end > self.start):
-            return f"its end {self.end:g} is not after its start {self.start:g}"
+        if (end is not None and not (start < end or narration)) or end == math.inf or end != end:
+            return f"its end {end:g} is not after its start {start:g}"
         return None
 
 
@@ -98,8 +103,9 @@ def read_cells(path: Path) -> Iterator[list[str]]:
                 if reader.line_num - line > QUOTED_LINES:
                     raise SourceError(f"{path}:{line + 1}: a quote that opens near this line is not closed; close it")
                 line = reader.line_num
-                if any(cell.strip() for cell in cells) and not cells[0].startswith("# "):
-                    yield [cell.strip() for cell in cells]
+                stripped = [cell.strip() for cell in cells]
+                if any(stripped) and not cells[0].startswith("# "):
+                    yield stripped
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text ({error}); convert it, or name the annotation file") from error
     except csv.Error as error:
@@ -113,6 +119,23 @@ def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict
 
     `needed`: name in the row -> names that the column may have; it is there, or `SourceError` says what was found.
     """
+    cells, names = _named(path, needed)
+    for row in cells:
+        yield dict.fromkeys(names, "") | dict(zip(names, row, strict=False))
+
+
+def read_columns(path: Path, needed: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> Iterator[list[str]]:
+    """The cells of `needed` in each row of such a CSV, and those of `more` where it has these; "" for what lacks."""
+    cells, names = _named(path, needed)
+    of_name = {name: place for place, name in enumerate(names)}
+    places = [of_name[name] for name in (*needed, *(name for name in more if name in of_name))]
+    last = max(places)
+    for row in cells:
+        yield [row[place] for place in places] if last < len(row) else [row[p] if p < len(row) else "" for p in places]
+
+
+def _named(path: Path, needed: Mapping[str, Sequence[str]]) -> tuple[Iterator[list[str]], list[str]]:
+    """The rows of a CSV behind the names of its columns, and these."""
     cells = read_cells(path)
     header = [name.lower().replace("-", "_").replace(" ", "_") for name in next(cells, [])]
     columns = {}
@@ -121,9 +144,60 @@ def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict
         if column is None:
             raise SourceError(f"{path}:1: no column {' or '.join(aliases)}; found: {', '.join(header) or 'nothing'}")
         columns[header.index(column)] = name
-    names = [columns.get(i, name) for i, name in enumerate(header)]
-    for row in cells:
-        yield dict.fromkeys(names, "") | dict(zip(names, row, strict=False))
+    return cells, [columns.get(i, name) for i, name in enumerate(header)]
+
+
+def json_entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON object, each as soon as it is read; also with `#` comments in front.
+
+    Raises:
+        SourceError: it is no JSON, or no object.
+    """
+    decoder, text, place, done = json.JSONDecoder(), "", 0, 0
+
+    def fault(what: str) -> SourceError:
+        return SourceError(f"{path}: not JSON ({what} near character {done + place:,})")
+
+    try:
+        with open(path, encoding=encoding_of(path)) as file:
+            while (line := file.readline()) and (not line.strip() or line.lstrip().startswith("#")):
+                pass
+            text = line
+            if not text.lstrip().startswith("{"):
+                raise fault("no object")
+            place = text.index("{") + 1
+            first = True
+            while True:
+                try:
+                    after = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+                    if text[after : after + 1] == "}" and first:
+                        break
+                    key, after = decoder.raw_decode(text, after)
+                    after = _SPACE.match(text, after).end()  # type: ignore[union-attr]
+                    if not isinstance(key, str) or text[after : after + 1] not in (":", ""):
+                        raise fault("no key")
+                    value, after = decoder.raw_decode(text, _SPACE.match(text, after + 1).end())  # type: ignore[union-attr]
+                    after = _SPACE.match(text, after).end()  # type: ignore[union-attr]
+                    mark = text[after : after + 1]
+                    if mark not in (",", "}"):
+                        raise ValueError("neither , nor }")
+                except ValueError as error:
+                    if isinstance(error, SourceError):
+                        raise
+                    more = file.read(JSON_BLOCK + len(text) - place)
+                    if not more:
+                        raise fault(getattr(error, "msg", str(error))) from error
+                    text, place, done = text[place:] + more, 0, done + place
+                    continue
+                yield key, value
+                first = False
+                place = after + 1
+                if mark == "}":
+                    break
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: not UTF-8 text ({error}); convert it, or name the annotation file") from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read_json(path: Path) -> Any:
@@ -182,6 +256,8 @@ def caption(text: object) -> str:
     """
     if text is None or text != text:  # null and NaN of JSON
         return ""
+    if isinstance(text, str) and text.isascii() and "&" not in text and "|" not in text:
+        return " ".join(text.split())  # as most are; the rest takes three times as long
     words = html.unescape(str(text)).encode(errors="ignore").decode().split()  # JSON can hold halves of characters
     return " ".join(word for word in words if word != "|")
 
@@ -202,6 +278,7 @@ def split_called(name: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def split_of(name: str, path: Path) -> str:
     """The split a row names, or else its file's name, or else "train"."""
     return split_called(name) or name or split_called(path.stem) or "train"

@@ -233,7 +233,7 @@ def read_format(
 
 def joined(record: Record) -> Record:
     """`record` with its captions as one paragraph."""
-    return replace(record, captions=captions(" ".join(record.captions)))
+    return record._replace(captions=captions(" ".join(record.captions)))
 
 
 def rows_of(path: Path, form: TableFormat) -> Iterator[Row]:
@@ -307,8 +307,11 @@ def _record(form: TableFormat, row: Row, path: Path, fold: int) -> Record:
 
 
 def first_of(row: Row, columns: Sequence[str]) -> str:
-    cell = next((row[column] for column in columns if column in row), "")
-    return cell if isinstance(cell, str) else " ".join(cell)
+    for column in columns:
+        cell = row.get(column)
+        if cell is not None:
+            return cell if isinstance(cell, str) else " ".join(cell)
+    return ""
 
 
 def _pieces(row: Row, columns: Sequence[str], divider: str) -> Iterator[str]:
@@ -341,5 +344,5 @@ def _grouped(records: Iterable[Record]) -> Iterator[Record]:
         clips.setdefault((record.video, record.start, record.end, record.split), []).append(record)
     for same in clips.values():
         labels = dict.fromkeys(label for record in same for label in record.labels)
-        texts = dict.fromkeys(text for record in same for text in record.captions)
-        yield replace(same[0], labels=tuple(labels), captions=tuple(texts))
+        told = dict.fromkeys(text for record in same for text in record.captions)
+        yield same[0]._replace(labels=tuple(labels), captions=tuple(told))
