@@ -46,7 +46,7 @@ def publish(path: Path, report_page: ReportPage, root: Path) -> None:
     """Draw the finished report in `path` and the index of all of them, and say where they are."""
     render(path, report_page)
     (root / "README.md").write_text(index(root), encoding="utf-8")
-    print(f"{path} (.md, .png beside it)", file=sys.stderr)
+    print(f"{path} (.md{', .png' if report_page.figure else ''} beside it)", file=sys.stderr)
 
 
 def run_benchmark(

@@ -59,6 +59,7 @@ class EvalDataset(Clips):
         return {**super().__getstate__(), "_reading": None}
 
     crops_per_window = 1
+    # of the evenly spaced windows, those that are read
 
     def crops(self, frames: Frames) -> Frames:
         """Crop uint8 [T, h, w, 3] -> uint8 [crops_per_window, T, size, size, 3]."""
