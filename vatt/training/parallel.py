@@ -33,7 +33,14 @@ _SEND_BUFFERS = (
 
 
 def parallelize(
-    model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *, recompute: bool, compiled: bool = False
+    model: nn.Module,
+    parts: Sequence[nn.Module],
+    world: World,
+    kind: str,
+    *,
+    recompute: bool,
+    compiled: bool = False,
+    narrow: bool = False,
 ) -> list[nn.Module]:
     """Make parts of a model work on all processes together.
 
@@ -45,7 +52,8 @@ def parallelize(
         parts: modules of it whose forward is called once a step.
         world: the processes.
         recompute: activation checkpointing, a layer at a time.
-        compiled: torch.compile of each layer; equal layers share their graphs, and seeds of steps are symbols.
+        compiled: torch.compile of each layer; equal layers share their graphs, and seeds of steps are tensors.
+        narrow: see `Encoder`.
 
     Returns:
         What to call in place of each part.
@@ -56,7 +64,7 @@ def parallelize(
         if isinstance(module, BatchNorm) and world.size > 1:
             module.total, module.ranks = world.all_reduce_sum, world.size
         if isinstance(module, Encoder):
-            module.recompute = recompute
+            module.recompute, module.narrow = recompute, narrow
             if compiled:
                 for layer in module.layers:
                     layer.compile()
