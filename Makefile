@@ -56,6 +56,7 @@ docs: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	rm -rf build/pages build/site && mkdir -p build/pages
 	cp -r *.md CITATION.cff LICENSE docs examples findings reports build/pages/
+	mkdir build/pages/bench && cp bench/README.md build/pages/bench/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 compat: $(INSTALLED)

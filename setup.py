@@ -18,7 +18,6 @@ EXTRAS = {
     "features": ["pandas>=2.2", "pyarrow>=15"],
     "figures": ["scikit-learn>=1.5", "matplotlib>=3.9"],
     "hub": ["huggingface_hub>=0.25"],
-    "probe": ["scikit-learn>=1.5"],
     "official": ["google-crc32c>=1.5"],
     "webdataset": ["webdataset>=1.0"],
     "remote": ["fsspec[http]>=2024.6"],

@@ -33,7 +33,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 
 def run_with_gradients(operation: Callable[..., Tensor], leaves: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The operation's output and the gradients of all leaves, for a fixed incoming gradient."""
+    """Return the operation's output and the gradients of all leaves, for a fixed incoming gradient."""
     leaves = [leaf.detach().to(dtype, copy=True).requires_grad_() for leaf in leaves]
     out = operation(*leaves)
     out.backward(noise(*out.shape, seed=99).to(dtype))
@@ -41,7 +41,7 @@ def run_with_gradients(operation: Callable[..., Tensor], leaves: list[Tensor], d
 
 
 def distances(job: Job, impl: str, problem: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each tensor in float32 from float64, and the float64 norms."""
+    """Return the distance of each tensor in float32 from float64, and the float64 norms."""
     exact = job("reference", torch.float64, problem)
     return [(x - y).norm() for x, y in zip(job(impl, torch.float32, problem), exact, strict=True)], [
         x.norm() for x in exact
@@ -49,7 +49,7 @@ def distances(job: Job, impl: str, problem: int) -> tuple[list[Tensor], list[Ten
 
 
 def agree(job: Job, impl: str, problems: int = 1) -> None:
-    """Fails when a tensor of `impl` is more than twice as far from float64 as the literal float32 one.
+    """Fail when a tensor of `impl` is more than twice as far from float64 as the literal float32 one.
 
     Of a whole step that distance is some hundred roundings, of which the worst few decide: on one problem it may be
     small by luck in one of a hundred tensors. With `problems`, the literal one is that of the worst of so many.
@@ -134,7 +134,7 @@ def test_tiny_training_step(benchmark: BenchmarkFixture, impl: str) -> None:
         return VATT(model, OPS[impl]).train()
 
     def job(impl: str, dtype: torch.dtype, problem: int) -> list[Tensor]:
-        """All problems but the first have weights moved by one rounding each."""
+        """Return problems; all but the first have weights moved by one rounding each."""
         trained, move = build(impl), torch.Generator().manual_seed(problem)
         with torch.no_grad():
             for weight in trained.parameters() if problem else ():

@@ -83,7 +83,7 @@ exit codes: 0 every promise was kept, 1 one was broken (the page says which), 2 
 
 
 def damaged_corpus(corpus: Path, folder: Path, draw: random.Random) -> Path:
-    """A copy of the corpus in which one training clip in eight is damaged or gone; the path of its manifest."""
+    """Return a copy of the corpus in which one training clip in eight is damaged or gone; the path of its manifest."""
     shutil.copytree(corpus, folder)
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         clips = [folder / row["path"] for row in csv.DictReader(file) if row["split"] == "train"]
@@ -161,7 +161,7 @@ class Trial:
         self.row["bad_clips"] = len(_lines(whole / "bad_clips.csv")) - 1
 
     def disturb(self, out: Path, words: bytes) -> None:
-        """A process after the other, until one gets to the end. A broken promise is noted, and ends the trial."""
+        """Run one process after the other, until one gets to the end. A broken promise is noted, and ends the trial."""
         damage, promised, output = "", "", ""
         code = -1
         while code:
@@ -201,7 +201,7 @@ class Trial:
                 return
 
     def refuse(self, out: Path, promised: str, words: bytes) -> None:
-        """A damage that a run cannot go on with: it says so, and is mended as it says."""
+        """Damage what a run cannot go on with: it says so, and is mended as it says."""
         process = self.start(out, ["--resume"], 0)
         code = process.end()
         plain = self.ranks > 1 or "Traceback" not in process.said  # torchrun prints its own
@@ -210,7 +210,7 @@ class Trial:
         mend(out, promised, words)
 
     def choose(self, out: Path) -> str:
-        """A fault that can happen in what is left of the run; at its end also none, so that it ends."""
+        """Return a fault that can happen in what is left of the run; at its end also none, so that it ends."""
         left = self.steps - self.saved(out)
         if not left:
             return self.draw.choice(("", "kill -9 while starting", "kill -9 while finishing", "disk full"))
@@ -222,7 +222,7 @@ class Trial:
         return self.draw.choice(kinds)
 
     def prepare(self, out: Path, fault: str) -> Process:
-        """The next process; one that died before it had settings is not resumed but started again."""
+        """Return the next process; one that died before it had settings is not resumed but started again."""
         arguments = ["--resume"] if (out / "config.json").exists() else self.first
         workers = self.draw.choice((1, 2) if fault in OF_WORKERS else (0, 1, 2))
         return self.start(out, arguments, workers, self.draw.randrange(*SMALL_DISK) if fault == "disk full" else None)
@@ -251,7 +251,7 @@ class Trial:
 
 
 def compare(a: Path, b: Path) -> dict[str, bool]:
-    """What of two finished runs is the same to the bit."""
+    """Return what of two finished runs is the same to the bit."""
     pairs: dict[str, tuple[Any, Any]] = {
         "weights": (_sha256(a / "model" / "model.safetensors"), _sha256(b / "model" / "model.safetensors")),
         "losses": (_records(a), _records(b)),
@@ -282,12 +282,12 @@ def _scores(run: Path) -> Any:
 
 
 def redone(row: dict[str, Any]) -> int:
-    """Steps that were lost with a process and made again."""
+    """Return steps that were lost with a process and made again."""
     return sum(max(p["before"] - p["from"], 0) for p in row["processes"] if p["from"] is not None)
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> Counter[str]:
-    """Faults and damages by kind."""
+    """Return faults and damages by kind."""
     processes = [process for row in rows for process in row["processes"]]
     return Counter(name for p in processes for name in (p["fault"], p["damage_before"]) if name)
 
@@ -297,7 +297,7 @@ def is_green(row: dict[str, Any]) -> bool:
 
 
 def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Trials until the time is used up; the report is saved after each."""
+    """Make trials until the time is used up; the report is saved after each."""
     args.work.mkdir(parents=True, exist_ok=True)
     corpus = args.work / "corpus"
     build_corpus(corpus, clips=CLIPS)
@@ -408,7 +408,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Faults by kind, and the way of one run through its processes."""
+    """Draw faults by kind, and the way of one run through its processes."""
     figure, (bars, way) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     total = counts(report.rows)
     for kinds, label, colour, hatch in (
@@ -471,40 +471,38 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    settings = {
+        "minutes": args.minutes,
+        "steps": args.steps,
+        "seed": args.seed,
+        "clips": CLIPS,
+        "ranks": [args.ranks] if args.ranks else list(RANKS),
+        "arguments": SETTINGS,
+    }
+    method = {
+        "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "
+        f"process; one training clip in eight is damaged from the beginning in both runs",
+        "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
+        "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
+    }
+    report, path = harness.open_report(
+        NAME,
+        "Training under faults",
+        settings=settings,
+        method=method,
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        settings = {
-            "minutes": args.minutes,
-            "steps": args.steps,
-            "seed": args.seed,
-            "clips": CLIPS,
-            "ranks": [args.ranks] if args.ranks else list(RANKS),
-            "arguments": SETTINGS,
-        }
-        method = {
-            "runs": f"python -m vatt.train --fused with {' '.join(SETTINGS)}, 0, 1 or 2 data workers drawn for each "
-            f"process; one training clip in eight is damaged from the beginning in both runs",
-            "a process": "draws one fault and its moment; after half of them a file of the run is damaged as well",
-            "the same": "SHA-256 of the weights, every line of metrics.jsonl but for times, bad_clips.csv, retrieval",
-        }
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Training under faults",
-            settings=settings,
-            method=method,
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, Broken, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import torch
 from workloads.video_decoders import DECODERS, RATE, Decoder, OtherCheckout, Unavailable, made_clips
 
 from vatt.config.presets import PRESETS, preset
-from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, opened, probe
 from vatt.data.decoding.span import decode_span, decode_spans
@@ -38,7 +38,6 @@ from vatt.data.decoding.video import Span, read_spans
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.tokenizer import Tokenizer
-from vatt.errors import DataError
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT
 from vatt.ops import choose
@@ -64,7 +63,7 @@ exit codes: 0 done, 1 failed or nothing to compare, 2 wrong usage."""
 
 
 def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
-    """The first `most` clips long enough for a window that our decoder takes."""
+    """Return the first `most` clips long enough for a window that our decoder takes."""
     long_enough = []
     for clip in clips:
         path = clip.path if isinstance(clip, Clip) else clip
@@ -83,7 +82,7 @@ def whole_clips(clips: Manifest | Sequence[Path], most: int) -> list[Path]:
 
 
 def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
-    """(start, fps, frames) of what is measured on a clip.
+    """Return (start, fps, frames) of what is measured on a clip.
 
     Times lie in the middle of frames: on their edges, decoders may round to either side.
     """
@@ -94,7 +93,7 @@ def jobs(path: Path) -> dict[str, tuple[float, float, int]]:
 
 
 def difference(name: str, path: Path) -> float:
-    """Mean difference of a decoder's frames to ours, of 255; the larger one of the window and the sequence."""
+    """Return mean difference of a decoder's frames to ours, of 255; the larger one of the window and the sequence."""
     worst = 0.0
     for job in jobs(path).values():
         ours, theirs = DECODERS[OURS]()(path, *job), DECODERS[name]()(path, *job)
@@ -105,13 +104,13 @@ def difference(name: str, path: Path) -> float:
 
 
 def windows_of(name: str, paths: list[Path]) -> Callable[[], object]:
-    """A window of each clip, for `harness.peak_memory`."""
+    """Return a window of each clip, for `harness.peak_memory`."""
     decode: Decoder = DECODERS[name]()
     return lambda: [len(decode(path, *jobs(path)["window"])) for path in paths]
 
 
 def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
-    """Which decoders can take part, then memory, then time; saved after every one of them."""
+    """Measure which decoders can take part, then memory, then time; saved after every one of them."""
     if not report.gate["checks"]:
         for name in DECODERS:
             report.gate["checks"].append(check(name, paths))
@@ -225,7 +224,7 @@ def stage_rows(report: Report) -> list[list[str]]:
 
 
 def check(name: str, paths: list[Path]) -> dict[str, Any]:
-    """Whether a decoder is there, and the clips on which its frames are ours."""
+    """Return whether a decoder is there, and the clips on which its frames are ours."""
     clips, worst, refused = [], 0.0, []
     for path in paths:
         try:
@@ -247,7 +246,7 @@ def check(name: str, paths: list[Path]) -> dict[str, Any]:
 
 
 def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
-    """A row for each number of workers: the seconds of every step and how long each of them waited."""
+    """Measure a row for each number of workers: the seconds of every step and how long each of them waited."""
     config = preset(args.preset)
     clips = Manifest(
         tuple(Clip(i, p, p.name, captions=(f"clip {i}",)) for i, p in enumerate(paths * args.batch)),
@@ -301,7 +300,7 @@ def measure_loader(args: argparse.Namespace, paths: list[Path], report: Report, 
 
 
 def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[str, float]:
-    """Of the medians over `clips`: frames and clips a second, and milliseconds a clip."""
+    """Return, of the medians over `clips`, frames and clips a second, and milliseconds a clip."""
     rows = [
         row
         for row in report.rows
@@ -406,7 +405,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Windows of every clip as bars, and the waiting of the training step."""
+    """Draw windows of every clip as bars, and the waiting of the training step."""
     figure, (bars, waits) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(3, 2))
     clips = list(dict.fromkeys(row["clip"] for row in report.rows if row["kind"] == "decoder"))
     names = [c["decoder"] for c in taking_part(report)]
@@ -470,48 +469,44 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
+        paths = whole_clips(clips, args.most)
+        settings = {
+            "data": str(args.data or "made"),
+            "beside": args.beside.resolve().name if args.beside else "",
+            "clips": [path.name for path in paths],
+            "frames": FRAMES,
+            "fps": FPS,
+            "preset": args.preset,
+            "batch": args.batch,
+            "steps": args.steps,
+            "workers": args.workers,
+        }
+        method = {
+            "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
+            f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
+            "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
+            "files": "in the page cache after the warm-up: disks are not measured",
+        }
+        title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
+        out = cli.output_folder(args)
+        report, path = harness.open_report(
+            NAME, title, settings=settings, method=method, out=out, resume=args.resume, quick=args.quick
+        )
+        measure_decoders(args, paths, report, path)
+        measure_stages(args, paths, report, path)
+        measure_loader(args, paths, report, path)
+    report.finished = True
+    report.save(path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            clips = read_manifest(args.data) if args.data else made_clips(Path(folder))
-            paths = whole_clips(clips, args.most)
-            settings = {
-                "data": str(args.data or "made"),
-                "beside": args.beside.resolve().name if args.beside else "",
-                "clips": [path.name for path in paths],
-                "frames": FRAMES,
-                "fps": FPS,
-                "preset": args.preset,
-                "batch": args.batch,
-                "steps": args.steps,
-                "workers": args.workers,
-            }
-            method = {
-                "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
-                f"{args.rounds} rounds, time.perf_counter; sums of medians over clips",
-                "memory": "a window of every clip in a fresh process: VmHWM less what it held after its imports",
-                "files": "in the page cache after the warm-up: disks are not measured",
-            }
-            title = f"Decoding {len(paths)} clips on one thread, and the loader before a training step"
-            root = cli.output_folder(args)
-            report, path = harness.open_report(
-                NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-            )
-            measure_decoders(args, paths, report, path)
-            measure_stages(args, paths, report, path)
-            measure_loader(args, paths, report, path)
-        report.finished = True
-        report.save(path)
-        cli.publish(path, REPORT_PAGE, root)
-    except ManifestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.pages import BLUE, ReportPage, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 import av
 import numpy as np
@@ -134,29 +134,27 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    report, path = harness.open_report(
+        NAME,
+        "Where decoders differ on valid clips",
+        settings={"starts": list(STARTS), "frames": FRAMES, "fps": FPS},
+        method={"count": "frames that carry their number, against the times written into the file"},
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        report.rows = measured(Path(folder))
+    report.finished = True
+    report.save(path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Where decoders differ on valid clips",
-            settings={"starts": list(STARTS), "frames": FRAMES, "fps": FPS},
-            method={"count": "frames that carry their number, against the times written into the file"},
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            report.rows = measured(Path(folder))
-        report.finished = True
-        report.save(path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(report))
-    return 0
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def tables() -> dict[Path, str]:
 
 
 def report_page(path: Path) -> ReportPage:
-    """Who draws the report in `path`. Raises `ReportError` when nobody does."""
+    """Return the page of the benchmark whose report lies in `path`. Raises `ReportError` when nobody does."""
     name = harness.load(path).name
     if name not in REPORT_PAGES:
         raise ReportError(

@@ -18,11 +18,11 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.report import Report, ReportError
+from harness.report import Report
 
 from accounting.flops import backbone_flops, vatt_flops
 from accounting.paper_flops import vatt_paper_flops
-from pages.droptoken import KINDS, NAME, PAPER_GFLOPS, REPORT_PAGE, TUNING_FOLD, page
+from pages.droptoken import KINDS, NAME, PAPER_GFLOPS, REPORT_PAGE, TUNING_FOLD
 from workloads import esc10_from_scratch, model_steps
 from workloads.model_steps import StepCase
 
@@ -30,8 +30,6 @@ from vatt.checkpoints.model_folder import load_config
 from vatt.config.model import ModelConfig
 from vatt.config.presets import PRESETS, preset
 from vatt.config.serialization import to_dict
-from vatt.data.clip import ManifestError
-from vatt.errors import ConfigError, RunError
 from vatt.runtime.progress import progress_bar
 
 EXAMPLES = """examples:
@@ -140,7 +138,7 @@ def dropping(model: ModelConfig, rate: float) -> ModelConfig:
 
 
 def flops_rows() -> list[dict[str, Any]]:
-    """Table 5's column of FLOPs, always of VATT-MBS, one caption a clip."""
+    """Return table 5's column of FLOPs, always of VATT-MBS, one caption a clip."""
     model = preset("mbs").model
     rows = []
     for rate, printed in PAPER_GFLOPS.items():
@@ -160,7 +158,10 @@ def flops_rows() -> list[dict[str, Any]]:
 
 
 def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], StepCase]]:
-    """(what the row says of itself, what is measured). Inference drops too: that is what the paper's GFLOPs count."""
+    """Return pairs of what a row says of itself and what is measured.
+
+    Inference drops too: that is what the paper's GFLOPs count.
+    """
     made = []
     for rate in args.drop_rates:
         model = dropping(preset(args.preset).model, rate)
@@ -191,7 +192,7 @@ def timing_cases(args: argparse.Namespace) -> list[tuple[dict[str, Any], StepCas
 
 
 def derive(report: Report) -> None:
-    """Speed-up over the row without dropping, beside the ratio of FLOPs, as long as the numerics are green."""
+    """Add the speed-up over the row without dropping, beside the ratio of FLOPs, as long as the numerics are green."""
     rows = {(r["mode"], r["drop_rate"]): r for r in report.rows if r["kind"] == "timing"}
     for (mode, _), row in rows.items():
         whole, green = rows[mode, 0.0], report.gate["green"]
@@ -200,7 +201,7 @@ def derive(report: Report) -> None:
 
 
 def measure_timing(args: argparse.Namespace, report: Report, path: Path) -> bool:
-    """Fills the timing rows, which come first in the report. Returns whether the numerics are green."""
+    """Fill the timing rows, which come first in the report. Returns whether the numerics are green."""
     cases = [case for _, case in timing_cases(args)]
     checks = [case for case in cases if case.training]
     return model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
@@ -210,7 +211,9 @@ def measure_timing(args: argparse.Namespace, report: Report, path: Path) -> bool
 
 
 def pieces(args: argparse.Namespace, kinds: Collection[str]) -> Iterator[dict[str, Any]]:
-    """What tells the accuracy rows apart, in the order they are made: all rates of a fold before the next fold."""
+    """Yield what tells the accuracy rows apart, in the order they are made: all rates of a fold before the next
+    fold.
+    """
     for seed in args.seeds:
         if "corpus" in kinds:
             yield from ({"kind": "corpus", "drop_rate": rate, "seed": seed} for rate in args.drop_rates)
@@ -239,7 +242,7 @@ def missing(args: argparse.Namespace, report: Report, kinds: Collection[str]) ->
 
 
 def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Makes the missing rows; the report is saved after each."""
+    """Make the missing rows; the report is saved after each."""
     command = shlex.join(sys.orig_argv[1:])
     left = missing(args, report, args.only)
     if not left:
@@ -283,7 +286,7 @@ def measure_accuracy(args: argparse.Namespace, report: Report, path: Path) -> No
 
 
 def finished(args: argparse.Namespace, report: Report) -> bool:
-    """Whether every part that was asked for, now or by an earlier command, is complete."""
+    """Return whether every part that was asked for, now or by an earlier command, is complete."""
     times = [len(row["seconds"]) for row in report.rows if row["kind"] == "timing"]
     timed = min(times) >= args.repeats or not any(times)
     return timed and not missing(args, report, {row["kind"] for row in report.rows} | set(args.only))
@@ -325,7 +328,8 @@ def open_report(args: argparse.Namespace) -> tuple[Report, Path]:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
     report, path = open_report(args)
     # Rows to be timed come first, also where they are timed later or never: a row a case, in order.
     report.rows = report.rows or [*(row for row, _ in timing_cases(args)), *flops_rows()]
@@ -336,26 +340,13 @@ def run(args: argparse.Namespace) -> int:
         measure_accuracy(args, report, path)
         report.finished = finished(args, report)
         report.save(path)
-    cli.publish(path, REPORT_PAGE, cli.output_folder(args))
-    print(page(harness.load(path)))
-    if not green:
-        print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)
-    return 0 if green else 1
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        return run(args)
-    except (ConfigError, ManifestError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished rows are kept: --resume goes on", file=sys.stderr)
-        return 130
+    red = "the implementations disagree, see Numerics; no speed-up is printed"
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args, red)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def changes(settings: Sequence[str]) -> list[str]:
 
 
 def pretrain(out: Path, steps: int, *extra: str) -> dict[str, Any]:
-    """Pre-training on the built-in corpus; OUT/model is what the other pieces start from."""
+    """Pre-train on the built-in corpus; OUT/model is what the other pieces start from."""
     shutil.rmtree(out, ignore_errors=True)
     run(
         [
@@ -85,7 +85,7 @@ def pretrain(out: Path, steps: int, *extra: str) -> dict[str, Any]:
 
 
 def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
-    """Fine-tunes on four folds and tests on `fold`; returns top-1, the loss curve and times."""
+    """Fine-tune on four folds and test on `fold`; return top-1, the loss curve and times."""
     out = args.work / f"{init}-fold-{fold}"
     shutil.rmtree(out, ignore_errors=True)
     source = ["none", "--model", "tiny"] if init == "scratch" else [str(args.work / "pretrained")]
@@ -128,7 +128,7 @@ def finetune(args: argparse.Namespace, init: str, fold: int) -> dict[str, Any]:
 
 
 def probe(args: argparse.Namespace, init: str) -> list[dict[str, Any]]:
-    """Logistic regression on frozen features, a row a fold."""
+    """Score logistic regression on frozen features, a row for each fold."""
     out = args.work / f"probe-{init}"
     shutil.rmtree(out, ignore_errors=True)
     manifests = [str(manifest(args, fold)) for fold in args.folds]
@@ -164,7 +164,7 @@ def manifest(args: argparse.Namespace, fold: int) -> Path:
 
 
 def scores_of(report: Report, kind: str, init: str) -> dict[int, float]:
-    """Fold -> top-1 in per cent."""
+    """Return fold -> top-1 in per cent."""
     return {row["fold"]: 100 * row["top1"] for row in report.rows if (row["kind"], row.get("init")) == (kind, init)}
 
 
@@ -212,7 +212,7 @@ def page(report: Report) -> str:
 
 
 def paired_difference(report: Report) -> list[float]:
-    """Points by which fine-tuning beats training from scratch on each fold that has both."""
+    """Return points by which fine-tuning beats training from scratch on each fold that has both."""
     scratch, tuned = (scores_of(report, "fine-tuning", init) for init in ("scratch", "pretrained"))
     return [tuned[fold] - scratch[fold] for fold in tuned if fold in scratch]
 

@@ -40,7 +40,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage. Needs pip install -e '.[figures]'."
 
 
 def train(name: str, args: argparse.Namespace, corpus: Path) -> dict[str, Any]:
-    """Trains one of `PANELS` in WORK/NAME, anew; returns its scores on the held-out clips."""
+    """Train one of `PANELS` in WORK/NAME, anew; return its scores on the held-out clips."""
     out = args.work / name
     shutil.rmtree(out, ignore_errors=True)
     if name == "scratch":
@@ -70,7 +70,9 @@ def train(name: str, args: argparse.Namespace, corpus: Path) -> dict[str, Any]:
 
 
 def embed(args: argparse.Namespace, corpus: Path) -> list[dict[str, Any]]:
-    """Of each model the points of the held-out clips, their labels, and the share of nearest neighbours of a class."""
+    """Return of each model the points of the held-out clips, their labels, and the share of nearest neighbours of a
+    class.
+    """
     out = args.work / "tsne.png"
     for path in (out, out.with_suffix(".npz")):
         path.unlink(missing_ok=True)
@@ -116,7 +118,7 @@ def same_colour(report: Report, row: dict[str, Any]) -> float:
 
 
 def said(row: dict[str, Any]) -> str:
-    """The score of a model on the held-out clips, for people."""
+    """Return the score of a model on the held-out clips, for people."""
     scores = row["scores"]
     if row["model"] == "scratch":
         return f"top-1 {100 * scores['top1']:.0f} %"

@@ -32,7 +32,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage."""
 
 
 def measure(args: argparse.Namespace) -> Path:
-    """Mean activations by vatt.figures, a row a modality."""
+    """Return mean activations by vatt.figures, a row a modality."""
     args.work.mkdir(parents=True, exist_ok=True)
     data = args.data or build_corpus()
     out = args.work / "activations.png"
@@ -100,7 +100,7 @@ def maps(report: Report) -> dict[str, Any]:
 
 
 def alike(report: Report) -> list[tuple[str, str, list[float]]]:
-    """Pairs of modalities and, a layer each, the correlation of their maps over the nodes."""
+    """Return pairs of modalities and, a layer each, the correlation of their maps over the nodes."""
     by_name = maps(report)
     names = [*by_name]
     return [

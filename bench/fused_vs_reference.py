@@ -18,7 +18,7 @@ from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
 from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 import torch
 from accounting.flops import video_flops
@@ -102,13 +102,13 @@ def model_config(name: str, layers: int, dropout: float, rate: float) -> ModelCo
 
 
 def build(config: ModelConfig, implementation: str) -> Backbone:
-    """The video backbone in training mode; the same weights whatever the implementation and the drop rate."""
+    """Return the video backbone in training mode; the same weights whatever the implementation and the drop rate."""
     torch.manual_seed(1)
     return Backbone(config, choose(implementation == "fused", "cpu"), ("video",)).train()
 
 
 def clip_and_direction(config: ModelConfig, batch: int) -> tuple[Tensor, Tensor]:
-    """Noise frames [B,T,H,W,3] uint8, and the gradient [B,D] that comes back to the pooled feature."""
+    """Return noise frames [B,T,H,W,3] uint8, and the gradient [B,D] that comes back to the pooled feature."""
     generator = torch.Generator().manual_seed(2)
     video = config.video
     shape = (batch, video.frames, video.size, video.size, 3)
@@ -126,7 +126,7 @@ def run_step(model: Backbone, frames: Tensor, direction: Tensor) -> Tensor:
 
 
 def lone_step(config: ModelConfig, implementation: str, batch: int, threads: int) -> Callable[[], object]:
-    """A step for `harness.peak_memory`, which calls this in a process of its own."""
+    """Return a step for `harness.peak_memory`, which calls this in a process of its own."""
     torch.set_num_threads(threads)
     model = build(config, implementation)
     frames, direction = clip_and_direction(config, batch)
@@ -134,7 +134,7 @@ def lone_step(config: ModelConfig, implementation: str, batch: int, threads: int
 
 
 def numerics(config: ModelConfig) -> dict[str, Any]:
-    """Output and every gradient of both implementations against the literal model in float64, few layers deep.
+    """Return output and every gradient of both implementations against the literal model in float64, few layers deep.
 
     Error of a tensor: |x - exact| / |exact|, Frobenius norms. Fused passes where no tensor is more than GATE_FACTOR
     times as wrong as in the literal float32 model (or than float32's own spacing, where that model is exact by luck).
@@ -197,7 +197,9 @@ def new_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def derive(report: Report) -> None:
-    """Quantiles, and as long as the numerics are green the ratios: to the own 0 % row, to FLOPs, to the reference."""
+    """Add quantiles, and as long as the numerics are green the ratios: to the own 0 % row, to FLOPs, to the
+    reference.
+    """
     rows = {(r["dropout"], r["drop_rate"], r["implementation"]): r for r in report.rows}
     for (dropout, rate, _), row in rows.items():
         row.update(timing.quantiles(row["seconds"]))
@@ -211,7 +213,7 @@ def derive(report: Report) -> None:
 
 
 def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Numerics, then memory, then time; the report is saved after every one of them. Red numerics end it."""
+    """Measure numerics, then memory, then time; the report is saved after every one of them. Red numerics end it."""
     report.rows = report.rows or new_rows(args)
     done = len(report.gate["checks"]) + sum("peak_bytes" in r for r in report.rows)
     done += sum(min(len(r["seconds"]), args.repeats) for r in report.rows)
@@ -415,45 +417,42 @@ def figure(report: Report, plt: Any) -> Any:
 REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    config = model_config(args.preset, args.layers, args.dropout[0], 0.0)
+    settings = {
+        "preset": args.preset,
+        "video": to_dict(config.video),
+        "encoder": to_dict(config.video_encoder),
+        "drop_rates": args.drop_rates,
+        "dropout": args.dropout,
+        "batch": args.batch,
+        "dtype": "float32",
+    }
+    method = {
+        "timing": f"candidates alternate within one process, every second round backwards; 1 warm-up step each, "
+        f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
+        "memory": "one step in a fresh process: VmHWM less what the process held after its imports",
+        "dropout": "the release trains with 0.1; rows of dropout 0 are the main ones, since with dropout the "
+        "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
+    }
+    video = config.video
+    title = (
+        f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
+        f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}"
+    )
+    report, path = harness.open_report(
+        NAME, title, settings=settings, method=method, out=cli.output_folder(args), resume=args.resume, quick=args.quick
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        config = model_config(args.preset, args.layers, args.dropout[0], 0.0)
-        settings = {
-            "preset": args.preset,
-            "video": to_dict(config.video),
-            "encoder": to_dict(config.video_encoder),
-            "drop_rates": args.drop_rates,
-            "dropout": args.dropout,
-            "batch": args.batch,
-            "dtype": "float32",
-        }
-        method = {
-            "timing": f"candidates alternate within one process, every second round backwards; 1 warm-up step each, "
-            f"{args.repeats} rounds, time.perf_counter; p20, p50, p80 of the rounds",
-            "memory": "one step in a fresh process: VmHWM less what the process held after its imports",
-            "dropout": "the release trains with 0.1; rows of dropout 0 are the main ones, since with dropout the "
-            "portable attention computes probabilities block by block instead of in PyTorch's fused kernel",
-        }
-        video = config.video
-        title = (
-            f"Fused (portable) against reference: {args.preset} video model, {args.layers} layers of width "
-            f"{config.video_encoder.width}, {video.frames}x{video.size}x{video.size}"
-        )
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    if not report.gate["green"]:
-        print("error: the implementations disagree, see Numerics; no speed-up is printed", file=sys.stderr)
-        return 1
-    return 0
+    return cli.run_benchmark(
+        lambda: run(args), REPORT_PAGE, args, "the implementations disagree, see Numerics; no speed-up is printed"
+    )
 
 
 if __name__ == "__main__":

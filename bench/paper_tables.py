@@ -98,7 +98,10 @@ class Measured(NamedTuple):
 
 
 def read_result(one: Recipe, path: Path) -> Measured:
-    """The scores of recipe `one` in `path`. Raises `ReportError` when they are not those of its model and settings."""
+    """Return the scores of recipe `one` in `path`.
+
+    Raises `ReportError` when they are not those of its model and settings.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         model = result["finetune"]["model"] if one.tuned else result["model"]
@@ -127,7 +130,7 @@ def read_result(one: Recipe, path: Path) -> Measured:
 
 
 def differences(one: Recipe, model: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    """Where a result's model, input and protocol are not the recipe's."""
+    """Return where a result's model, input and protocol are not the recipe's."""
     resolved = settings(one)
     theirs = resolved.model if isinstance(resolved, FinetuneConfig) else preset(one.model).model
     expected = json.loads(json.dumps(to_dict(theirs)))
@@ -161,7 +164,7 @@ def scores_of(one: Recipe, result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def clips_of(one: Recipe, result: Mapping[str, Any]) -> int:
-    """How many clips were scored, over all folds."""
+    """Return how many clips were scored, over all folds."""
     if one.tuned:
         return result["test"]["labelled"]
     if one.task == "retrieve":
@@ -171,7 +174,7 @@ def clips_of(one: Recipe, result: Mapping[str, Any]) -> int:
 
 
 def scaled(name: str, value: float) -> float:
-    """As the paper prints it: shares in per cent."""
+    """Return a score as the paper prints it: shares in per cent."""
     return value if name in ("d-prime", "median_rank") else 100 * value
 
 
@@ -195,7 +198,7 @@ def literature(text: str) -> list[list[str]]:
 
 
 def beside(cells: Sequence[str]) -> list[str]:
-    """Numbers of others, each followed by an empty cell: they are the paper's, and nobody measured them here."""
+    """Return numbers of others, each followed by an empty cell: they are the paper's, and nobody measured them here."""
     return [cell for value in cells for cell in (value, "–")]
 
 
@@ -217,7 +220,7 @@ def table_1(measured: Mapping[str, Measured]) -> str:
 def plain(
     title: str, scores: Sequence[str], others: str, names: Sequence[str], measured: Mapping[str, Measured]
 ) -> str:
-    """A table of one data set."""
+    """Return a table of one data set."""
     rows = [[method, " / ".join(values), "–"] for method, *values in literature(others)]
     rows += [[RECIPES[name].row, paper_cell(RECIPES[name]), here_cell(RECIPES[name], measured)] for name in names]
     joined = " / ".join(scores)
@@ -256,7 +259,7 @@ def table_6(measured: Mapping[str, Measured]) -> str:
 
 
 def table_7(reports: Path) -> str:
-    """Parameters are counted, not trained: the newest report of bench/model_sizes.py has them."""
+    """Return Table 7. Parameters are counted, not trained: the newest report of bench/model_sizes.py has them."""
     paths = sorted(reports.glob("*/model_sizes.json"))
     counted = {
         row["model"]: row["parameters"] for path in paths for row in harness.load(path).rows if row["kind"] == "paper"
@@ -283,7 +286,7 @@ def sources(measured: Mapping[str, Measured]) -> str:
 
 
 def page(measured: Mapping[str, Measured], reports: Path) -> str:
-    """All tables as Markdown."""
+    """Return all tables as Markdown."""
     audio, image = ("audioset-base", "audioset-ma-medium"), ("imagenet-scratch", "imagenet-base")
     head = (
         '# The paper\'s tables\n\n"Paper": as printed there. "Here": from a result of `python -m vatt.recipes NAME`; '
@@ -308,7 +311,7 @@ def page(measured: Mapping[str, Measured], reports: Path) -> str:
 
 
 def collect(given: Sequence[str], reports: Path) -> dict[str, Measured]:
-    """Results of the command line (NAME=FILE, or a file in a folder of that name), and of `reports`."""
+    """Return the results of the command line (NAME=FILE, or a file in a folder of that name), and of `reports`."""
     files = {path.stem: path for path in sorted(reports.glob("*/recipes/*.json"))}
     for text in given:
         name, separator, file = text.rpartition("=")

@@ -41,7 +41,7 @@ exit codes: 0 done, 1 failed or the two evaluations differ, 2 wrong usage."""
 
 
 def read_labelled(folder: Path) -> list[tuple[Path, str]]:
-    """Clips that decode and have a label, and GRID clips. Raises `ReportError` for fewer than two classes."""
+    """Return clips that decode and have a label, and GRID clips. Raises `ReportError` for fewer than two classes."""
     path = folder / "manifest.csv"
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -154,7 +154,7 @@ def best_classes(predictions: Path) -> dict[str, str]:
 
 
 def classes(report: Report) -> str:
-    """`14 real clips of 7 classes`."""
+    """Return a text such as `14 real clips of 7 classes`."""
     labels = report.settings["clips"]
     return f"{len(labels)} real clips of {len(set(labels.values()))} classes"
 

@@ -18,7 +18,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 from accounting.flops import backbone_flops
 from accounting.paper_flops import video_paper_flops
@@ -28,7 +28,6 @@ from workloads.model_steps import StepCase
 from vatt.config.model import DropConfig, ModelConfig, kept_tokens
 from vatt.config.presets import PRESETS, preset
 from vatt.config.serialization import to_dict
-from vatt.errors import ConfigError
 
 NAME = "resolution_sweep"
 RATES = (0.0, 0.25, 0.5, 0.75)
@@ -110,7 +109,7 @@ def model_config(model: ModelConfig, clip: str, rate: float) -> ModelConfig:
 
 
 def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], list[dict[str, Any]]]:
-    """What is measured: each clip and rate in training; in inference with all tokens, and with fewer."""
+    """Return what is measured: each clip and rate in training; in inference with all tokens, and with fewer."""
     cases, rows = [], []
     for clip in args.clips:
         for training in (True, False):
@@ -144,7 +143,10 @@ def plan(args: argparse.Namespace, model: ModelConfig) -> tuple[list[StepCase], 
 
 
 def accounting() -> list[dict[str, Any]]:
-    """GFLOPs of ViT-Medium, forward, one clip: as the paper counts them, and true; the printed ones beside them."""
+    """Return the GFLOPs of ViT-Medium, forward, of one clip, beside the printed ones.
+
+    Both as the paper counts them, and true.
+    """
     rows = []
     for clip in CLIPS:
         for rate in RATES:
@@ -169,7 +171,7 @@ def accounting() -> list[dict[str, Any]]:
 
 
 def derive(report: Report) -> None:
-    """As long as the numerics are green: the speed-up over the same clip and mode without dropping."""
+    """Add, as long as the numerics are green, the speed-up over the same clip and mode without dropping."""
     measured = of_kind(report, "measured")
     none = {(r["clip"], r["training"]): r for r in measured if r["drop_rate"] == 0}
     for row in measured:
@@ -342,7 +344,10 @@ def gib(value: float | None) -> float | None:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Both accountings over the tokens; throughput and memory over the drop rate; speed-up over the FLOP ratio."""
+    """Draw both accountings over the tokens.
+
+    Throughput and memory over the drop rate; speed-up over the FLOP ratio.
+    """
     figure, ((flops, rate), (gain, memory)) = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
     draw_accounting(flops, of_kind(report, "accounting"))
     rows = of_kind(report, "measured")
@@ -385,7 +390,10 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """GFLOPs of ViT-Medium over encoder tokens; what lies between the two lines is Q K^T, less what is no product."""
+    """Draw the GFLOPs of ViT-Medium over encoder tokens.
+
+    What lies between the two lines is Q K^T, less what is no product.
+    """
     line = sorted((r for r in rows if r["clip"] == "32x320"), key=lambda r: r["tokens"])
     tokens = [r["tokens"] for r in line]
     axes.plot(tokens, [r["true_gflops"] for r in line], color=BLACK, marker=".", label="true, 32x320x320")
@@ -443,62 +451,61 @@ def draw_accounting(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_csv(path: Path) -> None:
-    """The CSV beside the JSON in `path`."""
+    """Write the CSV beside the JSON in `path`."""
     model_steps.write_csv(path.with_suffix(".csv"), harness.load(path).rows)
 
 
 REPORT_PAGE = ReportPage(page, figure, readme_rows, draw_csv)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    device = model_steps.resolve_step_flags(args, batch_on_gpu=8)
+    name = args.preset or ("sss" if device.type == "cpu" else "mbs")
+    model = preset(name).model
+    encoder = model.video_encoder
+    layers = args.layers or (2 if args.quick else encoder.layers)
+    encoder = replace(encoder, layers=layers, dropout=args.dropout)
+    model = replace(model, video_encoder=encoder)
+    settings = {
+        "preset": name,
+        "encoder": to_dict(encoder),
+        "clips": args.clips,
+        "drop_rates": args.drop_rates,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "fused": not args.reference,
+    }
+    title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
+    report, path = harness.open_report(
+        NAME,
+        title,
+        settings=settings,
+        method=model_steps.method(args),
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+        device=args.device,
+    )
+    cases, rows = plan(args, model)
+    report.rows = report.rows or [*rows, *accounting()]
+    checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
+    checks = [
+        StepCase(model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype)
+        for clip, rate in checked
+    ]
+    model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        device = model_steps.resolve_step_flags(args, batch_on_gpu=8)
-        name = args.preset or ("sss" if device.type == "cpu" else "mbs")
-        model = preset(name).model
-        encoder = model.video_encoder
-        layers = args.layers or (2 if args.quick else encoder.layers)
-        encoder = replace(encoder, layers=layers, dropout=args.dropout)
-        model = replace(model, video_encoder=encoder)
-        settings = {
-            "preset": name,
-            "encoder": to_dict(encoder),
-            "clips": args.clips,
-            "drop_rates": args.drop_rates,
-            "batch": args.batch,
-            "dtype": args.dtype,
-            "fused": not args.reference,
-        }
-        title = f"Resolution and DropToken (Table 6): {name} video model, {layers} layers of width {encoder.width}"
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            title,
-            settings=settings,
-            method=model_steps.method(args),
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-            device=args.device,
-        )
-        cases, rows = plan(args, model)
-        report.rows = report.rows or [*rows, *accounting()]
-        checked = [(args.clips[0], 0.0), *((clip, max(args.drop_rates)) for clip in args.clips)]
-        checks = [
-            StepCase(
-                model_config(model, clip, rate), True, fused=not args.reference, device=args.device, dtype=args.dtype
-            )
-            for clip, rate in checked
-        ]
-        green = model_steps.measure(report, path, cases, repeats=args.repeats, checks=checks, derive=derive)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    if not green:
-        print("error: the operations disagree with the literal model, see Numerics; nothing was timed", file=sys.stderr)
-    return 0 if green else 1
+    return cli.run_benchmark(
+        lambda: run(args),
+        REPORT_PAGE,
+        args,
+        "the operations disagree with the literal model, see Numerics; nothing was timed",
+    )
 
 
 if __name__ == "__main__":

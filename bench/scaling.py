@@ -10,18 +10,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.report import ReportError
 
 from accounting import activations
 from accounting.activations import Activations
 from accounting.communication import FLOAT, KINDS, Hardware, Sizes, collectives, sizes_of
 from accounting.flops import Flops, loss_flops, vatt_flops
 from accounting.parameters import PRETRAINING
-from pages import scaling as scaling_page
 from pages.scaling import NAME, REPORT_PAGE
 
 from vatt.config.model import ModelConfig
@@ -78,7 +77,7 @@ class Subject:
 
 
 def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: bool) -> dict[str, int]:
-    """Bytes of a rank that do not depend on how many clips it computes at a time.
+    """Return bytes of a rank that do not depend on how many clips it computes at a time.
 
     "loss": embeddings of all clips as they came, one by one, as unit vectors, and their gradients; the similarities are
     never stored. "gathered": what FSDP2 holds whole: all but the layers, and two layers (one works, the next arrives).
@@ -98,12 +97,14 @@ def resident(subject: Subject, batch: int, ranks: int, kind: str, accumulating: 
 
 
 def fitting(subject: Subject, kept: Activations, resident_bytes: int, memory: float) -> int:
-    """Clips that a rank can compute at a time."""
+    """Return clips that a rank can compute at a time."""
     return int(((1 - FREE) * memory - resident_bytes - kept.fixed) // (kept.clip + subject.inputs))
 
 
 def preset_row(subject: Subject) -> dict[str, Any]:
-    """A row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch 2048."""
+    """Return a row with what a preset sends, keeps and computes, and the clips that fit on one of 8 GPUs at batch
+    2048.
+    """
     sizes = subject.sizes
     row: dict[str, Any] = {
         "kind": "preset",
@@ -128,8 +129,10 @@ def preset_row(subject: Subject) -> dict[str, Any]:
 
 
 def step(subject: Subject, batch: int, ranks: int, kind: str, hardware: Hardware) -> dict[str, Any]:
-    """A row: one step of `batch` clips on `ranks` GPUs. Seconds of communication by kind, and of the step without any
-    overlap and with all of it that the order of a step allows.
+    """Return a row: one step of `batch` clips on `ranks` GPUs.
+
+    Seconds of communication by kind, and of the step without any overlap and with all of it that the order of a step
+    allows.
 
     Where a rank's clips do not fit into its memory, it computes them in `passes` micro-batches (exact accumulation, one
     more forward). Embeddings and batch norm lie between forward and backward and never overlap. Gradients do so with
@@ -188,7 +191,7 @@ def _whole(sizes: dict[str, float]) -> dict[str, int]:
 
 
 def rounded(value: Any) -> Any:
-    """Six digits of every float: more would only lengthen the file."""
+    """Return six digits of every float: more would only lengthen the file."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -220,8 +223,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(None if argv is None else list(argv))
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
     hardware = replace(Hardware(), flop_share=args.mfu, link_share=args.link_share)
     names, batches, counts = (("mbs",), (2048, 65536), (8, 64, 1024)) if args.quick else (PRESETS, BATCHES, RANKS)
     inputs = [
@@ -229,57 +232,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, value in asdict(hardware).items()
         if name in SOURCES
     ]
-    try:
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Pre-training on 8 to 1024 GPUs, computed",
-            settings={
-                "presets": names,
-                "batches": batches,
-                "gpus": counts,
-                "hardware": hardware.name,
-                "inputs": inputs,
-                "free_memory": FREE,
-                "captions": preset("mbs").model.text.captions,
-            },
-            method={
-                "result": "computed; nothing on this page was measured, on GPUs or elsewhere",
-                "bytes": "parameters and embeddings of models built on PyTorch's meta device, all sent in float32",
-                "activations": "saved tensors of a forward pass on fake tensors under bfloat16 autocast, with "
-                "DropToken 0.5, 2 and 4 clips, linear in clips",
-            },
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        report.rows, report.gate["checks"] = [], []
-        bar = progress_bar(len(names), "computing", "preset")
-        with bar:
-            for name in names:
-                subject = Subject.of(name)
-                counted = subject.sizes.total + 2 * sum(subject.sizes.norms)  # moving statistics
-                report.gate["checks"].append({"model": name, "green": counted == PRETRAINING[name]})
-                report.rows.append(rounded(preset_row(subject)))
-                report.rows += [
-                    rounded(step(subject, batch, ranks, kind, hardware))
-                    for kind in ("ddp", "fsdp")
-                    for batch in batches
-                    for ranks in counts
-                ]
-                bar.update()
-        report.gate["green"] = all(check["green"] for check in report.gate["checks"])
-        report.finished = True
-        report.save(path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(scaling_page.page(report))
-    if not report.gate["green"]:
-        print("error: parameters differ from the official model", file=sys.stderr)
-        return 1
-    return 0
+    report, path = harness.open_report(
+        NAME,
+        "Pre-training on 8 to 1024 GPUs, computed",
+        settings={
+            "presets": names,
+            "batches": batches,
+            "gpus": counts,
+            "hardware": hardware.name,
+            "inputs": inputs,
+            "free_memory": FREE,
+            "captions": preset("mbs").model.text.captions,
+        },
+        method={
+            "result": "computed; nothing on this page was measured, on GPUs or elsewhere",
+            "bytes": "parameters and embeddings of models built on PyTorch's meta device, all sent in float32",
+            "activations": "saved tensors of a forward pass on fake tensors under bfloat16 autocast, with "
+            "DropToken 0.5, 2 and 4 clips, linear in clips",
+        },
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    report.rows, report.gate["checks"] = [], []
+    bar = progress_bar(len(names), "computing", "preset")
+    with bar:
+        for name in names:
+            subject = Subject.of(name)
+            counted = subject.sizes.total + 2 * sum(subject.sizes.norms)  # moving statistics
+            report.gate["checks"].append({"model": name, "green": counted == PRETRAINING[name]})
+            report.rows.append(rounded(preset_row(subject)))
+            report.rows += [
+                rounded(step(subject, batch, ranks, kind, hardware))
+                for kind in ("ddp", "fsdp")
+                for batch in batches
+                for ranks in counts
+            ]
+            bar.update()
+    report.gate["green"] = all(check["green"] for check in report.gate["checks"])
+    report.finished = True
+    report.save(path)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(None if argv is None else list(argv))
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args, "parameters differ from the official model")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from faults.damaged_files import LIMIT, SILENT, Child, fuzz, state, variants
 
 from vatt.config.data import DataConfig
 from vatt.config.presets import preset
-from vatt.data.clip import Clip, Manifest, ManifestError
+from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.memory_limit import return_freed_memory
 from vatt.data.manifest import read_manifest
@@ -52,8 +52,9 @@ exit codes: 0 done, 1 failed: a crash, a hang, memory that grows or files left o
 
 
 def soak(clips: Manifest, count: int, pipe: Connection) -> None:
-    """Reads `count` clips in batches in this process, set up as the loader's workers are, and sends (clips, bad,
-    `state`) after each batch."""
+    """Read `count` clips in batches in this process, set up as the loader's workers are, and send (clips, bad, `state`)
+    after each batch.
+    """
     torch.set_num_threads(1)
     return_freed_memory()
     config = preset("tiny")
@@ -70,7 +71,7 @@ def soak(clips: Manifest, count: int, pipe: Connection) -> None:
 
 
 def run_soak(clips: Manifest, count: int) -> dict[str, Any]:
-    """The row of the soak. Raises `ReportError` when it stops before its end."""
+    """Return the row of the soak. Raises `ReportError` when it stops before its end."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=soak, args=(clips, count, theirs), daemon=True)
@@ -107,7 +108,7 @@ def run_soak(clips: Manifest, count: int) -> dict[str, Any]:
 
 
 def decodable(clips: Manifest, count: int) -> list[Path]:
-    """The `count` smallest files of `LEAST_BYTES` or more that can be decoded."""
+    """Return the `count` smallest files of `LEAST_BYTES` or more that can be decoded."""
     sizes = {clip.path: clip.path.stat().st_size for clip in clips if clip.path.is_file()}
     files = sorted((path for path, size in sizes.items() if size >= LEAST_BYTES), key=lambda path: sizes[path])
     with Child() as child:
@@ -123,7 +124,7 @@ def decodable(clips: Manifest, count: int) -> list[Path]:
 
 
 def with_damaged(clips: Manifest, damaged: Sequence[Path], folder: Path, seed: int) -> Manifest:
-    """`clips`, and as many damaged ones as are a tenth of them, so that a soak meets both."""
+    """Return `clips`, and as many damaged ones as are a tenth of them, so that a soak meets both."""
     rows = list(clips)
     for source in damaged:
         count = -(-len(clips) // (10 * len(damaged)))
@@ -135,7 +136,7 @@ def with_damaged(clips: Manifest, damaged: Sequence[Path], folder: Path, seed: i
 
 
 def measure(args: argparse.Namespace, clips: Manifest, report: Report, path: Path) -> None:
-    """What is missing of the report, which is saved after every row."""
+    """Measure what is missing of the report, which is saved after every row."""
     chosen = decodable(clips, args.clips_damaged)
     known = {row.get("clip") for row in report.rows}
     with Child() as child, progress_bar(len(chosen), "fuzz", "clip", len(known)) as bar:
@@ -218,7 +219,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Outcomes of the variants as bars, and the memory of the soak."""
+    """Draw outcomes of the variants as bars, and the memory of the soak."""
     figure, (bars, memory) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     names = [row["clip"] if len(row["clip"]) < 16 else f"{row['clip'][:12]}..." for row in fuzzed]
@@ -269,43 +270,38 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    clips = read_manifest(args.data or build_corpus(clips=DataConfig().builtin_clips))
+    settings = {
+        "data": str(args.data or "built-in"),
+        "clips_in_it": len(clips),
+        "variants": args.variants,
+        "clips_damaged": args.clips_damaged,
+        "clips": args.clips,
+        "seed": args.seed,
+    }
+    method = {
+        "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
+        "hangs and is killed",
+        "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
+    }
+    report, path = harness.open_report(
+        NAME,
+        "Damaged clips, and many of them",
+        settings=settings,
+        method=method,
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    measure(args, clips, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        clips = read_manifest(args.data or build_corpus(clips=DataConfig().builtin_clips))
-        settings = {
-            "data": str(args.data or "built-in"),
-            "clips_in_it": len(clips),
-            "variants": args.variants,
-            "clips_damaged": args.clips_damaged,
-            "clips": args.clips,
-            "seed": args.seed,
-        }
-        method = {
-            "limits": f"{LIMIT:g} s for each opening of a file; a process that is silent for {SILENT:g} s "
-            "hangs and is killed",
-            "memory": "VmRSS and VmHWM of the decoding process, which is set up as a worker of the loader is",
-        }
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME,
-            "Damaged clips, and many of them",
-            settings=settings,
-            method=method,
-            out=root,
-            resume=args.resume,
-            quick=args.quick,
-        )
-        measure(args, clips, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except ManifestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

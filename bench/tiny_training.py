@@ -84,7 +84,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def clear(work: Path) -> None:
-    """Removes what an earlier benchmark left in `work`. Raises `ReportError`, and removes nothing, if more is there."""
+    """Remove what an earlier benchmark left in `work`. Raises `ReportError`, and removes nothing, if more is there."""
     entries = list(work.iterdir()) if work.exists() else []
     strangers = [path.name for path in entries if not re.fullmatch(r"corpus|seed-\d+(\.log)?", path.name)]
     if strangers:
@@ -94,7 +94,7 @@ def clear(work: Path) -> None:
 
 
 def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Trains one seed from scratch and returns its row. Raises `ReportError` when the run fails."""
+    """Train one seed from scratch and return its row. Raises `ReportError` when the run fails."""
     run = args.work / f"seed-{seed}"
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted benchmark left: half a run has no wall time
     cache = args.work / "corpus"
@@ -147,7 +147,7 @@ def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """At most CURVE_POINTS means over as many stretches of steps, with the middle step of each.
+    """Return at most CURVE_POINTS means over as many stretches of steps, with the middle step of each.
 
     Steps without an update have no loss to speak of and are left out; the gate counts them.
     """
@@ -162,7 +162,7 @@ def curve(records: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def measure(args: argparse.Namespace, report: Report, path: Path) -> None:
-    """Runs the missing seeds; the report is saved after each."""
+    """Run the missing seeds; the report is saved after each."""
     known = {row["seed"] for row in report.rows}
     if not args.resume:
         clear(args.work)
@@ -192,7 +192,7 @@ def scores(report: Report, direction: str, key: str) -> list[float]:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean, and the standard deviation of the sample where there are two values or more."""
+    """Return mean, and the standard deviation of the sample where there are two values or more."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
@@ -277,7 +277,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
+    """Draw loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
     figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained", width_ratios=(4, 3, 3))
     for index, row in enumerate(report.rows):
         colour, line = SEED_STYLES[index % len(SEED_STYLES)]
@@ -340,27 +340,25 @@ def figure(report: Report, plt: Any) -> Any:
 REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
+def run(args: argparse.Namespace) -> Path:
+    """Measure what is missing of the report, and return the path of its JSON."""
+    settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
+    method = {
+        "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",
+        "wall time": "time.perf_counter around the process; training and evaluation as the run reports them",
+        "spread": "standard deviation of the sample over seeds",
+    }
+    title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
+    report, path = harness.open_report(
+        NAME, title, settings=settings, method=method, out=cli.output_folder(args), resume=args.resume, quick=args.quick
+    )
+    measure(args, report, path)
+    return path
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(None if argv is None else list(argv))
-    try:
-        settings = {"preset": "tiny", "steps": args.steps, "seeds": args.seeds, "overrides": args.overrides}
-        method = {
-            "runs": "a process a seed, one after the other; the corpus is written to a new cache by the first",
-            "wall time": "time.perf_counter around the process; training and evaluation as the run reports them",
-            "spread": "standard deviation of the sample over seeds",
-        }
-        title = f"Tiny preset on the built-in corpus, {len(args.seeds)} seeds"
-        root = cli.output_folder(args)
-        report, path = harness.open_report(
-            NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
-        )
-        measure(args, report, path)
-        cli.publish(path, REPORT_PAGE, root)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(page(harness.load(path)))
-    return 0 if report.gate["green"] else 1
+    return cli.run_benchmark(lambda: run(args), REPORT_PAGE, args)
 
 
 if __name__ == "__main__":

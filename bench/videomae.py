@@ -11,18 +11,18 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness import cli, timing
 from harness import report as harness
 from harness.pages import BLUE, ORANGE, ReportPage, number, table
-from harness.report import Report, ReportError
+from harness.report import Report
 
 from workloads import model_steps
 from workloads.model_steps import StepCase
 from workloads.videomae_step import MODELS, MODES, fast_bfloat16, make, rival, video_model
 
-from vatt.errors import ConfigError
 from vatt.runtime import progress
 
 NAME = "videomae"
@@ -37,7 +37,7 @@ exit codes: 0 done, 1 failed (transformers is not installed: pip install transfo
 
 
 def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """What is measured, a row each."""
+    """Return what is measured, a row each."""
     return [
         {"model": model, "dtype": dtype, "drop_rate": rate, "mode": mode, "seconds": []}
         for dtype, rate, mode, model in itertools.product(dtypes, rates, MODES, MODELS)
@@ -45,7 +45,7 @@ def cells(dtypes: Sequence[str], rates: Sequence[float]) -> list[dict[str, Any]]
 
 
 def derive(report: Report) -> None:
-    """Medians, ours against the rival's, and what dropping gains against the ratio of FLOPs."""
+    """Add medians, ours against the rival's, and what dropping gains against the ratio of FLOPs."""
     rows = {(row["model"], row["dtype"], row["drop_rate"], row["mode"]): row for row in report.rows}
     for row in report.rows:
         row.update(timing.quantiles(row["seconds"]))
@@ -139,7 +139,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 REPORT_PAGE = ReportPage(page, figure, readme_rows)
 
 
-def measure(args: argparse.Namespace) -> bool:
+def measure(args: argparse.Namespace) -> Path:
     report, path = harness.open_report(
         NAME,
         f"VATT-Base video beside VideoMAE-Base, {args.layers} layers, 1568 patches",
@@ -186,9 +186,7 @@ def measure(args: argparse.Namespace) -> bool:
                     report.save(path)
         report.finished = True
         report.save(path)
-    cli.publish(path, REPORT_PAGE, path.parents[1])
-    print(page(harness.load(path)))
-    return bool(report.gate["green"])
+    return path
 
 
 def _version() -> str:
@@ -212,14 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.layers, args.size = (2, 112) if args.quick else (12, 224)
     args.dtypes = args.dtypes or ["float32", *(["bfloat16"] if fast_bfloat16() else [])]
     args.repeats = args.repeats or (2 if args.quick else 5)
-    try:
-        green = measure(args)
-    except (ReportError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not green:
-        print("error: the operations disagree with the literal model; nothing was timed", file=sys.stderr)
-    return 0 if green else 1
+    red = "the operations disagree with the literal model; nothing was timed"
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args, red)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ exit codes: 0 done, 1 failed, 2 wrong usage."""
 
 
 def train(manifest: Path, work: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Trains from scratch and returns the scores on the held-out videos."""
+    """Train from scratch and return the scores on the held-out videos."""
     out = work / f"steps-{steps}-seed-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     command = [

@@ -158,6 +158,48 @@ def test_nothing_imports_bench_or_tests() -> None:
     assert wrong == []
 
 
+def test_imports_by_name_are_known() -> None:
+    """`import_module` hides an arrow from the tests above, so it stands where there is a reason, and each name is real.
+
+    Methods of the models that take files are on higher floors, which import the models: such a method imports its floor
+    when it is called. `vatt` itself imports a public name when it is first used, and figures look for other packages.
+    """
+    ways = {"importlib", "importlib.import_module"}
+    users = [short(path) for path in sources("vatt") if ways & imported(path)]
+    assert users == ["vatt/__init__.py", "vatt/figures/output.py", "vatt/model/vatt.py"]
+    called: dict[str, set[str]] = {}
+    for function in ast.walk(ast.parse((ROOT / "vatt/model/vatt.py").read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {}  # of variables that hold a module
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names[node.targets[0].id] = node.value
+            if isinstance(node, ast.Attribute):
+                value = names.get(node.value.id) if isinstance(node.value, ast.Name) else node.value
+                if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "_floor_above":
+                    called.setdefault(ast.literal_eval(value.args[0]), set()).add(node.attr)
+    assert {"checkpoints.hub", "inference.one_file"} <= set(called)
+    for module, functions in called.items():
+        assert module.split(".")[0] in ("checkpoints", "inference"), f"{module} is no floor above the models"
+        body = ast.parse(modules()[f"vatt.{module}"].read_text(encoding="utf-8")).body
+        assert functions <= {node.name for node in body if isinstance(node, ast.FunctionDef)}, module
+
+
+def test_libraries_do_not_print() -> None:
+    """They log, and a command's `exit_code` prints it. Commands print, and functions that take their arguments."""
+    # Printers, a process's answers, and the address of a server of the command.
+    may = {"vatt/runtime/cli.py", "vatt/runtime/faults.py", "vatt/data/look.py", "vatt/inference/search/server.py"}
+    for path in sources("vatt"):
+        if path.parent == ROOT / "vatt" or path.stem == "__main__" or short(path) in may:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for function in tree.body:
+            given = {arg.arg for arg in function.args.args} if isinstance(function, ast.FunctionDef) else set()
+            prints = any(getattr(getattr(n, "func", None), "id", "") == "print" for n in ast.walk(function))
+            assert not prints or given & {"args", "argv"}, f"{short(path)}:{function.lineno} prints"
+
+
 def test_no_circles() -> None:
     done: set[Path] = set()
 

@@ -11,8 +11,15 @@ import pytest
 from vatt import __main__ as console
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("docs", "examples", "findings", "reports")
-PAGES = sorted({*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))})
+FOLDERS = ("bench", "docs", "examples", "findings", "reports")
+FRONTS = ("examples", "bench")  # folders of programs with a page
+PAGES = sorted(
+    {
+        *ROOT.glob("*.md"),
+        ROOT / "bench" / "README.md",
+        *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md")),
+    }
+)
 LINK = re.compile(r"(?<!`)!?\[[^\]\n]*(?:\n[^\]\n]*)?\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -51,7 +58,8 @@ def test_the_site_lists_every_page_and_no_other():
     listed = re.findall(r": ((?:\w+/)?[\w.]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert {page for page in listed if page.split("/")[0] not in ("reports", "findings")} == {
-        name(page) for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples" / "README.md"]
+        name(page)
+        for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / f / "README.md" for f in FRONTS)]
     }
 
 

@@ -104,7 +104,7 @@ STEP: dict[str, Any] = {"step": int, "updated?": bool, **{f"{name}?": (float, No
 
 
 def read_records(folder: Path) -> Records:
-    """All records in `folder`. Raises `RunError` for a folder without any, or with one that is damaged."""
+    """Return all records in `folder`. Raises `RunError` for a folder without any, or with one that is damaged."""
     model = model_folder(folder)
     run = _read_json(folder / "config.json")
     exported = _read_json(model / "config.json")
@@ -141,7 +141,7 @@ def _steps(path: Path, lines: list[str]) -> list[dict[str, Any]]:
 
 
 def look_up(record: Any, path: str) -> Any:
-    """`record["a"]["b"]` for "a.b"; None where there is nothing."""
+    """Return `record["a"]["b"]` for "a.b"; None where there is nothing."""
     value: Any = record
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -149,7 +149,7 @@ def look_up(record: Any, path: str) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value for people; "unknown" for None and for NaN or infinity, which records hold as null."""
+    """Return a value for people; "unknown" for None and for NaN or infinity, which records hold as null."""
     if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
         return UNKNOWN
     if isinstance(value, bool):
@@ -167,7 +167,7 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def parameters(folder: Path) -> int | None:
-    """All numbers in the weights but counters, from the file's header; None without weights."""
+    """Return all numbers in the weights but counters, from the file's header; None without weights."""
     path = model_folder(folder) / "model.safetensors"
     if not path.exists():
         return None
@@ -180,13 +180,13 @@ def parameters(folder: Path) -> int | None:
 
 
 def task_of(records: Records) -> str | None:
-    """video, audio or image for a classifier; None for a pre-trained model."""
+    """Return video, audio or image for a classifier; None for a pre-trained model."""
     sources = (look_up(records.run, "finetune.task"), look_up(records.model, "classifier.task"))
     return next(filter(None, (*sources, look_up(records.model, "classifier.modality"))), None)
 
 
 def summary_sentence(records: Records) -> str:
-    """What it is and how far its training came, in a sentence or two."""
+    """Return what it is and how far its training came, in a sentence or two."""
     sentence = f"A modality-{show(look_up(records.settings, 'model.kind'))} VATT"
     if task := task_of(records):
         start = records.settings.get("init")
@@ -208,7 +208,7 @@ def summary_sentence(records: Records) -> str:
 
 
 def last_step(records: Records) -> int | None:
-    """Steps that were made: as metrics.jsonl says, or result.json where that is gone."""
+    """Return steps that were made: as metrics.jsonl says, or result.json where that is gone."""
     return records.metrics[-1].get("step") if records.metrics else look_up(records.result, "steps")
 
 
@@ -322,7 +322,7 @@ def optimizer_of(settings: dict[str, Any]) -> str:
 
 
 def scores(records: Records) -> str:
-    """Tables of held-out retrieval and of the test clips; "unknown" without either."""
+    """Return tables of held-out retrieval and of the test clips; "unknown" without either."""
     parts = []
     if retrieval := records.result.get("retrieval"):
         names = ("R@1", "R@5", "R@10", "median_rank", "queries", "candidates", "chance_R@10")
@@ -340,7 +340,7 @@ def scores(records: Records) -> str:
 
 
 def curves(records: Records) -> str:
-    """Means over `POINTS` equal spans of steps, and the pictures that lie in the folder."""
+    """Return means over `POINTS` equal spans of steps, and the pictures that lie in the folder."""
     parts = [f"![{text}]({name})" for name, text in PICTURES.items() if (records.folder / name).is_file()]
     updated = [step for step in records.metrics if step.get("updated", True)]
     names = [name for name in CURVES if updated and name in updated[0]]
@@ -372,7 +372,7 @@ def provenance(records: Records) -> str:
 
 
 def write_card(records: Records, name: str, licence: str) -> str:
-    """The whole README, its checksum in the last line."""
+    """Return the whole README, its checksum in the last line."""
     parts = [
         front_matter(task_of(records), licence),
         f"# {name}",
@@ -400,7 +400,7 @@ def write_card(records: Records, name: str, licence: str) -> str:
 
 
 def is_ours(text: str) -> bool:
-    """Whether `text` is a card as `write_card` made it, nothing changed."""
+    """Return whether `text` is a card as `write_card` made it, nothing changed."""
     above, line = text[: text.rfind("<!--")], text[text.rfind("<!--") :]
     match = MARKER.fullmatch(line)
     return match is not None and match[1] == _sha256(above)

@@ -25,7 +25,7 @@ from typing import Any
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
 from .checkpoints.loading import load_vatt, operations
 from .checkpoints.model_folder import VOCABULARY, load_config, load_tokenizer, model_folder
-from .config.serialization import to_dict
+from .config.serialization import to_identity
 from .data.clip import Manifest
 from .data.datasets.evaluation import EvalDataset
 from .data.datasets.moments import SHORTEST, cut_moments, moment_length
@@ -169,7 +169,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     metadata: dict[str, Any] = {
         "model": str(folder.absolute()),
         "weights_sha256": weights_fingerprint(model),
-        "config_sha256": hashlib.sha256(json.dumps(to_dict(config.model)).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(to_identity(config.model)).encode()).hexdigest(),
         "vocabulary_sha256": hashlib.sha256("\n".join(tokenizer.words).encode()).hexdigest() if tokenizer else None,
         "windows": windows,
         "every": args.every,

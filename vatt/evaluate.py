@@ -81,7 +81,7 @@ probe: a manifest a split or fold, each with rows of train and test; features ar
 single manifest that are in other splits (1, 2, 3, ...) are folds: each is tested once, after a fit to the others.
   --probe official  dense 128, dropout 0.9, dense with L2 0.1, Adam, 1000 epochs, as the release
   --probe lbfgs     logistic regression, L2 strength chosen on a fifth of the training clips
-  --probe sklearn   the same, solved by scikit-learn (pip install -e '.[probe]')
+                    (sklearn is another name of it)
 retrieve, zero-shot: --score embd averages a clip's embeddings over its windows, cosine averages the windows' cosines.
 
 In --out DIR: result.json (scores, settings, environment) and
@@ -208,7 +208,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def scores_only(args: argparse.Namespace) -> bool:
-    """Whether --out names a file for the scores of retrieval, not a folder."""
+    """Return whether --out names a file for the scores of retrieval, not a folder."""
     return args.out is not None and args.out.suffix == ".json"
 
 
@@ -230,7 +230,7 @@ def open_out(
 
 
 def settings_of(args: argparse.Namespace) -> RunConfig:
-    """The settings of the model, with what the command line changes of how clips are read."""
+    """Return the settings of the model, with what the command line changes of how clips are read."""
     config = load_config(model_folder(args.run))
     data, video = config.data, config.model.video
     data = data if args.workers is None else replace(data, workers=args.workers)
@@ -249,12 +249,12 @@ def settings_of(args: argparse.Namespace) -> RunConfig:
 
 
 def builtin_corpus(args: argparse.Namespace, config: RunConfig) -> Path:
-    """The manifest of the built-in corpus in the format that the model was trained on."""
+    """Return the manifest of the built-in corpus in the format that the model was trained on."""
     return corpus_of(corpus_format(read_record(model_folder(args.run))), config.data.builtin_clips)
 
 
 def held_out_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
-    """The rows to test on; says which they are, and when files that were trained on are among them.
+    """Return the rows to test on; say which they are, and when files that were trained on are among them.
 
     Without --split they are those of the held-out split; without such rows those of the one split that is not for
     training, or of the only one there is. Raises `ConfigError` when there are none, or several such splits.
@@ -293,7 +293,7 @@ def held_out_clips(args: argparse.Namespace, config: RunConfig) -> Manifest:
 
 
 def trained_files(config: RunConfig) -> set[Path]:
-    """The files that the model of `config` was trained on, as far as a table of them is still there."""
+    """Return the files that the model of `config` was trained on, as far as a table of them is still there."""
     data = config.data
     try:
         if not data.source or not Path(data.source).exists():
@@ -305,7 +305,7 @@ def trained_files(config: RunConfig) -> set[Path]:
 
 
 def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
-    """`--task classify`."""
+    """Run `--task classify`: write and print the scores of a classifier."""
     config = settings_of(args)
     model, views, labels = classification.read_classifier(
         args.run, device, fused=config.fused, attention=args.attention
@@ -343,7 +343,7 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
 
 
 def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
-    """`--task retrieve`."""
+    """Run `--task retrieve`: write and print zero-shot retrieval."""
     config = settings_of(args)
     model, tokenizer = (
         load_vatt(args.run, device=device, fused=config.fused, attention=args.attention),
@@ -426,9 +426,7 @@ def zero_shot_clips(args: argparse.Namespace, device: torch.device, world: World
 
 
 def probe_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
-    """`--task probe`."""
-    if args.probe == "sklearn":
-        linear_probe.logistic_regression()  # said now rather than after hours of features
+    """Run `--task probe`: write and print the scores of linear probes."""
     config = settings_of(args)
     model = load_vatt(args.run, device=device, fused=config.fused, attention=args.attention)
     sources = args.data or [config.data.source or builtin_corpus(args, config)]
@@ -467,7 +465,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
 
 
 def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: World) -> None:
-    """Raises `RunError` unless all ranks do the same."""
+    """Raise `RunError` unless all ranks do the same."""
     if world.size > 1:
         world.require_equal(code_identity() | settings | {"--resume": args.resume})
 
@@ -475,7 +473,7 @@ def require_equal(args: argparse.Namespace, settings: dict[str, Any], world: Wor
 def resume_identity(
     args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
-    """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
+    """Return what decides the numbers; a resumed command must have it in common with the one it goes on with."""
     by = operations(config, device, config.fused, args.attention).attention_by
     return {
         "task": args.task,

@@ -134,7 +134,7 @@ def preset_of(args: argparse.Namespace) -> FinetuneConfig:
 
 
 def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest, Manifest]:
-    """Return the clips to train on and those to test on; raises `ConfigError` when the first cannot be trained on."""
+    """Return the clips to train on and those to test on. Raises `ConfigError` when the first cannot be trained on."""
     clips, held_out = manifest.split(config.data.train_split), manifest.split(config.data.test_split)
     if not clips:
         raise ConfigError(

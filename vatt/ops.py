@@ -114,7 +114,7 @@ REFERENCE = Ops("reference", "operations: reference (literal PyTorch; --fused se
 
 
 def attention_dropout(model: ModelConfig) -> float:
-    """The largest dropout of plain attention in training."""
+    """Return the largest dropout of plain attention in training."""
     encoders = [model.shared_encoder] if model.kind == "agnostic" else [model.video_encoder, model.audio_encoder]
     return max(encoder.dropout for encoder in encoders)
 
@@ -137,7 +137,7 @@ def choose(
     recorded: str | None = None,
     asked: bool = True,
 ) -> Ops:
-    """Operations for `device`.
+    """Return operations for `device`.
 
     Args:
         fused: what the user asked for.

@@ -106,7 +106,7 @@ def open_index(args: argparse.Namespace, kinds: Collection[str]) -> SearchIndex:
 
 
 def search(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A dictionary a query: kind, query, warnings, results (see `rank`)."""
+    """Return a dictionary a query: kind, query, warnings, results (see `rank`)."""
     queries = [Query("text", text) for text in args.texts]
     queries += [Query("audio", path) for path in args.audio] + [Query("video", path) for path in args.video]
     index = open_index(args, {query.kind for query in queries})

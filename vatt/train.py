@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def split_clips(manifest: Manifest, config: Config) -> tuple[Manifest, Manifest]:
-    """Return training clips and held-out clips; raises `RunError` when there is nothing to train on."""
+    """Return training clips and held-out clips. Raises `RunError` when there is nothing to train on."""
     data = config.data
     clips, held_out = manifest.split(data.train_split), manifest.split(data.test_split).one_clip_a_span()
     if not clips:

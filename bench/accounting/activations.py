@@ -61,7 +61,7 @@ class _CudaDropout(nn.Module):
 
 
 def measure(model: ModelConfig) -> tuple[Activations, Activations]:
-    """Bytes kept as they are, and with activation checkpointing; text has no padding.
+    """Return bytes kept as they are, and with activation checkpointing; text has no padding.
 
     With checkpointing: the inputs of all transformer layers, what lies outside of them, and of the largest layer what
     it keeps while it is computed again.
@@ -77,7 +77,7 @@ def measure(model: ModelConfig) -> tuple[Activations, Activations]:
 
 
 def whole_rows(model: ModelConfig) -> ModelConfig:
-    """`model` with shorter clips that have as many tokens as DropToken keeps, and without DropToken.
+    """Return `model` with shorter clips that have as many tokens as DropToken keeps, and without DropToken.
 
     The operations look at the values of kept indices on a CPU, and fake tensors have none.
     """
@@ -93,7 +93,7 @@ def whole_rows(model: ModelConfig) -> ModelConfig:
 
 
 def _kept(model: ModelConfig, batch: int) -> tuple[int, int]:
-    """Bytes kept for a batch, and with checkpointing."""
+    """Return bytes kept for a batch, and with checkpointing."""
     model = whole_rows(model)
     with torch.device("meta"):
         network = VATT(model, _TritonAttention("portable", "")).train()

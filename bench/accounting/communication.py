@@ -75,16 +75,16 @@ class Collective:
     calls: int
 
     def sent(self, ranks: int) -> float:
-        """Bytes that each rank sends (and receives)."""
+        """Return bytes that each rank sends (and receives)."""
         return (2 if self.operation == "all-reduce" else 1) * (ranks - 1) / ranks * self.size
 
     def links(self, ranks: int, hardware: Hardware) -> tuple[float, float]:
-        """The same, (over NVLink, over the network)."""
+        """Return the same, (over NVLink, over the network)."""
         network = self.sent(ranks) * (nodes(ranks, hardware) - 1) / (ranks - 1) if ranks > 1 else 0.0
         return self.sent(ranks) - network, network
 
     def latency(self, ranks: int, hardware: Hardware) -> float:
-        """Seconds of one call without any bytes."""
+        """Return seconds of one call without any bytes."""
         if ranks == 1:
             return 0.0
         count = nodes(ranks, hardware)
@@ -129,7 +129,7 @@ class Sizes:
 
 
 def sizes_of(model: ModelConfig) -> Sizes:
-    """Counted in a model that is built without numbers (meta device)."""
+    """Count sizes in a model that is built without numbers (meta device)."""
     with torch.device("meta"):
         network = VATT(model)
     layers = tuple(sum(p.numel() for p in m.parameters()) for m in network.modules() if isinstance(m, Layer))
@@ -143,7 +143,7 @@ def sizes_of(model: ModelConfig) -> Sizes:
 
 
 def collectives(sizes: Sizes, batch: int, ranks: int, kind: str, passes: int = 1) -> Iterator[Collective]:
-    """Those of a step of `batch` clips (of all ranks). `kind`: "ddp" or "fsdp".
+    """Yield those of a step of `batch` clips (of all ranks). `kind`: "ddp" or "fsdp".
 
     passes: micro-batches of exact accumulation, each of which goes forward twice and backward once. FSDP2 gathers the
     layers each time, the rest once a micro-batch; everything else happens once a step.

@@ -59,7 +59,7 @@ class Flops:
 
 
 def encoder_flops(encoder: EncoderConfig, tokens: int) -> Flops:
-    """One sequence of `tokens` tokens, AGG among them."""
+    """Return one sequence of `tokens` tokens, AGG among them."""
     inner = encoder.heads * encoder.head_width
     return Flops(
         dense=encoder.layers * 2 * tokens * (4 * encoder.width * inner + 2 * encoder.width * encoder.mlp),
@@ -68,7 +68,8 @@ def encoder_flops(encoder: EncoderConfig, tokens: int) -> Flops:
 
 
 def video_flops(encoder: EncoderConfig, video: VideoConfig, kept: int | None = None, *, project_all: bool) -> Flops:
-    """FLOPs of the video tokeniser and encoder for one clip of which `kept` patches (None: all) enter the encoder.
+    """Return FLOPs of the video tokeniser and encoder for one clip of which `kept` patches (None: all) enter the
+    encoder.
 
     project_all: whether dropped patches are projected too, as the literal model does.
     """
@@ -76,7 +77,7 @@ def video_flops(encoder: EncoderConfig, video: VideoConfig, kept: int | None = N
 
 
 def audio_flops(encoder: EncoderConfig, audio: AudioConfig, kept: int | None = None, *, project_all: bool) -> Flops:
-    """The same for one waveform."""
+    """Return the same for one waveform."""
     return _patch_flops(encoder, audio.patch, audio.tokens, kept, project_all)
 
 
@@ -93,7 +94,7 @@ def encoder_of(model: ModelConfig, modality: str) -> EncoderConfig:
 
 
 def backbone_flops(model: ModelConfig, modality: str, *, drop: bool, project_all: bool) -> Flops:
-    """Tokeniser and encoder of `modality` for one clip, of text for one caption.
+    """Return the FLOPs of tokeniser and encoder of `modality` for one clip, of text for one caption.
 
     drop: whether DropToken leaves out the share `model.drop.rate` of video or audio.
     """
@@ -122,7 +123,7 @@ def backbone_flops(model: ModelConfig, modality: str, *, drop: bool, project_all
 
 
 def head_flops(model: ModelConfig, captions: int) -> Flops:
-    """The common-space head for one clip with `captions` captions."""
+    """Return the common-space head for one clip with `captions` captions."""
     audio_space, text_space = model.head.video_audio, model.head.video_text
     agnostic = model.kind == "agnostic"
     video, audio, text = (model.post_width if agnostic else encoder_of(model, m).width for m in MODALITIES)
@@ -131,13 +132,13 @@ def head_flops(model: ModelConfig, captions: int) -> Flops:
 
 
 def loss_flops(model: ModelConfig, batch: int) -> Flops:
-    """Both contrastive pairs of a whole batch, as the literal loss computes them."""
+    """Return both contrastive pairs of a whole batch, as the literal loss computes them."""
     pairs = ((1, model.head.video_audio), (model.text.captions, model.head.video_text))
     return Flops(dense=sum(2 * batch * candidates * width * (2 * batch + 1) for candidates, width in pairs))
 
 
 def vatt_flops(model: ModelConfig, *, drop: bool, project_all: bool, batch: int = 1, loss: bool = False) -> Flops:
-    """The whole model for a batch of clips with `model.text.captions` captions each; with `loss` that too."""
+    """Return the whole model for a batch of clips with `model.text.captions` captions each; with `loss` that too."""
     video, audio, text = (backbone_flops(model, m, drop=drop, project_all=project_all) for m in MODALITIES)
     captions = model.text.captions
     total = batch * (video + audio + captions * text + head_flops(model, captions))

@@ -33,7 +33,7 @@ DROPOUT = 3
 
 
 def encoder_ops(encoder: EncoderConfig, tokens: int, *, training: bool, t5: bool = False) -> Counter[str]:
-    """One sequence. The `t5` encoder has no biases, and RMS norms before attention and at its end."""
+    """Return one sequence. The `t5` encoder has no biases, and RMS norms before attention and at its end."""
     d, f, layers, n = encoder.width, encoder.mlp, encoder.layers, tokens
     inner = encoder.heads * encoder.head_width
     ops = Counter(
@@ -53,7 +53,10 @@ def encoder_ops(encoder: EncoderConfig, tokens: int, *, training: bool, t5: bool
 
 
 def modality_ops(model: ModelConfig, modality: str) -> Counter[str]:
-    """Tokeniser and encoder for one clip, of text for one caption; a training graph where `model.drop.rate` > 0."""
+    """Return the operations of tokeniser and encoder for one clip, of text for one caption.
+
+    It is a training graph where `model.drop.rate` > 0.
+    """
     encoder, agnostic, training = encoder_of(model, modality), model.kind == "agnostic", model.drop.rate > 0
     d = encoder.width
     if modality == "text":
@@ -81,7 +84,7 @@ def modality_ops(model: ModelConfig, modality: str) -> Counter[str]:
 
 
 def _layer(rows: int, inputs: int, outputs: int) -> Counter[str]:
-    """Linear with bias and GELU."""
+    """Return a linear layer with bias and GELU."""
     products = 2 * rows * inputs * outputs
     return Counter({"dense products": products, "biases": rows * outputs, "GELU": GELU * rows * outputs})
 
@@ -91,12 +94,14 @@ def _values(model: ModelConfig, modality: str) -> int:
 
 
 def encoder_weights(encoder: EncoderConfig) -> int:
-    """Randomly initialised weights of an encoder: matrices; biases and norms start as constants."""
+    """Return randomly initialised weights of an encoder: matrices; biases and norms start as constants."""
     return encoder.layers * (4 * encoder.width * encoder.heads * encoder.head_width + 2 * encoder.width * encoder.mlp)
 
 
 def tokeniser_weights(model: ModelConfig, modality: str) -> int:
-    """Randomly initialised weights around the encoder of `modality`: projections, position tables, AGG, words."""
+    """Return randomly initialised weights around the encoder of `modality`: projections, position tables, AGG,
+    words.
+    """
     d, agnostic = encoder_of(model, modality).width, model.kind == "agnostic"
     after = d * model.post_width if agnostic else 0
     if modality == "text":
@@ -108,7 +113,8 @@ def tokeniser_weights(model: ModelConfig, modality: str) -> int:
 
 
 def video_paper_flops(model: ModelConfig, *, initialisers: bool = True) -> Counter[str]:
-    """FLOPs of the video backbone for one clip as Table 6 counts them (`initialisers=False`: as Table 1), by kind.
+    """Return FLOPs of the video backbone for one clip as Table 6 counts them (`initialisers=False`: as Table 1), by
+    kind.
 
     `model.drop.rate` > 0 is a row with DropToken; `.total()` of what is returned is the row.
     """
@@ -120,7 +126,7 @@ def video_paper_flops(model: ModelConfig, *, initialisers: bool = True) -> Count
 
 
 def vatt_paper_flops(model: ModelConfig, *, text_rows: int = 1, initialisers: bool = True) -> Counter[str]:
-    """FLOPs of the whole model for one clip as Table 5 counts them, by kind; `text_rows` captions."""
+    """Return FLOPs of the whole model for one clip as Table 5 counts them, by kind; `text_rows` captions."""
     ops = modality_ops(model, "video") + modality_ops(model, "audio")
     for _ in range(text_rows):
         ops += modality_ops(model, "text")

@@ -25,7 +25,7 @@ SILENT = 8 * LIMIT  # seconds after which a process hangs
 
 
 def variants(data: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """`count` damaged versions of a file, each with a name that says how; the same ones for the same seed.
+    """Yield `count` damaged versions of a file, each with a name that says how; the same ones for the same seed.
 
     One in three is cut off, evenly over the file; of the others half have 1 to 100 bytes changed anywhere, half have
     them changed in the first or last 2 KiB, where containers keep their headers.
@@ -47,7 +47,9 @@ def variants(data: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def attempt(path: Path) -> str:
-    """ "good", or why the clip is bad: its headers, its beginning, a second from the middle on, its sound alone."""
+    """Return "good", or why the clip is bad: its headers, its beginning, a second from the middle on, its sound
+    alone.
+    """
     try:
         info = probe(path, time_limit=LIMIT, needs=())
         for start in (0.0, min(info.duration / 2, 1e6)):
@@ -60,7 +62,7 @@ def attempt(path: Path) -> str:
 
 
 def state() -> dict[str, int]:
-    """Resident and largest resident memory of this process in bytes, and the files it has open (Linux)."""
+    """Return resident and largest resident memory of this process in bytes, and the files it has open (Linux)."""
     return {"rss": resident("VmRSS"), "peak": resident("VmHWM"), "files": len(os.listdir("/proc/self/fd"))}
 
 
@@ -85,7 +87,10 @@ class Child:
         self._end()
 
     def try_clip(self, path: Path) -> tuple[str, dict[str, int] | None]:
-        """What `attempt` says and the `state` after it; "hung", "died" or "raised ..." are failures (state None)."""
+        """Return what `attempt` says and the `state` after it.
+
+        "hung", "died" or "raised ..." are failures (state None).
+        """
         try:
             self._pipe.send(path)
             if self._pipe.poll(self.silent):
@@ -124,7 +129,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def fuzz(child: Child, clip: Path, count: int, seed: int) -> dict[str, Any]:
-    """The row of one clip: outcomes of `count` variants, the slowest one, failures by name."""
+    """Return the row of one clip: outcomes of `count` variants, the slowest one, failures by name."""
     good, slowest, peak, failures = 0, 0.0, 0, []
     reasons: Counter[str] = Counter()
     before = child.try_clip(clip)[1]

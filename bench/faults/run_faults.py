@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.report import ReportError
+
 from vatt.checkpoints import training_checkpoint
 
 LIMIT = 900.0  # seconds after which a process that should have ended hangs
@@ -30,7 +32,7 @@ STARTING = 6.0  # seconds within which a process is killed that is still startin
 REACH = 12  # steps after the checkpoint it began with, within which a process meets its fault
 
 
-class Broken(RuntimeError):
+class Broken(ReportError):
     """A promise that a run did not keep."""
 
 
@@ -86,7 +88,7 @@ class Process:
         return 0 if self.in_steps else None
 
     def wait(self, reached: Callable[[], bool]) -> bool:
-        """Waits for `reached`; False when the process ended before. Raises `Broken` when it hangs."""
+        """Wait for `reached`; False when the process ended before. Raises `Broken` when it hangs."""
         deadline = time.monotonic() + LIMIT
         while not reached():
             if self._process.poll() is not None:
@@ -105,27 +107,27 @@ class Process:
             os.kill(self._process.pid, number)
 
     def trainers(self) -> list[int]:
-        """The processes that train, in the order of their start."""
+        """Return the processes that train, in the order of their start."""
         if self.ranks == 1:
             return [self._process.pid]
         return sorted(pid for pid, parent in _family(self._mark).items() if parent == self._process.pid)
 
     def fork_servers(self) -> list[int]:
-        """The processes that data workers come from."""
+        """Return the processes that data workers come from."""
         parents, trainers = _family(self._mark), self.trainers()
         return [pid for pid, parent in parents.items() if parent in trainers and b"forkserver" in _command_of(pid)]
 
     def workers(self) -> list[int]:
-        """The data workers: children of fork servers."""
+        """Return the data workers: children of fork servers."""
         servers = self.fork_servers()
         return [pid for pid, parent in _family(self._mark).items() if parent in servers]
 
     def exit_codes(self, number: signal.Signals) -> tuple[int, ...]:
-        """What it may end with when `number` was sent to it, and answered; torchrun has codes of its own."""
+        """Return what it may end with when `number` was sent to it, and answered; torchrun has codes of its own."""
         return (128 + number,) if self.ranks == 1 else (1, 128 + number, -number)
 
     def end(self) -> int:
-        """Its exit code. Raises `Broken` when it hangs, or leaves processes behind."""
+        """Return its exit code. Raises `Broken` when it hangs, or leaves processes behind."""
         self.wait(lambda: self._process.poll() is not None)
         deadline = time.monotonic() + LINGER
         while left := _family(self._mark):
@@ -139,7 +141,7 @@ class Process:
 
 
 def last_step(out: Path) -> int:
-    """The step of the last whole line of metrics.jsonl, 0 without any."""
+    """Return the step of the last whole line of metrics.jsonl, 0 without any."""
     try:
         lines = (out / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
     except OSError:
@@ -151,7 +153,7 @@ def last_step(out: Path) -> int:
 
 
 def whole_checkpoints(out: Path) -> list[Path]:
-    """Oldest first; damaged ones are left out."""
+    """Return the checkpoints, oldest first; damaged ones are left out."""
     return [path for path in sorted((out / "checkpoints").glob("step-*")) if _is_whole(path)]
 
 
@@ -164,7 +166,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def half_saves(out: Path) -> set[tuple[str, int]]:
-    """Checkpoints that are being written, or were when the process was killed: name and inode."""
+    """Return the checkpoints that are being written, or were when the process was killed: name and inode."""
     return {(path.name, _inode(path) or 0) for path in (out / "checkpoints").glob(".writing-*")}
 
 
@@ -180,7 +182,7 @@ def _limit_files(size: int) -> None:
 
 
 def _family(mark: str) -> dict[int, int]:
-    """The living processes with `mark` in their environment, each with its parent (Linux)."""
+    """Return the living processes with `mark` in their environment, each with its parent (Linux)."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -235,7 +237,7 @@ def kill_while_finishing(process: Process, moment: Moment) -> int:
 
 
 def kill_a_rank(process: Process, moment: Moment) -> int:
-    """Of several; torchrun then ends the others."""
+    """Kill one of several ranks; torchrun then ends the others."""
     if process.wait_for_step(moment.step):
         for pid in moment.draw.sample(process.trainers(), 1):
             _signal(pid, signal.SIGKILL)
@@ -245,7 +247,7 @@ def kill_a_rank(process: Process, moment: Moment) -> int:
 
 
 def kill_a_fork_server(process: Process, moment: Moment) -> int:
-    """What it started goes on; then the run is asked to end."""
+    """Kill the process itself; what it started goes on. Then ask the run to end."""
     if process.wait_for_step(moment.step):
         for pid in process.fork_servers():
             _signal(pid, signal.SIGKILL)
@@ -254,7 +256,7 @@ def kill_a_fork_server(process: Process, moment: Moment) -> int:
 
 
 def start_a_second(process: Process, moment: Moment) -> int:
-    """Another process resumes the running run, is refused, and changes nothing; then the first is asked to end."""
+    """Resume the running run from another process, which is refused and changes nothing; then ask the first to end."""
     if process.wait_for_step(moment.step):
         command = [sys.executable, "-m", "vatt.train", "--out", str(process.out), "--resume"]
         second = Process(command, process.out, process.log.with_suffix(".second.log"))
@@ -266,7 +268,7 @@ def start_a_second(process: Process, moment: Moment) -> int:
 
 
 def stop_while_waiting(process: Process, moment: Moment) -> int:
-    """The data workers stand still, so that the run waits for a batch when it is asked to end."""
+    """Stop the data workers, so that the run waits for a batch when it is asked to end."""
     if process.wait_for_step(moment.step):
         for pid in process.workers():
             _signal(pid, signal.SIGSTOP)
@@ -275,7 +277,7 @@ def stop_while_waiting(process: Process, moment: Moment) -> int:
 
 
 def kill_the_launcher(process: Process, moment: Moment) -> int:
-    """kill -9 for torchrun: its trainers save and end all the same."""
+    """Kill torchrun (SIGKILL): its trainers save and end all the same."""
     if process.wait_for_step(moment.step):
         process.send(signal.SIGKILL)
     code = process.end()  # which waits for all that it started
@@ -291,7 +293,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _kill(process: Process) -> int:
-    """kill -9 for the process, or for the first of several: torchrun ends the others."""
+    """Kill the process (SIGKILL), or the first of several: torchrun ends the others."""
     for pid in process.trainers()[:1] or [process.pid]:
         _signal(pid, signal.SIGKILL)
     code = process.end()
@@ -343,7 +345,7 @@ def kill_a_worker(process: Process, moment: Moment) -> int:
 
 
 def fill_the_disk(process: Process, moment: Moment) -> int:
-    """The process was started with a small `file_bytes`."""
+    """Wait for a full disk: the process was started with a small `file_bytes`."""
     finished = last_step(process.out) == moment.steps
     code = process.end()
     if code == 0 and finished:
@@ -354,7 +356,7 @@ def fill_the_disk(process: Process, moment: Moment) -> int:
 
 
 def take_the_clips(process: Process, moment: Moment) -> int:
-    """The folder of clips disappears, as a network disk does, and is back once the run has ended."""
+    """Take the folder of clips away, as a network disk may be; it is back once the run has ended."""
     away = moment.media.with_name("away")
     if process.wait_for_step(moment.step):
         moment.media.rename(away)
@@ -438,7 +440,7 @@ def cut_config(out: Path, draw: random.Random) -> str:
 
 
 def tail_of_metrics(out: Path, draw: random.Random) -> str:
-    """What a computer that loses power leaves at the end of a file: half a line, or noise."""
+    """Leave at the end of a file what a computer that loses power does: half a line, or noise."""
     with open(out / "metrics.jsonl", "ab") as file:
         file.write(draw.choice((b'{"step": 1, "lo', bytes(100), draw.randbytes(100) + b"\n")))
     return "resuming after step"
@@ -456,7 +458,7 @@ def remove_words(out: Path, draw: random.Random) -> str:
 
 
 def _newest_file(out: Path, draw: random.Random) -> tuple[Path, str]:
-    """A file of the newest whole checkpoint, and what is promised once it is damaged."""
+    """Damage a file of the newest whole checkpoint. Returns what is promised once that is done."""
     *older, newest = whole_checkpoints(out)
     promise = f"{newest.name}/.*using {older[-1].name} instead" if older else "no whole checkpoint in"
     return newest / draw.choice(("model.safetensors", "state.pt", "checksums.json")), promise
@@ -476,7 +478,7 @@ REFUSED = ("no whole checkpoint in", "vocabulary.txt: the words changed")  # wha
 
 
 def mend(out: Path, output: str, words: bytes) -> None:
-    """The way out that a refusal names: `words` restored, or a new beginning from the first step."""
+    """Take the way out that a refusal names: `words` restored, or a new beginning from the first step."""
     if output.startswith("vocabulary"):
         (out / "vocabulary.txt").write_bytes(words)
     else:

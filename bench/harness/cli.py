@@ -7,12 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vatt.errors import VattError
+
 from .pages import ReportPage, index, render
 from .report import REPORTS, ROOT, ReportError, load
 
 
 def make_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Of `python bench/NAME.py`; `examples` and exit codes stand below its flags as they are written."""
+    """Return the parser of `python bench/NAME.py`.
+
+    `examples` and exit codes stand below its flags as they are written.
+    """
     return argparse.ArgumentParser(
         prog=f"python bench/{name}.py",
         description=description,
@@ -38,20 +43,37 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 
 def publish(path: Path, report_page: ReportPage, root: Path) -> None:
-    """Draws the finished report in `path` and the index of all of them, and says where they are."""
+    """Draw the finished report in `path` and the index of all of them, and say where they are."""
     render(path, report_page)
     (root / "README.md").write_text(index(root), encoding="utf-8")
     print(f"{path} (.md{', .png' if report_page.figure else ''} beside it)", file=sys.stderr)
 
 
-def run_benchmark(measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace) -> int:
-    """Measures, publishes and prints the page. Returns the exit code: 1 for an error and for a red gate."""
+def run_benchmark(
+    measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace, red: str = "the numerics are red"
+) -> int:
+    """Measure, publish and print the page of a benchmark.
+
+    Args:
+        measure: returns the path of the report's JSON.
+        args: with the flags of `add_common_flags`.
+        red: what to say of a gate that is not green.
+
+    Returns:
+        The exit code: 1 for an error and for a red gate, 2 for wrong settings, 130 when it was interrupted.
+    """
     try:
         path = measure()
         publish(path, report_page, output_folder(args))
-    except (ReportError, OSError) as error:
+    except (ReportError, VattError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code if isinstance(error, VattError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; finished rows are kept: --resume goes on", file=sys.stderr)
+        return 130
     report = load(path)
     print(report_page.page(report))
-    return 1 if report.gate["green"] is False else 0
+    if report.gate["green"] is False:
+        print(f"error: {red}", file=sys.stderr)
+        return 1
+    return 0

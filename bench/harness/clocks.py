@@ -26,12 +26,12 @@ SECONDS = 10.0
 
 
 def clocks(*, gpus: bool) -> dict[str, Any]:
-    """Clocks now: "cpu_mhz" of each core, "governor" of the first, "gpus": one dictionary each, if asked for."""
+    """Return clocks now: "cpu_mhz" of each core, "governor" of the first, "gpus": one dictionary each, if asked for."""
     return {"cpu_mhz": _cpu_mhz(), "governor": _governor(), "gpus": _gpus() if gpus else None}
 
 
 def describe_clocks(taken: dict[str, dict[str, Any]]) -> str:
-    """The clocks of a report ("start", "end") in a line."""
+    """Return the clocks of a report ("start", "end") in a line."""
     parts = []
     for when, speeds in taken.items():
         cores = speeds["cpu_mhz"]
@@ -82,7 +82,7 @@ def _gpus() -> list[dict[str, Any]] | None:
 
 
 def _float(text: str) -> float | None:
-    """Without a number where a GPU does not tell, as "[N/A]"."""
+    """Return a number, or None where a GPU does not tell, as by "[N/A]"."""
     try:
         return float(text)
     except ValueError:

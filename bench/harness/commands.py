@@ -10,7 +10,7 @@ from .report import ReportError
 
 
 def run(command: list[str], log: Path) -> None:
-    """A command of the project. Raises `ReportError` with its last line when it fails."""
+    """Run a command of the project. Raises `ReportError` with its last line when it fails."""
     with open(log, "a", encoding="utf-8") as file:
         code = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT).returncode
     if code:

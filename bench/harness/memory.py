@@ -11,7 +11,7 @@ from typing import Any
 
 
 def resident(name: str) -> int:
-    """Bytes that this process holds: "VmRSS" now, "VmHWM" the most so far (Linux).
+    """Return bytes that this process holds: "VmRSS" now, "VmHWM" the most so far (Linux).
 
     Not getrusage, whose peak is also that of the process which started this one.
     """
@@ -21,7 +21,7 @@ def resident(name: str) -> int:
 
 
 def peak_memory(setup: Callable[..., Callable[[], object]], *arguments: Any) -> dict[str, int]:
-    """Bytes of main memory that `setup(*arguments)()` takes, measured in a fresh process (Linux).
+    """Return bytes of main memory that `setup(*arguments)()` takes, measured in a fresh process (Linux).
 
     `peak_bytes`: the most the process held, less what it held after its imports: weights, input, gradients and
     everything stored in between. `step_bytes`: the same, less what `setup` left behind (weights and input).

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vatt.runtime import files
+
 from .clocks import describe_clocks
 from .report import Report, ReportError, load
 
@@ -16,7 +18,7 @@ POINTS = 40  # of a loss curve
 
 
 def spans(losses: list[float]) -> list[float]:
-    """Means over at most `POINTS` equal spans of steps."""
+    """Return means over at most `POINTS` equal spans of steps."""
     points = min(POINTS, len(losses))
     edges = [len(losses) * i // points for i in range(points + 1)]
     return [statistics.fmean(losses[a:b]) for a, b in itertools.pairwise(edges)]
@@ -66,7 +68,7 @@ def render(path: Path, report_page: ReportPage) -> None:
 
 
 def write_page(report: Report, report_page: ReportPage) -> str:
-    """The whole page of a report."""
+    """Return the whole page of a report."""
     environment = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     notes = []
@@ -105,7 +107,7 @@ def write_page(report: Report, report_page: ReportPage) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A Markdown table, the first `left` columns to the left, the rest to the right."""
+    """Return a Markdown table, the first `left` columns to the left, the rest to the right."""
     ruler = ["---"] * left + ["---:"] * (len(columns) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ruler, *rows])
 
@@ -120,15 +122,11 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 
 def pyplot() -> Any:
-    """matplotlib without a display. Raises `ReportError` where it is not installed."""
+    """Return matplotlib without a display. Raises `ReportError` where it is not installed."""
     try:
-        import matplotlib
+        return files.pyplot()
     except ImportError as error:
         raise ReportError("figures need matplotlib: pip install -e '.[bench]' in the project's folder") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def report_paths(root: Path) -> list[Path]:
@@ -136,7 +134,7 @@ def report_paths(root: Path) -> list[Path]:
 
 
 def index(root: Path) -> str:
-    """The page that lists all reports under `root`, made from their JSONs."""
+    """Return the page that lists all reports under `root`, made from their JSONs."""
     rows = []
     for path in report_paths(root):
         report = load(path)

@@ -73,7 +73,7 @@ class Report:
 
 
 def load(path: Path) -> Report:
-    """The report in `path`. Raises `ReportError` when it is not one."""
+    """Return the report in `path`. Raises `ReportError` when it is not one."""
     try:
         return Report(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -81,7 +81,7 @@ def load(path: Path) -> Report:
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:
-    """Folder of a machine's reports: `cpu-2core`, or the name of the GPU, e.g. `nvidia-h200`."""
+    """Return folder of a machine's reports: `cpu-2core`, or the name of the GPU, e.g. `nvidia-h200`."""
     if environment["device"] == "cpu":
         return f"cpu-{environment['cores']}core"
     return re.sub(r"[^a-z0-9]+", "-", environment["device"].lower()).strip("-")
@@ -98,7 +98,7 @@ def open_report(
     quick: bool,
     device: str = "cpu",
 ) -> tuple[Report, Path]:
-    """A new report, or with `resume` the one that was begun, and the path of its JSON.
+    """Return a new report, or with `resume` the one that was begun, and the path of its JSON.
 
     Raises `ReportError` when the rows there come from other settings or another program.
     """
@@ -140,7 +140,10 @@ def _sources() -> str:
 
 
 def _dirty() -> bool | None:
-    """Whether the tree differs from its commit. Reports do not count (one must not soil the next), new files do."""
+    """Return whether the tree differs from its commit.
+
+    Reports do not count (one must not soil the next), new files do.
+    """
     command = ["git", "status", "--porcelain", "--", ".", ":!reports"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)

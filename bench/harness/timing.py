@@ -13,10 +13,15 @@ def time_interleaved(
     warmup: int = 1,
     done: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[str, float | None]]:
-    """Times candidates in turn, a call each a round, so that slow drifts of the machine meet all of them alike.
+    """Time candidates in turn, a call each a round, so that slow drifts of the machine meet all of them alike.
 
-    Every second round goes backwards: no candidate always follows the same one. `done`: calls each has behind it from
-    an earlier process. Yields (name, seconds) after every call, (name, None) for warm-up calls.
+    Every second round goes backwards: no candidate always follows the same one.
+
+    Args:
+        done: calls that each has behind it from an earlier process.
+
+    Yields:
+        (name, seconds) after every call, (name, None) for warm-up calls.
     """
     counts = {name: (done or {}).get(name, 0) for name in candidates}
     for name, step in candidates.items():
@@ -34,7 +39,7 @@ def time_interleaved(
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float | None]:
-    """p20, p50 and p80 (linear interpolation); None without samples."""
+    """Return p20, p50 and p80 (linear interpolation); None without samples."""
     ordered = sorted(seconds)
 
     def at(share: float) -> float | None:

@@ -41,13 +41,13 @@ class Series(NamedTuple):
         return statistics.fmean(self.values[rate].values())
 
     def loss(self, rate: float) -> list[float]:
-        """Points lost against no dropping, seed by seed and fold by fold."""
+        """Return points lost against no dropping, seed by seed and fold by fold."""
         whole = self.values.get(0.0, {})
         return [value - whole[key] for key, value in self.values[rate].items() if key in whole]
 
 
 def series(report: Report) -> list[Series]:
-    """What was measured, in the order of the table."""
+    """Return what was measured, in the order of the table."""
     by_name: dict[str, Series] = {}
 
     def add(name: str, row: dict[str, Any], key: str, value: float) -> None:
@@ -80,13 +80,13 @@ def series(report: Report) -> list[Series]:
 
 
 def paper_column(name: str) -> str | None:
-    """The paper's column for a series of a manifest of that name."""
+    """Return the paper's column for a series of a manifest of that name."""
     plain = re.sub("[^a-z0-9]", "", name.split(",")[0].lower())
     return next((column for start, column in FILES.items() if plain.startswith(start)), None)
 
 
 def rates_of(report: Report) -> list[float]:
-    """All drop rates of the report, the paper's among them, in the order of Table 5."""
+    """Return all drop rates of the report, the paper's among them, in the order of Table 5."""
     return sorted({row["drop_rate"] for row in report.rows}, reverse=True)
 
 
@@ -343,7 +343,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Accuracy, what dropping costs of it, and speed, each in a panel; the paper's accuracy and costs below, apart."""
+    """Draw accuracy, what dropping costs of it, and speed, each in a panel; the paper's numbers below, apart."""
     drawn, panels = plt.subplots(2, 3, figsize=(15, 9.5), layout="constrained")
     (accuracy, cost, speed), (paper_accuracy, paper_cost, unused) = panels
     unused.remove()
@@ -389,7 +389,7 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def csv_rows(report: Report) -> list[dict[str, Any]]:
-    """A line a drop rate: FLOPs, times and memory, and the mean and deviation of every score."""
+    """Return a line a drop rate: FLOPs, times and memory, and the mean and deviation of every score."""
     measured = series(report)
     lines: list[dict[str, Any]] = []
     for rate in rates_of(report):
@@ -418,7 +418,7 @@ def csv_rows(report: Report) -> list[dict[str, Any]]:
 
 
 def draw_csv(path: Path) -> None:
-    """The CSV beside the JSON in `path`."""
+    """Write the CSV beside the JSON in `path`."""
     write_csv(path.with_suffix(".csv"), csv_rows(harness.load(path)))
 
 

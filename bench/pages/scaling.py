@@ -23,7 +23,7 @@ def steps_of(report: Report, **values: Any) -> list[dict[str, Any]]:
 
 
 def share(row: dict[str, Any], kind: str) -> float:
-    """Of a step in which nothing overlaps."""
+    """Return the share of a step in which nothing overlaps."""
     return row["seconds"][kind] / row["step_seconds"]
 
 
@@ -71,7 +71,7 @@ def page(report: Report) -> str:
 
 
 def _answer(report: Report) -> str:
-    """The limits in words: the greatest shares of each kind, and where they are."""
+    """Return the limits in words: the greatest shares of each kind, and where they are."""
     lines = []
     for kind in KINDS:
         for parallel in TITLES:
@@ -184,7 +184,7 @@ def _memory(report: Report) -> str:
 
 
 def _corners(report: Report) -> list[dict[str, Any]]:
-    """Steps of the smallest and the largest batch on a few numbers of GPUs."""
+    """Return steps of the smallest and the largest batch on a few numbers of GPUs."""
     ends = (min(report.settings["batches"]), max(report.settings["batches"]))
     return [row for row in steps_of(report) if row["batch"] in ends and row["gpus"] in SHOWN]
 
@@ -218,7 +218,7 @@ def _inputs(inputs: list[dict[str, Any]]) -> str:
 
 
 def readme_rows(report: Report) -> list[tuple[str, str]]:
-    """Nothing: the front page lists what was measured."""
+    """Return nothing: the table of results lists what was measured, and this is computed."""
     return []
 
 

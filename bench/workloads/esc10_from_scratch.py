@@ -72,7 +72,7 @@ def facts(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def read_clips(folder: Path, rate: int) -> Esc10Clips:
-    """All clips that FOLDER/esc10.csv lists (columns file, fold, label, category), mono, at `rate` Hz.
+    """Return all clips that FOLDER/esc10.csv lists (columns file, fold, label, category), mono, at `rate` Hz.
 
     Raises `ReportError` when the list or a clip cannot be read.
     """
@@ -100,7 +100,7 @@ def read_clips(folder: Path, rate: int) -> Esc10Clips:
 
 
 def training_batch(clips: Esc10Clips, chosen: Tensor, samples: int) -> Batch:
-    """The beginnings of the `chosen` clips, of `samples` samples, and their labels."""
+    """Return the beginnings of the `chosen` clips, of `samples` samples, and their labels."""
     sound, labels = clips.waves[chosen, :samples], clips.labels[chosen]
     shares = F.one_hot(labels, len(clips.classes)).float()
     none = torch.zeros(len(chosen))
@@ -116,7 +116,7 @@ def train_fold(
     *,
     update: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Trains on all folds but `fold`, on the device of `clips`, and tests on `fold`. `update` is called every step.
+    """Train on all folds but `fold`, on the device of `clips`, and test on `fold`. `update` is called every step.
 
     Returns top-1, the loss of the last 50 steps, train_seconds, and which test clips were right. Raises `ReportError`
     when the loss is not finite.
@@ -143,10 +143,10 @@ def train_fold(
 
 
 def draw(clips: int, batch: int, seed: int, fold: int, step: int) -> np.ndarray:
-    """Positions of the clips of one step: epochs are permutations, cut into whole batches."""
-    epoch, place = divmod(step, max(1, clips // batch))
+    """Return positions of the clips of one step: epochs are permutations, cut into whole batches."""
+    epoch, position = divmod(step, max(1, clips // batch))
     order = np.random.default_rng((seed, fold, epoch, 1)).permutation(clips)
-    return order[place * batch : (place + 1) * batch]
+    return order[position * batch : (position + 1) * batch]
 
 
 def views_of(waves: Tensor, samples: int) -> Tensor:
@@ -157,7 +157,7 @@ def views_of(waves: Tensor, samples: int) -> Tensor:
 
 @torch.no_grad()
 def score(model: Classifier, clips: Esc10Clips, fold: int, samples: int) -> dict[str, Any]:
-    """Scores on `fold` with all tokens, and whether each of its clips, in the order of the list, was right."""
+    """Return scores on `fold` with all tokens, and whether each of its clips, in the order of the list, was right."""
     model.eval()
     held_out = clips.folds == fold
     waves, labels = clips.waves[held_out], clips.labels[held_out]

@@ -16,30 +16,21 @@ from harness.report import ReportError
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vatt import embed, train
-from vatt.checkpoints.loading import load_vatt
-from vatt.checkpoints.model_folder import load_config
-from vatt.data.clip import Manifest
-from vatt.data.decoding.audio import read_sound_windows
-from vatt.data.decoding.container import BadClip
-from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus, plan
 from vatt.evaluation.linear_probe import linear_probe
-from vatt.evaluation.retrieval import ClipEmbeddings, retrieval
-from vatt.inference.features_file import read_features
+from vatt.evaluation.retrieval import from_features, retrieval
+from vatt.inference.features_file import Features, read_features
 from vatt.inference.npz import Arrays
-from vatt.runtime.progress import progress_bar
 
-SOUND_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".mp3", ".m4a", ".aac", ".opus"))
 ATTRIBUTES = ("shape", "colour", "motion")
 POOLED = {"video": "video_pooled", "audio": "audio_pooled"}
 Splits = list[tuple[np.ndarray, np.ndarray]]  # masks [C] of training and test clips
 
 
 def run_command(main: Callable[[list[str]], int], argv: list[str], log: Path) -> None:
-    """Calls a command of the project. Raises `ReportError` when it fails; it has said why on standard error."""
+    """Call a command of the project. Raises `ReportError` when it fails; it has said why on standard error."""
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
             code = main(argv)
@@ -54,7 +45,7 @@ def run_command(main: Callable[[list[str]], int], argv: list[str], log: Path) ->
 
 
 def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, device: str, resume: bool) -> None:
-    """The tiny preset on the built-in corpus of `clips` clips, in folder `run`; with `resume` from its checkpoint."""
+    """Train the tiny preset on the built-in corpus of `clips` clips, in folder `run`; `resume` goes on there."""
     if not resume:
         shutil.rmtree(run, ignore_errors=True)
     resumable = (run / "config.json").exists()
@@ -79,41 +70,15 @@ def pretrain(run: Path, drop_rate: float, seed: int, *, steps: int, clips: int, 
     run_command(train.main, [*argv, *(["--resume"] if resumable else [])], run.with_name(f"{run.name}.log"))
 
 
-def clip_features(model: Path, source: str | Path, out: Path, device: str) -> Arrays:
-    """`vatt.embed` of every clip in the manifest or folder `source`, kept in `out`; its windows are the model's."""
+def clip_features(model: Path, source: str | Path, out: Path, device: str) -> Features:
+    """Return the features of every clip in the manifest or folder `source`, made by `vatt.embed` and kept in `out`."""
     argv = ["--model", str(model), "--data", str(source), "--out", str(out), "--device", device, "--resume"]
     run_command(embed.main, argv, out.with_suffix(".log"))
-    return read_features(out).arrays
-
-
-@torch.no_grad()
-def sound_features(folder: Path, clips: Manifest, device: str) -> Arrays:
-    """audio_pooled, split, label and audio_clip of files without pictures. Raises `ReportError` for a bad one."""
-    model, config = load_vatt(folder, device=device), load_config(folder)
-    pooled = []
-    with progress_bar(len(clips), "embedding sounds", "clip") as bar:
-        for clip in clips:
-            try:
-                sound = read_sound_windows(
-                    clip.path, config.model.audio, config.eval_windows, config.data.decode_seconds
-                )
-            except BadClip as error:
-                raise ReportError(f"{error}; mend it or take it out of the manifest") from error
-            features = model.backbone.features("audio", torch.from_numpy(sound).to(device))[:, 0]
-            pooled.append(features.float().mean(0).cpu().numpy())
-            bar.update()
-    return {
-        "audio_pooled": np.stack(pooled),
-        "audio_clip": np.arange(len(clips)),
-        "text_clip": np.zeros(0, np.int64),
-        "split": np.array([clip.split or "" for clip in clips]),
-        "label": np.array([clip.label or "" for clip in clips]),
-        "bad_row": np.zeros(0, np.int64),
-    }
+    return read_features(out)
 
 
 def splits_of(split: np.ndarray) -> Splits:
-    """Clips to fit and to test on: "train" and "test"; else each split in turn is tested on and the others fitted."""
+    """Return clips to fit and to test on: "train" and "test"; else each split is tested on, and the others fitted."""
     names = sorted({str(name) for name in split} - {""})
     if "train" in names and "test" in names:
         return [(split == "train", split == "test")]
@@ -121,7 +86,7 @@ def splits_of(split: np.ndarray) -> Splits:
 
 
 def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict[str, Any]]:
-    """Linear probe of each modality's pooled features, mean over the splits. labels [C], "" is none."""
+    """Score a linear probe of each modality's pooled features, mean over the splits. labels [C], "" is none."""
     names = {str(label) for label in labels} - {""}
     ids = {name: i for i, name in enumerate(sorted(names))}
     target = torch.tensor([ids.get(str(label), -1) for label in labels])
@@ -147,64 +112,40 @@ def probes(arrays: Arrays, labels: np.ndarray, splits: Splits) -> dict[str, dict
     return by_modality
 
 
-def zero_shot(arrays: Arrays) -> dict[str, dict[str, float]]:
-    """Retrieval among the clips of split "test" (all of them where there is none), as `vatt.evaluate` scores it.
-
-    Features are means over the windows already, so a clip has one.
-    """
-    if "video_to_text" not in arrays:
-        return {}
-    chosen = arrays["split"] == "test"
-    chosen = chosen if chosen.any() else np.ones(len(chosen), bool)
-    # Only clips with video are ranked, and asked about.
-    seen = chosen[arrays["video_clip"]]
-    kept = arrays["video_clip"][seen]
-    place = np.full(len(chosen), -1)
-    place[kept] = np.arange(len(kept))
-    heard, said = place[arrays["audio_clip"]] >= 0, place[arrays["text_clip"]] >= 0
-
-    def rows(name: str, mask: np.ndarray) -> Tensor:
-        return torch.from_numpy(arrays[name][mask])
-
-    return retrieval(
-        ClipEmbeddings(
-            rows("video_to_text", seen)[:, None],
-            rows("video_to_audio", seen)[:, None],
-            rows("audio_embedding", heard)[:, None],
-            rows("text_embedding", said),
-            torch.from_numpy(place[arrays["audio_clip"][heard]]),
-            torch.from_numpy(place[arrays["text_clip"][said]]),
-            arrays["row"][kept].tolist(),
-            [],
-        )
-    )
+def zero_shot(features: Features) -> dict[str, dict[str, float]]:
+    """Score retrieval among the clips of split "test" (all of them where there is none), as `vatt.evaluate` does."""
+    tested = features.arrays["split"] == "test"
+    return retrieval(from_features(features, tested if tested.any() else None))
 
 
 def corpus_scores(run: Path, clips: int, device: str) -> dict[str, Any]:
-    """Probes of the three attributes on held-out combinations of the built-in corpus, and retrieval among them."""
+    """Score probes of the three attributes on held-out combinations of the built-in corpus, and retrieval of these."""
     manifest = build_corpus(clips=clips)
-    arrays = clip_features(run, manifest, run / "features.npz", device)
+    features = clip_features(run, manifest, run / "features.npz", device)
+    arrays = features.arrays
     recipes = {recipe.index: recipe for recipe in plan(clips, seed=0)}
     splits = splits_of(arrays["split"])
-    found = {
+    probed = {
         name: probes(arrays, np.array([getattr(recipes[i], name) for i in arrays["row"].tolist()]), splits)
         for name in ATTRIBUTES
     }
-    return {"probe": found, "retrieval": zero_shot(arrays), "clips": len(arrays["row"]), "bad": len(arrays["bad_row"])}
+    return {
+        "probe": probed,
+        "retrieval": zero_shot(features),
+        "clips": len(arrays["row"]),
+        "bad": len(arrays["bad_row"]),
+    }
 
 
 def manifest_scores(model: Path, source: str, out: Path, device: str) -> dict[str, Any]:
-    """Probe of the manifest's labels and retrieval of its captions; files of sound alone are probed by their sound."""
-    clips = read_manifest(source)
-    if all(clip.path.suffix.lower() in SOUND_SUFFIXES for clip in clips):
-        arrays = sound_features(model, clips, device)
-    else:
-        arrays = clip_features(model, source, out, device)
-    found = probes(arrays, arrays["label"], splits_of(arrays["split"]))
-    scores = zero_shot(arrays)
-    if not found and not scores:
+    """Score probes of the manifest's labels and retrieval of its captions; sound files are probed by their sound."""
+    features = clip_features(model, source, out, device)
+    arrays = features.arrays
+    probed = probes(arrays, arrays["label"], splits_of(arrays["split"]))
+    scores = zero_shot(features)
+    if not probed and not scores:
         raise ReportError(
             f"{source} has nothing to score: neither captions, nor labels with two splits or more "
             "(columns caption, label, split)"
         )
-    return {"probe": found, "retrieval": scores, "clips": len(arrays["label"]), "bad": len(arrays["bad_row"])}
+    return {"probe": probed, "retrieval": scores, "clips": len(arrays["label"]), "bad": len(arrays["bad_row"])}

@@ -10,8 +10,6 @@ Inputs are noise and lie on the device; nothing is decoded or copied to it.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +32,8 @@ from vatt.model.heads import Embeddings
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
 from vatt.ops import Ops, choose
+from vatt.runtime import files
 from vatt.runtime.device import autocast_for, compute_dtype, pick_device
-from vatt.runtime.files import write_atomically
 from vatt.runtime.progress import progress_bar
 
 GATE_LAYERS = 2  # deep enough for rounding to pass through attention twice, shallow enough for float64
@@ -103,7 +101,9 @@ class StepCase:
 
 
 def build(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> VATT | Backbone:
-    """The model of `case`, in its mode; parameters that `shared` has in the same shape are taken from there, uncopied.
+    """Return the model of `case`, in its mode.
+
+    Parameters that `shared` has in the same shape are taken from there, uncopied.
 
     A dropped inference is eval mode with tokenisers that alone believe to be training: they draw, dropout stays off.
     """
@@ -126,12 +126,15 @@ def backbone_of(model: VATT | Backbone) -> Backbone:
 
 
 def noise(case: StepCase, seed: int, *shape: int) -> Tensor:
-    """Normal numbers [batch, *shape], the same for every device."""
+    """Return normal numbers [batch, *shape], the same for every device."""
     return torch.randn(case.batch, *shape, generator=torch.Generator().manual_seed(seed)).to(case.device)
 
 
 def inputs(case: StepCase) -> dict[str, Tensor]:
-    """Video [B,T,H,W,3] uint8; of whole models also audio [B,S] float32 and text [B,captions,L] without padding."""
+    """Return video [B,T,H,W,3] uint8.
+
+    Of whole models also audio [B,S] float32 and text [B,captions,L] without padding.
+    """
     generator, video, text = torch.Generator().manual_seed(2), case.model.video, case.model.text
     clip = (case.batch, video.frames, video.size, video.size, 3)
     made = {"video": torch.randint(0, 256, clip, dtype=torch.uint8, generator=generator)}
@@ -142,7 +145,7 @@ def inputs(case: StepCase) -> dict[str, Tensor]:
 
 
 def make_step(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> Callable[[], object]:
-    """A function that runs one step of `case` and returns when the device has finished it."""
+    """Return a function that runs one step of `case` and returns when the device has finished it."""
     return _step_of(build(case, shared), case)
 
 
@@ -175,7 +178,7 @@ def _step_of(model: VATT | Backbone, case: StepCase) -> Callable[[], object]:
 
 
 def contrast(embeddings: Embeddings, ops: Ops) -> Tensor:
-    """The release's loss of a batch in which every clip has sound and captions."""
+    """Return the release's loss of a batch in which every clip has sound and captions."""
     present = torch.ones(embeddings.audio.shape[0], device=embeddings.audio.device)
     return pretraining_loss(embeddings, present, present, LossConfig(), ops).total
 
@@ -189,7 +192,7 @@ def wait(device: torch.device) -> None:
 
 
 def numerics(case: StepCase) -> dict[str, Any]:
-    """Features and every gradient of all modalities (and of the loss) against the literal model in float64.
+    """Return features and every gradient of all modalities (and of the loss) against the literal model in float64.
 
     Error of a tensor: |x - exact| / |exact|, Frobenius norms. Green where no tensor is more than GATE_FACTOR times as
     wrong as in the literal model in the case's dtype (or than that dtype's own spacing, where that model is exact by
@@ -235,7 +238,7 @@ def _shallow(model: ModelConfig) -> ModelConfig:
 
 
 def _tensors(case: StepCase, *, exact: bool = False) -> dict[str, Tensor]:
-    """Features of every modality, the loss of noise embeddings, and all gradients; in float64 where `exact`."""
+    """Return features of every modality, the loss of noise embeddings, and all gradients; in float64 where `exact`."""
     device, ops, wide = torch.device(case.device), choose(case.fused, case.device), torch.float64
     backbone = backbone_of(build(case)).to(wide if exact else torch.float32)
     tensors: dict[str, Tensor] = {}
@@ -265,7 +268,10 @@ def _tensors(case: StepCase, *, exact: bool = False) -> dict[str, Tensor]:
 
 
 def peak_memory(case: StepCase) -> dict[str, int]:
-    """`harness.peak_memory` of one step; on CUDA the same two figures from PyTorch's allocator, of a second step."""
+    """Measure `harness.peak_memory` of one step.
+
+    On CUDA the same two figures from PyTorch's allocator, of a second step.
+    """
     if torch.device(case.device).type != "cuda":
         return harness_memory.peak_memory(_lone_step, case, torch.get_num_threads())
     torch.cuda.empty_cache()
@@ -293,7 +299,8 @@ def measure(
     checks: Sequence[StepCase],
     derive: Callable[[Report], None],
 ) -> bool:
-    """Numerics of `checks`, then memory, then times of `cases`, to which the first rows of the report belong, in order.
+    """Measure numerics of `checks`, then memory, then times of `cases`, to which the first rows of the report belong,
+    in order.
 
     Such a row begins with "seconds": [] and whatever tells it apart; it gets "gflops" (true, of a step), "peak_bytes",
     "step_bytes", the seconds, their "p20", "p50", "p80" and "clips_per_second" (the same three). `derive` adds ratios
@@ -374,7 +381,7 @@ def add_step_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_step_flags(args: argparse.Namespace, *, batch_on_gpu: int, batch_on_cpu: int = 1) -> torch.device:
-    """Fills in what depends on the device and returns it. Raises `ConfigError` for one that is not there."""
+    """Fill in what depends on the device and return it. Raises `ConfigError` for one that is not there."""
     device = pick_device(args.device)
     on_cpu = device.type == "cpu"
     args.device = str(device)
@@ -385,7 +392,7 @@ def resolve_step_flags(args: argparse.Namespace, *, batch_on_gpu: int, batch_on_
 
 
 def method(args: argparse.Namespace) -> dict[str, str]:
-    """How it was measured, for `harness.open_report`."""
+    """Return how it was measured, for `harness.open_report`."""
     on_cpu = torch.device(args.device).type == "cpu"
     return {
         "operations": choose(not args.reference, args.device).reason.removeprefix("operations: "),
@@ -401,7 +408,10 @@ def method(args: argparse.Namespace) -> dict[str, str]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV, a column a key in the order of their first mention; an inner mapping becomes columns key.inner."""
+    """Write rows as CSV, a column for each key in the order of their first mention.
+
+    An inner mapping becomes columns key.inner.
+    """
     flat = [
         {
             f"{key}.{inner}" if inner else key: value
@@ -410,15 +420,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         }
         for row in rows
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_atomically(path, text.getvalue().encode())
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    files.write_csv(path, columns, ([row.get(key, "") for key in columns] for row in flat))
 
 
 def checks_table(report: Report) -> str:
-    """The gate of a report as a Markdown table with its explanation."""
+    """Return the gate of a report as a Markdown table with its explanation."""
     return (
         "Features and every gradient of the operations that were timed, against the literal model in float64, at most "
         f"{GATE_LAYERS} layers deep; the worst tensor of each row. Green: at most {GATE_FACTOR:g} times as far from "

@@ -32,12 +32,12 @@ class Decoder(Protocol):
     """Each call opens the file anew."""
 
     def __call__(self, path: Path, start: float, fps: float, frames: int) -> Frames:
-        """What is shown at `start + i / fps` seconds. Raises `Unavailable` for a clip that it does not take."""
+        """Return what is shown at `start + i / fps` seconds. Raises `Unavailable` for a clip that it does not take."""
         ...
 
 
 def pyav() -> Decoder:
-    """What training uses, without the sound."""
+    """Return what training uses, without the sound."""
 
     def decode(path: Path, start: float, fps: float, frames: int) -> Frames:
         video = decode_span(path, start=start, fps=fps, frames=frames, rate=RATE, read=("video",)).video
@@ -48,7 +48,7 @@ def pyav() -> Decoder:
 
 
 def pyav_training() -> Decoder:
-    """What training does: scaled to a shorter side of 336 where it is larger, and with the sound of the span."""
+    """Return what training does: scaled to a shorter side of 336 where it is larger, and with the sound of the span."""
 
     def decode(path: Path, start: float, fps: float, frames: int) -> Frames:
         video = decode_span(path, start=start, fps=fps, frames=frames, rate=RATE, short_side=336).video
@@ -122,7 +122,7 @@ def decord() -> Decoder:
 
 
 def dali_cpu() -> Decoder:
-    """NVIDIA DALI without a GPU, VP8, VP9 and MJPEG only: one pipeline, asked for one clip at a time."""
+    """Decode by NVIDIA DALI without a GPU, VP8, VP9 and MJPEG only: one pipeline, asked for one clip at a time."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except (ImportError, RuntimeError, OSError) as error:
@@ -168,7 +168,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
 
 
 def made_clips(folder: Path) -> list[Path]:
-    """Clips of 10 s, 340x256, 30 a second, of a drifting pattern with grain and a tone: H.264, MJPEG and VP9."""
+    """Return clips of 10 s, 340x256, 30 a second, of a drifting pattern with grain and a tone: H.264, MJPEG and VP9."""
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:256, :340]
     pattern = 128 + 60 * np.sin(x / 17) * np.cos(y / 23) + 40 * np.sin((x + y) / 61)

@@ -23,12 +23,12 @@ MODES = ("forward", "forward + backward")
 
 
 def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; emulated, a step takes minutes."""
+    """Return whether this CPU multiplies bfloat16 in hardware; emulated, a step takes minutes."""
     return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def video_model(layers: int, size: int, rate: float) -> ModelConfig:
-    """VATT-Base's video backbone without dropout, as VideoMAE-Base has none."""
+    """Return VATT-Base's video backbone without dropout, as VideoMAE-Base has none."""
     model = preset("bbs").model
     encoder = replace(model.video_encoder, layers=layers, dropout=0.0)
     return replace(model, video=VideoConfig(size=size), video_encoder=encoder, drop=DropConfig(rate))
@@ -36,7 +36,7 @@ def video_model(layers: int, size: int, rate: float) -> ModelConfig:
 
 @cache
 def rival(layers: int, size: int) -> Any:
-    """VideoMAE-Base with random weights. Raises `ReportError` where transformers is not installed."""
+    """Return videoMAE-Base with random weights. Raises `ReportError` where transformers is not installed."""
     try:
         from transformers import VideoMAEConfig, VideoMAEModel
     except ImportError as error:
@@ -47,7 +47,7 @@ def rival(layers: int, size: int) -> Any:
 
 
 def rival_step(layers: int, size: int, rate: float, dtype: str, *, training: bool) -> Callable[[], object]:
-    """One step of VideoMAE as `steps.make_step` makes one of ours: a clip, no optimiser."""
+    """Return one step of VideoMAE as `steps.make_step` makes one of ours: a clip, no optimiser."""
     model, device = rival(layers, size), torch.device("cpu")
     clip = torch.randn(1, 16, 3, size, size, generator=torch.Generator().manual_seed(2))
     patches = model.embeddings.num_patches
@@ -77,7 +77,10 @@ def rival_step(layers: int, size: int, rate: float, dtype: str, *, training: boo
 
 
 def make(row: dict[str, Any], layers: int, size: int) -> Callable[[], object]:
-    """The step of a row. A dropped forward is not what an evaluation runs; here it times the same work of both."""
+    """Return the step of a row.
+
+    A dropped forward is not what an evaluation runs; here it times the same work of both.
+    """
     training = row["mode"] != MODES[0]
     if row["model"] == "videomae":
         return rival_step(layers, size, row["drop_rate"], row["dtype"], training=training)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -16,8 +17,10 @@ from helpers.small_model import small_config, write_model
 from vatt import evaluate
 from vatt.checkpoints.loading import load_vatt
 from vatt.checkpoints.model_folder import load_tokenizer, write_model_folder
-from vatt.data.clip import Manifest
-from vatt.data.datasets.evaluation import CentreDataset, EvalDataset
+from vatt.data.clip import Clip, Manifest
+from vatt.data.datasets import windows as reader
+from vatt.data.datasets.evaluation import EvalDataset
+from vatt.data.decoding.span import decode_span
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest, write_manifest
 from vatt.data.synthetic import build_corpus
@@ -25,8 +28,7 @@ from vatt.data.tokenizer import Tokenizer
 from vatt.errors import ConfigError, DataError
 from vatt.evaluation import classification, cross_validation, linear_probe
 from vatt.evaluation.cross_validation import read_folds
-from vatt.evaluation.linear_probe import classify as fit_and_classify
-from vatt.evaluation.linear_probe import mean_of_windows, official_probe
+from vatt.evaluation.linear_probe import fit, fit_and_classify, mean_of_windows, official_probe
 from vatt.evaluation.metrics import ranks
 from vatt.evaluation.retrieval import embed_clips, retrieval, similarities, write_ranks
 from vatt.inference import over_clips
@@ -182,7 +184,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             assert (len(table), scores["fitted"], np.mean(right)) == (12, 12, pytest.approx(scores["top1"]))
             assert (tmp_path / "whole" / modality / name / "confusion.png").stat().st_size > 1000
         assert found["scores"]["top5"] == np.mean([scores["top5"] for scores in found["folds"].values()])
-    made, real = [], linear_probe.classify
+    made, real = [], linear_probe.fit_and_classify
 
     def counted(*arguments):
         made.append(1)
@@ -190,7 +192,7 @@ def test_probe_over_folds_goes_on_after_a_crash(model, two_folds, tmp_path, monk
             raise OSError("power cut")
         return real(*arguments)
 
-    monkeypatch.setattr(cross_validation, "classify", counted)
+    monkeypatch.setattr(cross_validation, "fit_and_classify", counted)
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again") == 1
     assert run(*arguments, "--modality", "audio", "--out", tmp_path / "again", "--resume") == 0
     assert len(made) == 3  # the second fold twice, the first one is kept
@@ -229,12 +231,32 @@ def test_sound_files_beside_clips_are_probed_by_their_sound(model, corpus, tmp_p
     assert found["bad_clips"] == 1  # the one without sound
 
 
-def test_fitted_to_the_middle_window(corpus):
-    config, clips = small_config(), read_manifest(corpus)
-    three = EvalDataset(clips, config.data, config.model, Tokenizer([]), 3, 2)[0]
-    for modality, wanted in (("video", three.video), ("audio", three.audio)):
-        batch = CentreDataset(clips, config.data, config.model, modality, 2)[0]
-        assert torch.equal(getattr(batch, modality), wanted[:, 1:2])
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_fitted_to_the_middle_window_and_only_that_is_decoded(modality, corpus, tmp_path, monkeypatch):
+    config, long = small_config(), tmp_path / "long.mp4"
+    write_clip(long, steady(24.0, 10), tone_burst(24.0, 12.0, 48_000), size=64)
+    built_in = read_manifest(corpus)
+    clips = Manifest((*built_in[:2], Clip(2, long, "long.mp4")), tmp_path, built_in.labels)
+    given, decoded = (clips, config.data, config.model, Tokenizer([])), []
+
+    def spy(path, **options):
+        decoded.append((path, options["frames"]))
+        return decode_span(path, **options)
+
+    monkeypatch.setattr(reader, "decode_span", spy)
+    middles, spaced = (
+        EvalDataset(*given, count, 3, read=(modality,), needs=(modality,), place=place)
+        for place, count in (("middle", 1), ("spaced", 3))
+    )
+    batch, of_middles = middles[0], [*decoded]
+    assert torch.equal(getattr(batch, modality), getattr(spaced[0], modality)[:, 1:2])
+    steps = middles.windows(0).steps
+    if modality == "video":
+        assert of_middles == [(clip.path, steps) for clip in clips]
+    assert of_middles[2:] == [(long, steps)]  # a window of one clip
+    assert decoded[5:] == 3 * [(long, steps)]
+    with pytest.raises(ValueError, match="one window is in the middle, not 3"):
+        EvalDataset(clips, config.data, config.model, Tokenizer([]), 3, place="middle")
 
 
 def test_folds_of_one_manifest_and_of_several(tmp_path, two_folds):
@@ -269,13 +291,22 @@ def test_the_official_classifier_learns_and_repeats():
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_scikit_learn_finds_the_same_minimum(classes):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+def test_logistic_regression_finds_the_minimum_that_scikit_learn_finds(classes):
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(90, 6, generator=generator, dtype=torch.float64)
-    labels = features[:, :classes].argmax(1)
+    labels, strength = features[:, :classes].argmax(1), 0.01
+    weight, bias = fit(features, labels, classes, strength)
+    # Of two classes scikit-learn has one weight vector, the difference of ours, with half the penalty for its square.
+    penalty = len(features) * strength / (2 if classes == 2 else 1)
+    solver = linear_model.LogisticRegression(C=1 / penalty, max_iter=5000, tol=1e-10)
+    expected = solver.fit(features.numpy(), labels.numpy()).predict_proba(features.numpy())
+    # `fit` ends at a gradient of 1e-6, and the loss curves by `strength` at least: weights are this near the minimum.
+    near = 1e-6 * math.sqrt(weight.numel()) / strength
+    torch.testing.assert_close((features @ weight + bias).softmax(1), torch.from_numpy(expected), atol=near, rtol=0)
+    # Both names of it are accepted, and are one.
     found = [fit_and_classify(name, features, labels, features[:, None], classes) for name in ("lbfgs", "sklearn")]
-    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+    assert torch.equal(*found)
 
 
 def test_classification_of_a_finished_model(corpus, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,16 @@ def test_vectors_of_one_file_are_those_of_many(model, corpus, clip) -> None:
         np.testing.assert_allclose(one[name], features.arrays[name][3], atol=1e-4, rtol=1e-4, err_msg=name)
     scores = vatt.retrieve(features)
     assert scores["text_to_video"]["candidates"] == 24
+    # Rows of one span are one clip with two captions, as for the command: the scores stay, a query is added.
+    arrays = dict(features.arrays)
+    for name, array in arrays.items():
+        arrays[name] = array if name.startswith("bad") else np.concatenate([array, array[3:4]])
+    for name in ("video_clip", "audio_clip", "text_clip"):
+        arrays[name][-1] = 24
+    twice = vatt.retrieve(replace(features, arrays=arrays))
+    assert twice["text_to_video"]["candidates"] == 24
+    assert twice["text_to_video"]["queries"] == scores["text_to_video"]["queries"] + 1
+    assert twice["audio_to_video"] == scores["audio_to_video"]
     some = vatt.embed(model, [clip], windows=1)
     assert some.arrays["path"].tolist() == [str(clip)]
 

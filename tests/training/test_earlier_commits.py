@@ -11,9 +11,10 @@ import pytest
 from helpers.media import steady, write_clip
 
 import vatt
-from vatt import train
+from vatt import embed, evaluate, train
 from vatt.checkpoints import training_checkpoint
 from vatt.checkpoints.fingerprints import weights_fingerprint
+from vatt.inference import over_clips
 from vatt.inference.features_file import read_features
 
 FOLDER = Path(__file__).resolve().parents[1] / "data_20a74a7"
@@ -66,3 +67,43 @@ def test_features_load() -> None:
     assert features.arrays["video_to_text"].shape == (8, 8)
     assert features.arrays["text_embedding"].shape == (8, 8)
     assert features.metadata["weights_sha256"] == weights_fingerprint(vatt.load(FOLDER / "run"))
+
+
+def write_manifest(folder: Path) -> None:
+    """Nine overlapping spans of each clip in `folder`/clips."""
+    lines = ["path,start,end,label,caption,split"]
+    for k in range(9):
+        for i in range(8):
+            about = f"{('even', 'odd')[i % 2]},clip number {i} of eight,{'train' if k < 5 else 'test'}"
+            lines.append(f"clips/clip{i}.mkv,{k / 10:g},{k / 10 + 1:g},{about}")
+    (folder / "m.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_interrupted_commands_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the shards that are there, which are not made again."""
+    shutil.copytree(FOLDER / "parts", tmp_path, dirs_exist_ok=True)
+    write_clips(tmp_path / "clips")
+    write_manifest(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made: list[int] = []
+    load = over_clips.make_loader
+    monkeypatch.setattr(over_clips, "make_loader", lambda d, *rest: [made.append(len(d.clips)), load(d, *rest)][1])
+    common = ["--workers", "0", "--device", "cpu", "--resume"]
+    assert embed.main(["--model", str(FOLDER / "run"), "--data", "clips", "--out", "features.npz", *common]) == 0
+    assert (made, len(read_features(Path("features.npz")).arrays["row"])) == ([], 8)
+    common += ["--run", str(FOLDER / "run"), "--data", "m.csv"]
+    probe = ["--task", "probe", "--modality", "video", "audio", "--probe", "sklearn", "--out", "probe"]
+    assert evaluate.main([*probe, *common]) == 0
+    assert made == [32, 40, 32]  # video to test on, sound to fit to and to test on
+    scores = json.loads(Path("probe/result.json").read_text())["probe"]
+    assert {m: (fold["folds"]["m"]["fitted"], fold["folds"]["m"]["tested"]) for m, fold in scores.items()} == {
+        "video": (40, 32),
+        "audio": (40, 32),
+    }
+    assert evaluate.main(["--task", "retrieve", "--score", "both", "--out", "retrieve", *common]) == 0
+    assert made == [32, 40, 32]
+    scores = json.loads(Path("retrieve/result.json").read_text())["retrieval"]
+    assert scores["text_to_video"]["queries"] == scores["audio_to_video"]["candidates"] == 32
+    # That commit's own scores, but for clips whose cosines differ in the last bits.
+    assert scores["text_to_video"]["R@10"] == pytest.approx(0.25, abs=2 / 32)
+    assert scores["audio_to_video"]["R@10"] == pytest.approx(0.28125, abs=2 / 32)

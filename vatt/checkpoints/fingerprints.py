@@ -12,7 +12,7 @@ from ..data.clip import Clip, Manifest
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and values: equal for equal weights, whatever file they lie in."""
+    """Return SHA-256 of names, types, shapes and values: equal for equal weights, whatever file they lie in."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -25,7 +25,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def fingerprint(rows: Iterable[Clip | str]) -> str:
-    """Changes when a clip, its span, its captions or its split do, or a word; a resumed run must see the same."""
+    """Return a digest that changes when a clip, its span, its captions or its split do, or a word."""
     if isinstance(rows, Manifest) and rows.rows is not None:
         return rows.rows.fingerprint
     digest = hashlib.sha256()

@@ -37,7 +37,7 @@ def load(
     fused: bool | None = None,
     attention: str | None = None,
 ) -> VATT | Classifier:
-    """The model in `folder`, in eval mode on `device`: `VATT`, or `Classifier` for a fine-tuned one.
+    """Return the model in `folder`, in eval mode on `device`: `VATT`, or `Classifier` for a fine-tuned one.
 
     `fused`, `attention`: which operations it runs, see `vatt.ops`; None takes what the folder's settings say, as far as
     `device` can. Parameters are float32.
@@ -53,7 +53,7 @@ def load(
 
 
 def operations(config: RunConfig, device: torch.device | str, fused: bool | None, attention: str | None) -> Ops:
-    """Of a finished model: those asked for, else those of its training as far as `device` can."""
+    """Return the operations asked for, else those of a finished model's training as far as `device` can."""
     wanted = attention or config.attention
     return choose(config.fused if fused is None else fused, device, wanted, asked=attention is not None)
 
@@ -65,7 +65,7 @@ def load_vatt(
     fused: bool | None = None,
     attention: str | None = None,
 ) -> VATT:
-    """`load` for those who need the common spaces; raises `RunError` for a fine-tuned model."""
+    """Load a model with its common spaces. Raises `RunError` for a fine-tuned model."""
     config = load_config(folder)
     build = partial(VATT, config.model, operations(config, device, fused, attention))
     model = build_fitting(folder, config, build)
@@ -75,7 +75,10 @@ def load_vatt(
 
 
 def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V]) -> V:
-    """What `build` makes, the model of `config`. Raises `RunError` if it is not that of the weights in `folder`."""
+    """Return what `build` makes, the model of `config`.
+
+    Raises `RunError` if it is not that of the weights in `folder`.
+    """
     folder = model_folder(folder)
     if is_classifier(folder):
         raise RunError(
@@ -86,14 +89,14 @@ def build_fitting(folder: str | Path, config: RunConfig, build: Callable[[], V])
 
 
 def load_weights(model: VATT, folder: str | Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
+    """Copy the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights."""
     load_exactly(model, model_folder(folder))
 
 
 def load_classifier(
     folder: Path, device: torch.device, *, fused: bool | None = False, attention: str | None = None
 ) -> Classifier:
-    """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
+    """Return a fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
     config = read_config(folder)
     saved = read_json(folder / "config.json")
     if "classifier" not in saved:
@@ -137,7 +140,7 @@ def _classifier_record(folder: Path, saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module], *, exactly: bool = True) -> None:
-    """Raises `RunError` unless `build` makes a model of just the weights in `folder`, before it is made in earnest.
+    """Raise `RunError` unless `build` makes a model of just the weights in `folder`, before it is made in earnest.
 
     Not `exactly`: either may have weights that the other has not.
 
@@ -166,7 +169,7 @@ def require_fit(folder: Path, config: ModelConfig, build: Callable[[], nn.Module
 
 
 def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
+    """Return names and shapes of the weights in `folder`, from the header of their file. Raises `RunError`."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder) or [folder / "model.safetensors"]:
         try:
@@ -180,7 +183,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file of the weights in `folder`, or those that its index lists; none where there is no model.
+    """Return the file of the weights in `folder`, or those that its index lists; none where there is no model.
 
     Raises `RunError` for an index that cannot be read or names files elsewhere.
     """
@@ -200,7 +203,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _differences(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is wrong with `theirs`, a line a weight."""
+    """Return what is wrong with `theirs`, a line a weight."""
     differ = [f"{name} is missing" for name in ours if name not in theirs]
     differ += [f"{name} is unknown" for name in theirs if name not in ours]
     return differ + [
@@ -217,7 +220,7 @@ def _unfit(folder: Path, differ: list[str]) -> RunError:
 
 
 def load_exactly(model: nn.Module, folder: Path) -> None:
-    """Copies the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
+    """Copy the weights in `folder` into `model`. Raises `RunError` unless they are all of its weights and no more."""
     theirs = read_folder(folder)
     if theirs is None:
         raise RunError(f"{folder} is no folder with model.safetensors")
@@ -228,7 +231,10 @@ def load_exactly(model: nn.Module, folder: Path) -> None:
 
 
 def read_folder(source: Path) -> dict[str, Tensor] | None:
-    """Weights of an exported model or a finished run, None where there are none; raises `RunError` if damaged."""
+    """Return weights of an exported model or a finished run, None where there are none.
+
+    Raise `RunError` if damaged.
+    """
     for folder in (source / "model", source):
         if files := weight_files(folder):
             weights: dict[str, Tensor] = {}

@@ -137,7 +137,7 @@ VOCABULARY = "vocabulary.txt"
 
 
 def model_folder(folder: str | Path) -> Path:
-    """DIR/model of a finished run, or DIR itself; of a model's own file the folder that it lies in.
+    """Return DIR/model of a finished run, or DIR itself; of a model's own file the folder that it lies in.
 
     Raises `RunError` for any other file.
     """
@@ -166,7 +166,7 @@ def load_config(folder: str | Path) -> RunConfig:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Words to ids for the model in `folder`. Raises `VocabularyError` for a model that has no word list."""
+    """Return words to ids for the model in `folder`. Raises `VocabularyError` for a model that has no word list."""
     path = model_folder(folder) / VOCABULARY
     if not path.is_file():
         raise VocabularyError(

@@ -19,21 +19,21 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of a sharded model, on the CPU of rank 0; the other ranks take part and get nothing."""
+    """Return all tensors of a sharded model, on the CPU of rank 0; the other ranks take part and get nothing."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(model, options=options)
     return state
 
 
 def save_shards(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Writes this rank's part of weights, statistics and moments; all ranks call it. Returns what is not sharded."""
+    """Write this rank's part of weights, statistics and moments; all ranks call it. Returns what is not sharded."""
     tensors, rest = _tensors(model, optimizer)
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     return rest
 
 
 def load_shards(folder: Path, model: nn.Module, optimizer: Optimizer, rest: dict[str, Any]) -> None:
-    """Takes up what `save_shards` wrote and returned, on any number of ranks."""
+    """Take up what `save_shards` wrote and returned, on any number of ranks."""
     names = dict(model.named_parameters())
     for name, state in rest["state"].items():
         moments = {key: torch.zeros_like(names[name]) if value is None else value for key, value in state.items()}
@@ -45,7 +45,7 @@ def load_shards(folder: Path, model: nn.Module, optimizer: Optimizer, rest: dict
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by name, sharded ones as they are; and the optimizer's state with None in place of those."""
+    """Return tensors by name, sharded ones as they are; and the optimizer's state with None in place of those."""
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in model.state_dict().items()}
     rest: dict[str, Any] = {}
     for name, parameter in model.named_parameters():

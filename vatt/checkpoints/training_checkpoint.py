@@ -146,7 +146,7 @@ class _RememberingFile(io.RawIOBase):
 
 
 def _bytes_in(value: Any) -> int:
-    """Of all tensors in a state."""
+    """Return the bytes of all tensors in a state."""
     if isinstance(value, Tensor):
         return value.nbytes
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -197,7 +197,10 @@ def _loaded(path: Path, sharded: bool) -> Checkpoint:
 
 
 def _read_state(path: Path) -> tuple[int, dict[str, Any]]:
-    """The step of a checkpoint, and what else is in its state. Its checksum was right: who wrote it meant it so."""
+    """Return the step of a checkpoint, and what else is in its state.
+
+    Its checksum was right: who wrote it meant it so.
+    """
     file = path / STATE
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -227,7 +230,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def saved_steps(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and paths of the checkpoints in `folder`, the oldest first; which are whole takes reading them."""
+    """Return steps and paths of the checkpoints in `folder`, the oldest first; which are whole takes reading them."""
     matches = ((_NAME.fullmatch(path.name), path) for path in _checkpoints(folder))
     return sorted((int(match[1]), path) for match, path in matches if match)
 

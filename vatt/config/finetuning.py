@@ -183,7 +183,7 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def modality(task: str) -> str:
-    """What a clip is classified by: a picture is video of a single row of voxels."""
+    """Return what a clip is classified by: a picture is video of a single row of voxels."""
     return "audio" if task == "audio" else "video"
 
 

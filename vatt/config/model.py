@@ -7,6 +7,8 @@ from typing import Literal
 
 Kind = Literal["specific", "agnostic"]
 Sampling = Literal["batch", "sample"]
+# Of a field that came after others: digests of settings leave it out at its default, so that those of before stay.
+LATER = {"later": True}
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class AudioConfig:
     samples: int = 153_600
     rate: int = 48_000
     patch: int = 128
-    level: float = 0.0
-    tones: bool = False
+    level: float = field(default=0.0, metadata=LATER)
+    tones: bool = field(default=False, metadata=LATER)
 
     @property
     def tokens(self) -> int:
@@ -111,7 +113,7 @@ class DropConfig:
 
 
 def kept_tokens(tokens: int, drop_rate: float, align: int = 1) -> int:
-    """Tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
+    """Return tokens left after dropping the share `drop_rate`: int(keep * tokens), as the release rounds it.
 
     With `align` the kept tokens and one AGG token are then rounded to the nearest multiple of it, at least one and at
     most what `tokens` can fill; where nothing is dropped, nothing is rounded.

@@ -69,7 +69,7 @@ def ma_medium() -> Config:
 
 
 def tiny() -> Config:
-    """A three-tower model for two CPU cores: 16 frames of 64 x 64 at 10 fps, 1.6 s of 8 kHz sound.
+    """Return a three-tower model for two CPU cores: 16 frames of 64 x 64 at 10 fps, 1.6 s of 8 kHz sound.
 
     `python -m vatt.train --fused` (or `make train`): trains on the built-in corpus in minutes and ends with held-out
     retrieval among 100 clips; reports/cpu-2core/tiny_training.md holds the result of three seeds.
@@ -106,7 +106,10 @@ def tiny() -> Config:
 
 
 def tiny_ma() -> Config:
-    """The tiny preset with one shared encoder (modality-agnostic). `python -m vatt.train --fused --preset tiny_ma`."""
+    """Return the tiny preset with one shared encoder (modality-agnostic).
+
+    `python -m vatt.train --fused --preset tiny_ma`.
+    """
     config = tiny()
     return replace(config, preset="tiny_ma", model=replace(config.model, kind="agnostic"))
 
@@ -115,7 +118,7 @@ PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (tiny, tiny_m
 
 
 def preset(name: str) -> Config:
-    """The named preset. Raises `ConfigError` with the nearest name for an unknown one."""
+    """Return the named preset. Raises `ConfigError` with the nearest name for an unknown one."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PRESETS)}"

@@ -16,8 +16,21 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dictionaries, ready for JSON."""
+    """Return nested plain dictionaries, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def to_identity(config: Any) -> dict[str, Any]:
+    """Return `to_dict` without the fields that came later (metadata "later") where they are at their defaults.
+
+    Digests of settings are made of it, so that those of an earlier version are still the same.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("later") or value != field.default:
+            values[field.name] = to_identity(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 def to_json(config: Any) -> str:
@@ -25,7 +38,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
-    """Rebuilds dataclass `kind` from nested dictionaries; missing keys take their defaults, unknown ones are errors."""
+    """Rebuild dataclass `kind` from nested dictionaries; missing keys take their defaults, unknown ones are errors."""
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
@@ -53,7 +66,7 @@ def from_record(kind: type[T], values: dict[str, Any]) -> T:
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:
-    """Applies `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
+    """Apply `a.b=c` settings in order. Unknown names raise `ConfigError` with the nearest known name."""
     values = to_dict(config)
     known = list(_leaves(values))
     for text in overrides:

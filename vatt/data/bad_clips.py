@@ -18,7 +18,7 @@ LEAST_TRIED = 32  # a share of fewer clips says nothing, unless there are no mor
 
 
 def bad_share(bad: int, tried: int, clips: int) -> float:
-    """`bad` over the clips tried so far, these taken as at least 32 or, if that is fewer, as all `clips`."""
+    """Return `bad` over the clips tried so far, these taken as at least 32 or, if that is fewer, as all `clips`."""
     return bad / max(tried, min(LEAST_TRIED, clips), 1)
 
 
@@ -31,7 +31,7 @@ def check_share(bad: int, clips: int, max_share: float) -> None:
 
 
 def read_counts(path: Path) -> list[int]:
-    """How often each clip of the CSV was met, also of one that a spreadsheet has saved.
+    """Return how often each clip of the CSV was met, also of one that a spreadsheet has saved.
 
     Raises ValueError when it is no such table, FileNotFoundError when it is not there.
     """
@@ -70,7 +70,7 @@ class BadClips:
         self._bad: set[int] = set()  # of those tried
 
     def __len__(self) -> int:
-        """Distinct bad clips of the whole run."""
+        """Count the distinct bad clips of the whole run."""
         return len(self._records)
 
     @property
@@ -88,7 +88,9 @@ class BadClips:
         return bad_share(len(self._bad), self.tried, len(self._clips))
 
     def add(self, step: int, batch: Batch) -> list[tuple[Clip, str]]:
-        """Takes a batch's record; returns the clips seen to be bad for the first time, and writes the CSV if any."""
+        """Take a batch's record, write the CSV if any clip is bad, and return those seen to be bad for the first
+        time.
+        """
         self._tried.update(batch.tried)
         new = []
         for index, reason in batch.bad:
@@ -104,7 +106,7 @@ class BadClips:
         return new
 
     def check(self) -> None:
-        """Raises DataError when more than `max_share` of the clips tried are bad."""
+        """Raise DataError when more than `max_share` of the clips tried are bad."""
         if self.share > self.max_share:
             raise DataError(
                 f"{len(self._bad)} of {self.tried} clips tried could not be used, more than data.max_bad_share = "
@@ -112,7 +114,7 @@ class BadClips:
             )
 
     def write(self) -> None:
-        """Write the CSV atomically, in the order of the manifest, and removes one that nothing belongs in any more."""
+        """Write the CSV atomically, in the order of the manifest, and remove one that nothing belongs in any more."""
         if not self.writes:
             return
         if not self._records:
@@ -125,12 +127,12 @@ class BadClips:
         write_csv(self.path, COLUMNS, rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, so that `torch.load(weights_only=True)` takes it back."""
+        """Return plain values, so that `torch.load(weights_only=True)` takes it back."""
         records = [[index, r.reason, r.first_step, r.count] for index, r in sorted(self._records.items())]
         return {"size": len(self._clips), "records": records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the records back and makes the CSV say the same: it may hold clips of steps that are done again."""
+        """Take the records back and make the CSV say the same: it may hold clips of steps that are done again."""
         if state["size"] != len(self._clips):
             raise DataError(f"the saved record is of {state['size']} clips, the manifest now has {len(self._clips)}")
         self._records = {index: _Record(reason, step, count) for index, reason, step, count in state["records"]}

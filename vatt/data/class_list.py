@@ -106,7 +106,7 @@ def _of_lines(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _of_table(rows: list[list[str]]) -> tuple[str, ...]:
-    """The names of a table that has a column of all numbers; nothing for what is no such table."""
+    """Return the names of a table that has a column of all numbers; nothing for what is no such table."""
     if not rows or len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
         return ()
     header = [cell.lower() for cell in rows[0]]

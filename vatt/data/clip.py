@@ -129,7 +129,7 @@ class Manifest(Sequence[Clip]):
         return {label: i for i, label in enumerate(self.labels)}
 
     def split(self, name: str) -> Manifest:
-        """Clips of one split (none when it has no clips), with their indices and class ids unchanged."""
+        """Return clips of one split (none when it has no clips), with their indices and class ids unchanged."""
         if self.rows is not None:
             return replace(self, clips=self.rows.split(name))
         return Manifest(tuple(clip for clip in self.clips if clip.split == name), self.root, self.labels, self.notes)

@@ -38,7 +38,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def keys_of(chosen: Mapping[str, str]) -> tuple[str, ...]:
-    """Names that the column with file names may have, near ones included: they tell how a table is divided."""
+    """Return names that the column with file names may have, near ones included: they tell how a table is divided."""
     return (*filter(None, [chosen.get("path")]), *KEYS, *NEAR["path"])
 
 

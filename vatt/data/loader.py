@@ -55,7 +55,8 @@ def make_loader(
     prefetch: int = 4,
     interrupted: Callable[[], object] = bool,
 ) -> Generator[Batch, None, None]:
-    """Batches `start` to `start + count - 1` of `dataset` in order, built by `workers` processes ahead of their use.
+    """Yield batches `start` to `start + count - 1` of `dataset` in order, built by `workers` processes ahead of their
+    use.
 
     Each worker keeps up to `prefetch` batches ready; 0 workers build them in this process. Workers come from a fork
     server: as with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
@@ -142,7 +143,7 @@ def _received(
 
 
 def _next(dataset: BatchSource, pool: Workers, interrupted: Callable[[], object]) -> Batch | None:
-    """The next batch of `pool`; None when a worker had to be ended or was, and all have to begin anew."""
+    """Return the next batch of `pool`; None when a worker had to be ended or was, and all have to begin anew."""
     since = time.monotonic()
     try:
         while not pool.ready(LOOK_SECONDS):
@@ -178,7 +179,7 @@ def _next(dataset: BatchSource, pool: Workers, interrupted: Callable[[], object]
 
 
 def _raised(failure: Failure) -> Exception:
-    """What the main process raises for an exception of a worker."""
+    """Return what the main process raises for an exception of a worker."""
     if failure.kind == "DataError":
         return DataError(failure.text)
     if failure.kind in ("MemoryError", "OutOfMemoryError"):

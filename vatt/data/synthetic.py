@@ -24,6 +24,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -43,6 +44,8 @@ from ..runtime.cli import exit_code
 from .clip import Clip, ManifestError
 from .encoders import REPEATABLE
 from .manifest import write_manifest
+
+log = logging.getLogger(__name__)
 
 # Part of the cache folder's name: raise it with every change of the bytes written; `write_clip` still writes format 1.
 FORMAT = 2
@@ -354,7 +357,7 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if progress:
-                print(f"waiting for another process that is writing {folder}", file=sys.stderr)
+                log.warning("waiting for another process that is writing %s", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

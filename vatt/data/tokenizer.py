@@ -55,7 +55,7 @@ def split_words(text: str, unspaced: bool = False) -> list[str]:
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether `text` has a word of several characters of a script that puts no spaces between words."""
+    """Return whether `text` has a word of several characters of a script that puts no spaces between words."""
     return any(len(_UNSPACED.findall(word)) > 3 for word in text.split()) if not text.isascii() else False
 
 
@@ -63,8 +63,10 @@ class Tokenizer:
     """Words to ids. Id 0 is padding, `unknown` any word that is not in the list; no begin or end marks are added."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words`: the list in the order of ids. One without `<pad>` gets `<pad>`, `<unk>` in front (ids 0 and 1);
-        one with it, as the official list, starts with it (the models mask id 0) and has `<unk>` anywhere."""
+        """`words`: the list in the order of ids. One without `<pad>` gets `<pad>`, `<unk>` in front (ids 0 and 1).
+
+        One with it, as the official list, starts with it (the models mask id 0) and has `<unk>` anywhere.
+        """
         if PAD_WORD not in words and UNKNOWN_WORD not in words:
             words = [PAD_WORD, UNKNOWN_WORD, *words]
         self.words = tuple(words)
@@ -85,7 +87,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
-        """Reads one word a line, in the order of ids; or lines of id and word, as official word lists may have."""
+        """Read one word a line, in the order of ids; or lines of id and word, as official word lists may have."""
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -110,7 +112,10 @@ class Tokenizer:
 
     @classmethod
     def build(cls, captions: Iterable[str], size: int, unspaced: bool = False) -> Tokenizer:
-        """The `size - 2` most frequent words of `captions`, one less with `unspaced`; ties in alphabetical order."""
+        """Return the `size - 2` most frequent words of `captions`, one less with `unspaced`.
+
+        Ties in alphabetical order.
+        """
         counts = Counter(word for caption in captions for word in split_words(caption, unspaced))
         return cls.of_ranked(sorted(counts, key=lambda word: (-counts[word], word)), size, unspaced)
 
@@ -123,18 +128,18 @@ class Tokenizer:
         write_atomically(Path(path), "".join(word + "\n" for word in self.words).encode())
 
     def split(self, text: str) -> list[str]:
-        """The words of `text`, as this list divides them."""
+        """Return the words of `text`, as this list divides them."""
         return split_words(text, self.unspaced)
 
     def encode(self, text: str, words: int = 16) -> NDArray[np.int64]:
-        """int64 [words]: cut off or padded with 0."""
+        """Return int64 [words]: cut off or padded with 0."""
         ids = np.full(words, PAD, np.int64)
         known = [self.ids.get(word, self.unknown) for word in self.split(text)[:words]]
         ids[: len(known)] = known
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words of `ids` without padding."""
+        """Return words of `ids` without padding."""
         return " ".join(self.words[i] for i in ids if i != PAD)
 
     def encode_captions(
@@ -144,7 +149,7 @@ class Tokenizer:
         words: int = 16,
         rng: np.random.Generator | None = None,
     ) -> tuple[NDArray[np.int64], bool]:
-        """int64 [count, words], and whether the clip has any text. Without text all ids are 0.
+        """Return int64 [count, words], and whether the clip has any text. Without text all ids are 0.
 
         More captions than `count`: `rng` draws `count` of them without replacement; without `rng` the first ones.
         Fewer: they repeat in order. The release leaves the missing rows empty instead, and does not mask them in the

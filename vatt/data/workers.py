@@ -53,7 +53,10 @@ class Failure(NamedTuple):
 
 
 def anonymous_file(size: int) -> int:
-    """The descriptor of memory (elsewhere than on Linux: of a file without a name) of `size` bytes. Raises OSError."""
+    """Return the descriptor of memory (elsewhere than on Linux: of a file without a name) of `size` bytes.
+
+    Raises OSError.
+    """
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("vatt", os.MFD_CLOEXEC)
     else:
@@ -98,7 +101,7 @@ class _Pickler(reduction.ForkingPickler):
 
 
 def send(end: connection.Connection, value: Any) -> None:
-    """Sends `value` through `end`, its arrays in shared memory or, where that cannot be had, beside it."""
+    """Send `value` through `end`, its arrays in shared memory or, where that cannot be had, beside it."""
     stream, buffers = BytesIO(), list[Any]()
     _Pickler(stream, 5, True, buffers.append).dump(value)
     parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
@@ -120,7 +123,7 @@ def send(end: connection.Connection, value: Any) -> None:
 
 
 def receive(end: connection.Connection) -> tuple[Any, str | None]:
-    """What `send` sent; and why it did not come in shared memory, None where it did.
+    """Return what `send` sent; and why it did not come in shared memory, None where it did.
 
     Raises EOFError or ConnectionError when the other process is gone, OSError when this one has no descriptor or no
     memory left.
@@ -142,13 +145,13 @@ def receive(end: connection.Connection) -> tuple[Any, str | None]:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Where each part begins in a block, and its whole size."""
+    """Return where each part begins in a block, and its whole size."""
     rounded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
     return np.cumsum([0, *rounded]).tolist()
 
 
 def _stored(parts: Sequence[memoryview]) -> int:
-    """The descriptor of a block that holds `parts`. Raises OSError."""
+    """Return the descriptor of a block that holds `parts`. Raises OSError."""
     starts = _starts([part.nbytes for part in parts])
     descriptor = anonymous_file(starts[-1])
     try:
@@ -228,7 +231,7 @@ class Workers:
         return self._next % len(self._ends)
 
     def ready(self, seconds: float) -> bool:
-        """Waits for the next batch. Raises `Lost` when its worker has ended."""
+        """Wait for the next batch. Raises `Lost` when its worker has ended."""
         end, sentinel = self._ends[self.due], self.processes[self.due].sentinel
         readable = connection.wait([end, sentinel], seconds)
         if end not in readable and readable:
@@ -236,7 +239,7 @@ class Workers:
         return bool(readable)
 
     def take(self) -> Any:
-        """The next batch, once it is `ready`, or a `Failure`. Raises `Lost` when its worker has ended."""
+        """Return the next batch, once it is `ready`, or a `Failure`. Raises `Lost` when its worker has ended."""
         try:
             value, why = receive(self._ends[self.due])
         except (EOFError, ConnectionError) as error:
@@ -254,7 +257,7 @@ class Workers:
         return {process.pid: process.exitcode for process in self.processes}
 
     def close(self) -> None:
-        """Ends them now, also those that hang: SIGTERM does not reach them."""
+        """End them now, also those that hang: SIGTERM does not reach them."""
         for end, process in zip(self._ends, self.processes, strict=False):
             if process.exitcode == LOST and _open(end):  # its fork server is gone, and cannot be asked
                 with contextlib.suppress(ProcessLookupError):
@@ -270,7 +273,7 @@ class Workers:
 
 
 def _open(end: connection.Connection) -> bool:
-    """Whether the other end still lives."""
+    """Return whether the other end still lives."""
     try:
         while end.poll():
             receive(end)
@@ -280,7 +283,7 @@ def _open(end: connection.Connection) -> bool:
 
 
 def _require_descriptors(count: int) -> None:
-    """Raises OSError unless this process may open so many files more: one that starts with too few says much."""
+    """Raise OSError unless this process may open so many files more: one that starts with too few says much."""
     try:
         used = len(os.listdir("/proc/self/fd"))
     except OSError:
@@ -295,8 +298,10 @@ def describe_exit(code: int) -> str:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes started inside never see SIGTERM nor SIGINT. They are the main process's to answer, but launchers
-    (torchrun, systemd) and terminals send them to all: decoders would seem to crash, and good clips would be replaced.
+    """Start processes inside that never see SIGTERM nor SIGINT.
+
+    They are the main process's to answer, but launchers (torchrun, systemd) and terminals send them to all: decoders
+    would seem to crash, and good clips would be replaced.
     """
     resource_tracker.ensure_running()  # whose start would let the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -307,7 +312,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _work(end: connection.Connection, source: Source, number: int, join: Callable[[Any, int], None]) -> None:
-    """A worker: builds what it is asked for, until the connection closes."""
+    """Build what is asked for, until the connection closes: what a worker does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # also if the fork server was started by somebody else
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -55,7 +55,7 @@ class ClassifyConfig:
 def read_classifier(
     folder: str | Path, device: torch.device, *, fused: bool = False, attention: str | None = None
 ) -> tuple[Classifier, ClassifyConfig, tuple[str, ...] | None]:
-    """The fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
+    """Return the fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
 
     Converted models are tested as the release does. Raises `RunError` for a folder without a classifier.
     """
@@ -68,7 +68,9 @@ def read_classifier(
 
 
 def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int, source: str = "the model") -> Manifest:
-    """`clips` with the class ids of the model. `labels` None: the manifest's labels are the numbers of its outputs.
+    """Return `clips` with the class ids of the model.
+
+    `labels` None: the manifest's labels are the numbers of its outputs.
 
     Raises `ConfigError` for a label that the model, or another `source` of names, does not know, or that is no number
     where only numbers can be known.
@@ -93,7 +95,7 @@ def with_classes(clips: Manifest, labels: tuple[str, ...] | None, classes: int, 
 
 
 def check_labels(clips: Manifest, loss: str) -> None:
-    """Raises `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
+    """Raise `ConfigError` unless every clip has a label, only one for softmax, and there are at least two classes."""
     without = [clip for clip in clips if not clip.labels]
     if without:
         raise ConfigError(
@@ -112,7 +114,7 @@ def check_labels(clips: Manifest, loss: str) -> None:
 
 
 def label_table(clips: Manifest, indices: list[int]) -> Tensor:
-    """0/1 float32 [C,K] of the clips with these manifest indices; a row of zeros where a clip has no label."""
+    """Return 0/1 float32 [C,K] of the clips with these manifest indices; a row of zeros where a clip has no label."""
     ids, by_index = clips.label_ids, {clip.index: clip for clip in clips}
     table = torch.zeros(len(indices), len(clips.labels))
     for row, index in zip(table, indices, strict=True):
@@ -121,7 +123,10 @@ def label_table(clips: Manifest, indices: list[int]) -> Tensor:
 
 
 def score(logits: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
-    """Softmax: top-1, top-5 and mean accuracy of the classes; sigmoid: mAP, AUC and d-prime. labels 0/1 [C,K]."""
+    """Return scores of logits [C,K].
+
+    Softmax: top-1, top-5 and mean accuracy of the classes; sigmoid: mAP, AUC and d-prime. labels 0/1 [C,K].
+    """
     if loss == "sigmoid":
         return multilabel_scores(logits, labels)
     target = labels.argmax(1)
@@ -140,7 +145,7 @@ def classify(
     autocast: Any,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Classifies `clips` (class ids are the model's) and writes predictions, a table of classes and their confusion.
+    """Classify `clips` (class ids are the model's) and write predictions, a table of classes and their confusion.
 
     All ranks of `world` classify, the first one writes; on the others this ends with `RankFinished`.
 
@@ -213,10 +218,7 @@ def report(
             result["no_scores"] = str(error)
         write_per_class(out / "per_class.csv", clips.labels, logits, labels, loss)
         if loss == "softmax":
-            try:
-                draw_confusion(out / "confusion.png", clips.labels, logits, labels)
-            except ImportError:
-                print("no confusion.png: matplotlib is missing, pip install -e '.[bench]' brings it")
+            draw_confusion(out / "confusion.png", clips.labels, logits, labels)
     return result
 
 

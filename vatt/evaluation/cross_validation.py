@@ -6,6 +6,7 @@ A folder below OUT/MODALITY for each fold: predictions, a table of classes and t
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,18 @@ from torch import Tensor
 from ..config.run import RunConfig
 from ..data.clip import Clip, Manifest
 from ..data.datasets.classification import ViewDataset
-from ..data.datasets.evaluation import CentreDataset
+from ..data.datasets.evaluation import EvalDataset
 from ..data.manifest import read_manifest, tell_notes
+from ..data.tokenizer import Tokenizer
 from ..errors import ConfigError, DataError
 from ..inference.pooled_features import PooledClips, pooled_features
 from ..model.vatt import Backbone
 from ..runtime.distributed import SINGLE_PROCESS, World
 from ..runtime.files import write_atomically
 from .classification import check_labels, label_table, one_class_note, report
-from .linear_probe import classify
+from .linear_probe import fit_and_classify
+
+log = logging.getLogger(__name__)
 
 
 class Fold(NamedTuple):
@@ -38,7 +42,7 @@ class Fold(NamedTuple):
 
 
 def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: str = "") -> tuple[Manifest, list[Fold]]:
-    """The clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
+    """Return the clips of all folds, each once, and the folds: a manifest each, of its splits `train` and `test`.
 
     A single manifest whose rows are in neither is a cross-validation: each of its splits is tested on in turn and the
     others are fitted to. Raises `ConfigError` for a fold without clips to fit to or to test on, and for clips with no
@@ -78,7 +82,7 @@ def read_folds(sources: Sequence[str | Path], train: str, test: str, columns: st
 
 
 def _name(source: str | Path, number: int, sources: Sequence[str | Path]) -> str:
-    """That of the file, where all of them differ."""
+    """Return the fold's name: that of its file, where all of them differ, else its number."""
     stems = [Path(each).stem for each in sources]
     return stems[number] if len(set(stems)) == len(stems) else f"{number + 1}"
 
@@ -94,7 +98,7 @@ def probe_folds(
     out: Path,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Scores of a probe on one modality's features: means over the folds, those of each, counts.
+    """Score a probe on one modality's features: means over the folds, those of each, counts.
 
     Features are made once for all folds; they and finished folds are kept in OUT/features.parts/MODALITY, which must
     exist, until the caller deletes it. All ranks of `world` make features, the first one goes on with them; on the
@@ -106,7 +110,7 @@ def probe_folds(
     def only(wanted: set[int]) -> Manifest:
         return Manifest(tuple(clip for clip in clips if clip.index in wanted), clips.root, clips.labels)
 
-    def pooled(use: str, dataset: CentreDataset | ViewDataset) -> PooledClips:
+    def pooled(use: str, dataset: EvalDataset) -> PooledClips:
         world.on_main(lambda: (parts / use).mkdir(exist_ok=True))
         what = f"{modality} of clips to {use}"
         return pooled_features(
@@ -115,7 +119,14 @@ def probe_folds(
 
     fitted = only({i for fold in folds for i in fold.train})
     tested = only({i for fold in folds for i in fold.test})
-    fit = pooled("fit", CentreDataset(fitted, config.data, config.model, modality, size))
+    only_modality = (modality,)
+    middles = EvalDataset(
+        *(fitted, config.data, config.model, Tokenizer([]), 1, size),
+        read=only_modality,
+        needs=only_modality,
+        place="middle",
+    )
+    fit = pooled("fit", middles)
     test = pooled("test", ViewDataset(tested, config.data, config.model, modality, config.eval_windows, 1, size))
     world.only_main_continues()
     fit_place, test_place = ({i: n for n, i in enumerate(found.clips)} for found in (fit, test))
@@ -127,10 +138,10 @@ def probe_folds(
             raise DataError(f"fold {fold.name}: none of its clips to {'test' if learned else 'fit'} could be used")
         kept = parts / f"{fold.name}.npy"
         if not kept.exists():
-            print(f"{modality}, fold {fold.name}: {len(learned)} clips to fit to, {len(asked)} to test on")
+            log.info("%s, fold %s: %d clips to fit to, %d to test on", modality, fold.name, len(learned), len(asked))
             features, windows = fit.features[[fit_place[i] for i in learned], 0], [test_place[i] for i in asked]
             labels = label_table(clips, learned).argmax(1)
-            _keep(kept, classify(classifier, features, labels, test.features[windows], len(clips.labels)))
+            _keep(kept, fit_and_classify(classifier, features, labels, test.features[windows], len(clips.labels)))
         logits = torch.from_numpy(np.load(kept, allow_pickle=False))
         bad = [entry for entry in test.bad if entry[0] in set(fold.test)]
         scores[fold.name] = _write(out / modality / fold.name, clips, asked, logits, bad)
@@ -151,10 +162,10 @@ def _keep(path: Path, values: Tensor) -> None:
 def _write(
     folder: Path, clips: Manifest, indices: list[int], logits: Tensor, bad: list[tuple[int, str]]
 ) -> dict[str, float]:
-    """Writes the files of a fold and returns its scores. logits float64 [m,C] of the clips with these indices."""
+    """Write the files of a fold and return its scores. logits float64 [m,C] of the clips with these indices."""
     folder.mkdir(parents=True, exist_ok=True)
     found = report(folder, clips, indices, logits, bad, "softmax")
     if note := one_class_note(found):
-        print(f"{folder}: {note}")
+        log.info("%s: %s", folder, note)
     scores: dict[str, float] = found["scores"]
     return scores

@@ -1,8 +1,9 @@
 """Linear probe: how much of a label can be read off frozen features (paper, Table 5).
 
 "official": the release's classifier, dense 128 without activation, dropout 0.9, dense C with L2 0.1, by Adam.
-"lbfgs", "sklearn": multinomial logistic regression with an L2 penalty on the weights, convex, so that it has one
-solution and nothing is random; by full-batch L-BFGS in float64 from zero, or by scikit-learn.
+"lbfgs": multinomial logistic regression with an L2 penalty on the weights, by full-batch L-BFGS in float64 from zero.
+It is convex: there is one solution, and nothing is random. "sklearn" is another name of it, from the time when
+scikit-learn could be chosen to look for the same solution.
 
 As in the release, a probe is fitted on the window in the middle of each training clip, and the probabilities of a test
 clip are means over its windows.
@@ -13,15 +14,12 @@ Legend: n training clips, m test clips, W windows, D width, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.pretraining import OptimConfig
-from ..errors import ConfigError
 from ..model.initializers import glorot_normal_, linear
 from ..runtime.progress import progress_bar
 from ..training.optimizers import Adam
@@ -32,21 +30,26 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 5  # every fifth training clip of a class chooses the strength
 HIDDEN, DROPOUT, PENALTY, RATE, BATCH, EPOCHS = 128, 0.9, 0.1, 5e-4, 64, 1000  # the release's
 
-Fit = Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
+def fit_and_classify(classifier: str, features: Tensor, labels: Tensor, windows: Tensor, classes: int) -> Tensor:
+    """Fit the named classifier to `features` and classify test clips by it.
 
-def classify(classifier: str, features: Tensor, labels: Tensor, windows: Tensor, classes: int) -> Tensor:
-    """Log-probabilities float64 [m,C] of test clips by the named classifier, fitted to `features`.
+    Args:
+        classifier: one of CLASSIFIERS.
+        features: [n,D], of one window of each training clip.
+        labels: int64 [n] in [0, C).
+        windows: [m,W,D], of the test clips.
 
-    features [n,D], labels int64 [n] in [0, C), windows [m,W,D]. Raises `ConfigError` where scikit-learn is missing.
+    Returns:
+        Log-probabilities float64 [m,C].
     """
     if classifier == "official":
         return official_probe(features, labels, windows, classes)
-    return regression(features, labels, windows, classes, fit if classifier == "lbfgs" else fit_sklearn)[0]
+    return regression(features, labels, windows, classes)[0]
 
 
 def official_probe(features: Tensor, labels: Tensor, windows: Tensor, classes: int, seed: int = 1) -> Tensor:
-    """`classify` with the release's two dense layers: 1000 epochs in batches of 64, cross-entropy + 0.1 |kernel|^2."""
+    """Fit and classify with the release's two dense layers: 1000 epochs in batches of 64, cross-entropy + 0.1 |w|^2."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, last = linear(features.shape[1], HIDDEN), linear(HIDDEN, classes)
@@ -67,14 +70,19 @@ def official_probe(features: Tensor, labels: Tensor, windows: Tensor, classes: i
 
 
 def mean_of_windows(logits: Tensor) -> Tensor:
-    """Logits [m,W,C] -> log of the mean of their probabilities, float64 [m,C]."""
+    """Return the log of the mean over windows of the probabilities of logits [m,W,C], float64 [m,C]."""
     return logits.double().log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> tuple[Tensor, Tensor]:
-    """Weight [D,C] and bias [C] that minimise mean cross-entropy + strength / 2 * |weight|^2.
+    """Minimise mean cross-entropy + strength / 2 * |weight|^2 over a linear classifier.
 
-    features float64 [n,D], labels int64 [n].
+    Args:
+        features: float64 [n,D].
+        labels: int64 [n] in [0, C).
+
+    Returns:
+        weight float64 [D,C] and bias float64 [C].
     """
     weight = torch.zeros(features.shape[1], classes, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
@@ -97,50 +105,22 @@ def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> tupl
     return weight.detach(), bias.detach()
 
 
-def logistic_regression() -> Any:
-    """scikit-learn's class. Raises `ConfigError` where it is not installed."""
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ConfigError(
-            "--probe sklearn needs scikit-learn: pip install -e '.[probe]' in the project's folder; "
-            "--probe lbfgs minimises the same loss without it"
-        ) from error
-    return LogisticRegression
-
-
-def fit_sklearn(features: Tensor, labels: Tensor, classes: int, strength: float) -> tuple[Tensor, Tensor]:
-    """`fit` by scikit-learn; a class without training clips gets no probability.
-
-    With two classes scikit-learn has one weight vector, of which the penalty is a half of ours for the same scores.
-    """
-    present = labels.unique()
-    pair = len(present) == 2
-    penalty = len(features) * strength / (2 if pair else 1)
-    solver = logistic_regression()(C=1 / penalty, max_iter=5000, tol=1e-8)
-    solver.fit(features.numpy(), labels.numpy())
-    weight = torch.zeros(features.shape[1], classes, dtype=torch.float64)
-    bias = torch.full((classes,), -math.inf, dtype=torch.float64)
-    rows, offsets = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
-    if pair:
-        rows, offsets = torch.cat([-rows / 2, rows / 2]), torch.cat([-offsets / 2, offsets / 2])
-    weight[:, present], bias[present] = rows.T, offsets
-    return weight, bias
-
-
 def every_fifth(labels: Tensor) -> Tensor:
-    """Mask [n]: the last of every HELD_OUT clips of each class, in their order."""
+    """Return a mask [n] of the last of every HELD_OUT clips of each class, in their order."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         chosen[torch.nonzero(labels == label)[HELD_OUT - 1 :: HELD_OUT, 0]] = True
     return chosen
 
 
-def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int, fit: Fit = fit) -> tuple[Tensor, float]:
-    """Log-probabilities float64 [m,C] of windows [m,W,D] after a fit to `features` [n,D]; and the L2 strength.
+def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int) -> tuple[Tensor, float]:
+    """Fit a logistic regression to `features` [n,D] and classify windows [m,W,D].
 
     Features are standardised by the training clips' mean and deviation. The strength of STRENGTHS that is best on a
     fifth of the training clips (the larger one if equal) is the one all of them are fitted with.
+
+    Returns:
+        Log-probabilities float64 [m,C], and the L2 strength.
     """
     features, windows = features.double(), windows.double()
     mean, deviation = features.mean(0), features.std(0, correction=0)
@@ -162,6 +142,9 @@ def regression(features: Tensor, labels: Tensor, windows: Tensor, classes: int, 
 def linear_probe(
     features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, classes: int
 ) -> dict[str, float]:
-    """Top-1 and top-5 of `test_features` [m,D] by `regression` on `features` [n,D]; "strength" tells that chosen."""
+    """Return top-1 and top-5 of `test_features` [m,D] by `regression` on `features` [n,D].
+
+    "strength" tells that chosen.
+    """
     logits, strength = regression(features, labels, test_features[:, None], classes)
     return {**classification_scores(logits, test_labels), "strength": strength}

@@ -17,7 +17,10 @@ from torch import Tensor
 
 
 def _places(similarity: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 [Q]: candidates ahead of `target[q]` in row q of similarity [Q,C]; and equal to it, itself included."""
+    """Return int64 [Q]: candidates ahead of `target[q]` in row q of similarity [Q,C], and those equal to it.
+
+    It is itself among the equal ones.
+    """
     own = similarity.gather(1, target[:, None])
     ahead = (~(similarity <= own)).sum(1).clamp(max=similarity.shape[1] - 1)
     return ahead, (similarity == own).sum(1).clamp(min=1)
@@ -30,13 +33,15 @@ def ranks(similarity: Tensor, target: Tensor) -> Tensor:
 
 
 def hits(similarity: Tensor, target: Tensor, k: int) -> Tensor:
-    """The chance, float64 [Q], that candidate `target[q]` is among the first `k` of row q: 0 or 1 without equals."""
+    """Return the chance, float64 [Q], that candidate `target[q]` is among the first `k` of row q: 0 or 1 without
+    equals.
+    """
     ahead, equal = _places(similarity, target)
     return ((k - ahead).clamp(min=0).double() / equal).clamp(max=1.0)
 
 
 def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:
-    """R@1/5/10 (shares of queries) and median rank, with the chance level of R@10 beside them."""
+    """Return R@1/5/10 (shares of queries) and median rank, with the chance level of R@10 beside them."""
     if not len(target):
         return {"queries": 0, "candidates": similarity.shape[1]}
     recall = {f"R@{k}": hits(similarity, target, k).mean().item() for k in (1, 5, 10)}
@@ -51,7 +56,7 @@ def retrieval_scores(similarity: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def window_similarity(query: Tensor, windows: Tensor, score: str = "embd") -> Tensor:
-    """Cosines [Q,C] of queries [Q,D] and clips of W windows [C,W,D].
+    """Return cosines [Q,C] of queries [Q,D] and clips of W windows [C,W,D].
 
     "embd": a clip is the mean of its windows' embeddings. "cosine": the mean of its windows' cosines. (With a single
     window the release leaves "embd" un-normalised, a plain dot product; here both are cosines then.)
@@ -63,12 +68,15 @@ def window_similarity(query: Tensor, windows: Tensor, score: str = "embd") -> Te
 
 
 def classification_scores(scores: Tensor, target: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of scores [B,C] (logits or probabilities), target [B]."""
+    """Return Top-1 and top-5 accuracy of scores [B,C] (logits or probabilities), target [B]."""
     return {f"top{k}": hits(scores, target, k).mean().item() for k in (1, 5)}
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Area under precision over recall as a sum of steps; equal scores are one step. scores, labels (0/1) [B]."""
+    """Return the area under precision over recall as a sum of steps.
+
+    Equal scores are one step. scores, labels (0/1) [B].
+    """
     order = scores.argsort(descending=True)
     scores, labels = scores[order], labels[order].double()
     positives = labels.cumsum(0)
@@ -79,7 +87,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
 
 
 def roc_area(scores: Tensor, labels: Tensor) -> float:
-    """Chance that a positive scores above a negative, ties counting one half. scores, labels (0/1) [B]."""
+    """Return the chance that a positive scores above a negative, ties counting one half. scores, labels (0/1) [B]."""
     _, index, counts = scores.unique(return_inverse=True, return_counts=True)
     rank = (counts.cumsum(0) - (counts - 1) / 2).double()[index]  # from 1, the mean where scores are equal
     positive = labels.bool()
@@ -88,7 +96,7 @@ def roc_area(scores: Tensor, labels: Tensor) -> float:
 
 
 def multilabel_scores(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """mAP, mean AUC and d-prime (AudioSet's scores) of scores [B,C], labels [B,C] of 0/1: means over classes.
+    """Return mAP, mean AUC and d-prime (AudioSet's scores) of scores [B,C], labels [B,C] of 0/1: means over classes.
 
     d-prime is the mean of sqrt(2) * Phi^-1(AUC) over classes, not of the mean AUC; infinite where a class is separated
     perfectly. Classes without positives or without negatives have no score: they are left out, "classes" counts the

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from ..data.clip import Clip, Manifest
 from ..inference.npz import write_npz
 from ..runtime.files import pyplot, write_atomically, write_csv, write_figure
 from .metrics import average_precision, roc_area
+
+log = logging.getLogger(__name__)
 
 BEST = 5
 MOST_NAMES = 50  # more class names on an axis cannot be read
@@ -94,7 +97,7 @@ def rightness(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor, loss: str) -> None:
-    """A row a class, those that most need looking at first. logits [C,K], labels 0/1 [C,K]."""
+    """Write a row for each class, those that most need looking at first. logits [C,K], labels 0/1 [C,K]."""
     rows: list[list[Any]] = []
     if loss == "softmax":
         confusion = confusion_matrix(logits, labels)
@@ -121,15 +124,19 @@ def write_per_class(path: Path, names: tuple[str, ...], logits: Tensor, labels: 
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """float64 [K,K]: clips of class (row) that were taken for class (column); equal logits share their clip."""
+    """Return float64 [K,K]: clips of class (row) that were taken for class (column); equal logits share their clip."""
     best = F.one_hot(logits.argmax(1), logits.shape[1]).bool() | (logits == logits.amax(1, keepdim=True))
     shares = best.double() / best.sum(1, keepdim=True)
     return torch.zeros(labels.shape[1], labels.shape[1], dtype=torch.float64).index_add_(0, labels.argmax(1), shares)
 
 
 def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: Tensor) -> None:
-    """The confusion matrix, each row as shares of its class. Raises ImportError without matplotlib."""
-    plt = pyplot()
+    """Draw the confusion matrix, each row as shares of its class; without matplotlib say so and go on."""
+    try:
+        plt = pyplot()
+    except ImportError:
+        log.info("no %s: matplotlib is missing, pip install -e '.[bench]' brings it", path.name)
+        return
     matrix = confusion_matrix(logits, labels)
     shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     side = min(max(4.5, 0.32 * len(names) + 2), 16)
@@ -144,7 +151,7 @@ def draw_confusion(path: Path, names: tuple[str, ...], logits: Tensor, labels: T
 
 
 def draw_training(records: list[dict[str, Any]], path: Path) -> None:
-    """Loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
+    """Draw loss and gradient norm over steps as a PNG. Raises ImportError without matplotlib."""
     plt = pyplot()
     records = [r for r in records if r["updated"]]
     steps = [r["step"] for r in records]

@@ -13,8 +13,6 @@ Legend: C clips with video, A of them with sound, Q captions, V windows a clip, 
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.clip import Manifest
@@ -35,7 +34,7 @@ from ..inference.npz import Arrays
 from ..inference.over_clips import Bad, map_clips
 from ..model.vatt import VATT
 from ..runtime.distributed import SINGLE_PROCESS, World
-from ..runtime.files import write_atomically
+from ..runtime.files import write_csv
 from .metrics import ranks, retrieval_scores, window_similarity
 
 SCORES = ("embd", "cosine")
@@ -62,10 +61,15 @@ def embed_clips(
     world: World = SINGLE_PROCESS,
     max_bad_share: float = 1.0,
 ) -> ClipEmbeddings:
-    """Embeds the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
+    """Embed the clips of `dataset` and all their captions, in eval mode (nothing is dropped).
 
-    Captions without any word are left out, and so are clips without video. `parts`: folder of finished shards, which
-    are not made again. Raises `DataError` when no clip can be read, or a larger share than `max_bad_share` cannot.
+    Captions without any word are left out, and so are clips without video.
+
+    Args:
+        parts: folder of finished shards, which are not made again.
+
+    Raises:
+        DataError: no clip can be read, or a larger share than `max_bad_share` cannot.
     """
     captions = {clip.index: clip.captions for clip in dataset.clips}
 
@@ -110,20 +114,36 @@ def _with_video(batch: Batch) -> Batch:
     return replace(batch, **tensors, clips=[batch.clips[i] for i in kept.tolist()])
 
 
-def from_features(features: Features) -> ClipEmbeddings:
-    """Return the embeddings in a features file, whose clips have one window each: the mean of all."""
+def from_features(features: Features, among: NDArray[np.bool_] | None = None) -> ClipEmbeddings:
+    """Return the embeddings in a features file, whose clips have one window each: the mean of all.
+
+    Rows of one span of a file are one clip with the captions of all, as the manifest that `vatt.evaluate` reads.
+
+    Args:
+        features: of C clips.
+        among: mask [C] of those to take, None: all.
+    """
     arrays = features.arrays
-    position = np.full(len(arrays["row"]), -1)
-    position[arrays["video_clip"]] = np.arange(len(arrays["video_clip"]))
-    sounds, texts = position[arrays["audio_clip"]] >= 0, position[arrays["text_clip"]] >= 0
+    rows = np.arange(len(arrays["row"]))
+    chosen = np.ones(len(rows), bool) if among is None else among
+    first: dict[tuple[str, float, float], int] = {}
+    ends = np.nan_to_num(arrays["end"], nan=-1.0)
+    spans = zip(arrays["path"].tolist(), arrays["start"].tolist(), ends.tolist(), strict=True)
+    owner = np.array([first.setdefault(span, i) if chosen[i] else i for i, span in enumerate(spans)], np.int64)
+    taken = chosen & (owner == rows)
+    videos = taken[arrays["video_clip"]]
+    position = np.full(len(rows), -1)
+    position[arrays["video_clip"][videos]] = np.arange(videos.sum())
+    sounds = taken[arrays["audio_clip"]] & (position[arrays["audio_clip"]] >= 0)
+    text_position = position[owner[arrays["text_clip"]]]
     return ClipEmbeddings(
-        torch.from_numpy(arrays["video_to_text"])[:, None],
-        torch.from_numpy(arrays["video_to_audio"])[:, None],
+        torch.from_numpy(arrays["video_to_text"][videos])[:, None],
+        torch.from_numpy(arrays["video_to_audio"][videos])[:, None],
         torch.from_numpy(arrays["audio_embedding"][sounds])[:, None],
-        torch.from_numpy(arrays["text_embedding"][texts]),
+        torch.from_numpy(arrays["text_embedding"][text_position >= 0]),
         torch.from_numpy(position[arrays["audio_clip"][sounds]]),
-        torch.from_numpy(position[arrays["text_clip"][texts]]),
-        arrays["row"][arrays["video_clip"]].tolist(),
+        torch.from_numpy(text_position[text_position >= 0]),
+        arrays["row"][arrays["video_clip"][videos]].tolist(),
         list(zip(arrays["bad_row"].tolist(), arrays["bad_reason"].tolist(), strict=True)),
     )
 
@@ -145,7 +165,7 @@ def retrieve(features: Features | str | Path) -> dict[str, dict[str, float]]:
 
 
 class Ranking(NamedTuple):
-    """One direction: what is compared with what."""
+    """The queries of one direction beside the clips that they rank."""
 
     similarity: Tensor  # [Q,S]
     target: Tensor  # [Q] position of the right clip in the S
@@ -153,7 +173,7 @@ class Ranking(NamedTuple):
 
 
 def similarities(embedded: ClipEmbeddings, score: str) -> dict[str, Ranking]:
-    """Direction -> queries beside the clips that they rank, those that have a query; without empty directions."""
+    """Return the ranking of each direction that has queries: the queries, and the clips that they rank."""
     # A query's length does not change its ranks, so the mean of unit vectors stands for the mean of all cosines.
     audio = embedded.audio if score == "embd" else F.normalize(embedded.audio, dim=-1)
     rankings = {}
@@ -168,13 +188,13 @@ def similarities(embedded: ClipEmbeddings, score: str) -> dict[str, Ranking]:
 
 
 def retrieval(embedded: ClipEmbeddings, score: str = "embd") -> dict[str, dict[str, float]]:
-    """Text-to-video and audio-to-video scores; a direction without queries is left out."""
+    """Return the scores of text-to-video and audio-to-video; a direction without queries is left out."""
     rankings = similarities(embedded, score)
     return {name: retrieval_scores(one.similarity, one.target) for name, one in rankings.items()}
 
 
 def format_scores(scores: dict[str, dict[str, float]]) -> str:
-    """A table for people, a line a direction."""
+    """Return a table for people, a line for each direction."""
     width = max([16, *(len(name) + 2 for name in scores)])
     head = (
         f"{'retrieval':<{width}}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}{'queries':>9}{'clips':>7}{'chance R@10':>13}"
@@ -189,23 +209,17 @@ def format_scores(scores: dict[str, dict[str, float]]) -> str:
 
 
 def write_ranks(path: Path, embedded: ClipEmbeddings, clips: Manifest, score: str) -> None:
-    """A row a query: direction, its clip (path, row, start, end), the caption, the rank, and what came first."""
+    """Write a row for each query: direction, its clip (path, row, start, end), caption, rank, and what came first."""
     by_index = {clip.index: clip for clip in clips}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("direction", "path", "row", "start", "end", "caption", "rank", "first", "first_row"))
     owners = [by_index[embedded.clips[i]] for i in embedded.text_clip.unique_consecutive().tolist()]
     captions = [caption for clip in owners for caption in clip.captions if split_words(caption)]
+    rows: list[tuple[object, ...]] = []
     for direction, (similarity, target, ranked) in similarities(embedded, score).items():
-        said = captions if direction == "text_to_video" else [""] * len(target)
         candidates = [by_index[embedded.clips[i]] for i in ranked.tolist()]
-        found = zip(
-            target.tolist(), said, ranks(similarity, target).tolist(), similarity.argmax(1).tolist(), strict=True
-        )
-        for owner, caption, rank, best in found:
-            clip, first = candidates[owner], candidates[best]
-            writer.writerow(
-                (direction, clip.path, clip.index, clip.start, clip.end, caption, f"{rank:g}", first.path, first.index)
-            )
-    # A file name need not be UTF-8: its bytes come out as they are on the disk.
-    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
+        queries = captions if direction == "text_to_video" else [""] * len(target)
+        best = similarity.argmax(1).tolist()
+        for i, (caption, rank) in enumerate(zip(queries, ranks(similarity, target).tolist(), strict=True)):
+            clip, first = candidates[int(target[i])], candidates[best[i]]
+            span = (clip.path, clip.index, clip.start, clip.end)
+            rows.append((direction, *span, caption, f"{rank:g}", first.path, first.index))
+    write_csv(path, ("direction", "path", "row", "start", "end", "caption", "rank", "first", "first_row"), rows)

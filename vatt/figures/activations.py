@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from ..runtime.provenance import environment
 from .output import check_output, write_arrays
 from .tsne import panel_name
 
+log = logging.getLogger(__name__)
+
 
 @torch.no_grad()
 def mlp_activations(backbone: Backbone, modality: str, x: Tensor) -> Tensor:
-    """Output of each MLP before the residual, mean over a clip's tokens -> [B,L,D], float32 at least.
+    """Return output of each MLP before the residual, mean over a clip's tokens -> [B,L,D], float32 at least.
 
     `x` as in `Backbone.features`. AGG is one of the tokens, padding of a text is not. Source: paper, Figure 4.
     """
@@ -50,13 +53,14 @@ def mlp_activations(backbone: Backbone, modality: str, x: Tensor) -> Tensor:
 def average_activations(
     model: VATT | Classifier, dataset: EvalDataset, clips: int, autocast: Any
 ) -> tuple[Arrays, list[int]]:
-    """Modality -> mean activations float32 [L,D] of the first `clips` clips that have all modalities, and their rows.
+    """Return mean activations float32 [L,D] by modality of the first `clips` clips that have all, and their rows.
 
     `dataset` gives one clip a batch. Raises `DataError` when no clip has all modalities of `model`.
     """
     device, rows, reason = next(model.parameters()).device, list[int](), ""
     collected: dict[str, list[Tensor]] = {name: [] for name in model.backbone.tokens}
     with progress_bar(min(clips, len(dataset)), "activations", "clip") as bar:
+        # Not `map_clips`, which goes through all clips: this ends as soon as it has enough of them.
         for batch in make_loader(dataset, 0, len(dataset), 0):
             reason = batch.bad[0][1] if batch.bad else reason
             if batch.clips:
@@ -75,7 +79,7 @@ def average_activations(
             f"({', '.join(collected)}); the last: {reason}"
         )
     if len(rows) < clips:
-        print(f"note: only {len(rows)} of {len(dataset)} clips are usable; the last of the others: {reason}")
+        log.info("note: only %d of %d clips are usable; the last of the others: %s", len(rows), len(dataset), reason)
     return {name: torch.cat(parts).mean(0).cpu().numpy() for name, parts in collected.items()}, rows
 
 
@@ -104,7 +108,9 @@ def activations(args: argparse.Namespace) -> None:
 
 
 def activations_figure(means: Arrays, title: str) -> Any:
-    """Modality -> [L,D]: a map of layers and nodes each, on one colour scale, and below them their size by layer."""
+    """Draw [L,D] of each modality: a map of layers and nodes each, on one colour scale, and below them their size by
+    layer.
+    """
     from matplotlib.figure import Figure
 
     heights = [1.0 + 0.14 * len(mean) for mean in means.values()] + [2.2]

@@ -18,7 +18,10 @@ VideoFeatures = tuple[NDArray[np.float32], NDArray[np.int64]]  # [C,D], and rows
 
 
 def check_output(out: Path, method: str, resume: bool) -> Path:
-    """FILE.npz of FILE.png. Raises `ConfigError` unless the figure can be drawn and nothing would be overwritten."""
+    """Return FILE.npz of FILE.png.
+
+    Raises `ConfigError` unless the figure can be drawn and nothing would be overwritten.
+    """
     if out.suffix != ".png" or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: name a file that ends in .png, in a folder that exists")
     arrays = out.with_suffix(".npz")

@@ -38,7 +38,9 @@ panel says how often the nearest other clip, by the cosine in all D dimensions, 
 
 
 def choose_classes(clips: Manifest, classes: int, per_class: int, seed: int) -> Manifest:
-    """At most `per_class` clips of each of at most `classes` classes, drawn by `seed`; clips with one label only.
+    """Draw at most `per_class` clips of each of at most `classes` classes, by `seed`.
+
+    Only clips with one label are drawn.
 
     Raises `ConfigError` when there are not two classes.
     """
@@ -76,19 +78,19 @@ def neighbour_share(features: NDArray[Any], labels: NDArray[Any]) -> tuple[float
 
 
 def principal_components(features: NDArray[Any]) -> tuple[NDArray[np.float32], list[float]]:
-    """Coordinates [C,2] along the two directions of largest variance, and their shares of all variance."""
+    """Return coordinates [C,2] along the two directions of largest variance, and their shares of all variance."""
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     return (u[:, :2] * s[:2]).astype(np.float32), (s[:2] ** 2 / max((s**2).sum(), 1e-300)).tolist()
 
 
 def panel_name(folder: Path) -> str:
-    """The model of runs/NAME/model is known as NAME, as the run is."""
+    """Return what a model is called: that of runs/NAME/model is known as NAME, as the run is."""
     return folder.absolute().parent.name if folder.name == "model" else folder.absolute().name
 
 
 def read_earlier(path: Path) -> dict[str, VideoFeatures]:
-    """Features that an earlier call left in `path`. Raises `RunError` for a file that is not ours."""
+    """Return features that an earlier call left in `path`. Raises `RunError` for a file that is not ours."""
     try:
         arrays = read_npz(path)
         identities = parse_json(str(arrays["metadata"]), {"identities": [str]})["identities"]
@@ -170,7 +172,10 @@ def tsne(args: argparse.Namespace) -> None:
 
 
 def points_figure(points: NDArray[Any], labels: NDArray[Any], titles: list[str], axis: str) -> Any:
-    """points [M,C,2], a panel a model. Few classes have a colour and a sign each, many a place on a colour scale."""
+    """Draw points [M,C,2], a panel for each model.
+
+    Few classes have a colour and a sign each, many a place on a colour scale.
+    """
     from matplotlib.figure import Figure
 
     names, ids = np.unique(labels, return_inverse=True)

@@ -92,7 +92,7 @@ class Features:
 
 
 def check_format(path: Path) -> None:
-    """Raises `ConfigError` unless a features file of that name can be written here."""
+    """Raise `ConfigError` unless a features file of that name can be written here."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: features are written to a file that ends in {' or '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
@@ -119,7 +119,7 @@ def _damaged(path: Path, error: BaseException) -> FeaturesError:
 
 
 def _check(arrays: Arrays) -> None:
-    """Raises ValueError unless `arrays` can be those of one file."""
+    """Raise ValueError unless `arrays` can be those of one file."""
     counts: dict[str, tuple[str, int]] = {}
     for name, array in arrays.items():
         kind, axes, axis = _FORMS[name]
@@ -143,7 +143,7 @@ def _check(arrays: Arrays) -> None:
 
 
 def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[str, int]:
-    """Writes `out` from its shards, atomically; returns how many clips, captions and bad clips it holds."""
+    """Write `out` from its shards, atomically; return how many clips, captions and bad clips it holds."""
     sizes = [
         {name: len(a) for name, a in read_shard(shard, (*POSITIONS, "row", "bad_row")).items()} for shard in shards
     ]
@@ -167,7 +167,10 @@ def assemble(shards: list[Path], out: Path, metadata: dict[str, Any]) -> dict[st
 
 
 def read_features(path: str | Path, names: Iterable[str] = NAMES) -> Features:
-    """The arrays `names` of a features file. Raises `FeaturesError`; `ConfigError` without pyarrow for Parquet."""
+    """Return the arrays `names` of a features file.
+
+    Raises `FeaturesError`; `ConfigError` without pyarrow for Parquet.
+    """
     path = Path(path)
     if path.suffix == ".parquet":
         arrays, text = _read_parquet(path, tuple(names))
@@ -213,7 +216,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def _write_parquet(path: Path, shards: list[Path], metadata: str) -> None:
-    """One row group a shard."""
+    """Write the table, one row group for each shard."""
     pa, parquet = _pyarrow()
     first = read_shard(shards[0], (*VIDEO, *AUDIO, *TEXT))
     vector = {name: pa.list_(pa.float32(), array.shape[1]) for name, array in first.items()}

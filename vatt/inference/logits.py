@@ -31,7 +31,9 @@ class Predictions:
 def predict(
     model: Classifier, dataset: ViewDataset, parts: Path, autocast: Any, world: World = SINGLE_PROCESS
 ) -> Predictions:
-    """Averaged logits of every clip of `dataset`, in eval mode; finished shards in `parts` are read, not made again.
+    """Return averaged logits of every clip of `dataset`, in eval mode.
+
+    Finished shards in `parts` are read, not made again.
 
     Raises `DataError` when more than `data.max_bad_share` of the clips cannot be used.
     """

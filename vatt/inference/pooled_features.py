@@ -35,7 +35,7 @@ def pooled_features(
     max_bad_share: float = 1.0,
     world: World = SINGLE_PROCESS,
 ) -> PooledClips:
-    """The pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
+    """Return the pooled feature of every window of `dataset`, in eval mode; see `map_clips` for `parts` and errors."""
     device = next(backbone.parameters()).device
     (views,) = dataset.video_axes if modality == "video" else dataset.audio_axes
 

@@ -5,6 +5,7 @@ Beside its results a command writes the settings that decide the numbers. One th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -103,12 +104,19 @@ def begun_dtype(out: Path, parts: Path) -> str | None:
 
 
 def open_parts(parts: Path, identity: dict[str, Any]) -> None:
-    """Make the folder `parts`, and empty it first when its shards are those of another `identity` (plain JSON)."""
-    text, path = json.dumps(identity), parts / "identity"
-    if not path.is_file() or path.read_text() != text:
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        write_atomically(path, text.encode())
+    """Make the folder `parts`, and empty it first when its shards are those of another `identity` (plain JSON).
+
+    A value of None is that of an entry which is not there: what came later is None where nothing changed.
+    """
+    path = parts / "identity"
+    now = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+    with contextlib.suppress(OSError, FormError):
+        saved = read_json(path, {})
+        if all(saved.get(name) == now.get(name) for name in saved | now):
+            return
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    write_atomically(path, json.dumps(identity).encode())
 
 
 def write_result(

@@ -90,7 +90,7 @@ class CommonSpace(nn.Module):
         return Embeddings(to_audio, to_text, self.audio(pooled.audio), self.text(pooled.text).clone())
 
     def embed_video(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled video features [B,D] -> (to compare with audio [B,512], to compare with text [B,256])."""
+        """Return pooled video features [B,D] -> (to compare with audio [B,512], to compare with text [B,256])."""
         hidden = F.relu(self.video_hidden_norm(self.video_hidden(pooled)))
         to_audio = self.video_audio_norm(self.video_audio(hidden))
         return to_audio, self.video_text_norm(self.video_text(F.relu(to_audio)))

@@ -11,13 +11,15 @@ def glorot_uniform_(weight: Tensor, fan_in: int, fan_out: int) -> None:
 
 
 def glorot_normal_(weight: Tensor, fan_in: int, fan_out: int) -> None:
-    """Truncated at two standard deviations and widened, so that the variance is 2 / (fan_in + fan_out)."""
+    """Fill a tensor from a normal distribution, truncated at two standard deviations and widened, so that the variance
+    is 2 / (fan_in + fan_out).
+    """
     std = (2 / (fan_in + fan_out)) ** 0.5 / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
 def linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
-    """A dense layer as the release initialises it: glorot-uniform weight, zero bias."""
+    """Return a dense layer as the release initialises it: glorot-uniform weight, zero bias."""
     layer = nn.Linear(fan_in, fan_out, bias=bias)
     glorot_uniform_(layer.weight, fan_in, fan_out)
     if bias:

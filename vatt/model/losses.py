@@ -63,7 +63,7 @@ def pair_loss(
     video_mask: Tensor | None = None,
     others: _Others | None = None,
 ) -> Tensor:
-    """Contrastive loss of one pair of modalities, averaged over the clips that have both; 0 when none has.
+    """Return contrastive loss of one pair of modalities, averaged over the clips that have both; 0 when none has.
 
     video [B,D], other [B,L,D] (L candidates a clip), mask [B] bool or 0/1: whether the clip has the other modality.
     Clips without it still serve as negative videos. Official release: `asymmetric_nce` (default), `symmetric_nce`,
@@ -114,7 +114,7 @@ def pretraining_loss(
     video_mask: Tensor | None = None,
     gathered: Gathered | None = None,
 ) -> Losses:
-    """Both pairs and their weighted mean (official), or weighted sum for "paper"."""
+    """Return both pairs and their weighted mean (official), or weighted sum for "paper"."""
     all_text = all_audio = None
     if gathered is not None:
         e = gathered.embeddings
@@ -140,7 +140,7 @@ def pretraining_loss(
 
 
 def smooth_labels(labels: Tensor, share: float = 0.1) -> Tensor:
-    """One-hot labels [B,C] with `share` of their weight spread over all classes."""
+    """Return one-hot labels [B,C] with `share` of their weight spread over all classes."""
     return labels * (1 - share) + share / labels.shape[-1]
 
 

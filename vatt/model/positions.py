@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @lru_cache(maxsize=64)
 def spline_matrix(source: int, target: int) -> Tensor:
-    """Matrix [target, source] that resamples a table of `source` rows to `target` rows, float64.
+    """Return matrix [target, source] that resamples a table of `source` rows to `target` rows, float64.
 
     A natural cubic spline through x_i = i / source, read at y_j = j / target, linear beyond the last knot. This is the
     release's order-3 polyharmonic interpolation, solved stably: the official float32 solve loses digits from 8 rows
@@ -49,7 +49,7 @@ def spline_matrix(source: int, target: int) -> Tensor:
 
 
 def resample_table(table: Tensor, target: int) -> Tensor:
-    """Position table [n, D] -> [target, D]; differentiable, the identity when n == target."""
+    """Return position table [n, D] -> [target, D]; differentiable, the identity when n == target."""
     if table.shape[0] == target:
         return table
     matrix = spline_matrix(table.shape[0], target).to(table.device)
@@ -68,7 +68,10 @@ class PositionTables(nn.Module):
             nn.init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, sizes: tuple[int, ...]) -> Tensor:
-        """Positions [prod(sizes), D] of a grid, last axis fastest; other grid sizes than the tables' use the spline."""
+        """Return positions [prod(sizes), D] of a grid, last axis fastest.
+
+        Other grid sizes than the tables' use the spline.
+        """
         total: Tensor | None = None
         for axis, (table, size) in enumerate(zip(self.tables, sizes, strict=True)):
             shape = [1] * len(sizes) + [table.shape[1]]

@@ -11,7 +11,7 @@ Seed = TypeVar("Seed", int, Tensor, int | Tensor)
 
 
 def mix_seed(seed: Seed, tag: int) -> Seed:
-    """A 31-bit seed of its own for use number `tag` of a step's seed, which is a number or an int64 tensor below 2^31.
+    """Return a 31-bit seed of its own for use number `tag` of a step's seed, a number or an int64 tensor below 2^31.
 
     As a tensor it is a value on the device, which a captured graph reads anew at each replay.
     """

@@ -54,7 +54,7 @@ class _PatchTokens(nn.Module):
     def draw(
         self, batch: int, tokens: int, seed: int | Tensor, device: torch.device, rows: BatchRows | None
     ) -> Tensor | None:
-        """Indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
+        """Return indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
 
         The kept count follows the position tables, not the input (as official), so that it is a constant of the model.
         """
@@ -67,7 +67,7 @@ class _PatchTokens(nn.Module):
         return self.ops.sample_keep(tokens, kept, seed=seed, batch=total, device=device)[first : first + batch]
 
     def finish(self, grid: tuple[int, ...], keep: Tensor | None, project: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """Projects the kept tokens with `project(position)`, adds positions, dropout and AGG -> [B,K+1,D]."""
+        """Project the kept tokens with `project(position)`, add positions, dropout and AGG -> [B,K+1,D]."""
         position = self.position(grid)
         if self.inner is None:
             x = project(position)

@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         return {"video": c.video_encoder, "audio": c.audio_encoder, "text": c.text_encoder}[modality]
 
     def width(self, modality: str) -> int:
-        """Width D of `features(modality, ...)`."""
+        """Return width D of `features(modality, ...)`."""
         return self.config.post_width if self.config.kind == "agnostic" else self.encoder_config(modality).width
 
     def tower(self, modality: str) -> list[nn.Parameter]:
@@ -410,6 +410,8 @@ def _check_range(function: str, kind: str, x: Tensor, most: float) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """All numbers a checkpoint holds, as the release counts: frozen table and moving statistics too, no counters."""
+    """Return all numbers a checkpoint holds, as the release counts: frozen table and moving statistics too, no
+    counters.
+    """
     tensors = [*model.parameters(), *(b for b in model.buffers() if torch.is_floating_point(b))]
     return sum(t.numel() for t in tensors)

@@ -59,7 +59,7 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 
 def print_summary(checkpoint: TFCheckpoint, mapped: Mapped) -> None:
-    """Kind, sizes, step, counts and what had to be assumed."""
+    """Print kind, sizes, step, counts and what had to be assumed."""
     description, preset = mapped.description, preset_name(mapped.description)
     print(f"{description}{'' if preset == 'official' else f'; preset {preset}'}")
     for line in description.sizes():

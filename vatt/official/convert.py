@@ -51,7 +51,7 @@ class Mapped:
     tensors: dict[str, Tensor]
 
     def coverage(self) -> Iterable[str]:
-        """One line a variable."""
+        """Yield one line a variable."""
         for name, target in sorted(self.places.items()):
             yield f"{name}  {_shape_text(self.shapes[name])} -> {target}"
 
@@ -65,7 +65,7 @@ def _shape_text(shape: tuple[int, ...]) -> str:
 
 
 def build(description: Description, ops: Ops = REFERENCE) -> nn.Module:
-    """Our model of that description, with fresh weights: `VATT`, or `Classifier` for a fine-tuned checkpoint."""
+    """Return our model of that description, with fresh weights: `VATT`, or `Classifier` for a fine-tuned checkpoint."""
     if description.modality is None:
         return VATT(description.config, ops)
     assert description.classes is not None
@@ -76,7 +76,7 @@ def build(description: Description, ops: Ops = REFERENCE) -> nn.Module:
 def map_variables(
     entries: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
 ) -> Mapped:
-    """Finds the place of every model variable among checkpoint `entries` (key -> shape).
+    """Find the place of every model variable among checkpoint `entries` (key -> shape).
 
     Raises `SizeError` for a checkpoint of no known model and `MapError` unless variables and places match one to one,
     shapes included. Optimiser state and bookkeeping are left out.
@@ -108,7 +108,7 @@ def map_variables(
 def map_checkpoint(
     checkpoint: TFCheckpoint, settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
 ) -> Mapped:
-    """`map_variables` for an open checkpoint; the variables must be float32 besides."""
+    """Map the variables of an open checkpoint, as `map_variables`; they must be float32 besides."""
     mapped = map_variables({key: checkpoint.shape(key) for key in checkpoint}, settings, need_heads=need_heads)
     for name in mapped.places:
         if checkpoint.dtype(name + VALUE) != np.float32:
@@ -117,7 +117,7 @@ def map_checkpoint(
 
 
 def read_weights(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
-    """All of our model's tensors, float32; batch counters are the checkpoint's step."""
+    """Return all of our model's tensors, float32; batch counters are the checkpoint's step."""
     weights = _assemble(checkpoint, mapped, mapped.places, VALUE)
     counters = {name.replace("running_mean", _COUNTERS) for name in weights if name.endswith("running_mean")}
     return weights | {name: torch.tensor(read_step(checkpoint) or 0) for name in counters}
@@ -141,13 +141,13 @@ def read_step(checkpoint: TFCheckpoint) -> int | None:
 
 
 def slots(checkpoint: TFCheckpoint) -> tuple[str, ...]:
-    """Kinds of moments the checkpoint holds: ("m", "v"), ("momentum",) or ()."""
+    """Return kinds of moments the checkpoint holds: ("m", "v"), ("momentum",) or ()."""
     kinds = {key.partition(SLOT)[2].removesuffix(VALUE) for key in checkpoint if SLOT in key}
     return tuple(sorted(kinds))
 
 
 def read_moments(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
-    """Moments in the layout of our parameters, named KIND.PARAMETER, and `iter` (int64).
+    """Return moments in the layout of our parameters, named KIND.PARAMETER, and `iter` (int64).
 
     Frozen tables and moving statistics have none. Raises `MapError` when the checkpoint has no optimiser state, or
     moments for a part of a parameter only.
@@ -171,7 +171,7 @@ def read_moments(checkpoint: TFCheckpoint, mapped: Mapped) -> dict[str, Tensor]:
 
 
 def preset_name(description: Description) -> str:
-    """The preset whose model this is, or "official"."""
+    """Return the preset whose model this is, or "official"."""
     if description.modality is None:
         for name, preset in PRESETS.items():
             if preset().model == description.config:
@@ -186,7 +186,7 @@ def write_folder(
     moments: dict[str, Tensor] | None,
     record: dict[str, Any],
 ) -> None:
-    """Writes `out` under another name and renames it when complete. `out` must not exist, or be an empty folder."""
+    """Write `out` under another name and rename it when complete. `out` must not exist, or be an empty folder."""
     config = Config(preset=preset_name(description), model=description.config)
     if description.modality is not None:
         record = record | {"classifier": {"modality": description.modality, "classes": description.classes}}

@@ -59,7 +59,7 @@ class Description:
         return f"fine-tuned for {self.modality} classification ({self.classes} classes), {family}"
 
     def sizes(self) -> Iterator[str]:
-        """The model's sizes, a line each."""
+        """Yield the model's sizes, a line each."""
         c = self.config
         for name in ("video", "audio", "text") if self.modality is None else (self.modality,):
             if name == "video":
@@ -87,7 +87,7 @@ class Description:
 def infer_description(
     shapes: Mapping[str, Shape], settings: Mapping[str, Any] | None = None, *, need_heads: bool = True
 ) -> Description:
-    """Kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`.
+    """Return kind and sizes from the shapes of the model's variables (names as in `names`). Raises `SizeError`.
 
     `need_heads` False: goes on, with a note, where the assumed head width does not fit.
     """
@@ -137,7 +137,7 @@ class _Reader:
         return value
 
     def agree(self, section: str, facts: dict[str, Any]) -> None:
-        """Settings that the checkpoint itself tells must say the same; the rest is listed as unread."""
+        """Require that settings say what the checkpoint itself tells; list the rest as unread."""
         for name, value in self.section(section).items():
             if name in ("d_kv", "num_heads", "max_relative_distance"):
                 continue
@@ -147,7 +147,7 @@ class _Reader:
                 raise SizeError(f"settings say {section}.{name} = {value!r}, the checkpoint has {facts[name]}")
 
     def encoder(self, root: str, section: str, attention: str = "mha", heads: int | None = None) -> EncoderConfig:
-        """Encoder below `root`; `heads` where a variable tells it."""
+        """Return encoder below `root`; `heads` where a variable tells it."""
         width, inner = self.shape(f"{root}layers/0/{attention}/q/kernel", 2)
         mlp = self.shape(f"{root}layers/0/feed_forward/mlp/wi/kernel", 2)[1]
         pattern = re.compile(re.escape(MODEL + root) + r"layers/(\d+)/")

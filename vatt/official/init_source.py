@@ -20,7 +20,7 @@ from .tensorflow_checkpoint import TFCheckpoint
 
 
 def source_sizes(init: str) -> ModelConfig:
-    """Sizes of the model in `init`, a folder or an official PREFIX.
+    """Return sizes of the model in `init`, a folder or an official PREFIX.
 
     Raises `RunError` and, for an official checkpoint, `CheckpointError`, `MapError`, or `ConfigError` without sizes.
     """
@@ -60,7 +60,7 @@ def source_shapes(init: str) -> dict[str, tuple[int, ...]]:
 
 
 def read_source(source: str | Path) -> dict[str, Tensor]:
-    """Weights of an exported model, a finished run, a checkpoint folder, or an official checkpoint (PREFIX).
+    """Return weights of an exported model, a finished run, a checkpoint folder, or an official checkpoint (PREFIX).
 
     Raises `RunError` for a folder without a model and `CheckpointError` for an official checkpoint that is damaged.
     """

@@ -37,7 +37,7 @@ class CheckpointError(VattError, ValueError):
 
 
 def _masked_crc32c(*parts: bytes) -> bytes:
-    """CRC-32C of the joined parts, rotated, shifted and little-endian as LevelDB stores it."""
+    """Return CRC-32C of the joined parts, rotated, shifted and little-endian as LevelDB stores it."""
     try:
         from google_crc32c import extend
     except ImportError as error:
@@ -71,7 +71,9 @@ class _Cursor:
         return value | byte << shift
 
     def message(self) -> tuple[dict[int, int], dict[int, list["_Cursor"]]]:
-        """Protobuf fields, 0 or [] where absent: numbers (the last one counts) and length-delimited parts (all)."""
+        """Parse protobuf fields, 0 or [] where absent: numbers (the last one counts) and length-delimited parts
+        (all).
+        """
         numbers, parts = defaultdict[int, int](int), defaultdict[int, list[_Cursor]](list)
         while self.at < len(self.data):
             field, wire = divmod(self.varint(), 8)
@@ -84,7 +86,7 @@ class _Cursor:
 
 
 def _block(index: bytes, handle: _Cursor) -> Iterator[tuple[bytes, _Cursor]]:
-    """(key, value) pairs of the block whose offset and size `handle` gives."""
+    """Yield (key, value) pairs of the block whose offset and size `handle` gives."""
     start, size = handle.varint(), handle.varint()
     handle.require(4 <= size <= len(index) - _FOOTER - 5 - start, f"no block of {size} bytes can lie at byte {start}")
     block = _Cursor(index[start : start + size + 5], handle.file, start)
@@ -103,7 +105,9 @@ def _block(index: bytes, handle: _Cursor) -> Iterator[tuple[bytes, _Cursor]]:
 
 
 def _table(file: Path) -> Iterator[tuple[bytes, _Cursor]]:
-    """(key, value) pairs of an index file, in ascending order of the keys: no block can be listed twice either."""
+    """Yield (key, value) pairs of an index file, in ascending order of the keys: no block can be listed twice
+    either.
+    """
     index = file.read_bytes() if file.stat().st_size <= _INDEX_LIMIT else b""
     footer, previous = _Cursor(index[-_FOOTER:-8], file, max(0, len(index) - _FOOTER)), None
     footer.require(len(index) >= _FOOTER and index.endswith(_MAGIC), "no table footer, or more than 16 MiB")

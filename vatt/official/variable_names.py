@@ -34,11 +34,14 @@ class Place(NamedTuple):
         return f"{self.name}{rows}{' transposed' if self.transpose else ''}"
 
     def part(self, tensor: Tensor) -> Tensor:
-        """The rows of our tensor that belong to the variable (a view)."""
+        """Return the rows of our tensor that belong to the variable (a view)."""
         return tensor if self.third is None else tensor.chunk(3)[self.third]
 
     def shape(self, ours: Tensor, official: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape the variable must have for our tensor; `official` says how a convolution kernel is split up."""
+        """Return the shape the variable must have for our tensor.
+
+        `official` says how a convolution kernel is split up.
+        """
         part = tuple(self.part(ours).shape)
         if self.transpose:
             return part[::-1]
@@ -48,11 +51,11 @@ class Place(NamedTuple):
         return part
 
     def to_ours(self, value: Tensor, ours: Tensor) -> Tensor:
-        """The variable's value in the shape of our part of `ours`."""
+        """Return the variable's value in the shape of our part of `ours`."""
         return value.T if self.transpose else value.reshape(self.part(ours).shape)
 
     def to_official(self, ours: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Our tensor (a weight or its gradient) in the layout of the variable."""
+        """Return our tensor (a weight or its gradient) in the layout of the variable."""
         part = self.part(ours)
         return part.T if self.transpose else part.reshape(shape)
 
@@ -90,7 +93,7 @@ _MODALITY = {**_SPECIFIC, "txt": "text"}
 
 
 def variable(key: str) -> str | None:
-    """The model variable that `key` holds the value of; None for optimiser state and bookkeeping.
+    """Return the model variable that `key` holds the value of; None for optimiser state and bookkeeping.
 
     Anything that is neither counts as a model variable, so that nothing unknown is passed over.
     """
@@ -99,7 +102,7 @@ def variable(key: str) -> str | None:
 
 
 def place(name: str, fine_tuned: str | None, agnostic: bool) -> Place | None:
-    """Our place for the model variable `name`; None when it is none of ours.
+    """Return our place for the model variable `name`; None when it is none of ours.
 
     `fine_tuned`: the modality of a fine-tuned model, None for a pre-trained one. `agnostic`: one shared encoder.
     """
@@ -133,7 +136,7 @@ def _dense(ours: str, leaf: str) -> Place | None:
 
 
 def _tower(path: str, modality: str, encoder: str) -> Place | None:
-    """Video or audio model of its own: pre-trained, or fine-tuned from either kind."""
+    """Return video or audio model of its own: pre-trained, or fine-tuned from either kind."""
     tokens = f"backbone.tokens.{modality}"
     patch = {"video": "voxel_to_patch", "audio": "wave_to_patch"}[modality]
     head, _, leaf = path.partition("/")
@@ -151,7 +154,7 @@ def _tower(path: str, modality: str, encoder: str) -> Place | None:
 
 
 def _text(path: str) -> Place | None:
-    """The T5-style text model of the modality-specific family."""
+    """Return the T5-style text model of the modality-specific family."""
     fixed = {
         "agg_embedding": Place("backbone.tokens.text.agg"),
         "embedding/embeddings": Place("backbone.tokens.text.embedding.weight"),
@@ -167,7 +170,7 @@ def _text(path: str) -> Place | None:
 
 
 def _unified(path: str) -> Place | None:
-    """The modality-agnostic model: everything but the encoder exists once a modality."""
+    """Return the modality-agnostic model: everything but the encoder exists once a modality."""
     if match := re.fullmatch(r"(vid|aud|txt)_agg_embedding", path):
         return Place(f"backbone.tokens.{_MODALITY[match[1]]}.agg")
     if path.startswith("tx/"):

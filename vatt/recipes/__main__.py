@@ -35,7 +35,7 @@ WORDS = "downloads/misc/howto100m_en.txt"
 
 
 def source_commands(recipe: Recipe) -> list[str]:
-    """From annotation files to manifests."""
+    """Return the commands from annotation files to manifests."""
     dataset = DATASETS[recipe.dataset]
     return [
         f"python -m vatt.data.sources {source} --out {manifest}"
@@ -44,7 +44,9 @@ def source_commands(recipe: Recipe) -> list[str]:
 
 
 def start_commands(recipe: Recipe) -> list[str]:
-    """To the model that is fine-tuned or frozen: the official checkpoint, or a pre-training of one's own."""
+    """Return the commands to the model that is fine-tuned or frozen: the official checkpoint, or a pre-training of
+    one's own.
+    """
     folder = start(recipe)
     if recipe.scratch:
         return []
@@ -59,14 +61,14 @@ def start_commands(recipe: Recipe) -> list[str]:
 
 
 def start(recipe: Recipe) -> str:
-    """Folder of the model that is fine-tuned or frozen."""
+    """Return folder of the model that is fine-tuned or frozen."""
     if recipe.drop is not None:
         return f"runs/{recipe.model}-drop-{100 * recipe.drop:.0f}"
     return f"vatt-{recipe.model.replace('_', '-')}"
 
 
 def score_command(recipe: Recipe) -> str:
-    """The last one, which ends with the score in runs/NAME/result.json."""
+    """Return the last one, which ends with the score in runs/NAME/result.json."""
     dataset = DATASETS[recipe.dataset]
     data = " ".join(dataset.manifests(recipe.dataset))
     out = f"--out runs/{recipe.name}"
@@ -81,12 +83,14 @@ def score_command(recipe: Recipe) -> str:
 
 
 def commands(recipe: Recipe) -> list[str]:
-    """All of them, in order, as a shell takes them."""
+    """Return all of them, in order, as a shell takes them."""
     return [*start_commands(recipe), *source_commands(recipe), score_command(recipe)]
 
 
 def settings(recipe: Recipe) -> FinetuneConfig | dict[str, Any]:
-    """What the last command resolves to with the sizes of its checkpoint: settings, or the flags of vatt.evaluate."""
+    """Return what the last command resolves to with the sizes of its checkpoint: settings, or the flags of
+    vatt.evaluate.
+    """
     words = shlex.split(score_command(recipe))[3:]
     if not recipe.tuned:
         return vars(evaluate.parse_arguments(words))
@@ -97,7 +101,7 @@ def settings(recipe: Recipe) -> FinetuneConfig | dict[str, Any]:
 
 
 def recipe(name: str) -> Recipe:
-    """The named one. Raises `ConfigError` with the nearest name for an unknown one."""
+    """Return the named one. Raises `ConfigError` with the nearest name for an unknown one."""
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "python -m vatt.recipes lists them"
@@ -106,7 +110,7 @@ def recipe(name: str) -> Recipe:
 
 
 def format_recipe(recipe: Recipe) -> str:
-    """Commands under comments, which a shell can run."""
+    """Return commands under comments, which a shell can run."""
     scores = ", ".join(f"{name} {value:g}" for name, value in recipe.paper.items())
     begin = "random weights" if recipe.scratch else f"the official checkpoint pretrain/{CHECKPOINTS[recipe.model]}"
     if recipe.drop is not None:
@@ -117,7 +121,7 @@ def format_recipe(recipe: Recipe) -> str:
 
 
 def listing(recipes: Iterable[Recipe]) -> str:
-    """A line a recipe."""
+    """Return a line for each recipe."""
     lines = [f"{'recipe':<22}{'table':<7}{'row':<28}{'on':<17}paper"]
     for one in recipes:
         scores = ", ".join(f"{name} {value:g}" for name, value in one.paper.items())

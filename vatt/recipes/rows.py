@@ -21,7 +21,7 @@ class Dataset:
     split: str = "test"
 
     def manifests(self, stem: str) -> tuple[str, ...]:
-        """Names of the CSVs: STEM.csv, or STEM-1.csv, STEM-2.csv, ... for official splits and folds."""
+        """Return names of the CSVs: STEM.csv, or STEM-1.csv, STEM-2.csv, ... for official splits and folds."""
         if len(self.sources) == 1:
             return (f"{stem}.csv",)
         return tuple(f"{stem}-{number}.csv" for number in range(1, len(self.sources) + 1))
@@ -123,13 +123,13 @@ def percent(share: float) -> str:
 
 
 def video_flags(dataset: str, model: str) -> str:
-    """Steps are those of the released fine-tuned models where they are known, else the release's default."""
+    """Return flags. Steps are those of the released fine-tuned models where known, else the release's default."""
     steps = {("k600", "mbs"): 90_000}.get((dataset, model), 150_000 if dataset == "mit" else 100_000)
     return f"--size 320 --frames 32 --drop-rate 0 --steps {steps}"
 
 
 def video_rows() -> list[Recipe]:
-    """Table 1."""
+    """Return table 1."""
     return [
         Recipe(
             f"{dataset}-{row.lower()}",
@@ -148,7 +148,7 @@ def video_rows() -> list[Recipe]:
 
 
 def audio_rows() -> list[Recipe]:
-    """Table 2. Any of the modality-specific checkpoints has a Base encoder of sound."""
+    """Return table 2. Any of the modality-specific checkpoints has a Base encoder of sound."""
     which = "Which of the three checkpoints with a Base encoder of sound the paper took is not told."
     printed = (
         ("Base", "mbs", (39.4, 97.1, 2.895), f"{which} {BATCH}"),
@@ -171,7 +171,7 @@ def audio_rows() -> list[Recipe]:
 
 
 def image_rows() -> list[Recipe]:
-    """Table 3."""
+    """Return table 3."""
     note = f"The release has no settings for images: these are those of video; a picture fills a row of voxels. {BATCH}"
     return [
         Recipe("imagenet-base", 3, "VATT-Base", "imagenet", "image", "bbs", {"top1": 78.7, "top5": 93.9}, note=note),
@@ -190,7 +190,7 @@ def image_rows() -> list[Recipe]:
 
 
 def retrieval_rows() -> list[Recipe]:
-    """Table 4."""
+    """Return table 4."""
     printed = (("mbs", "VATT-MBS", (45.5, 13), (29.7, 49)), ("ma_medium", "VATT-MA-Medium", (40.6, 17), (23.6, 67)))
     return [
         Recipe(
@@ -210,7 +210,7 @@ def retrieval_rows() -> list[Recipe]:
 
 
 def drop_rows() -> list[Recipe]:
-    """Table 5: frozen VATT-MBS, pre-trained at four drop rates."""
+    """Return table 5: frozen VATT-MBS, pre-trained at four drop rates."""
     made = []
     for dataset, scores in {**PROBES, **RETRIEVALS}.items():
         task, score, flags = "retrieve", "R@10", "--windows 4 --fps 12.5 --score both"
@@ -236,7 +236,7 @@ def drop_rows() -> list[Recipe]:
 
 
 def resolution_rows() -> list[Recipe]:
-    """Table 6: VATT-Medium on Kinetics-400."""
+    """Return table 6: VATT-Medium on Kinetics-400."""
     return [
         Recipe(
             f"k400-{frames}x{size}-drop-{percent(rate)}",

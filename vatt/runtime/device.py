@@ -11,7 +11,15 @@ from ..errors import ConfigError
 
 
 def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """`local_rank`: among several processes of this machine, each takes the GPU of its number."""
+    """Return the device of that name; "auto" is a GPU if there is one.
+
+    Args:
+        name: cpu, cuda, cuda:1, ... or auto.
+        local_rank: number of this process among several of this machine, each of which takes the GPU of its number.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and local_rank is not None:
@@ -25,7 +33,9 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on GPUs (parameters stay float32) and float32 elsewhere."""
+    """Return the type that products are computed in: "auto" is bfloat16 on GPUs (parameters stay float32) and float32
+    elsewhere.
+    """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

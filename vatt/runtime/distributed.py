@@ -57,7 +57,7 @@ class World:
         return self.rank == 0
 
     def batch_slice(self, batch_size: int) -> range:
-        """This rank's part of a batch. Raises `ConfigError` when it cannot be divided."""
+        """Return this rank's part of a batch. Raises `ConfigError` when it cannot be divided."""
         if batch_size % self.size:
             raise ConfigError(
                 f"a batch of {batch_size} clips cannot be divided among {self.size} processes; choose a "
@@ -67,7 +67,7 @@ class World:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def all_gather_object(self, value: T) -> list[T]:
-        """The values of all ranks in their order."""
+        """Return the values of all ranks in their order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -79,7 +79,7 @@ class World:
         return any(self.all_gather_object(flag))
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, which alone runs it; if it fails there, it fails everywhere."""
+        """Return what `action` returns on rank 0, which alone runs it; if it fails there, it fails everywhere."""
         error: Exception | None = None
         result: Any = None
         if self.is_first:
@@ -110,7 +110,7 @@ class World:
         self.on_main(compare)
 
     def require_equal(self, values: Mapping[str, object]) -> None:
-        """Raises `RunError` naming the first of `values` that the ranks do not have in common."""
+        """Raise `RunError` naming the first of `values` that the ranks do not have in common."""
         everyone = self.all_gather_object(dict(values))
 
         def compare() -> None:
@@ -126,12 +126,13 @@ class World:
         self.on_main(compare)
 
     def only_main_continues(self) -> None:
-        """To be called where only the first rank goes on. Raises `RankFinished` on the others."""
+        """Raise `RankFinished` on all ranks but the first, which alone goes on."""
         if not self.is_first:
             raise RankFinished
 
     def leave(self) -> None:
-        """`only_main_continues` for good: nobody waits for the others any more, as ends of NCCL's groups would.
+        """Do as `only_main_continues`, and for good: nobody waits for the others any more, as ends of NCCL's groups
+        would.
 
         Nothing that `parallelize` returned may be left. The last reference to a process group ends it, and if that is
         DDP's it does so with the interpreter's lock, for which the group's threads may be waiting.
@@ -142,13 +143,18 @@ class World:
         self.only_main_continues()
 
     def gather(self, x: Tensor) -> Tensor:
-        """[B, ...] of each rank -> [ranks * B, ...], in float32 at least. The gradients of all ranks' copies add up."""
+        """Return the tensors [B, ...] of all ranks as one [ranks * B, ...], in float32 at least.
+
+        The gradients of all ranks' copies add up.
+        """
         if x.is_floating_point():
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.size == 1 else _Gather.apply(x, self)
 
     def gather_many(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """`gather` of tensors [B, ...] with the same B in one call each way: many ranks wait for calls, not bytes."""
+        """Gather several tensors [B, ...] with the same B in one call each way: many ranks wait for calls, not
+        bytes.
+        """
         if self.size == 1:
             return [self.gather(x) for x in tensors]
         together = self.gather(torch.cat([x.flatten(1) for x in tensors], dim=1))
@@ -156,11 +162,11 @@ class World:
         return [part.reshape(-1, *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)]
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' x. The gradients of all ranks' sums add up."""
+        """Return the sum of all ranks' x. The gradients of all ranks' sums add up."""
         return x if self.size == 1 else _AllReduceSum.apply(x, self)
 
     def mean(self, x: Tensor) -> Tensor:
-        """The mean of all ranks' x, without gradients; the same bits on each."""
+        """Return the mean of all ranks' x, without gradients; the same bits on each."""
         return x.detach() if self.size == 1 else self._sum(x) / self.size
 
     def _sum(self, x: Tensor) -> Tensor:
@@ -171,7 +177,10 @@ class World:
 
     @contextlib.contextmanager
     def _waiting(self, x: Tensor | None = None) -> Iterator[None]:
-        """`x`: what is sent. A GPU's calls only enqueue, so its stream is timed."""
+        """Add the time spent inside to that of communication; `x` is sent.
+
+        A GPU's calls only enqueue, so its stream is timed.
+        """
         tick = time.perf_counter()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if x is not None and x.is_cuda else []
         if events:
@@ -228,7 +237,7 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def _end_with_launcher() -> None:
-    """Makes this process end when its launcher does: one that was killed cannot tell.
+    """Make this process end when its launcher does: one that was killed cannot tell.
 
     It is asked to first, as the launcher would have, so that a run saves.
     """
@@ -247,7 +256,7 @@ def _end_with_launcher() -> None:
 
 @contextlib.contextmanager
 def init_world(device: str) -> Iterator[World]:
-    """The world that torchrun's environment variables describe; without them a world of one.
+    """Join the world that torchrun's environment variables describe; without them it is a world of one.
 
     `device`: as in the settings. NCCL is used where it is, or with "auto" may be, a GPU. What ranks but the
     first print goes nowhere, until an error ends them.

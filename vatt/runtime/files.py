@@ -26,7 +26,7 @@ class WriteError(OSError):
 def writing(
     path: Path, size: int | None = None, kept: str = "", also: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-    """Around what writes `path`: errors of the disk become a `WriteError`.
+    """Turn errors of the disk, of what writes `path` inside, into a `WriteError`.
 
     Args:
         size: bytes that are needed, as far as known.
@@ -54,7 +54,7 @@ def writing(
 
 
 def _free(path: Path) -> int | None:
-    """Bytes that this process may still write beside `path`."""
+    """Return bytes that this process may still write beside `path`."""
     for folder in path.absolute().parents:
         with contextlib.suppress(OSError):
             return shutil.disk_usage(folder).free
@@ -62,7 +62,7 @@ def _free(path: Path) -> int | None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new one, never a part. Raises `WriteError`."""
+    """Write `path` so that a reader sees the old content or the new one, never a part. Raises `WriteError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, len(data), f"the {path.name} of before is whole" if path.exists() else ""):
         try:
@@ -78,7 +78,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and the file is on the disk.
+    """Give a temporary name beside `path`, renamed to it when the block ends well and the file is on the disk.
 
     Raises `WriteError`.
     """
@@ -132,13 +132,13 @@ def write_figure(figure: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, open for writing, that gets its name when it is whole and on the disk."""
+    """Open a new file for writing that gets its name when it is whole and on the disk."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         yield file
 
 
 def first_free(name: str, held: contextlib.ExitStack) -> Path:
-    """Makes runs/NAME, or runs/NAME-2, -3, ... if that exists; it is this command's own until `held` is closed."""
+    """Make runs/NAME, or runs/NAME-2, -3, ... if that exists; it is this command's own until `held` is closed."""
     folder, number = Path("runs") / name, 1
     while True:
         with contextlib.suppress(FileExistsError):

@@ -23,7 +23,7 @@ class FormError(VattError, ValueError):
 
 
 def read_json(path: Path, form: Any = dict) -> Any:
-    """The content of a JSON file, which has `form`.
+    """Return the content of a JSON file, which has `form`.
 
     Raises:
         OSError: the file cannot be read; FileNotFoundError if it is not there.
@@ -37,7 +37,7 @@ def read_json(path: Path, form: Any = dict) -> Any:
 
 
 def parse_json(data: bytes | str, form: Any = dict) -> Any:
-    """`read_json` of its content. Raises `FormError`."""
+    """Parse what `read_json` reads from a file. Raises `FormError`."""
     try:
         value = json.loads(data)
     except RecursionError as error:
@@ -121,5 +121,5 @@ def _short(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` as it can be shown in a terminal: control characters and what is no character are escaped."""
+    """Return `text` as it can be shown in a terminal: control characters and what is no character are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

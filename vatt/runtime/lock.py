@@ -89,7 +89,7 @@ def this_process() -> Owner:
 
 @contextlib.contextmanager
 def owned(path: Path, *, folder: bool = False, new: bool = False, force: bool = False) -> Iterator[None]:
-    """Inside, this process is the only one of ours that writes the file `path`, or the folder, which is made.
+    """Keep other processes of ours from writing the file `path`, or the folder, which is made, while inside.
 
     What an owner that died left half written is removed. A folder that was made and holds nothing in the end goes.
 
@@ -135,7 +135,7 @@ def is_owned(folder: Path) -> bool | None:
 
 
 def _make(folder: Path, new: bool) -> list[Path]:
-    """Makes `folder`; returns what was made, the innermost first."""
+    """Make `folder`; return what was made, the innermost first."""
     missing = [folder, *folder.parents]
     missing = missing[: next((i for i, one in enumerate(missing) if one.exists()), 0)]
     folder.mkdir(parents=True, exist_ok=not new)
@@ -175,7 +175,7 @@ def _acquire(lock: Path, path: Path, force: bool) -> int:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether the system's lock is ours; None where the file system has none."""
+    """Return whether the system's lock is ours; None where the file system has none."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -188,7 +188,7 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _take_over(owner: Owner, path: Path, locked: bool | None) -> None:
-    """Raises `OwnedError` if `owner`, whose lock this process got or could not ask for, may still be at work."""
+    """Raise `OwnedError` if `owner`, whose lock this process got or could not ask for, may still be at work."""
     ours = this_process()
     same_kernel = owner.boot == ours.boot if owner.boot and ours.boot else owner.host == ours.host
     if locked and (same_kernel or is_local(path)):
@@ -206,7 +206,9 @@ def _take_over(owner: Owner, path: Path, locked: bool | None) -> None:
 
 
 def is_local(path: Path) -> bool:
-    """Whether the file system of `path` is this machine's own, so that locks on it mean something for all users."""
+    """Return whether the file system of `path` is this machine's own, so that locks on it mean something for all
+    users.
+    """
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
@@ -222,7 +224,7 @@ def is_local(path: Path) -> bool:
 
 
 def _read(descriptor: int) -> Owner | None:
-    """None for an empty file: its owner has just made it."""
+    """Return what a lock file says of its owner; None for an empty file: its owner has just made it."""
     try:
         text = os.pread(descriptor, LONGEST, 0)
         return Owner(**json.loads(text)) if text.strip() else None
@@ -237,7 +239,7 @@ def _release(lock: Path, descriptor: int) -> None:
 
 
 def _is(lock: Path, descriptor: int) -> bool:
-    """Whether the open file still lies under its name."""
+    """Return whether the open file still lies under its name."""
     try:
         return os.path.samestat(os.stat(lock), os.fstat(descriptor))
     except OSError:
@@ -245,7 +247,7 @@ def _is(lock: Path, descriptor: int) -> bool:
 
 
 def _sweep(path: Path, folder: bool) -> None:
-    """Removes files that a process was writing when it was killed."""
+    """Remove files that a process was writing when it was killed."""
     for file in path.iterdir() if folder else path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
         if TEMPORARY.fullmatch(file.name) and file.is_file():
             file.unlink(missing_ok=True)
@@ -263,7 +265,7 @@ def _boot() -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When a process of this machine started, in ticks of its kernel; None if that cannot be said."""
+    """Return when a process of this machine started, in ticks of its kernel; None if that cannot be said."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -10,7 +10,7 @@ LOG_SECONDS = 15.0  # between lines when nobody is watching
 
 
 def progress_bar(total: int, label: str, unit: str, start: int = 0) -> tqdm:
-    """A tqdm bar on standard error with rate and time left; `start` of `total` units are done already."""
+    """Return a tqdm bar on standard error with rate and time left; `start` of `total` units are done already."""
     interval = 0.1 if sys.stderr.isatty() else LOG_SECONDS
     return tqdm(
         total=total,

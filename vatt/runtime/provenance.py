@@ -17,7 +17,9 @@ import torch
 
 
 def public(text: str) -> str:
-    """A path, address or argument as others may see it: no folders of this machine, no user or key of an address."""
+    """Return a path, address or argument as others may see it: no folders of this machine, no user or key of an
+    address.
+    """
     match = re.match(r"(?:[\w.-]+=)+", text)  # --set=a.b=
     option = match[0] if match else ""
     value = text[len(option) :]
@@ -34,7 +36,7 @@ PACKAGES = ("vatt", "torch", "triton", "numpy", "av", "safetensors")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Command, commit, versions and machine: enough to trace a figure to what made it."""
+    """Return command, commit, versions and machine: enough to trace a figure to what made it."""
     device = torch.device(device)
     return {
         "argv": sys.orig_argv[1:],
@@ -50,7 +52,9 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def code_identity() -> dict[str, object]:
-    """What processes that work together must have in common of the code: versions, commit and the files themselves."""
+    """Return what processes that work together must have in common of the code: versions, commit and the files
+    themselves.
+    """
     digest = hashlib.sha256()
     for package in ("vatt", "vatt_kernels"):
         spec = find_spec(package)

@@ -25,7 +25,9 @@ from .schedules import multilevel_rate
 def class_loss(
     logits: Tensor, labels: Tensor, loss: str, smoothing: float = 0.0, counts: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid"); all [B,classes].
+    """Return the loss: cross-entropy with smoothed labels ("softmax") or the balanced binary one ("sigmoid").
+
+    Logits and labels are [B,classes].
 
     `counts` [classes]: how often each class occurs in a batch of which these clips are a part.
     """
@@ -44,9 +46,15 @@ def finetune_step(
     world: World = SINGLE_PROCESS,
     part: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """One update from this rank's part of the batch. A loss or gradient that is not finite changes nothing.
+    """Make one update from this rank's part of the batch.
 
-    `part`: what to call for `model`, see `parallel.parallelize`. The record is the same on all ranks.
+    A loss or gradient that is not finite changes nothing.
+
+    Args:
+        part: what to call for `model`, see `parallel.parallelize`.
+
+    Returns:
+        The line of metrics, the same on all ranks.
     """
     seed = mix_seed(config.seed, step)
     rate = multilevel_rate(step, [(config.optim.warmup, config.optim.rate)], config.steps)

@@ -47,11 +47,17 @@ class Transfer:
 
 
 def load_backbone(classifier: Classifier, weights: Mapping[str, Tensor], source: str | Path) -> Transfer:
-    """Copies the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place.
+    """Copy the backbone of a pre-trained (or fine-tuned) model into `classifier`, in place; its head starts fresh.
 
-    `weights` are those of `source`, which messages name. The head always starts fresh. Raises `RunError` when the
-    encoder finds no weights at all, e.g. those of a modality-agnostic model for a modality-specific one; print the
-    report for the rest.
+    Args:
+        weights: by the names of the model they are of.
+        source: what messages call it.
+
+    Returns:
+        What became of every tensor; print it.
+
+    Raises:
+        RunError: the encoder finds no weights at all, e.g. those of a modality-agnostic model for a specific one.
     """
     report = _transfer(classifier, {name: x for name, x in weights.items() if not name.startswith("head.")})
     report.unused += [name for name in weights if name.startswith("head.")]

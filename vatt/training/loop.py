@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 
 
 def _together(batches: Iterator[Batch], world: World) -> Batch:
-    """This rank's part of the next batch, with the clips of all ranks: which are used, tried and bad.
+    """Return this rank's part of the next batch, with the clips of all ranks: those used, tried and bad.
 
     Raises `DataError`, or `Interrupted`, on all ranks when one of them has it.
     """
@@ -84,18 +84,24 @@ def run_steps(
     load: Callable[..., Generator[Batch, None, None]] | None = None,
     profiled: ProfiledSteps | None = None,
 ) -> float:
-    """Steps `start` to `config.steps`; returns the seconds they took.
+    """Run steps `start` to `config.steps`. All ranks of `session.world` call this together.
 
-    `update` makes one step and returns its record, with "loss" and "updated" (False: not finite, nothing changed).
-    All ranks of `session.world` call this together; `log` is the first one's, None on the others.
-    `advice`: what to try when no step is finite any more. `load`: what loads the batches in place of
-    `make_loader`. `profiled`: steps to trace into OUT/trace-RANK.json. SIGTERM and SIGINT end the step, save, and exit
-    128 + signal.
+    SIGTERM and SIGINT end the step in progress, save, and exit with 128 + signal.
+
+    Args:
+        update: makes one step and returns its line of metrics, with "loss" and "updated" (False: not finite, nothing
+            changed).
+        log: of the first rank, None on the others.
+        advice: what to try when no step is finite any more.
+        load: what loads the batches in place of `make_loader`.
+        profiled: steps to trace into OUT/trace-RANK.json.
+
+    Returns:
+        The seconds that the steps took.
 
     Raises:
         ConfigError: some of the `profiled` steps are done already.
         DataError: the data cannot be gone on with; what was learned is saved.
-        RunError: `max_nonfinite` steps in a row without a finite loss.
     """
     began, skipped = time.perf_counter(), 0
     out, bad, manifest, world = session.out, session.bad, session.manifest, session.world
@@ -124,7 +130,7 @@ def run_steps(
             session.save(step, config.keep_checkpoints, bad_clips)
 
         def sent() -> list[int]:
-            """The signals that any rank was sent."""
+            """Return the signals that any rank was sent."""
             return [number for numbers in world.all_gather_object(list(signals)) for number in numbers]
 
         def leave(step: int, received: list[int]) -> NoReturn:

@@ -91,7 +91,7 @@ class MetricsLog:
             self._file.write(line)
 
     def sync(self) -> None:
-        """Brings all lines to the disk: a checkpoint that outlives a loss of power must not be ahead of them."""
+        """Bring all lines to the disk: a checkpoint that outlives a loss of power must not be ahead of them."""
         with writing(self._path, None, KEPT):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -102,7 +102,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. Raises `FormError` naming the line that is none, OSError without a file."""
+    """Return the lines of metrics.jsonl. Raises `FormError` naming the line that is none, OSError without a file."""
     lines = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines[:-1] if not lines[-1] else lines, 1):
@@ -116,7 +116,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_losses(records: list[dict[str, Any]], path: Path) -> None:
-    """Loss curves over steps as a PNG. Raises ImportError without matplotlib."""
+    """Draw loss curves over steps as a PNG. Raises ImportError without matplotlib."""
     plt = pyplot()
     records = [r for r in records if r["updated"] and r["loss"] is not None]
     steps = [r["step"] for r in records]

@@ -54,7 +54,7 @@ class Adam(torch.optim.Adam):
 
 
 def on_one_gpu(parameter: nn.Parameter) -> bool:
-    """Whether it is a whole float32 tensor on CUDA, not one that is sharded over processes."""
+    """Tell whether it is a whole float32 tensor on CUDA, not one that is sharded over processes."""
     return parameter.is_cuda and parameter.dtype == torch.float32 and type(parameter.data) is torch.Tensor
 
 

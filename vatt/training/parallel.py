@@ -42,12 +42,21 @@ def parallelize(
     compiled: bool = False,
     narrow: bool = False,
 ) -> list[nn.Module]:
-    """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
+    """Make parts of a model work on all processes together.
 
-    Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
-    before the optimizer. Batch norm sees the batches of all ranks. `recompute`: activation checkpointing, a layer at a
-    time. `compiled`: torch.compile of each layer; equal layers share their graphs, and seeds of steps are tensors.
-    `narrow`: see `Encoder`.
+    "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes before the optimizer. Batch norm sees the
+    batches of all ranks.
+
+    Args:
+        model: the whole model.
+        parts: modules of it whose forward is called once a step.
+        world: the processes.
+        recompute: activation checkpointing, a layer at a time.
+        compiled: torch.compile of each layer; equal layers share their graphs, and seeds of steps are tensors.
+        narrow: see `Encoder`.
+
+    Returns:
+        What to call in place of each part.
     """
     if compiled:
         check_compiler(next(model.parameters()).device)
@@ -123,7 +132,7 @@ class _FixedBucketOrder(nn.Module):
 
 @contextlib.contextmanager
 def no_gradient_sync(part: nn.Module) -> Iterator[None]:
-    """Backward passes inside add up gradients on each rank alone."""
+    """Let backward passes inside add up gradients on each rank alone."""
     if isinstance(part, DistributedDataParallel):
         with part.no_sync():
             yield
@@ -138,5 +147,5 @@ def no_gradient_sync(part: nn.Module) -> Iterator[None]:
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """A number that may be spread over ranks, as an ordinary tensor."""
+    """Return a tensor that may be spread over ranks as an ordinary one."""
     return x.full_tensor() if isinstance(x, DTensor) else x

@@ -41,10 +41,16 @@ def train_step(
     world: World = SINGLE_PROCESS,
     parts: Sequence[nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """One update from this rank's part of the batch; the record it returns is the same on all ranks.
+    """Make one update from this rank's part of the batch.
 
-    `parts`: what to call for `model.backbone` and `model.head`, see `parallelize`. A loss or gradient that is not
-    finite, on whichever rank, changes nothing anywhere: weights, moments and moving statistics stay.
+    A loss or gradient that is not finite, on whichever rank, changes nothing anywhere: weights, moments and moving
+    statistics stay.
+
+    Args:
+        parts: what to call for `model.backbone` and `model.head`, see `parallelize`.
+
+    Returns:
+        The line of metrics, the same on all ranks.
     """
     seed = mix_seed(config.seed, step)
     statistics = {name: value.clone() for name, value in model.named_buffers()}
@@ -76,7 +82,11 @@ def train_step(
 def backward(
     backbone: nn.Module, head: nn.Module, batch: Batch, config: Config, seed: int, autocast: Any, ops: Ops, world: World
 ) -> Losses:
-    """Adds the gradients of the batch to the parameters. Returns this rank's losses; their mean is the batch's."""
+    """Add the gradients of the batch to the parameters.
+
+    Returns:
+        This rank's losses; their mean over the ranks is the batch's.
+    """
     size = len(batch.video)
     pieces = list(torch.arange(size).split(config.micro_batch or size))
     if len(pieces) == 1:
@@ -100,7 +110,10 @@ def backward(
 
 
 def _pool(backbone: nn.Module, batch: Batch, piece: Tensor, seed: int, autocast: Any, world: World) -> PooledFeatures:
-    """Pooled features of consecutive rows of this rank's part of the batch; the same draws whenever it is called."""
+    """Return pooled features of consecutive rows of this rank's part of the batch.
+
+    It makes the same draws whenever it is called.
+    """
     share = len(batch.video)
     begin, end = int(piece[0]), int(piece[-1]) + 1
     rows = BatchRows(world.rank * share + begin, world.size * share)

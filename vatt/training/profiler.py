@@ -30,7 +30,11 @@ class ProfiledSteps(NamedTuple):
 
 
 def parse_profile(text: str, steps: int) -> ProfiledSteps:
-    """ "START:COUNT" of a run of `steps` steps. Raises `ConfigError` for anything else, and for steps past its end."""
+    """Parse "START:COUNT" of a run of `steps` steps.
+
+    Raises:
+        ConfigError: it is anything else, or steps past the end of the run.
+    """
     first, colon, count = text.partition(":")
     if not (colon and first.isdecimal() and count.isdecimal() and int(first) and int(count)):
         raise ConfigError(f"--profile takes START:COUNT, e.g. 20:5 for steps 20 to 24, got {text!r}")
@@ -42,9 +46,14 @@ def parse_profile(text: str, steps: int) -> ProfiledSteps:
 
 @contextlib.contextmanager
 def profiling(profiled: ProfiledSteps | None, path: Path, start: int) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called after every step; writes `path` after the last profiled one, or when the run ends.
+    """Give what is to be called after every step, and write the trace.
 
-    start: steps that are done already. Without `profiled` nothing happens.
+    The trace is written after the last profiled step, or when the run ends. Without `profiled` nothing happens.
+
+    Args:
+        profiled: the steps to trace.
+        path: of the trace.
+        start: steps that are done already.
 
     Raises:
         ConfigError: some of the steps are done already.

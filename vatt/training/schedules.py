@@ -10,11 +10,14 @@ from ..config.pretraining import OptimConfig
 
 
 def multilevel_rate(step: int, levels: Sequence[tuple[int, float]], steps: int, *, first: float = 0.0) -> float:
-    """Rate of the update number `step` (from 0): linear from `first` to the first level, then half a cosine a level.
+    """Return the learning rate of an update: linear from `first` to the first level, then half a cosine a level.
 
-    `levels`: (step from which on, rate) in ascending order. Each falls to the next one, the last to 0 at `steps`, from
-    where on the rate stays. A last level that begins at `steps` has no length: the rate stays at it (the release
-    divides 0 by 0 there).
+    Each level falls to the next one, the last to 0 at `steps`, from where on the rate stays. A last level that begins
+    at `steps` has no length: the rate stays at it (the release divides 0 by 0 there).
+
+    Args:
+        step: number of the update, from 0.
+        levels: (step from which on, rate) in ascending order.
     """
     start, rate = levels[0]
     if step < start:
@@ -29,6 +32,10 @@ def multilevel_rate(step: int, levels: Sequence[tuple[int, float]], steps: int, 
 
 
 def learning_rate(step: int, config: OptimConfig, steps: int) -> float:
-    """Rate of the update number `step` (from 0): linear warm-up from 0, then half a cosine down to `final_rate`."""
+    """Return the learning rate of an update: linear warm-up from 0, then half a cosine down to `final_rate`.
+
+    Args:
+        step: number of the update, from 0.
+    """
     steps = max(steps, config.warmup)
     return multilevel_rate(min(step, steps), [(config.warmup, config.rate), (steps, config.final_rate)], steps)

@@ -47,9 +47,14 @@ class Session:
     world: World = SINGLE_PROCESS
 
     def restore(self, steps: int) -> int:
-        """Takes up the newest whole checkpoint; returns how many steps are done, 0 without one.
+        """Take up the newest whole checkpoint.
 
-        Raises `RunError` when something of `identity` changed, `ConfigError` when the run is past `steps` already.
+        Returns:
+            How many steps are done, 0 without a checkpoint.
+
+        Raises:
+            RunError: something of `identity` changed, or the checkpoint does not fit the run.
+            ConfigError: the run is past `steps` already, or cannot be resumed in this way.
         """
         checkpoint = training_checkpoint.load_latest(self.out / "checkpoints")
         self.world.require_same("newest checkpoints, steps", checkpoint.step if checkpoint else 0)
@@ -84,9 +89,14 @@ class Session:
         return checkpoint.step
 
     def save(self, step: int, keep: int, bad_clips: dict[str, Any] | None = None) -> None:
-        """Writes checkpoint `step`; `bad_clips`: their state, if it is not the present one that belongs to it.
+        """Write checkpoint `step`.
 
-        All ranks call it. Each writes its part of a sharded model, the first one everything else.
+        All ranks call it; each writes its part of a sharded model, the first one everything else.
+
+        Args:
+            step: how many steps are done.
+            keep: how many checkpoints stay.
+            bad_clips: the state of the bad clips, if the present one does not belong to that step.
         """
         self.world.on_main(self.bad.write)  # refreshes the counts
         folder = self.out / "checkpoints"

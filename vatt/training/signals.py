@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 @contextlib.contextmanager
 def termination(together: float = 0.0) -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT so that the step in progress ends first; a second signal exits at once.
+    """Collect SIGTERM and SIGINT so that the step in progress ends first. A second signal exits at once.
 
     Signals of `together` seconds are one: a terminal and a launcher may both pass on the same Ctrl-C.
     """

@@ -58,7 +58,7 @@ class Status:
 
 
 def status(out: Path) -> Status:
-    """The state of the run in `out`; of pre-training and fine-tuning alike.
+    """Return the state of the run in `out`, pre-training or fine-tuning.
 
     Raises:
         RunError: `out` holds no run, or its config.json or metrics.jsonl is damaged.
@@ -108,7 +108,7 @@ def status(out: Path) -> Status:
 
 
 def format_status(s: Status) -> str:
-    """A few lines for people."""
+    """Return a few lines for people."""
     command = "vatt.finetune" if s.description.startswith(FINE_TUNING) else "vatt.train"
     state = {
         "starting": "no step yet",
@@ -142,7 +142,7 @@ def format_status(s: Status) -> str:
 
 
 def held_out_line(result: dict[str, Any]) -> str:
-    """What result.json says of held-out clips that could not be used, in words; nothing when all could."""
+    """Return what result.json says of held-out clips that could not be used, in words; nothing when all could."""
     test = result.get("test", {})
     bad = result.get("held_out_bad_clips", 0) + test.get("bad_clips", 0)
     clips = result.get("held_out_clips", test.get("clips", 0) + test.get("bad_clips", 0))
@@ -150,7 +150,7 @@ def held_out_line(result: dict[str, Any]) -> str:
 
 
 def _settings(out: Path) -> tuple[dict[str, Any], str]:
-    """Settings of the run and what it is, in words."""
+    """Return the settings of the run, and in words what kind of run it is."""
     path = out / "config.json"
     try:
         record = read_json(path)
@@ -170,7 +170,7 @@ def _settings(out: Path) -> tuple[dict[str, Any], str]:
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of metrics.jsonl, at most LAST; the very last one may be half written."""
+    """Return the last whole lines of metrics.jsonl, at most LAST; the very last one may be half written."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -186,7 +186,10 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
-    """(step, time of writing) of the newest checkpoint. A damaged one is not told apart: that takes reading it."""
+    """Return (step, time of writing) of the newest checkpoint.
+
+    A damaged one is not told apart: that takes reading it.
+    """
     checkpoints = saved_steps(folder)
     try:
         return (checkpoints[-1][0], checkpoints[-1][1].stat().st_mtime) if checkpoints else None
@@ -195,7 +198,7 @@ def _last_checkpoint(folder: Path) -> tuple[int, float] | None:
 
 
 def _bad_clips(path: Path) -> list[int]:
-    """How often each bad clip was met."""
+    """Return how often each bad clip was met."""
     try:
         return read_counts(path)
     except FileNotFoundError:
@@ -205,7 +208,7 @@ def _bad_clips(path: Path) -> list[int]:
 
 
 def _is_done(path: Path, steps: int) -> bool:
-    """Whether the result is that of all steps: a finished run may have been given more."""
+    """Return whether the result is that of all steps: a finished run may have been given more."""
     try:
         return bool(read_json(path, {"steps": int})["steps"] >= steps)
     except (FileNotFoundError, FormError):  # a damaged one is written again by --resume

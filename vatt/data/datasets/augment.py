@@ -26,7 +26,7 @@ Plane = NDArray[np.float32]
 
 
 def short_side(size: int, augment: AugmentConfig | None) -> int:
-    """Shorter side that decoded frames need, so that no draw of the scale jitter has to enlarge them again."""
+    """Return shorter side that decoded frames need, so that no draw of the scale jitter has to enlarge them again."""
     if augment is None or augment.scale_jitter == 0:
         return size
     low, high = augment.scale_range
@@ -73,7 +73,7 @@ def draw_video(height: int, width: int, size: int, augment: AugmentConfig, rng: 
 
 
 def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Frames:
-    """uint8 [T, h, w, 3] to an augmented uint8 [T, size, size, 3]."""
+    """Return uint8 [T, h, w, 3] to an augmented uint8 [T, size, size, 3]."""
     height, width = frames.shape[1:3]
     draw = draw_video(height, width, size, augment, rng)
     rows = Taps(height, draw.height, draw.top, size)
@@ -90,7 +90,7 @@ def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.rando
 
 
 def centre_crop(frames: Frames, size: int) -> Frames:
-    """uint8 [T, h, w, 3] resized so that the shorter side is `size`, centre crop: uint8 [T, size, size, 3]."""
+    """Return uint8 [T, h, w, 3] resized so that the shorter side is `size`, centre crop: uint8 [T, size, size, 3]."""
     height, width = frames.shape[1:3]
     new_h, new_w = fit_short_side(height, width, size)
     rows, columns = Taps(height, new_h, (new_h - size) // 2, size), Taps(width, new_w, (new_w - size) // 2, size)
@@ -103,7 +103,7 @@ def centre_crop(frames: Frames, size: int) -> Frames:
 
 
 def audio_noise(samples: NDArray[np.float32], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Adds Gaussian noise with a standard deviation of `share` times the largest magnitude; float32 [S]."""
+    """Add Gaussian noise with a standard deviation of `share` times the largest magnitude; float32 [S]."""
     peak = float(np.abs(samples).max(initial=0.0))
     if share == 0 or peak == 0:
         return samples
@@ -130,7 +130,7 @@ class Taps:
 
 
 def resample(frame: Frames, rows: Taps, columns: Taps) -> Plane:
-    """uint8 [h, w, 3] to float32 [size, size, 3] in [0, 255]."""
+    """Return uint8 [h, w, 3] to float32 [size, size, 3] in [0, 255]."""
     left, right = int(columns.low.min()), int(columns.high.max()) + 1
     region = frame[:, left:right]
     # `take` is three times as fast as the same with brackets.
@@ -152,7 +152,7 @@ def to_uint8(image: Plane) -> Frames:
 
 
 def jitter_colours(image: Plane, brightness: float, saturation: float, contrast: float, hue: float) -> Plane:
-    """Colour jitter of one frame, float32 [h, w, 3] in [0, 255]; saturation and hue as in the HSV hexcone."""
+    """Jitter the colours of one frame, float32 [h, w, 3] in [0, 255]; saturation and hue as in the HSV hexcone."""
     x = np.ascontiguousarray(np.moveaxis(image, 2, 0))
     x *= np.float32(1 / 255)
     x += np.float32(brightness)
@@ -180,7 +180,7 @@ def jitter_colours(image: Plane, brightness: float, saturation: float, contrast:
 
 
 def _rotate_hue(x: Plane, turns: float) -> Plane:
-    """Adds `turns` full turns to the hue of float32 [3, h, w]; value and minimum stay."""
+    """Add `turns` full turns to the hue of float32 [3, h, w]; value and minimum stay."""
     red, green, blue = x
     value = np.maximum(np.maximum(red, green), blue)
     spread = value - np.minimum(np.minimum(red, green), blue)

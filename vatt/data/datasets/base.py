@@ -118,7 +118,7 @@ class Clips(Dataset[Batch]):
         return self.tokenizer.encode_captions(captions, self.model.text.captions, self.model.text.words, rng)
 
     def require_text(self, clip: Clip) -> None:
-        """Raises `BadClip` for a clip without a caption that the task needs, before its file is read for nothing."""
+        """Raise `BadClip` for a clip without a caption that the task needs, before its file is read for nothing."""
         if "text" in self.needs and not self.text(clip, None)[1]:
             raise BadClip(clip.path, "no caption")
 
@@ -133,7 +133,7 @@ class Clips(Dataset[Batch]):
         return ()
 
     def batch(self, samples: list[Sample], tried: list[int], bad: list[tuple[int, str]], since: Clocks) -> Batch:
-        """`samples` as tensors; `since`: what `clocks` said before the first of them was read."""
+        """Return `samples` as tensors; `since`: what `clocks` said before the first of them was read."""
         video, audio, text = self.model.video, self.model.audio, self.model.text
         count = len(samples)
         frames, samples_each = video.frames if "video" in self.read else 0, audio.samples if "audio" in self.read else 0

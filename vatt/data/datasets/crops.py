@@ -21,7 +21,7 @@ LEAST_COVERED = 0.1  # of the picture, whatever the area range says; the release
 def inception_box(
     height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random box: width / height in `aspect`, a share of the picture in `area`.
+    """Return (top, left, height, width) of a random box: width / height in `aspect`, a share of the picture in `area`.
 
     Of each attempt the aspect is drawn first, then a height out of those that give an area in range, then the place.
     The whole picture if no attempt fits.
@@ -50,7 +50,7 @@ def inception_video(
     augment: AugmentConfig,
     rng: np.random.Generator,
 ) -> Frames:
-    """uint8 [T, h, w, 3] to uint8 [T, size, size, 3]: one box a clip stretched to the size, flip, colour jitter."""
+    """Crop uint8 [T, h, w, 3] to [T, size, size, 3]: one box a clip stretched to the size, flip, colour jitter."""
     # Every draw is made whether or not it is used: turning one augmentation off leaves the others as they were.
     flip, colour = rng.random(2)
     brightness = rng.uniform(-augment.brightness, augment.brightness)
@@ -71,7 +71,7 @@ def inception_video(
 
 
 def three_crops(frames: Frames, size: int) -> Frames:
-    """uint8 [T, h, w, 3], shorter side resized to `size` -> uint8 [3, T, size, size, 3].
+    """Crop uint8 [T, h, w, 3], shorter side resized to `size`, to uint8 [3, T, size, size, 3].
 
     Crops at the start, the middle and the end of the longer side.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from .windows import Window
 
 class EvalDataset(Clips):
     """Every clip once, in order, `windows` evenly spaced windows each, centre crop, nothing random.
+
+    `place` "middle": the one window from the middle of each clip, the only one that is decoded.
 
     `dataset[i]` holds clips `i * batch_size` and following, with a windows axis V: video uint8 [B, V, T, H, W, 3],
     audio float32 [B, V, S]. Clips that cannot be decoded, or lack what the task `needs`, are left out and told in
@@ -42,9 +45,13 @@ class EvalDataset(Clips):
         frames: int | None = None,
         read: Collection[str] = MODALITIES,
         needs: Collection[str] = ("video",),
+        place: Literal["spaced", "middle"] = "spaced",
         moments: bool = False,
     ) -> None:
+        if place == "middle" and windows != 1:
+            raise ValueError(f"one window is in the middle, not {windows}")
         super().__init__(clips, data, model, tokenizer, batch_size, windows, frames, read, needs)
+        self.place = place
         self.moments = moments
         self._reading: tuple[int, Iterator[list[Window] | BadClip]] | None = None  # the next batch, and its windows
 
@@ -52,10 +59,10 @@ class EvalDataset(Clips):
         return {**super().__getstate__(), "_reading": None}
 
     crops_per_window = 1
-    chosen = slice(None)  # of the evenly spaced windows, those that are read
+    # of the evenly spaced windows, those that are read
 
     def crops(self, frames: Frames) -> Frames:
-        """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
+        """Crop uint8 [T, h, w, 3] -> uint8 [crops_per_window, T, size, size, 3]."""
         return centre_crop(frames, self.model.video.size)[None]
 
     @property
@@ -80,8 +87,7 @@ class EvalDataset(Clips):
         for clip in chunk:
             try:
                 self.require_text(clip)
-                read = self.windows(0).read_spaced
-                windows = next(moments) if moments else read(clip, self.windows_per_clip, self.chosen)
+                windows = next(moments) if moments else self._read(clip)
                 if isinstance(windows, BadClip):
                     raise windows
                 samples.append(self._sample(clip, windows))
@@ -89,8 +95,12 @@ class EvalDataset(Clips):
                 bad.append((clip.index, error.reason))
         return self.batch(samples, [clip.index for clip in chunk], bad, since)
 
+    def _read(self, clip: Clip) -> list[Window]:
+        reader = self.windows(0)
+        return [reader.read_middle(clip)] if self.place == "middle" else reader.read_spaced(clip, self.windows_per_clip)
+
     def _moments_of(self, index: int) -> Iterator[list[Window] | BadClip]:
-        """The windows of clip after clip from batch `index` on; goes on where the batch before it ended."""
+        """Yield the windows of clip after clip from batch `index` on; goes on where the batch before it ended."""
         if self._reading is None or self._reading[0] != index:
             files = itertools.groupby(self.clips[index * self.batch_size :], lambda clip: (clip.path, clip.end is None))
             self._reading = index, itertools.chain.from_iterable(self._read_file(list(clips)) for _, clips in files)
@@ -134,21 +144,3 @@ class EvalDataset(Clips):
         if any(sound is not None for sound in sounds):
             audio = np.stack([silence if sound is None else sound for sound in sounds])
         return Sample(clip, np.concatenate(views) if views else None, audio, *self.text(clip, None))
-
-
-class CentreDataset(EvalDataset):
-    """One window of every clip, from its middle; of its sound or its pictures."""
-
-    chosen = slice(1, 2)  # of three
-
-    def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, modality: str, batch_size: int) -> None:
-        only = (modality,)
-        super().__init__(clips, data, model, Tokenizer([]), 3, batch_size, read=only, needs=only)
-
-    @property
-    def video_axes(self) -> tuple[int, ...]:
-        return (1,)
-
-    @property
-    def audio_axes(self) -> tuple[int, ...]:
-        return (1,)

@@ -75,7 +75,7 @@ class ClipDataset(Clips):
         return max(1, len(self.clips) // self.batch_size)
 
     def planned(self, step: int, slot: int) -> int:
-        """Position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
+        """Return the position in `clips` of the clip that (seed, step) puts in this slot, before any replacement."""
         return self._planned(step)[slot]
 
     def _planned(self, step: int) -> list[int]:
@@ -129,7 +129,7 @@ class ClipDataset(Clips):
         return self.batch(samples, tried, bad, since)
 
     def crop(self, frames: Frames, rng: np.random.Generator) -> Frames:
-        """uint8 [T, h, w, 3] -> [T, size, size, 3]: the augmentation of a window."""
+        """Augment the frames of a window: uint8 [T, h, w, 3] -> [T, size, size, 3]."""
         return train_video(frames, self.model.video.size, self.data.augment, rng)
 
     def _sample(self, step: int, slot: int, tried: list[int], bad: list[tuple[int, str]]) -> Sample:
@@ -150,7 +150,9 @@ class ClipDataset(Clips):
         )
 
     def _replacement(self, step: int, rng: np.random.Generator, held: Collection[int] = ()) -> int:
-        """Position of a clip that the batch does not hold: from a drawn one on, the first whose file is not `held`."""
+        """Return position of a clip that the batch does not hold: from a drawn one on, the first whose file is not
+        `held`.
+        """
         n, size = len(self.clips), self.batch_size
         if n <= size:
             return int(rng.integers(n))

@@ -116,16 +116,24 @@ class WindowReader:
             return self._cut(clip, self._whole(clip), offset)
         return self._cut(clip, self._decode(clip, clip.start + offset / self.video.fps, self.steps), 0)
 
-    def read_spaced(self, clip: Clip, windows: int, chosen: slice = slice(None)) -> list[Window]:
-        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row.
-
-        `chosen`: those of them that are read and returned.
-        """
-        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()[chosen]
-        if self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps):
+    def read_spaced(self, clip: Clip, windows: int) -> list[Window]:
+        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row."""
+        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()
+        if self._is_short(clip, windows):
             span = self._whole(clip)
             return [self._cut(clip, span, offset) for offset in offsets]
         return [self.read(clip, offset) for offset in offsets]
+
+    def read_middle(self, clip: Clip) -> Window:
+        """Return the window in the middle of the row, the second of three evenly spaced ones, and decode no other."""
+        offset = self.last_offset(clip) // 2
+        if "audio" in self.modalities and self._is_short(clip, 3):  # as `read_spaced`, for the resampler's phase
+            return self._cut(clip, self._whole(clip), offset)
+        return self.read(clip, offset)
+
+    def _is_short(self, clip: Clip, windows: int) -> bool:
+        """Whether the row is decoded as a whole when several windows of it are read."""
+        return self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps)
 
     def read_moments(self, clip: Clip, spans: Sequence[tuple[float, float]]) -> Iterator[Window | BadClip]:
         """Read one window of each of several spans of the clip's file, decoding each frame once.

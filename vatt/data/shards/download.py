@@ -19,7 +19,7 @@ REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 
 
 def fetch(url: str) -> Path:
-    """The local copy of a remote tar, downloaded if it is not there yet: under its name only when it is whole.
+    """Return the local copy of a remote tar, downloaded if it is not there yet: under its name only when it is whole.
 
     Processes that want the same tar wait for the first one. All addresses but http(s) make the library run a shell
     command, and an address may come from a stranger's config.json: they need VATT_ALLOW_COMMANDS=1. Raises

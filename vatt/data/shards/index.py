@@ -30,7 +30,7 @@ class Member(io.BytesIO):
 
 
 def open_clip(path: Path) -> Path | Member:
-    """`path` itself, or the bytes of the clip if it names one in a tar.
+    """Return `path` itself, or the bytes of the clip if it names one in a tar.
 
     Raises:
         OSError: no such clip in the tar, or the tar cannot be read.
@@ -68,7 +68,9 @@ def state_of(tar: Path) -> tuple[int, int]:
 
 
 def stored(path: Path) -> Path:
-    """`path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in it."""
+    """Return `path`, or the file whose name has the same letters in the other form of Unicode: file systems differ in
+    it.
+    """
     if str(path).isascii() or path.exists():
         return path
     forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
@@ -76,7 +78,7 @@ def stored(path: Path) -> Path:
 
 
 def tar_of(path: Path) -> Path | None:
-    """The tar that a clip's path leads into; None for ordinary files."""
+    """Return the tar that a clip's path leads into; None for ordinary files."""
     if ".tar/" not in path.as_posix():
         return None
     return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)

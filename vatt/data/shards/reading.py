@@ -36,7 +36,9 @@ TEXTS = READ | {".srt", ".vtt", ".csv", ".tsv", ".xml", ".md", ".caption", ".jso
 
 
 def is_shards(source: str | Path) -> bool:
-    """Whether `source` names tars: a tar, a pattern of tars, an address, or a folder with tars and no clips in it."""
+    """Return whether `source` names tars: a tar, a pattern of tars, an address, or a folder with tars and no clips in
+    it.
+    """
     text = str(source)
     if REMOTE.match(text) or text.endswith(".tar"):
         return True
@@ -47,12 +49,12 @@ def is_shards(source: str | Path) -> bool:
 
 
 def absolute_source(source: str) -> str:
-    """`source` as it can be named from any folder; an address is left as it is."""
+    """Return `source` as it can be named from any folder; an address is left as it is."""
     return source if REMOTE.match(source) else os.path.abspath(os.path.expanduser(source))
 
 
 def read_shards(source: str | Path, version: int = DATA_VERSION, notes: list[str] | None = None) -> list[Clip]:
-    """All clips of a tar, of a folder of tars (sorted), or of a pattern such as `shards/{000..010}.tar`.
+    """Return all clips of a tar, of a folder of tars (sorted), or of a pattern such as `shards/{000..010}.tar`.
 
     `notes` receives which entries are not read, and why. `version` is that of the rules, `DataConfig.version`; in 1
     names with a dot in their key are no clips, and of texts only KEY.json and KEY.txt are read.
@@ -84,7 +86,7 @@ def read_shards(source: str | Path, version: int = DATA_VERSION, notes: list[str
 
 
 def _find(source: str) -> list[Path]:
-    """The local tars that a source names."""
+    """Return the local tars that a source names."""
     if not REMOTE.match(source):
         path = Path(absolute_source(source))
         if path.is_dir():
@@ -147,13 +149,13 @@ def _clips(tar: Path, first: int, version: int, unread: Counter[str]) -> Iterato
 
 
 def _suffix(name: str) -> str:
-    """The suffix of an entry, lower case: what is behind its last dot, but .info.json together."""
+    """Return the suffix of an entry, lower case: what is behind its last dot, but .info.json together."""
     stem, dot, suffix = name.lower().rpartition(".")
     return ".info.json" if suffix == "json" and stem.endswith(".info") else dot + suffix if dot else ""
 
 
 def _first_clips(tar: Path, first: int, index: Index, unread: Counter[str]) -> Iterator[Clip]:
-    """The clips as runs of version 1 have them."""
+    """Yield the clips as runs of version 1 have them."""
     samples: dict[str, dict[str, str]] = {}
     for name in index:
         folder, _, last = name.rpartition("/")
@@ -171,7 +173,7 @@ def _first_clips(tar: Path, first: int, index: Index, unread: Counter[str]) -> I
 
 
 def _description(tar: Path, index: Index, files: Mapping[str, str], version: int) -> dict[str, Any]:
-    """The fields of a clip that its texts hold, by their suffixes."""
+    """Return the fields of a clip that its texts hold, by their suffixes."""
     about = next((suffix for suffix in (".json", ".info.json") if suffix in files), None)
     description: Any = {}
     if about is not None:
@@ -208,7 +210,7 @@ def _text(tar: Path, name: str, index: Index) -> str:
 
 
 def _texts(value: Any, version: int) -> tuple[str, ...]:
-    """A text, a number or a list of them, as a cell of a manifest would hold it; null and NaN are nothing."""
+    """Return a text, a number or a list of them, as a cell of a manifest would hold it; null and NaN are nothing."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     if version >= 2:
         values = [one for one in values if one is not None and one == one]

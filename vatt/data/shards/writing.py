@@ -16,7 +16,7 @@ from .index import MAX_CLIP, open_clip, tars_in
 
 
 def write_shards(clips: Sequence[Clip], folder: Path, per_shard: int) -> list[Path]:
-    """Writes tars of `per_shard` clips each, 000000.tar and so on, in the order given; replaces those of before.
+    """Write tars of `per_shard` clips each, 000000.tar and so on, in the order given; replaces those of before.
 
     The bytes depend on the clips alone. Raises OSError, and `ManifestError` for a clip of more than `MAX_CLIP` bytes.
     """

@@ -49,7 +49,7 @@ or manifest, 130 interrupted"""
 
 
 def transcode(args: argparse.Namespace) -> None:
-    """The whole command. Raises `DataError` if no clip can be read."""
+    """Run the whole command. Raises `DataError` if no clip can be read."""
     began = time.monotonic()
     manifest: Manifest = tell_notes(read_manifest(args.manifest, args.columns))
     out = args.out.expanduser().absolute()

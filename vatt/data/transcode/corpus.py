@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ from ..decoding.version import DECODING_CHANGES
 from ..shards.index import tar_of
 from .encode import FORMAT, Encoded, Encoding
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -29,7 +32,7 @@ class Job:
     clip: Clip
 
     def source(self) -> tuple[int, int]:
-        """Bytes and modification time (ns) of the file it is made of; zeros where there is none."""
+        """Return bytes and modification time (ns) of the file it is made of; zeros where there is none."""
         try:
             status = os.stat(tar_of(self.clip.path) or self.clip.path)
         except (OSError, ValueError):
@@ -55,7 +58,10 @@ class Corpus:
 
 
 def jobs_of(clips: Sequence[Clip]) -> list[Job]:
-    """One job a row. Names tell the source and do not change when rows are added to the manifest or moved in it."""
+    """Return one job a row.
+
+    Names tell the source and do not change when rows are added to the manifest or moved in it.
+    """
     jobs = []
     for clip in clips:
         identity = f"{clip.path}\0{clip.start!r}\0{clip.end!r}".encode(errors="surrogateescape")
@@ -66,7 +72,10 @@ def jobs_of(clips: Sequence[Clip]) -> list[Job]:
 
 
 def open_corpus(out: Path, recipe: Encoding, resume: bool) -> tuple[Corpus, IO[str]]:
-    """The folder and its log; the folder is this process's own. Raises `ConfigError` rather than overwrite or mix."""
+    """Return the folder and its log; the folder is this process's own.
+
+    Raises `ConfigError` rather than overwrite or mix.
+    """
     settings = out / "settings.json"
     if any(not file.name.startswith(".") for file in out.iterdir()):
         if not resume:
@@ -77,9 +86,10 @@ def open_corpus(out: Path, recipe: Encoding, resume: bool) -> tuple[Corpus, IO[s
             raise ConfigError(f"{settings}: cannot be read ({error}); {out} was not begun by this command") from error
         if saved.get("format") in range(1, FORMAT):
             recipe = replace(recipe, format=saved["format"])  # goes on as it began
-            print(
-                f"note: {out} was begun by an earlier version; clips from now on are decoded rightly where it did "
-                f"not ({DECODING_CHANGES})"
+            logger.info(
+                "note: %s was begun by an earlier version; clips from now on are decoded rightly where it did not (%s)",
+                out,
+                DECODING_CHANGES,
             )
         if saved != asdict(recipe):
             raise ConfigError(
@@ -95,7 +105,7 @@ def open_corpus(out: Path, recipe: Encoding, resume: bool) -> tuple[Corpus, IO[s
 
 
 def take_finished(corpus: Corpus, jobs: Sequence[Job], log: IO[str]) -> None:
-    """Takes from the log what is still there in full, of a source that did not change since."""
+    """Take from the log what is still there in full, of a source that did not change since."""
     by_key = {job.key: job for job in jobs}
     log.seek(0)
     lines = log.read().split("\n")
@@ -116,7 +126,7 @@ def take_finished(corpus: Corpus, jobs: Sequence[Job], log: IO[str]) -> None:
 
 
 def new_clips(corpus: Corpus, jobs: Sequence[Job]) -> list[Clip]:
-    """The rows that could be read, in their order; their files hold just the span."""
+    """Return the rows that could be read, in their order; their files hold just the span."""
     kept = [job for job in jobs if job.key in corpus.done]
     return [
         replace(job.clip, index=i, path=corpus.path(job.key), start=0.0, end=None, captions=_cells(job.clip.captions))
@@ -125,7 +135,7 @@ def new_clips(corpus: Corpus, jobs: Sequence[Job]) -> list[Clip]:
 
 
 def _cells(captions: Sequence[str]) -> tuple[str, ...]:
-    """Captions as a manifest can hold them: a line of a .txt may have its separator in it."""
+    """Return captions as a manifest can hold them: a line of a .txt may have its separator in it."""
     parts = (part.strip().strip("|").strip() for text in captions for part in text.split(CAPTION_SEPARATOR))
     return tuple(part for part in parts if part)
 
@@ -137,7 +147,7 @@ def write_left_out(path: Path, corpus: Corpus, jobs: Sequence[Job]) -> None:
 
 
 def report_of(corpus: Corpus, jobs: Sequence[Job], resumed: int, seconds: float) -> dict[str, Any]:
-    """What it cost and what it brings. Rates are those of decoding in one process while others are at work."""
+    """Return what it cost and what it brings. Rates are those of decoding in one process while others are at work."""
     from ...runtime.provenance import environment  # imports torch, which no process of a clip needs
 
     kept = {job.key: job for job in jobs if job.key in corpus.done}

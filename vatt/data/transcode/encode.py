@@ -130,7 +130,7 @@ class Encoded:
 
 
 def encode_clip(clip: Clip, stem: Path, recipe: Encoding, time_limit: float) -> Encoded:
-    """Writes the span of `clip` to `stem` with a suffix of its kind, atomically, and reads it back.
+    """Write the span of `clip` to `stem` with a suffix of its kind, atomically, and read it back.
 
     Raises:
         BadClip: it cannot be decoded or encoded, or does not read back as it should; nothing is left of it then.
@@ -229,7 +229,7 @@ class _Source:
                 return
 
     def _sound(self, steps: int) -> NDArray[np.int16] | None:
-        """The sound of `steps` frames from the present one on; None where there is none."""
+        """Return the sound of `steps` frames from the present one on; None where there is none."""
         with opened(self.path, self.time_limit) as reader:
             if reader.audio is None or reader.still:
                 return None
@@ -247,7 +247,7 @@ def _steps(span: DecodedSpan, fps: float) -> int:
 
 
 def _encode(source: _Source, recipe: Encoding) -> bytes:
-    """The file: mp4 or webm with frames and sound; mp4 with sound alone."""
+    """Return the file: mp4 or webm with frames and sound; mp4 with sound alone."""
     file = io.BytesIO()
     pieces = iter(source)
     piece = next(pieces)
@@ -337,7 +337,10 @@ def _sound_track(container: OutputContainer, encoder: str) -> Put:
 
 
 def _image(path: Path, recipe: Encoding, shorter: int, time_limit: float) -> tuple[bytes, str]:
-    """An image that is small enough as it is, a larger one as a JPEG file of the size asked for; and its suffix."""
+    """Return the content of an image, and its suffix.
+
+    One that is small enough stays as it is; a larger one becomes a JPEG file of the size asked for.
+    """
     span = decode_span(
         path, start=0.0, fps=recipe.fps, frames=1, rate=RATE, short_side=recipe.size, time_limit=time_limit
     )

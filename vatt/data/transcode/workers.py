@@ -40,7 +40,7 @@ class _Running:
 def encode_all(
     corpus: Corpus, jobs: Sequence[Job], log: IO[str], workers: int, time_limit: float, memory: float
 ) -> None:
-    """Encodes what is not done yet, `workers` clips at a time, each in `time_limit` seconds and `memory` gigabytes.
+    """Encode what is not done yet, `workers` clips at a time, each in `time_limit` seconds and `memory` gigabytes.
 
     Raises OSError when files cannot be written.
     """
@@ -80,7 +80,7 @@ def encode_all(
 
 
 def _outcomes(running: dict[connection.Connection, _Running], time_limit: float) -> Iterator[tuple[_Running, Any]]:
-    """Waits for a clip to end, well or not, or to use up its time; takes it out of `running`."""
+    """Wait for a clip to end, well or not, or to use up its time; take it out of `running`."""
     last = time_limit + GRACE
     oldest = min(one.since for one in running.values())
     ready = connection.wait(list(running), timeout=max(0.0, oldest + last - time.monotonic()))
@@ -112,7 +112,7 @@ def _end(process: Any, wait: bool = False) -> None:
 
 
 def _work(end: connection.Connection, job: Job, stem: Path, recipe: Encoding, time_limit: float, memory: float) -> None:
-    """Runs in a process of its own: sends an `Encoded`, a reason, or the error that must stop the command."""
+    """Run in a process of its own: send an `Encoded`, a reason, or the error that must stop the command."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
     outcome: Encoded | str | OSError | Fault
     try:

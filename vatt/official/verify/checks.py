@@ -34,7 +34,7 @@ CHECKS: dict[str, Callable[[Recording], None]] = {
 
 
 def verify_file(name: str, fixtures: Fixtures) -> list[Row]:
-    """Rows of NAME.npz. Raises `VerifyError` when the file cannot be read or lacks an input."""
+    """Return rows of NAME.npz. Raises `VerifyError` when the file cannot be read or lacks an input."""
     path = fixtures.folder / f"{name}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -49,7 +49,7 @@ def verify_file(name: str, fixtures: Fixtures) -> list[Row]:
 
 
 def verify_folder(folder: Path, ops: Ops) -> Iterator[list[Row]]:
-    """Rows of one file after the other; a missing or unknown file is a failed row."""
+    """Yield rows of one file after the other; a missing or unknown file is a failed row."""
     fixtures = Fixtures(folder, ops)
     for name in CHECKS:
         try:

@@ -25,7 +25,7 @@ def backbone(recording: Recording, checkpoint: str) -> VATT:
 
 
 def encoder_layers(recording: Recording, prefix: str, encoder: Encoder, x: Tensor, mask: Tensor | None) -> None:
-    """`hidden_0` (the input), then probabilities and output of every layer, then the final norm."""
+    """Check `hidden_0` (the input), then probabilities and output of every layer, then the final norm."""
     note = "by reference from the fused q and k" if recording.fixtures.fused else ""
     recording.check(f"{prefix}hidden_0", x)
     for index, layer in enumerate(encoder.layers):
@@ -42,7 +42,7 @@ def encoder_layers(recording: Recording, prefix: str, encoder: Encoder, x: Tenso
 
 
 def raw_tokens(tokens: VideoTokens | AudioTokens, x: Tensor) -> Tensor:
-    """The projection alone: no position, no AGG."""
+    """Return the projection alone: no position, no AGG."""
     if isinstance(tokens, VideoTokens):
         return tokens.ops.project_voxels(x, tokens.weight, tokens.bias, patch=tokens.patch)
     return tokens.ops.project_waveform(x, tokens.weight, tokens.bias, patch=tokens.patch)
@@ -55,7 +55,7 @@ def grid_of(tokens: VideoTokens | AudioTokens, x: Tensor) -> tuple[int, ...]:
 
 
 def resampled(tokens: VideoTokens | AudioTokens, grid: tuple[int, ...]) -> Tolerance:
-    """Tolerance of what stands on position tables that the official spline stretched to `grid`."""
+    """Return tolerance of what stands on position tables that the official spline stretched to `grid`."""
     lengths = [len(table) for table, size in zip(tokens.position.tables, grid, strict=True) if len(table) != size]
     return spline_tolerance(max(lengths)) if lengths else DEFAULT
 
@@ -160,7 +160,7 @@ def unified(recording: Recording) -> None:
 
 
 def buckets(recording: Recording) -> None:
-    """relative_buckets.npz: number of buckets and maximum distance are in the arrays' names."""
+    """Check relative_buckets.npz: number of buckets and maximum distance are in the arrays' names."""
     position = recording.input("relative_position").long()
     for name in recording.arrays:
         if match := re.fullmatch(r"bucket_n(\d+)_d(\d+)_(bi|uni)", name):

@@ -19,7 +19,7 @@ _INPUTS = ("video_toaud", "video_totxt", "audio_tovid", "text_tovid")
 
 
 def nce_losses(recording: Recording) -> None:
-    """Every case in both forms; several replicas one after the other, each with the batches of all."""
+    """Check every case in both forms; several replicas one after the other, each with the batches of all."""
     for tag in dict.fromkeys(name.partition(".")[0] for name in recording.arrays):
         captions, replicas = recording.number(f"{tag}.L"), recording.number(f"{tag}.replicas")
         tolerance = _CANCELLED if tag == "onevalid" else DEFAULT
@@ -55,7 +55,7 @@ def nce_losses(recording: Recording) -> None:
 
 
 def schedules(recording: Recording) -> None:
-    """Rates of the release's pre-training and fine-tuning, and of a made-up schedule of three levels."""
+    """Return rates of the release's pre-training and fine-tuning, and of a made-up schedule of three levels."""
     settings = {
         "pretrain": (OptimConfig(), 500_000),
         "finetune": (OptimConfig(rate=5e-3, final_rate=0.0, warmup=2_500), 100_000),

@@ -61,14 +61,17 @@ def check_embeddings(recording: Recording, prefix: str, embeddings: Embeddings) 
 
 
 def check_gradients(recording: Recording, prefix: str, model: Model) -> None:
-    """Every trainable variable has a recorded gradient."""
+    """Check every trainable variable's gradient; all are recorded."""
     for name in model.trainable():
         tolerance = NOISE if name.endswith("/k/bias") else GRADIENT
         recording.check(prefix + name, model.gradient(name), tolerance)
 
 
 def fac_head(recording: Recording) -> None:
-    """The common-space head alone, its parameters from the file; first with moving, then with batch statistics."""
+    """Check the common-space head alone, its parameters from the file.
+
+    First with moving, then with batch statistics.
+    """
     variables = {name: variable_name(name.removeprefix("p.")) for name in recording.arrays if name.startswith("p.")}
     inputs = {name: recording.input(f"in.{name}").requires_grad_() for name in ("video", "audio", "text")}
     spaces = [recording.arrays[f"p.{name}.bias"].shape[0] for name in ("aud_to_va", "txt_to_vat")]
@@ -111,7 +114,7 @@ def _present(gradient: Tensor | None) -> Tensor:
 
 
 def finetune(recording: Recording) -> None:
-    """finetune_*.npz, with the checkpoint of the same name."""
+    """Check finetune_*.npz, with the checkpoint of the same name."""
     model = recording.fixtures.load(f"ckpt_{recording.name.removesuffix('.npz')}")
     classifier = model.module
     assert isinstance(classifier, Classifier)

@@ -49,7 +49,7 @@ NOISE = Tolerance(1e-4, 0.0, None)
 
 
 def spline_tolerance(rows: int, epsilon: float = 2.0**-23) -> Tolerance:
-    """Tolerance of what went through the official spline on a table of `rows` rows, solved with float `epsilon`.
+    """Return tolerance of what went through the official spline on a table of `rows` rows, solved with float `epsilon`.
 
     The condition number of that system grows as rows ** 4 (2e12 at 1200), so its own error does, too. Up to 8 rows
     the usual tolerance holds; at 1200 rows a float32 recording says nothing and a float64 one is good to 2e-3.
@@ -76,7 +76,7 @@ class Model(NamedTuple):
     module: nn.Module
 
     def gradient(self, name: str) -> Tensor:
-        """Gradient of a checkpoint variable, in its layout."""
+        """Return gradient of a checkpoint variable, in its layout."""
         place, parameters = self.mapped.places[name], dict(self.module.named_parameters())
         gradient = parameters[place.name].grad
         assert gradient is not None, f"{place.name} has no gradient"
@@ -130,7 +130,7 @@ class Recording:
     read: set[str] = field(default_factory=set)
 
     def input(self, name: str) -> Tensor:
-        """A recorded array as a tensor; it counts as used."""
+        """Return a recorded array as a tensor; it counts as used."""
         self.read.add(name)
         if name not in self.arrays:
             raise VerifyError(f"{self.name} has no array {name!r}")
@@ -143,7 +143,7 @@ class Recording:
         return int(self.input(name))
 
     def check(self, name: str, ours: Tensor | float, tolerance: Tolerance = DEFAULT, note: str = "") -> None:
-        """Compares `ours` with the recorded array `name`."""
+        """Compare `ours` with the recorded array `name`."""
         self.read.add(name)
         value = ours.detach().double().numpy() if isinstance(ours, Tensor) else np.float64(ours)
         if name not in self.arrays:
@@ -165,18 +165,18 @@ class Recording:
         self.rows.append(Row(self.name, name, absolute, relative, str(tolerance), passed, note))
 
     def undefined(self, name: str, ours: float, note: str) -> None:
-        """An array that is NaN in the release, where ours is a number."""
+        """Record an array that is NaN in the release, where ours is a number."""
         recorded = self.input(name).double().numpy()
         passed = bool(np.isnan(recorded).all() and np.isfinite(ours))
         self.rows.append(Row(self.name, name, np.nan, np.nan, "NaN recorded", passed, note))
 
     def finish(self) -> list[Row]:
-        """All rows, and a failed one for each array that nothing has read."""
+        """Return all rows, and a failed one for each array that nothing has read."""
         unread = [name for name in self.arrays if name not in self.read]
         rows = [Row(self.name, name, np.nan, np.nan, "", False, "no check reads this array") for name in unread]
         return [*self.rows, *rows]
 
 
 def variable_name(path: str) -> str:
-    """Full name of a variable that is recorded below `_head_layer` only, e.g. `vid_to_hid.kernel`."""
+    """Return full name of a variable that is recorded below `_head_layer` only, e.g. `vid_to_hid.kernel`."""
     return f"{MODEL}_head_layer/_bridge_heads/0/{path.replace('.', '/')}"
