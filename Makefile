@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(RUN) bench/soak.py
 	$(RUN) bench/step_launches.py
 	$(RUN) bench/videomae.py
+	$(RUN) bench/cpu_report.py
 	$(RUN) bench/scaling.py
 	$(RUN) bench/figure2.py
 	$(RUN) bench/figure4.py --model runs/figure2/tiny_ma

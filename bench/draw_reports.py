@@ -24,8 +24,10 @@ from harness.pages import (
 from harness.report import ReportError
 
 import aot_table
+import archive
 import chaos
 import corpus_scale
+import cpu_report
 import decode
 import decoders_differ
 import esc10_official
@@ -47,8 +49,10 @@ from pages import scaling as scaling_page
 
 BENCHMARKS = (
     aot_table,
+    archive,
     chaos,
     corpus_scale,
+    cpu_report,
     decode,
     droptoken_page,
     esc10_official,

@@ -40,7 +40,6 @@ RATES = {  # assumptions for an H200, taken from what others measure at these sh
     "projection, DropToken, losses": 500e12,
 }
 PEAK = 989e12
-FORMS = ("before", "after", "after, --compile")
 SHARES = {"kernels of --compile", "products", "attention forward", "attention backward"}
 EXAMPLES = """examples:
   python bench/step_launches.py                   MBS, batch 64, half of the tokens dropped; about 10 minutes
@@ -82,6 +81,28 @@ def operations(tree: Path, *flags: str, modes: Sequence[str] = ("trace", "replay
     return found
 
 
+def loops(tree: Path) -> dict[str, int]:
+    """Instructions of the innermost loops of attention on sm_90, bfloat16, 64 wide heads; 0 where there is no kernel.
+
+    Raises:
+        ReportError: nothing compiles.
+    """
+    path = tree / "aot.json"
+    arguments = ["--arch", "sm_90", "--match", "bf16 D=64", "--json", str(path)]
+    code = f"import sys; sys.path.insert(0, {str(tree)!r}); from vatt_kernels.aot import main; main({arguments})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if not path.exists():
+        raise ReportError(f"aot of {tree.name} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    counts = {row["name"]: row["loop"] for row in json.loads(path.read_text())["rows"]}
+    found: dict[str, int] = {}
+    for variant in ("dense", "dense dropout"):
+        forward, dq, keys, one = (
+            counts.get(f"attention {name} {variant} bf16 D=64", 0) for name in ("forward", "dq", "dk dv", "dq dk dv")
+        )
+        found |= {f"forward {variant}": forward, f"backward {variant}": dq + keys, f"one pass {variant}": one}
+    return found
+
+
 def parts_of(found: dict[str, Any], *, compiled: bool) -> dict[str, list[int]]:
     """Launches and bytes of each part of a step; with `compiled`, layers have the kernels of TorchInductor."""
     parts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -104,14 +125,17 @@ def parts_of(found: dict[str, Any], *, compiled: bool) -> dict[str, list[int]]:
     return {part: value for part, value in parts.items() if value[0] > 0}
 
 
-def budget(parts: dict[str, list[int]], flops: dict[str, float], dropout: float) -> dict[str, float]:
-    """Milliseconds of each part by RATES."""
+def budget(
+    parts: dict[str, list[int]], flops: dict[str, float], dropout: float, faster: dict[str, float]
+) -> dict[str, float]:
+    """Milliseconds of each part by RATES; `faster`: by how much those of attention are higher."""
     times = {}
     for part, (launches, size) in parts.items():
         seconds = size / RATES["bytes"] + launches * RATES["launch"]  # type: ignore[operator]
         if part in flops:
             rate: Any = RATES[part]
-            seconds += flops[part] / (rate[dropout > 0] if isinstance(rate, tuple) else rate)
+            rate = rate[dropout > 0] if isinstance(rate, tuple) else rate
+            seconds += flops[part] / (rate * faster.get(part, 1.0))
         times[part] = 1e3 * seconds
     return times
 
@@ -128,6 +152,7 @@ def measure(args: Any) -> Path:
             "Triton on the pretended GPU; many tensors of the optimizer in PyTorch's chunks",
             "bytes": "inputs and outputs of every element-wise operation, once each; products and attention left out",
             "compile": "kernels that TorchInductor writes for a layer of each shape, in place of the eager ones",
+            "attention": "its rates grow as the instructions of its kernels' loops on sm_90 become fewer",
             "budget": "assumed rates: " + ", ".join(f"{key} {value}" for key, value in RATES.items()),
         },
         out=cli.output_folder(args),
@@ -136,12 +161,13 @@ def measure(args: Any) -> Path:
     )
     done = {(row["form"], row["dropout"]) for row in report.rows}
     work = [(form, dropout) for dropout in (0.0, 0.1) for form in ("before", "after") if (form, dropout) not in done]
+    lengths: dict[str, dict[str, int]] = {row["form"]: row["loops"] for row in report.rows}
     bar = progress_bar(len(work), NAME, "step")
     for form, dropout in work:
         with TemporaryDirectory() as folder:
             tree = checkout(args.before if form == "before" else "", Path(folder))
             flags = ("--preset", name, "--batch", str(batch), "--dropout", str(dropout))
-            found = operations(tree, *flags)
+            found, length = operations(tree, *flags), lengths.get(form) or loops(tree)
         cost = vatt_flops(with_settings(name, dropout, 0.5).model, drop=True, project_all=False)
         flops = {
             "products": 3.0 * batch * cost.dense,
@@ -149,14 +175,24 @@ def measure(args: Any) -> Path:
             "attention backward": 2.5 * batch * cost.attention,  # scores again, once
             "projection, DropToken, losses": 2.0 * batch * cost.projection,
         }
-        for compiled in (False, True)[: 1 + (form == "after")]:
-            parts = parts_of(found, compiled=compiled)
+        variant = "dense dropout" if dropout else "dense"
+        lengths.setdefault(form, length)
+        for label in (form, "after, --compile", "after, --compile, one pass")[: 3 if form == "after" else 1]:
+            way = "one pass" if "one pass" in label else "backward"
+            if not length[f"{way} {variant}"]:
+                continue
+            parts = parts_of(found, compiled="--compile" in label)
+            faster = {
+                "attention forward": lengths["before"][f"forward {variant}"] / length[f"forward {variant}"],
+                "attention backward": lengths["before"][f"backward {variant}"] / length[f"{way} {variant}"],
+            }
             report.rows.append(
                 {
-                    "form": f"{form}, --compile" if compiled else form,
+                    "form": label,
                     "dropout": dropout,
                     "parts": parts,
-                    "milliseconds": budget(parts, flops, dropout),
+                    "loops": length,
+                    "milliseconds": budget(parts, flops, dropout, faster),
                     "flops": batch * cost.step,
                     "kernels": sorted({k for call in found["calls"] for k in call["kernels"]}),
                 }
@@ -190,9 +226,14 @@ def page(report: Report) -> str:
         )
     columns = ["build", "dropout", "launches", "element-wise GB", "budget ms", "of 989 TFLOP/s", "host ms at 6 us"]
     blocks.append(table(columns, summary))
+    names = {name: None for row in report.rows for name in row["loops"]}
+    forms = {row["form"]: row["loops"] for row in report.rows if row["form"] in ("before", "after")}
+    cells = [[name, *(str(loop[name] or "–") for loop in forms.values())] for name in names]
+    blocks.append("Instructions of attention's innermost loops, 64 x 64 scores and 64 wide heads on sm_90:")
+    blocks.append(table(["kernels", *forms], cells))
     for dropout in sorted({row["dropout"] for row in report.rows}):
         rows = [row for row in report.rows if row["dropout"] == dropout]
-        names = sorted(
+        order = sorted(
             {name for row in rows for name in row["parts"]},
             key=lambda name: -max(row["milliseconds"].get(name, 0.0) for row in rows),
         )
@@ -205,7 +246,7 @@ def page(report: Report) -> str:
                     for n, size in [row["parts"].get(name, (0, 0))]
                 ),
             ]
-            for name in names
+            for name in order
         ]
         blocks += [
             f"## Dropout {dropout:g}: launches / GB / ms",

@@ -13,6 +13,10 @@ from step_launches import REPORT_PAGE, operations, parts_of, totals
 
 pytest.importorskip("triton")
 
+WAYS = ("forward", "backward")
+FORMS = ("before", "after", "after, --compile", "after, --compile, one pass")
+LOOPS = [f"{kernel} {variant}" for kernel in (*WAYS, "one pass") for variant in ("dense", "dense dropout")]
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -54,15 +58,20 @@ def test_the_report_compares_both_and_adds_up(
     trees: list[str] = []
     monkeypatch.setattr(step_launches, "checkout", lambda commit, folder: trees.append(commit) or folder)
     monkeypatch.setattr(step_launches, "operations", lambda tree, *flags: found)
+    loops = iter([dict.fromkeys(LOOPS, 600), dict.fromkeys(LOOPS, 300)])
+    monkeypatch.setattr(step_launches, "loops", lambda tree: next(loops))
     assert step_launches.main(["--quick", "--out", str(tmp_path), "--before", "HEAD"]) == 0
     path = next(tmp_path.glob("*/step_launches.json"))
     report = harness.load(path)
     assert trees == ["HEAD", "", "HEAD", ""]
     assert [(row["form"], row["dropout"]) for row in report.rows] == [
-        (form, dropout) for dropout in (0.0, 0.1) for form in ("before", "after", "after, --compile")
+        (form, dropout) for dropout in (0.0, 0.1) for form in FORMS
     ]
     before, after, compiled = report.rows[:3]
-    assert totals(before) == totals(after)
+    assert totals(before)[:2] == totals(after)[:2]
+    saved = sum(before["milliseconds"][f"attention {way}"] - after["milliseconds"][f"attention {way}"] for way in WAYS)
+    assert totals(before)[2] - totals(after)[2] == pytest.approx(saved)
+    assert saved > 0
     assert totals(compiled)[0] < totals(after)[0]
     text = REPORT_PAGE.page(report)
     assert "not measured: no GPU took part" in text
