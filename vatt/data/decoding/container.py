@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 from av.audio.stream import AudioStream
@@ -132,8 +133,15 @@ class Reader:
     """An open file with its best video stream and the sound that belongs to it, as far as `read` asks for them and
     they are there; one of them at least. Use `opened`."""
 
-    def __init__(self, path: Path, deadline: Deadline, read: Collection[str] = BOTH) -> None:
+    def __init__(
+        self,
+        path: Path,
+        deadline: Deadline,
+        read: Collection[str] = BOTH,
+        stream_options: Any = None,
+    ) -> None:
         self.path, self.deadline, self.read = path, deadline, read
+        self.stream_options = stream_options  # of the decoders that look at the streams while the file is opened
         self.source = _source(path)
         self.remarks: set[str] = set()  # what a user should know of what was read
         self.keep = False  # whether `opened` leaves it open
@@ -158,7 +166,12 @@ class Reader:
             if isinstance(self.source, io.BytesIO):
                 self.source.seek(0)
             self.container: InputContainer = av.open(
-                self.source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS
+                self.source,
+                "r",
+                timeout=self.deadline.seconds,
+                container_options=OPTIONS,
+                stream_options=self.stream_options,
+                **OPEN_OPTIONS,
             )
         except MemoryError:
             raise
@@ -200,6 +213,25 @@ class Reader:
             except BaseException:
                 self.container.close()
                 raise
+
+    def for_sound(self) -> Reader:
+        """Open the file once more, for its sound: most of the time of opening goes into pictures that are looked at."""
+        if self.stream_options is None and isinstance(self.source, str):
+            options = [{"skip_frame": "all"} if stream.type == "video" else {} for stream in self.container.streams]
+            other = Reader(self.path, self.deadline, self.read, options)
+            if other._sound_facts() == self._sound_facts():
+                return other
+            other.close()
+        return Reader(self.path, self.deadline, self.read)
+
+    def _sound_facts(self) -> tuple[object, ...]:
+        """All that reading the sound goes by."""
+        sound = self.audio
+        if sound is None or sound.codec_context is None:
+            return ()
+        context = sound.codec_context
+        layout = (context.sample_rate, context.layout.name, context.format and context.format.name)
+        return self.origin, self.clock.index, sound.index, sound.start_time, sound.duration, sound.time_base, layout
 
     def _streams(self) -> tuple[VideoStream | None, AudioStream | None, AudioStream | None]:
         """Return the best video, the sound that belongs to it, and the best sound: that one, if there is one."""

@@ -140,7 +140,7 @@ def decode_spans(
                     span = DecodedSpan(video, None, frozenset(reader.remarks))
                     if reader.audio is not None:
                         # A decoder that has decoded before is in another state than a new one.
-                        with opened(path, time_limit, read) as other:
+                        with opened(path, time_limit, read, reader.for_sound()) as other:
                             span = _with_sound(other, video, grid.start, round(len(video) * rate / fps), rate, needs)
                     elif "audio" in needs:
                         break
