@@ -65,7 +65,7 @@ setup(
         *(f"vatt_kernels.{name}" for name in find_packages(ROOT / "kernels")),
     ],
     package_dir={"vatt_kernels": "kernels"},
-    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed"]},
+    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed", "measured_launches.json"]},
     entry_points={"console_scripts": ["vatt = vatt.__main__:main"]},
     install_requires=[
         "torch>=2.11,<2.16",

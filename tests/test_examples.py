@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from helpers.media import tone_burst
 from helpers.media_alone import write_sound
 from helpers.small_run import SMALL
 
+import vatt
 from vatt.data.manifest import read_manifest
+from vatt.inference.features_file import read_features
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])  # of the actors
 PROGRAMS = {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
@@ -92,6 +97,21 @@ def test_finetune_sound(model, tmp_path, capsys):
     shares = dict(reversed(line.split()) for line in capsys.readouterr().out.splitlines()[-2:])
     assert set(shares) == {"early", "late"}
     assert sum(map(float, shares.values())) == pytest.approx(1, abs=0.002)
+
+
+def test_embed_with_ray(model, clips, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the example of Ray needs ray: pip install -e '.[ray]'")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": PATH}})
+    try:
+        out = tmp_path / "features.parquet"
+        assert example("embed_with_ray").main([str(model), str(clips), str(out), "--size=4", "--actors=1"]) == 0
+    finally:
+        ray.shutdown()
+    made, whole = read_features(out).arrays, vatt.embed(model, clips).arrays
+    for name in whole:
+        same = np.allclose if whole[name].dtype.kind == "f" else np.array_equal
+        assert same(made[name], whole[name], **({"equal_nan": True, "atol": 1e-5} if same is np.allclose else {})), name
 
 
 def test_attention_kernel():

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
-from .checkpoints.loading import load_vatt
+from .checkpoints.loading import load_vatt, operations
 from .checkpoints.model_folder import VOCABULARY, load_config, load_tokenizer, model_folder
 from .config.serialization import to_dict
 from .data.clip import Manifest
@@ -38,7 +38,7 @@ from .inference.features_file import FeaturesError, assemble, check_format
 from .inference.result_folder import FEATURES_IDENTITY, begun_dtype, open_features
 from .inference.search.archive import SPACES, SUFFIX, Archive, create_archive, is_archive, open_archive
 from .inference.search.filling import Filling, Lack, compare, removable
-from .ops import choose
+from .ops import add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
 from .runtime.distributed import World, init_world
@@ -111,6 +111,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="compute type (default auto: bfloat16 on GPUs, and on CPUs that have it for models as wide as Small)",
     )
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
+    add_attention_flag(parser)
     add(
         "--max-bad-share",
         type=float,
@@ -145,8 +146,8 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     folder = model_folder(args.model)
     clips = choose_clips(args.data, args.split, args.columns)
     config = load_config(folder)
-    fused = config.fused if args.fused is None else args.fused
-    model, ops = load_vatt(folder, device=device, fused=fused), choose(fused, device)
+    ops = operations(config, device, args.fused, args.attention)
+    model = load_vatt(folder, device=device, fused=args.fused, attention=args.attention)
     begun = None
     if archived:
         with suppress(FeaturesError):  # there is none yet; what is wrong with it is said when it is opened to be filled
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         "shard_batches": per_shard,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
-        "operations": ops.impl,
+        "operations": ops.name,
         "environment": environment(device),
     }
     autocast = inference_form(model, device, dtype)  # after the fingerprint of the weights as they are in the file

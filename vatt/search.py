@@ -124,7 +124,7 @@ def format_results(answer: dict[str, Any]) -> str:
         missing = "  (the file is gone)" if found["gone"] else ""
         place = printable(f"{found['path']}{span}{windows}{missing}{said}")
         lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
-    return "\n".join(lines)
+    return "\n".join(lines if answer["results"] else [*lines, "  nothing was found"])
 
 
 def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:

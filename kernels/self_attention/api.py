@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import reference
 from ..dispatch import implementation
 from ..validation import check_same_device, compute_dtype, shape_error, shape_of, without_autocast
+from .libraries import LIBRARIES
 
 
 def attention(
@@ -60,7 +61,8 @@ def attention(
         dropout_version: 2, or 1 for the masks of runs that began with it.
         one_pass: let the Triton kernels' backward add up dq in any order, which is faster and does not repeat to the
             bit; the other implementations have no such form and ignore it.
-        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring; for plain attention
+            without dropout also "sdpa" or "xformers", who then compute it.
 
     Returns:
         The shape of q. In its dtype, or autocast's where that is on.
@@ -119,7 +121,7 @@ def attention(
         )
     check_same_device("attention", q=q, k=k, v=v, key_mask=key_mask, bias_table=bias_table)
     dtype = compute_dtype(q, q.dtype)
-    compute = implementation("attention", impl, q.device, _load_triton)
+    compute = LIBRARIES.get(impl or "") or implementation("attention", impl, q.device, _load_triton)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
     triton = compute.__module__.endswith("triton_op")

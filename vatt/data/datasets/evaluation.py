@@ -52,6 +52,7 @@ class EvalDataset(Clips):
         return {**super().__getstate__(), "_reading": None}
 
     crops_per_window = 1
+    chosen = slice(None)  # of the evenly spaced windows, those that are read
 
     def crops(self, frames: Frames) -> Frames:
         """uint8 [T, h, w, 3] -> [crops_per_window, T, size, size, 3]."""
@@ -79,7 +80,8 @@ class EvalDataset(Clips):
         for clip in chunk:
             try:
                 self.require_text(clip)
-                windows = next(moments) if moments else self.windows(0).read_spaced(clip, self.windows_per_clip)
+                read = self.windows(0).read_spaced
+                windows = next(moments) if moments else read(clip, self.windows_per_clip, self.chosen)
                 if isinstance(windows, BadClip):
                     raise windows
                 samples.append(self._sample(clip, windows))
@@ -137,9 +139,10 @@ class EvalDataset(Clips):
 class CentreDataset(EvalDataset):
     """One window of every clip, from its middle; of its sound or its pictures."""
 
+    chosen = slice(1, 2)  # of three
+
     def __init__(self, clips: Manifest, data: DataConfig, model: ModelConfig, modality: str, batch_size: int) -> None:
         only = (modality,)
-        # Of three evenly spaced windows the second one is in the middle.
         super().__init__(clips, data, model, Tokenizer([]), 3, batch_size, read=only, needs=only)
 
     @property
@@ -149,6 +152,3 @@ class CentreDataset(EvalDataset):
     @property
     def audio_axes(self) -> tuple[int, ...]:
         return (1,)
-
-    def _sample(self, clip: Clip, windows: list[Window]) -> Sample:
-        return super()._sample(clip, windows[1:2])

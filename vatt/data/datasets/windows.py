@@ -116,9 +116,12 @@ class WindowReader:
             return self._cut(clip, self._whole(clip), offset)
         return self._cut(clip, self._decode(clip, clip.start + offset / self.video.fps, self.steps), 0)
 
-    def read_spaced(self, clip: Clip, windows: int) -> list[Window]:
-        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row."""
-        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()
+    def read_spaced(self, clip: Clip, windows: int, chosen: slice = slice(None)) -> list[Window]:
+        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row.
+
+        `chosen`: those of them that are read and returned.
+        """
+        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()[chosen]
         if self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps):
             span = self._whole(clip)
             return [self._cut(clip, span, offset) for offset in offsets]
