@@ -358,6 +358,20 @@ def test_each_part_of_a_batch_draws_what_the_whole_does():
     assert not torch.equal(turned, sound)
 
 
+def test_a_band_is_taken_out_and_gains_are_drawn_for_the_whole_batch():
+    sound = torch.randn(6, 4_000)
+    masked = batch_augmentation.colour(sound, WaveformConfig(band_mask=0.5), 16_000, 7, BatchRows(0, 6))
+    kept = (torch.fft.rfft(masked).abs() / torch.fft.rfft(sound).abs())[:, 1:-1]
+    gone = kept < 0.1
+    torch.testing.assert_close(kept[~gone], torch.ones(int((~gone).sum())), rtol=1e-2, atol=1e-2)
+    assert gone.any(1).sum() >= 5
+    assert all((row.int().diff() == 1).sum() + row[0] <= 1 for row in gone)  # one band
+    config = WaveformConfig(equalise=0.5)
+    whole = batch_augmentation.colour(sound, config, 16_000, 7, BatchRows(0, 6))
+    torch.testing.assert_close(whole[2:4], batch_augmentation.colour(sound[2:4], config, 16_000, 7, BatchRows(2, 6)))
+    assert not torch.allclose(whole, sound, atol=0.1)
+
+
 def test_a_faster_sound_has_a_higher_tone():
     tone = torch.sin(torch.arange(8_000) * (2 * torch.pi * 100 / 8_000))[None]
     fast = batch_augmentation._faster(tone[0], 1.25)

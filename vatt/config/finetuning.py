@@ -52,11 +52,15 @@ class WaveformConfig:
         turn: what leaves a window at its end comes back at its beginning, by any number of samples.
         speed: largest factor either way by which it is played faster or slower, 1 is off.
         gain: largest factor either way of its loudness, and either polarity; 1 is off.
+        equalise: standard deviation of the logarithm of a gain that is drawn at eight pitches, 0 is off.
+        band_mask: widest band of pitches that is taken out, as a share of all on the mel scale, 0 is off.
     """
 
     turn: bool = False
     speed: float = 1.0
     gain: float = 1.0
+    equalise: float = 0.0
+    band_mask: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def image(model: ModelConfig) -> FinetuneConfig:
 def small(config: FinetuneConfig) -> FinetuneConfig:
     """The settings `config` of a task, changed for a few hundred clips with one label each.
 
-    AdamW, mixup and sounds that are turned, faster or slower let a model learn that much without learning it by heart.
+    AdamW and sounds that are turned, faster or slower and coloured let a model learn that much, but not by heart.
     From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones. A
     pre-trained model keeps its sizes, its class head is trained alone at first, and lower layers change less.
 
@@ -170,9 +174,9 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         model=model,
         loss="softmax",
         smoothing=0.0,
-        mixup=0.4,
+        mixup=0.4 if config.init else 0.0,
         time_mask=0.2 if config.init else 0.0,
-        waveform=WaveformConfig(turn=True, speed=1.15, gain=2.0),
+        waveform=WaveformConfig(turn=True, speed=1.15, gain=2.0, equalise=0.5, band_mask=0.25),
         head_dropout=0.1,
         optim=optim,
         data=replace(config.data, batch_size=16, workers=1, cache_gb=1.0),

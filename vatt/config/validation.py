@@ -97,6 +97,8 @@ def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
     yield "time_mask", 0 <= c.time_mask < 1, "at least 0 and below 1"
     yield from _at_least(1, waveform__speed=c.waveform.speed, waveform__gain=c.waveform.gain)
     yield "waveform.speed", c.waveform.speed <= 2, "at most 2"
+    yield "waveform.equalise", 0 <= c.waveform.equalise <= 3, "between 0 and 3"
+    yield "waveform.band_mask", 0 <= c.waveform.band_mask < 1, "at least 0 and below 1"
     yield "head_dropout", 0 <= c.head_dropout < 1, "at least 0 and below 1"
     yield "optim.warmup", 0 <= c.optim.warmup <= c.steps, f"between 0 and the {c.steps} steps of the run"
     yield "optim.momentum", 0 <= c.optim.momentum < 1, "at least 0 and below 1"

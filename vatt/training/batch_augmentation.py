@@ -14,7 +14,7 @@ from ..config.finetuning import WaveformConfig
 from ..model.randomness import BatchRows
 from ..runtime.distributed import SINGLE_PROCESS, World
 
-_MIXUP, _WAVEFORM, _TIME_MASK = 20, 21, 22  # keep these draws apart, also from those of the model
+_MIXUP, _WAVEFORM, _TIME_MASK, _COLOUR = 20, 21, 22, 23  # keep these draws apart, also from those of the model
 
 
 def _draws(seed: int, kind: int) -> np.random.Generator:
@@ -69,6 +69,23 @@ def _faster(sound: Tensor, factor: float) -> Tensor:
         return sound
     played = F.interpolate(sound[None, None], size=max(1, round(samples / factor)), mode="linear")[0, 0]
     return played.repeat(-(-samples // len(played)))[:samples]
+
+
+def colour(sound: Tensor, config: WaveformConfig, rate: int, seed: int, rows: BatchRows) -> Tensor:
+    """Sound [B,S] at `rate` Hz with other gains at some pitches and without a band of them, as `config` has it.
+
+    A band that is taken out keeps 3 % of its magnitude.
+    """
+    rng, mine = _draws(seed, _COLOUR), slice(rows.first, rows.first + len(sound))
+    gains = rng.normal(0, 1, (rows.total, 8))[mine] * config.equalise
+    width, place = rng.random((2, rows.total))[:, mine, None]
+    first = place * (1 - width * config.band_mask)
+    pitches = np.log10(1 + np.fft.rfftfreq(sound.shape[1], 1 / rate) / 700)  # mel, but for a factor
+    pitches /= pitches[-1]
+    factors = np.exp([np.interp(pitches, np.linspace(0, 1, 8), row) for row in gains])
+    factors[(first <= pitches) & (pitches < first + width * config.band_mask)] *= 0.03
+    spectrum = torch.fft.rfft(sound.float()) * torch.from_numpy(factors.astype(np.float32)).to(sound.device)
+    return torch.fft.irfft(spectrum, n=sound.shape[1]).to(sound.dtype)
 
 
 def leave_out_span(clips: Tensor, longest: float, seed: int, rows: BatchRows) -> Tensor:

@@ -16,7 +16,7 @@ from ..model.randomness import BatchRows, mix_seed
 from ..model.tokens import at_level
 from ..model.vatt import Classifier
 from ..runtime.distributed import SINGLE_PROCESS, World
-from .batch_augmentation import leave_out_span, mix, play
+from .batch_augmentation import colour, leave_out_span, mix, play
 from .optimizers import clip_gradients
 from .parallel import full_tensor
 from .schedules import multilevel_rate
@@ -68,6 +68,8 @@ def finetune_step(
         x = at_level(x, config.model.audio.level)  # so that a mixture is of sounds that are equally loud
     if config.modality == "audio" and config.waveform != WaveformConfig():
         x = play(x, config.waveform, seed, rows)
+        if config.waveform.equalise or config.waveform.band_mask:
+            x = colour(x, config.waveform, config.model.audio.rate, seed, rows)
     if config.time_mask:
         x = leave_out_span(x, config.time_mask, seed, rows)
     if config.mixup:
