@@ -31,7 +31,9 @@ bench: $(INSTALLED)
 	$(RUN) bench/aot_table.py
 	$(RUN) bench/decode.py
 	$(RUN) bench/soak.py
+	$(RUN) bench/step_launches.py
 	$(RUN) bench/videomae.py
+	$(RUN) bench/cpu_report.py
 	$(RUN) bench/scaling.py
 	$(RUN) bench/figure2.py
 	$(RUN) bench/figure4.py --model runs/figure2/tiny_ma
@@ -67,7 +69,9 @@ full: test lint docs
 	$(RUN) .ci/compat.py --full --report
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 VATT_GPU_DTYPES=float16,float32 $(RUN) -m pytest \
 		tests/kernels/test_triton_as_gpu.py
-	$(RUN) tests/helpers/pretended_gpu.py --all --shapes
+	$(RUN) bench/workloads/pretended_gpu.py --all --shapes
+	$(RUN) bench/step_launches.py --quick
+	$(RUN) bench/tune.py --dry-run --seconds 600
 
 $(INSTALLED): setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 with its venv module is needed (Debian: python3-venv);" \

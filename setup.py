@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent
 EXTRAS = {
     "xformers": ["xformers>=0.0.35"],
     "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
+    "archive": ["lancedb>=0.40"],  # the first tried; its table format is stable, its Python names are young
+    "serve": ["gradio>=6.0,<7"],
     "tensorboard": ["tensorboard>=2.15"],
     "bench": ["pandas>=2.2", "matplotlib>=3.9", "pytest-benchmark>=5.0"],
     "features": ["pandas>=2.2", "pyarrow>=15"],
@@ -29,6 +31,7 @@ EXTRAS = {
         "pytest-benchmark>=5.0",
         "hypothesis>=6.100",
         "packaging>=24.0",
+        "selenium>=4.20",  # drives a browser, where there is one
         "setuptools>=70.1",  # the first that makes wheels alone; the tests build one
     ],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
@@ -36,7 +39,7 @@ EXTRAS = {
 }
 # The tests cover what these extras bring.
 EXTRAS["test"] += EXTRAS["figures"] + EXTRAS["features"] + EXTRAS["hub"] + EXTRAS["official"] + EXTRAS["webdataset"]
-EXTRAS["test"] += ["fsspec[http]>=2024.6"]
+EXTRAS["test"] += EXTRAS["archive"] + EXTRAS["serve"] + ["fsspec[http]>=2024.6"]  # http: servers on loopback
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 
@@ -62,7 +65,7 @@ setup(
         *(f"vatt_kernels.{name}" for name in find_packages(ROOT / "kernels")),
     ],
     package_dir={"vatt_kernels": "kernels"},
-    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed"]},
+    package_data={"vatt": ["py.typed"], "vatt_kernels": ["py.typed", "measured_launches.json"]},
     entry_points={"console_scripts": ["vatt = vatt.__main__:main"]},
     install_requires=[
         "torch>=2.11,<2.16",

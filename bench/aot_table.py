@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, ReportPage, table
+from harness.pages import ReportPage, table
 from harness.report import Report, ReportError
 
 NAME = "aot_table"
@@ -133,31 +133,6 @@ def counts(kinds: dict[str, int] | None) -> str:
     return " ".join(f"{kind} {number}" for kind, number in (kinds or {}).items())
 
 
-def figure(report: Report, plt: Any) -> Any:
-    """Registers of every case, a column for each architecture."""
-    archs = [arch for arch in ARCHS if any(row["arch"] == arch for row in report.rows)]
-    drawn, axes = plt.subplots(1, len(archs), figsize=(3.2 * len(archs), 4.2), sharey=True, squeeze=False)
-    for axis, arch in zip(axes[0], archs, strict=True):
-        for held, colour in ((True, BLUE), (False, ORANGE)):
-            rows = [row for row in report.rows if row["arch"] == arch and expected(row) == held]
-            places = [FAMILIES.index(family(row["name"])) for row in rows]
-            axis.scatter(
-                places,
-                [row["registers"] for row in rows],
-                s=14,
-                color=colour,
-                alpha=0.6,
-                label="bf16, fp16" if held else "reported only",
-            )
-        axis.set_title(arch)
-        axis.set_xticks(range(len(FAMILIES)), FAMILIES, rotation=60, ha="right")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("registers a thread")
-    axes[0][0].legend(fontsize=8)
-    drawn.tight_layout(rect=(0, 0, 1, 0.93))
-    return drawn
-
-
 def readme_rows(report: Report) -> list[tuple[str, str]]:
     held = [row for row in report.rows if expected(row)]
     good = sum(not row["failures"] for row in held)
@@ -169,7 +144,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-REPORT_PAGE = ReportPage(page, figure, readme_rows)
+REPORT_PAGE = ReportPage(page, None, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,9 @@ timed. The second part feeds a training step from the loader and tells the share
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -25,12 +27,14 @@ from harness.report import Report, ReportError
 
 import numpy as np
 import torch
-from workloads.video_decoders import DECODERS, Decoder, Unavailable, made_clips
+from workloads.video_decoders import DECODERS, RATE, Decoder, OtherCheckout, Unavailable, made_clips
 
 from vatt.config.presets import PRESETS, preset
 from vatt.data.clip import Clip, Manifest, ManifestError
 from vatt.data.datasets.training import ClipDataset
-from vatt.data.decoding.container import BadClip, probe
+from vatt.data.decoding.container import BadClip, opened, probe
+from vatt.data.decoding.span import decode_span, decode_spans
+from vatt.data.decoding.video import Span, read_spans
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.tokenizer import Tokenizer
@@ -44,6 +48,7 @@ from vatt.training.optimizers import Adam
 NAME = "decode"
 OURS = "pyav"
 FRAMES, FPS = 32, 10.0  # of a window of training
+SIDE = 336  # pixels of the shorter side, as training reads frames
 SEQUENCE = 64  # frames one after the other, at the clip's own rate
 SAME = 3.0  # mean difference of two decoders' frames, of 255, that is still the colour conversion
 COLOURS = dict(zip(DECODERS, (BLUE, BLACK, ORANGE, GREEN, PINK), strict=True))
@@ -51,6 +56,7 @@ EXAMPLES = """examples:
   python bench/decode.py                                  three clips made here: H.264, VP9, MJPEG
   python bench/decode.py --data clips.csv --rounds 10     your clips, those that our decoder takes
   python bench/decode.py --workers 0 1 2 4 --preset sss   the loader before another model's step
+  python bench/decode.py --beside ../old                  beside the decoder of another checkout of this project
   python bench/decode.py --resume                         go on after a crash
   python bench/decode.py --quick                          a minute, to see it work
 
@@ -146,6 +152,76 @@ def measure_decoders(args: argparse.Namespace, paths: list[Path], report: Report
                         row.update(timing.quantiles(row["seconds"]))
                         bar.update()
                 report.save(path)
+
+
+class _Counted(Span):
+    """A span whose frames are decoded and not converted."""
+
+    def show(self, frame: Any, count: int, convert: Any) -> None:
+        self.count = max(self.count, count)
+
+
+def stages(path: Path, other: OtherCheckout | None) -> dict[str, Callable[[], object]]:
+    """What a window costs up to each stage; the overlapping windows of a clip beside those that follow each other."""
+    job = jobs(path)["window"]
+    start, fps, frames = job
+
+    def open_() -> None:
+        with opened(path, 30.0, ("video",)):
+            pass
+
+    def decode() -> None:
+        with opened(path, 30.0, ("video",)) as reader:
+            next(read_spans(reader, [_Counted(start, fps, frames)], None))
+
+    def moments(every: float) -> None:
+        count = max(1, math.ceil((probe(path).duration - 0.1) / every))
+        spans = [(i * every, i * every + FRAMES / FPS) for i in range(count)]
+        for _ in decode_spans(path, spans, fps=FPS, frames=FRAMES, rate=RATE, short_side=SIDE):
+            pass
+
+    steps: dict[str, Callable[[], object]] = {
+        "open": open_,
+        "decode": decode,
+        "window": lambda: decode_span(path, start=start, fps=fps, frames=frames, rate=RATE, read=("video",)),
+        "through": lambda: moments(FRAMES / FPS),
+        "every second": lambda: moments(1.0),
+    }
+    return steps if other is None else {**steps, "other": lambda: other(path, *job)}
+
+
+def measure_stages(args: argparse.Namespace, paths: list[Path], report: Report, path: Path) -> None:
+    """A row for each clip: the seconds of every stage, in turn; whether the other checkout's frames are the same."""
+    other = OtherCheckout(args.beside) if args.beside else None
+    for clip in paths:
+        if any(row["kind"] == "stages" and row["clip"] == clip.name for row in report.rows):
+            continue
+        steps = stages(clip, other)
+        row: dict[str, Any] = {"kind": "stages", "clip": clip.name, "seconds": {name: [] for name in steps}}
+        if other is not None:
+            job = jobs(clip)["window"]
+            ours: Any = DECODERS[OURS]()(clip, *job)
+            row["same"] = hashlib.sha256(ours).hexdigest() == other(clip, *job, digest=True)
+        for name, seconds in timing.time_interleaved(steps, args.rounds):
+            if seconds is not None:
+                row["seconds"][name].append(seconds)
+        report.rows.append(row)
+        report.save(path)
+    if other is not None:
+        other.close()
+
+
+def stage_rows(report: Report) -> list[list[str]]:
+    """Of each clip: milliseconds to open, decode and convert a window, and ratios of medians."""
+    rows = []
+    for row in (row for row in report.rows if row["kind"] == "stages"):
+        p50 = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
+        cells = [p50["open"], p50["decode"] - p50["open"], p50["window"] - p50["decode"], p50["window"]]
+        other = number(p50["other"] / p50["window"]) if "other" in p50 else "-"
+        same = {None: "-", True: "yes", False: "no"}[row.get("same")]
+        ratio = number(p50["every second"] / p50["through"])
+        rows.append([row["clip"], *(number(1000 * seconds, 1) for seconds in cells), other, same, ratio])
+    return rows
 
 
 def check(name: str, paths: list[Path]) -> dict[str, Any]:
@@ -281,6 +357,14 @@ def page(report: Report) -> str:
     refused = [f"- {c['decoder']}: {text}" for c in report.gate["checks"] for text in c["refused"]]
     if refused:
         parts += ["Left out:", "\n".join(refused)]
+    columns = ["clip", "open ms", "seek and decode ms", "convert ms", "window ms"]
+    columns += ["speed against the other checkout", "same frames", "every second / once through"]
+    parts += [
+        "## Where the time of a window is",
+        f"Windows every second, each {FRAMES / FPS:g} s long, are read of a whole clip with their sound, and beside "
+        "them windows that follow each other.",
+        table(columns, stage_rows(report)),
+    ]
     loader = [row for row in report.rows if row["kind"] == "loader"]
     if loader:
         rows = [
@@ -365,6 +449,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="manifest CSV or folder of clips (default: three clips that are made)")
     add("--most", type=int, metavar="N", help="clips to measure (default 24; with --quick 3)")
     add("--rounds", type=int, metavar="N", help="timed rounds of each (default 7; with --quick 2)")
+    add("--beside", type=Path, metavar="FOLDER", help="another checkout of this project, to decode the same beside")
     add(
         "--preset",
         default="tiny",
@@ -393,6 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             paths = whole_clips(clips, args.most)
             settings = {
                 "data": str(args.data or "made"),
+                "beside": args.beside.resolve().name if args.beside else "",
                 "clips": [path.name for path in paths],
                 "frames": FRAMES,
                 "fps": FPS,
@@ -413,6 +499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 NAME, title, settings=settings, method=method, out=root, resume=args.resume, quick=args.quick
             )
             measure_decoders(args, paths, report, path)
+            measure_stages(args, paths, report, path)
             measure_loader(args, paths, report, path)
         report.finished = True
         report.save(path)

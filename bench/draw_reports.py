@@ -24,8 +24,10 @@ from harness.pages import (
 from harness.report import ReportError
 
 import aot_table
+import archive
 import chaos
 import corpus_scale
+import cpu_report
 import decode
 import decoders_differ
 import esc10_official
@@ -38,6 +40,7 @@ import model_sizes
 import real_clips
 import resolution_sweep
 import soak
+import step_launches
 import tiny_training
 import videomae
 import youcook2
@@ -46,8 +49,10 @@ from pages import scaling as scaling_page
 
 BENCHMARKS = (
     aot_table,
+    archive,
     chaos,
     corpus_scale,
+    cpu_report,
     decode,
     droptoken_page,
     esc10_official,
@@ -62,6 +67,7 @@ BENCHMARKS = (
     resolution_sweep,
     scaling_page,
     soak,
+    step_launches,
     tiny_training,
     videomae,
     youcook2,

@@ -56,7 +56,7 @@ def scores_of(report: Report, rate: float, *, without: int = 0) -> dict[int, flo
     return {
         seed: statistics.fmean(rows[seed, fold] for fold in folds)
         for seed in seeds
-        if all((seed, fold) in rows for fold in folds)
+        if folds and all((seed, fold) in rows for fold in folds)
     }
 
 
@@ -76,9 +76,7 @@ def page(report: Report) -> str:
         for seed in sorted({row["seed"] for row in report.rows if row["drop_rate"] == rate}):
             rows = {r["fold"]: r for r in report.rows if (r["drop_rate"], r["seed"]) == (rate, seed)}
             top1 = [number(100 * rows[fold]["top1"] if fold in rows else None, 1) for fold in folds]
-            means = [
-                number(scores_of(report, rate, without=fold).get(seed), 1) for fold in ((0, TUNING_FOLD)[: len(folds)])
-            ]
+            means = [number(scores_of(report, rate, without=fold).get(seed), 1) for fold in (0, TUNING_FOLD)]
             seconds = number(statistics.fmean(r["train_seconds"] for r in rows.values()), 0)
             cells.append([f"{rate:.0%}", str(seed), *top1, *means, seconds])
     columns = ["dropped", "seed", *(f"fold {fold}" for fold in folds), "mean", f"without fold {TUNING_FOLD}"]
@@ -95,7 +93,7 @@ def page(report: Report) -> str:
             f"with all tokens, turned by a part of its length each time. Top-1 in per cent; a fold is {clips} clips, "
             f"one clip {100 / clips:.2f} points. Settings were chosen on fold {TUNING_FOLD}. Chance is 10; published "
             f"(Piczak 2015): random forest on MFCC {RANDOM_FOREST}, people 95.7.",
-            table([*columns[: 3 + len(folds) + (len(folds) > 1)], "training s a fold"], cells, left=2),
+            table([*columns, "training s a fold"], cells, left=2),
             "Means over folds, ± the standard deviation of seeds where there are several:",
             table(["dropped in training", "five folds", f"without fold {TUNING_FOLD}"], whole),
         ]

@@ -23,8 +23,9 @@ from harness.report import Report, ReportError
 
 import numpy as np
 
-from vatt.data.synthetic import build_corpus, plan
-from vatt.figures.tsne import neighbour_share, points_figure
+from vatt.data.synthetic import COLOURS, build_corpus, plan
+from vatt.figures.output import MARKERS
+from vatt.figures.tsne import neighbour_share
 from vatt.runtime.progress import progress_bar
 
 NAME = "figure2"
@@ -101,10 +102,14 @@ def embed(args: argparse.Namespace, corpus: Path) -> list[dict[str, Any]]:
         ]
 
 
+def shown_colours(report: Report) -> list[str]:
+    """The colour of what each held-out clip shows, in the order of the points."""
+    return [recipe.colour for recipe in plan(report.settings["clips"], 0) if recipe.split == "test"]
+
+
 def same_colour(report: Report, row: dict[str, Any]) -> float:
     """Share of the clips whose nearest other in the picture shows the same colour, which is no class here."""
-    recipes = [recipe for recipe in plan(report.settings["clips"], 0) if recipe.split == "test"]
-    colours, points = np.array([recipe.colour for recipe in recipes]), np.array(row["points"])
+    colours, points = np.array(shown_colours(report)), np.array(row["points"])
     apart = np.linalg.norm(points[:, None] - points, axis=-1)
     np.fill_diagonal(apart, np.inf)
     return float((colours[apart.argmin(1)] == colours).mean())
@@ -138,7 +143,7 @@ def page(report: Report) -> str:
             f"Pooled features of the vision tower for the {len(report.rows[0]['labels'])} "
             "held-out clips of the built-in "
             "corpus, whose combinations of shape, colour and motion no model has trained on. "
-            "A sign is a clip, its colour "
+            "A sign is a clip, its colour the one it shows, its form "
             f"the shape in it, which is the class. Each model has trained {s['steps']} steps; "
             "the first two never saw a "
             "label, the third had nothing else.",
@@ -165,13 +170,28 @@ def page(report: Report) -> str:
 
 
 def figure(report: Report, plt: Any) -> Any:
+    """The clips of each tower: a sign's colour is that shown in the clip, which the towers tell apart; its form, the
+    shape, which is the class."""
     rows = [row for row in report.rows if "points" in row]
-    titles = [
-        f"{PANELS[row['model']]}\nnearest clip of its shape: {row['same_class']:.0%} (chance {row['chance']:.0%})\n"
-        f"nearest in the picture shows its colour: {same_colour(report, row):.0%}"
-        for row in rows
-    ]
-    return points_figure(np.array([row["points"] for row in rows]), np.array(rows[0]["labels"]), titles, "t-SNE")
+    drawn, panels = plt.subplots(1, len(rows), figsize=(4.6 * len(rows), 5.4), layout="constrained", squeeze=False)
+    shown, labels = shown_colours(report), rows[0]["labels"]
+    for panel, row in zip(panels[0], rows, strict=True):
+        for sign, shape in zip(MARKERS, sorted(set(labels)), strict=False):
+            own = [i for i, label in enumerate(labels) if label == shape]
+            colours = [[level / 255 for level in COLOURS[shown[i]]] for i in own]
+            x, y = zip(*(row["points"][i] for i in own), strict=True)
+            panel.scatter(x, y, 42, colours, marker=sign, linewidths=0.5, edgecolors="black", label=shape)
+        panel.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+        panel.set_title(
+            f"{PANELS[row['model']]}\nnearest in the picture shows its colour: {same_colour(report, row):.0%}\n"
+            f"nearest clip of its shape: {row['same_class']:.0%} (chance {row['chance']:.0%})",
+            fontsize=10,
+        )
+    signs, names = panels[0][0].get_legend_handles_labels()
+    forms = drawn.legend(signs, names, loc="outside lower center", ncols=len(names), fontsize=8, title="form: shape")
+    for sign in forms.legend_handles:
+        sign.set_facecolor("none")
+    return drawn
 
 
 def readme_rows(report: Report) -> list[tuple[str, str]]:

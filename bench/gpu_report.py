@@ -29,7 +29,7 @@ import torch
 from pages import gpu as gpu_page
 from tqdm import tqdm
 from vatt_kernels.spec.cases import Case, smaller
-from workloads import gpu_measurements
+from workloads import dali_decoding, gpu_measurements
 from workloads.gpu_measurements import BY_NAME, Row
 from workloads.sanitized_case import WATCHED, sanitizer
 
@@ -37,7 +37,7 @@ from vatt.runtime.progress import progress_bar
 
 NAME = "gpu_report"
 REPORT_PAGE = ReportPage(gpu_page.page, gpu_page.figure, gpu_page.readme_rows)
-KINDS = ("correctness", "kernels", "training")
+KINDS = ("correctness", "kernels", "training", "decode")
 ORDER = ("attention", "project_voxels", "contrastive_loss", "project_waveform", "gather_tokens", "sample_keep")
 MBS = (  # what a step of this preset spends its time on, of `spec_cases`
     ("attention", "Medium 224, 50% dropped"),
@@ -188,6 +188,7 @@ def plan(args: argparse.Namespace) -> list[Stage]:
         Stage("training", "training", [step(*case) for case in first_steps]),
         Stage("more kernels", "kernels", [kernel(*case) for case in rest]),
         Stage("more training", "training", [step(*case) for case in steps]),
+        Stage("decode", "decode", decode_units(device)),
         Stage("compiled rivals", "kernels", [kernel(*case, compiled=True) for case in first]),
         Stage("correctness, other dtypes", "correctness", [unit for unit in checks if unit not in low], workers),
     ]
@@ -205,6 +206,15 @@ def correctness_units(dry: bool, device: str) -> list[Unit]:
                 about = {"operation": name, "case": case.name, "dtype": dtype}
                 units.append(Unit("correctness", about, gpu_measurements.correctness, (name, case, dtype, device)))
     return units
+
+
+def decode_units(device: str) -> list[Unit]:
+    """DALI, where it is installed: its frames beside those of PyAV, then its rates."""
+    units = [
+        Unit("decode", {"source": source.name}, dali_decoding.frames_of, (source.name, device))
+        for source in dali_decoding.SOURCES
+    ]
+    return [*units, Unit("decode", {"source": "H.264, rates"}, dali_decoding.rates, (device,))]
 
 
 def sanitizer_units(device: str) -> list[Unit]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLUE, ORANGE, ReportPage, table
+from harness.pages import ReportPage, table
 from harness.report import Report, ReportError
 
 import torch
@@ -54,7 +54,7 @@ FINETUNING = (
     Tuned("MA-Medium", AGNOSTIC, "audio", 527, 155_160_079),
 )
 EXAMPLES = """examples:
-  python bench/model_sizes.py                       seconds; writes .json, .md and .png of the report
+  python bench/model_sizes.py                       seconds; writes .json and .md of the report
   python bench/model_sizes.py --out runs/reports    somewhere else
 
 exit codes: 0 done, 1 failed or a count differs from the official one, 2 wrong usage."""
@@ -183,42 +183,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
     return [("parameters as Table 7 counts them, millions (the paper's)", ours)]
 
 
-def figure(report: Report, plt: Any) -> Any:
-    """Table 7 beside ours, and the official totals beside ours."""
-    figure, (paper, official) = plt.subplots(1, 2, figsize=(14, 4.5), layout="constrained", width_ratios=(2, 5))
-    rows = of_kind(report, "paper")
-    _pairs(
-        paper, [r["model"] for r in rows], [r["parameters"] / 1e6 for r in rows], [r["paper"] for r in rows], "paper"
-    )
-    rows = [*of_kind(report, "pretraining"), *of_kind(report, "finetuning")]
-    names = [r["model"].replace(" classes", "").replace(", ", "\n") for r in rows]
-    _pairs(official, names, [r["parameters"] / 1e6 for r in rows], [r["official"] / 1e6 for r in rows], "official")
-    paper.set_title("Table 7 (fine-tuning, 320 pixels, 600 classes)")
-    official.set_title("Models of the release: pre-training, fine-tuning (modality, classes)")
-    official.tick_params(axis="x", labelsize=8)
-    return figure
-
-
-def _pairs(axes: Any, names: list[str], ours: list[float], theirs: list[float], label: str) -> None:
-    """Bars in pairs with their values above them."""
-    for offset, values, colour, hatch, series in ((-0.2, ours, BLUE, "", "ours"), (0.2, theirs, ORANGE, "//", label)):
-        bars = axes.bar(
-            [i + offset for i in range(len(names))],
-            values,
-            0.38,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            label=series,
-        )
-        axes.bar_label(bars, fmt="%.1f", fontsize=7, rotation=90, padding=2)
-    axes.set(xticks=range(len(names)), xticklabels=names, ylabel="million parameters", ylim=(0, 1.2 * max(ours)))
-    axes.grid(alpha=0.3, axis="y")
-    axes.set_axisbelow(True)
-    axes.legend()
-
-
-REPORT_PAGE = ReportPage(page, figure, readme_rows)
+REPORT_PAGE = ReportPage(page, None, readme_rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLACK, BLUE, ORANGE, ReportPage, number, table
+from harness.pages import BLACK, BLUE, ORANGE, ReportPage, legend_below, number, table
 from harness.report import Report, ReportError
 
 import torch
@@ -219,7 +219,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 def figure(report: Report, plt: Any) -> Any:
     """Outcomes of the variants as bars, and the memory of the soak."""
-    figure, (bars, memory) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (bars, memory) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     fuzzed = [row for row in report.rows if row["kind"] == "fuzz"]
     names = [row["clip"] if len(row["clip"]) < 16 else f"{row['clip'][:12]}..." for row in fuzzed]
     left = [0] * len(fuzzed)
@@ -240,11 +240,12 @@ def figure(report: Report, plt: Any) -> Any:
                 color=BLUE,
                 label="resident",
             )
-    memory.set(xlabel="clips decoded", ylabel="MiB", ylim=(0, None), title="Memory of one process")
+    top = max((p["rss"] / 2**20 for row in report.rows for p in row.get("curve", ())), default=1.0)
+    memory.set(xlabel="clips decoded", ylabel="MiB", ylim=(0, 1.15 * top), title="Memory of one process")
     for axes in (bars, memory):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-        axes.legend()
+        legend_below(axes, 3)
     return figure
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, legend_below, number, table
 from harness.report import Report, ReportError
 
 from tqdm import tqdm
@@ -278,7 +278,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 def figure(report: Report, plt: Any) -> Any:
     """Loss curves of all seeds, R@10 as bars with the chance line, and how the wall time splits."""
-    figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", width_ratios=(4, 3, 3))
+    figure, (losses, bars, times) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained", width_ratios=(4, 3, 3))
     for index, row in enumerate(report.rows):
         colour, line = SEED_STYLES[index % len(SEED_STYLES)]
         losses.plot(
@@ -314,7 +314,7 @@ def figure(report: Report, plt: Any) -> Any:
         xticks=range(len(DIRECTIONS)),
         xticklabels=DIRECTIONS.values(),
         ylabel="R@10",
-        ylim=(0, 1.25),
+        ylim=(0, 1.1),
         yticks=[0, 0.2, 0.4, 0.6, 0.8, 1],
         title="Held-out retrieval",
     )
@@ -329,13 +329,11 @@ def figure(report: Report, plt: Any) -> Any:
         heights = [r[f"{key}_seconds"] for r in report.rows]
         times.bar(labels, heights, 0.7, bottom=bottom, label=label, color=colour, hatch=hatch, edgecolor="white")
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-    times.set(ylabel="seconds", title="Wall time of a run", ylim=(0, 1.35 * max(bottom)))
+    times.set(ylabel="seconds", title="Wall time of a run", ylim=(0, 1.05 * max(bottom)))
     for axes in (losses, bars, times):
         axes.grid(alpha=0.3, axis="both" if axes is losses else "y")
         axes.set_axisbelow(True)
-        axes.legend(
-            fontsize=8, ncols=1 if axes is losses else 2, loc="upper right" if axes is losses else "upper center"
-        )
+        legend_below(axes, 3)
     return figure
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness import cli
 from harness import report as harness
 from harness.commands import run
-from harness.pages import BLUE, ORANGE, ReportPage, number, table
+from harness.pages import ReportPage, number, table
 from harness.report import Report
 
 from vatt.data.manifest import read_manifest
@@ -99,29 +99,6 @@ def chances(report: Report) -> dict[Any, float]:
     return {**{n: min(1.0, n / clips) for n in (1, 5, 10)}, "MedR": (clips + 1) / 2}
 
 
-def figure(report: Report, plt: Any) -> Any:
-    drawn, axis = plt.subplots(figsize=(6.5, 4.4))
-    chance = chances(report)
-    for n, colour in ((1, BLUE), (10, ORANGE)):
-        rows = [row for row in report.rows if "scores" in row]
-        axis.plot(
-            [row["steps"] for row in rows],
-            [100 * row["scores"][f"R@{n}"] for row in rows],
-            "o",
-            color=colour,
-            label=f"R@{n}, held-out videos",
-        )
-        axis.axhline(100 * chance[n], color=colour, ls=":", label=f"chance of R@{n}")
-    axis.set_xscale("log")
-    axis.set_xlabel("training steps")
-    axis.set_ylabel("%")
-    axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
-    drawn.tight_layout(rect=(0, 0, 1, 0.9))
-    return drawn
-
-
 def readme_rows(report: Report) -> list[tuple[str, str]]:
     steps = report.settings["steps"][0]
     recalls = [100 * row["scores"]["R@10"] for row in report.rows if row["steps"] == steps]
@@ -136,7 +113,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-REPORT_PAGE = ReportPage(page, figure, readme_rows)
+REPORT_PAGE = ReportPage(page, None, readme_rows)
 
 
 def measure(args: argparse.Namespace) -> Path:

@@ -71,6 +71,7 @@ NOT_RUN = {
     r"make (lint|docs)": "CI runs the first; the second needs what pip install -e '.[docs]' brings",
     r"make (bench|reports)": "its programs are executed one by one, here and in test_bench.py",
     r"pytest( --benchmark-only.*)?": "plain pytest runs each benchmark once, as a part of this suite",
+    r"python -m vatt.search .* --serve": "answers until it is stopped; tests/inference/test_search_server.py does it",
     r"python bench/videomae.py": "takes minutes at the one size that VideoMAE has",
     r"model.push_to_hub\(\"user/name\"\).*": "uploads to the Hugging Face hub",
 }

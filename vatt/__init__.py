@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .errors import VattError as VattError
     from .evaluation.retrieval import retrieve as retrieve
     from .inference.read_clip import read_clip as read_clip
-    from .inference.search_index import SearchIndex as SearchIndex
+    from .inference.search.index import SearchIndex as SearchIndex
     from .model.vatt import VATT as VATT
     from .model.vatt import Classifier as Classifier
 
@@ -51,7 +51,7 @@ _LAZY = {
     "read_clip": "inference.read_clip",
     "embed": "",  # the module of the command, which can be called: see its end
     "retrieve": "evaluation.retrieval",
-    "SearchIndex": "inference.search_index",
+    "SearchIndex": "inference.search.index",
     "VattError": "errors",
 }
 __all__ = list(_LAZY)

@@ -194,6 +194,8 @@ def summary_sentence(records: Records) -> str:
         sentence += f" that classifies {'sound' if task == 'audio' else task}, {origin}"
     else:
         sentence += ", pre-trained on video, audio and text"
+        if start := records.settings.get("init"):
+            sentence += f", starting from {public(str(start))}"
     if official := look_up(records.model, "official"):
         step = show(look_up(official, "step"))
         return f"{sentence}; converted from the official checkpoint {show(look_up(official, 'source'))}, step {step}."

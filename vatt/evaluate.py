@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .checkpoints.fingerprints import fingerprint, weights_fingerprint
-from .checkpoints.loading import load_vatt
+from .checkpoints.loading import load_vatt, operations
 from .checkpoints.model_folder import corpus_format, load_config, load_tokenizer, model_folder, read_record
 from .config.data import DATA_VERSION
 from .config.run import RunConfig
@@ -36,6 +36,7 @@ from .evaluation import classification, linear_probe
 from .evaluation.cross_validation import probe_folds, read_folds
 from .evaluation.retrieval import SCORES, embed_clips, format_scores, retrieval, write_ranks
 from .inference.result_folder import open_parts, open_result, write_result
+from .ops import OURS, add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import autocast_for, compute_dtype, pick_device
 from .runtime.distributed import World, init_world
@@ -135,6 +136,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="compute type (default: the model's setting)")
     add("--fused", action="store_true", default=None, help="fast operations (default: as the model was trained)")
+    add_attention_flag(parser)
     add("--workers", type=int, metavar="N", help="decoding processes, 0: this one (default: the model's setting)")
     add(
         "--max-bad-share",
@@ -275,7 +277,9 @@ def trained_files(config: RunConfig) -> set[Path]:
 def classify_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task classify`."""
     config = settings_of(args)
-    model, views, labels = classification.read_classifier(args.run, device, fused=config.fused)
+    model, views, labels = classification.read_classifier(
+        args.run, device, fused=config.fused, attention=args.attention
+    )
     views = replace(views, windows=args.windows or views.windows, crops=args.crops or views.crops)
     if views.task == "audio" and views.crops != 1:
         raise ConfigError("--crops 3 is for pictures; a sound has one")
@@ -311,7 +315,10 @@ def classify_clips(args: argparse.Namespace, device: torch.device, world: World,
 def retrieve_clips(args: argparse.Namespace, device: torch.device, world: World, held: contextlib.ExitStack) -> None:
     """`--task retrieve`."""
     config = settings_of(args)
-    model, tokenizer = load_vatt(args.run, device=device, fused=config.fused), load_tokenizer(args.run)
+    model, tokenizer = (
+        load_vatt(args.run, device=device, fused=config.fused, attention=args.attention),
+        load_tokenizer(args.run),
+    )
     clips = held_out_clips(args, config).one_clip_a_span()
     size = max(1, 32 // config.eval_windows)
     dataset = EvalDataset(clips, config.data, config.model, tokenizer, config.eval_windows, size, needs=())
@@ -356,7 +363,7 @@ def probe_clips(args: argparse.Namespace, device: torch.device, world: World, he
     if args.probe == "sklearn":
         linear_probe.logistic_regression()  # said now rather than after hours of features
     config = settings_of(args)
-    model = load_vatt(args.run, device=device, fused=config.fused)
+    model = load_vatt(args.run, device=device, fused=config.fused, attention=args.attention)
     sources = args.data or [config.data.source or builtin_corpus(args, config)]
     split = args.split or config.data.test_split
     clips, folds = read_folds(sources, config.data.train_split, split, args.columns)
@@ -401,6 +408,7 @@ def resume_identity(
     args: argparse.Namespace, config: RunConfig, device: torch.device, weights: str, clips: str
 ) -> dict[str, Any]:
     """What decides the numbers; a resumed command must have it in common with the one it goes on with."""
+    by = operations(config, device, config.fused, args.attention).attention_by
     return {
         "task": args.task,
         "weights_sha256": weights,
@@ -410,6 +418,7 @@ def resume_identity(
         "device": device.type,
         "dtype": str(compute_dtype(config.dtype, device)).removeprefix("torch."),
         "fused": config.fused,
+        "attention": None if by == OURS else by,
     }
 
 
@@ -420,6 +429,9 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(args)
         with init_world(args.device) as world, contextlib.ExitStack() as held:
             device = pick_device(args.device, world.local_rank if world.size > 1 else None)
+            ops = operations(load_config(model_folder(args.run)), device, args.fused, args.attention)
+            if ops.attention_by != OURS and world.is_first:
+                print(ops.reason)
             task = {"classify": classify_clips, "probe": probe_clips, "retrieve": retrieve_clips}[args.task]
             task(args, device, world, held)
 

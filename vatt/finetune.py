@@ -34,11 +34,9 @@ from .evaluation.classification import ClassifyConfig, check_labels, classify, f
 from .evaluation.prediction_files import draw_training
 from .model.vatt import Classifier
 from .official.init_source import read_source, source_sizes
-from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
 from .runtime.files import write_atomically
-from .runtime.provenance import environment
 from .training.finetuning_step import finetune_step
 from .training.initialization import load_backbone
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
@@ -151,7 +149,6 @@ def split_labelled(manifest: Manifest, config: FinetuneConfig) -> tuple[Manifest
 def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
     """Fine-tune on clips of `manifest`, and end with the test clips. All ranks call it."""
     config, out, world = run.config, run.out, run.world
-    ops = choose(config.fused, run.device)
     clips, held_out = split_labelled(manifest, config)
     ranges = (config.crop.area, config.crop.aspect) if config.crop.style == "inception" else None
     slots = world.batch_slice(config.data.batch_size)
@@ -176,7 +173,7 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
 
     def build() -> Classifier:
         dropout = config.head_dropout
-        return Classifier(config.model, config.modality, len(manifest.labels), head_dropout=dropout, ops=ops)
+        return Classifier(config.model, config.modality, len(manifest.labels), head_dropout=dropout, ops=run.ops)
 
     def initialize(model: Classifier) -> list[str]:
         report = load_backbone(model, read_source(config.init), config.init)
@@ -209,7 +206,6 @@ def finetune(run: OpenedRun[FinetuneConfig], manifest: Manifest) -> None:
         finish=lambda model: (test(config, out, model, held_out), None),
         draw=draw_training,
         advice="try a lower --rate",
-        ops=ops,
         notes=notes,
         initialize=initialize if config.init else None,
         record={"classifier": classifier},
@@ -242,7 +238,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(opened.device)})
+        write_config(out, config, {"environment": opened.environment})
 
     world.on_main(write)
     finetune(opened, manifest)

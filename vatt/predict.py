@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.loading import load
+from .checkpoints.loading import load, operations
+from .checkpoints.model_folder import load_config
 from .data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from .errors import ConfigError, DataError
 from .inference.one_file import starts_every
 from .model.vatt import VATT, Classifier
+from .ops import OURS, add_attention_flag
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
 from .runtime.forms import printable
@@ -59,6 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--template", metavar="TEXT", help='zero-shot: around each text, e.g. "a video of {}"')
     add("--format", choices=("table", "csv", "json"), default="table", help="what to print (default table)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
+    add_attention_flag(parser)
     args = parser.parse_args(argv)
     for name, least in (("top", 1), ("windows", 1), ("every", 1e-3)):
         value = getattr(args, name)
@@ -151,7 +154,11 @@ def write_json(entries: Iterator[dict[str, Any]], score: str) -> None:
 def predict(args: argparse.Namespace) -> int:
     """Print the classes of all files; return 1 when one of them could not be read."""
     files = media_files(args.files)
-    model = load(args.model, device=pick_device(args.device))
+    device = pick_device(args.device)
+    model = load(args.model, device=device, attention=args.attention)
+    ops = operations(load_config(args.model), device, None, args.attention)
+    if ops.attention_by != OURS:
+        print(ops.reason, file=sys.stderr)
     classes_of(args, model)  # wrong flags are told before a table begins
     bad: list[str] = []
     entries = predictions(args, model, files, bad)

@@ -16,25 +16,31 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .checkpoints.model_folder import load_config, load_tokenizer
+from .checkpoints.model_folder import load_tokenizer
 from .data.tokenizer import Tokenizer, VocabularyError
-from .inference.features_file import SUFFIXES, FeaturesError, read_features
-from .inference.search_index import SPACE, Query, build_index, check_words, embed_query, open_model, rank
+from .inference.features_file import SUFFIXES
+from .inference.search.archive import SUFFIX, is_archive
+from .inference.search.cards import search_page
+from .inference.search.index import SPACE, Query, SearchIndex
+from .inference.search.server import serve
 from .runtime.cli import exit_code
 from .runtime.device import pick_device
+from .runtime.files import write_atomically
 from .runtime.forms import printable
 
-COLUMNS = ("path", "start", "end", "video_clip", "text_clip", "caption")
 EXAMPLES = """examples:
   python -m vatt.search --index features.npz "a dog pulls a sled"
   python -m vatt.search --index holidays.npz work.parquet "people dance" "rain on a window" --top 5
   python -m vatt.search --index features.npz --audio bark.wav --json
+  python -m vatt.search --index features.npz "a dog" --html found.html
+  python -m vatt.search --index archive.lance --serve
+  python -m vatt.search --index archive.lance "a dog" --where "label = 'dog' and start > 60" --per-file 1
 
-Words after --index that do not end in .npz or .parquet are texts.
+Words after --index that do not end in .npz, .parquet or .lance are texts.
 exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
 
@@ -50,74 +56,81 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--index", nargs="+", action="extend", required=True, metavar="FILE", help="files of vatt.embed")
     add("--audio", action="append", default=[], metavar="FILE", help="a sound, or the sound of a video; repeatable")
     add("--video", action="append", default=[], metavar="FILE", help="a video; repeatable")
+    add("--serve", action="store_true", help="a page to search with, for a browser on this machine")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where --serve listens (default: this machine only)")
+    add("--port", type=int, default=7860, metavar="N", help="its port (default 7860; 0: one that is free)")
+    add(
+        "--where",
+        metavar="FILTER",
+        help="only clips of an archive for which this holds, in SQL: \"label = 'dog' and start > 60\"",
+    )
+    add("--per-file", type=int, metavar="N", help="list at most N moments of a file (default: as many as come)")
     add("--top", type=int, default=10, metavar="N", help="clips to list for each query (default 10)")
     add("--model", type=Path, metavar="DIR", help="folder of the model (default: the one the index names)")
     add("--vocabulary", type=Path, metavar="FILE", help="word list (default: vocabulary.txt in the model's folder)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON instead of a table")
+    add("--html", type=Path, metavar="FILE", help="write a page to look at: pictures, and players that start there")
     args = parser.parse_args(argv)
     # `--index a.npz "a dog"` is how people write it, and argparse gives --index all of it.
-    files = [name for name in args.index if name.endswith(SUFFIXES)]
+    files = [name for name in args.index if name.endswith(SUFFIXES) or is_archive(name)]
     args.texts = [name for name in args.index if name not in files] + args.texts
-    args.index = list({Path(name).resolve(): name for name in files}.values())  # each clip once
+    args.index = list({name if "://" in name else Path(name).resolve(): name for name in files}.values())  # each once
     if not files:
-        parser.error(f"--index takes files of features, ending in {' or '.join(SUFFIXES)}")
-    if not (args.texts or args.audio or args.video):
+        parser.error(f"--index takes files of features, ending in {' or '.join((*SUFFIXES, SUFFIX))}")
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port is 0 to 65535, got {args.port}")
+    if not (args.serve or args.texts or args.audio or args.video):
         parser.error('nothing to search for; give a text in quotes ("a dog barks"), --audio FILE or --video FILE')
-    if args.top < 1:
-        parser.error(f"--top is at least 1, got {args.top}")
+    for name in ("top", "per_file"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is at least 1, got {value}")
     return args
+
+
+def open_index(args: argparse.Namespace, kinds: Collection[str]) -> SearchIndex:
+    """The index that the flags name, with its model and the words of its texts."""
+    index = SearchIndex(args.index, args.model, device=pick_device(args.device), kinds=kinds)
+    model = index.model
+    if "text" in kinds and (args.vocabulary or model.tokenizer is None):
+        assert model.folder is not None
+        model.tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(model.folder)
+        if len(model.tokenizer) > model.settings.model.text.vocabulary:
+            raise VocabularyError(
+                f"the word list has {len(model.tokenizer)} words but the model's table only "
+                f"{model.settings.model.text.vocabulary}; give the one it was trained with"
+            )
+    if index.silent:
+        print(f"{index.silent} clips without video are not ranked", file=sys.stderr)
+    return index
 
 
 def search(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A dictionary a query: kind, query, warnings, results (see `rank`)."""
     queries = [Query("text", text) for text in args.texts]
     queries += [Query("audio", path) for path in args.audio] + [Query("video", path) for path in args.video]
-    spaces = {SPACE[query.kind] for query in queries}
-    files = [read_features(path, (*COLUMNS, *sorted(spaces))) for path in args.index]
-    model, folder = open_model(files, args.model, pick_device(args.device))
-    config = load_config(folder)
-    # Reading a query is one clip's work: no worker processes.
-    config = replace(config, data=replace(config.data, workers=0))
-    tokenizer = None
-    if args.texts:
-        tokenizer = Tokenizer.from_file(args.vocabulary) if args.vocabulary else load_tokenizer(folder)
-        if len(tokenizer) > config.model.text.vocabulary:
-            raise VocabularyError(
-                f"the word list has {len(tokenizer)} words but the model's table only "
-                f"{config.model.text.vocabulary}; give the one it was trained with"
-            )
-    index = build_index(files, spaces)
-    silent = sum(len(features.arrays["path"]) for features in files) - len(index.paths)
-    if not index.paths:
-        raise FeaturesError(f"{', '.join(args.index)}: none of the {silent} clips has video, which all queries ask for")
-    if silent:
-        print(f"{silent} clips without video are not ranked", file=sys.stderr)
-    results = []
-    for query in queries:
-        warnings = (
-            check_words(query.query, tokenizer, config.model.text.words) if query.kind == "text" and tokenizer else []
-        )
-        embedding = embed_query(model, config, query, files[0].metadata["windows"], tokenizer)
-        hits = rank(index, SPACE[query.kind], embedding, args.top)
-        results.append({**query._asdict(), "warnings": warnings, "results": hits})
-    return results
+    index = open_index(args, {query.kind for query in queries})
+    return [index.answer(query, args.top, args.where, args.per_file) for query in queries]
 
 
 def format_results(answer: dict[str, Any]) -> str:
     lines = [f"{answer['kind']}: {answer['query']}", "  rank  cosine  clip"]
-    for hit in answer["results"]:
-        start, end = hit["start"], hit["end"]
+    for found in answer["results"]:
+        start, end = found["start"], found["end"]
         span = "" if not start and end is None else f"  {start:g}-{'end' if end is None else f'{end:g}'} s"
-        windows = f"  ({hit['windows']} windows)"
-        captions, more = hit["captions"], len(hit["captions"]) - 1
-        caption = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
-        line = printable(f"{hit['path']}{span}{windows}{caption}")
-        lines.append(f"  {hit['rank']:>4}  {hit['cosine']:>6.3f}  {line}")
-    return "\n".join(lines)
+        windows = f"  ({found['windows']} window{'s' * (found['windows'] != 1)})"
+        captions, more = found["captions"], len(found["captions"]) - 1
+        said = f"  {captions[0]}{f' (+{more})' if more else ''}" if captions else ""
+        missing = "  (the file is gone)" if found["gone"] else ""
+        place = printable(f"{found['path']}{span}{windows}{missing}{said}")
+        lines.append(f"  {found['rank']:>4}  {found['cosine']:>6.3f}  {place}")
+    return "\n".join(lines if answer["results"] else [*lines, "  nothing was found"])
 
 
 def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:
+    if args.html:
+        write_atomically(args.html, search_page(answers, args.html.parent).encode(errors="surrogateescape"))
+        print(f"{args.html} is written", file=sys.stderr)
     for warning in (line for answer in answers for line in answer["warnings"]):
         print(f"warning: {warning}", file=sys.stderr)
     try:
@@ -133,7 +146,14 @@ def print_answers(args: argparse.Namespace, answers: list[dict[str, Any]]) -> No
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return exit_code(lambda: print_answers(args, search(args)))
+
+    def action() -> None:
+        if args.serve:
+            serve(open_index(args, SPACE), args.host, args.port)
+        else:
+            print_answers(args, search(args))
+
+    return exit_code(action)
 
 
 if __name__ == "__main__":

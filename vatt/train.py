@@ -37,12 +37,10 @@ from .data.tokenizer import Tokenizer
 from .errors import ConfigError, DataError, RunError
 from .evaluation.retrieval import embed_clips, format_scores, retrieval
 from .model.vatt import VATT
-from .ops import choose
 from .runtime.device import autocast_for, compute_dtype
 from .runtime.distributed import World
 from .runtime.files import write_atomically
 from .runtime.forms import parse_json
-from .runtime.provenance import environment
 from .training.initialization import WORD_TABLE, load_pretrained, require_start
 from .training.launch import OpenedRun, add_run_flags, open_run, open_source, run_command, settings_from_flags
 from .training.metrics_log import draw_losses
@@ -240,7 +238,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         vectors: of the words, if they were read already.
     """
     config, device, world = run.config, run.device, run.world
-    ops = choose(config.fused, device)
     clips, held_out = split_clips(manifest, config)
     tokenizer = world.on_main(lambda: make_tokenizer(config, manifest, run.out, run.resume))
     slots = world.batch_slice(config.data.batch_size)
@@ -252,7 +249,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         reason,
         f"data: {len(clips)} clips to train on, {len(held_out)} held out, {len(tokenizer)} words ({manifest.root})",
     ]
-    world.require_equal({"the decoder": decoder, "the operations": ops.impl})
+    world.require_equal({"the decoder": decoder})
     if world.is_first:
         notes += corpus_notes(clips, held_out, config.data)
     if len(clips) < config.data.batch_size:
@@ -266,7 +263,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
     def step(
         model: VATT, optimizer: Adam, wrapped: Sequence[nn.Module], batch: Batch, number: int, autocast: torch.autocast
     ) -> dict[str, Any]:
-        record = train_step(model, optimizer, batch, config, number, autocast, ops, world, wrapped)
+        record = train_step(model, optimizer, batch, config, number, autocast, run.ops, world, wrapped)
         return record | {"same_file": dataset.repeats(number)}
 
     def modules(model: VATT) -> tuple[nn.Module, ...]:
@@ -282,7 +279,7 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         return said
 
     def build() -> VATT:
-        model = VATT(config.model, ops)
+        model = VATT(config.model, run.ops)
         for name in config.frozen:
             for parameter in model.backbone.tower(name):
                 parameter.requires_grad_(False)
@@ -299,7 +296,6 @@ def train(run: OpenedRun[Config], manifest: Manifest, corpus: int = FORMAT, vect
         finish=lambda model: evaluate(config, model, held_out, tokenizer),
         draw=draw_losses,
         advice="try --set optim.clip=1 or a lower --set optim.rate",
-        ops=ops,
         notes=notes,
         initialize=start,
         environment={"decoder": reason},
@@ -377,7 +373,7 @@ def run(args: argparse.Namespace, world: World, held: ExitStack) -> None:
 
     def write() -> None:
         # First of all: whatever happens next, --resume knows what to do.
-        write_config(out, config, {"environment": environment(opened.device), "corpus_format": corpus})
+        write_config(out, config, {"environment": opened.environment, "corpus_format": corpus})
         if manifest is None:
             corpus_of(corpus, config.data.builtin_clips)
 

@@ -41,7 +41,7 @@ def publish(path: Path, report_page: ReportPage, root: Path) -> None:
     """Draws the finished report in `path` and the index of all of them, and says where they are."""
     render(path, report_page)
     (root / "README.md").write_text(index(root), encoding="utf-8")
-    print(f"{path} (.md, .png beside it)", file=sys.stderr)
+    print(f"{path} (.md{', .png' if report_page.figure else ''} beside it)", file=sys.stderr)
 
 
 def run_benchmark(measure: Callable[[], Path], report_page: ReportPage, args: argparse.Namespace) -> int:

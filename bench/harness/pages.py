@@ -44,7 +44,7 @@ class ReportPage(NamedTuple):
     """What a benchmark brings along to have its report drawn."""
 
     page: Callable[[Report], str]  # Markdown below the heading
-    figure: Callable[[Report, Any], Any]  # with matplotlib.pyplot -> a matplotlib figure
+    figure: Callable[[Report, Any], Any] | None  # with matplotlib.pyplot -> a figure; None where tables say it all
     readme_rows: Callable[[Report], list[tuple[str, str]]]  # (what, result) lines of docs/results.md
     csv: Callable[[Path], object] | None = None  # writes the rows beside the JSON in this path, as a table
 
@@ -52,11 +52,14 @@ class ReportPage(NamedTuple):
 def render(path: Path, report_page: ReportPage) -> None:
     """Draws the page and the figure beside the JSON in `path`, from nothing but that JSON."""
     report = load(path)
-    plt = pyplot()
-    figure = report_page.figure(report, plt)
-    figure.suptitle(f"{report.title}\n{report.machine}, {report.source}", fontsize=11)
-    figure.savefig(path.with_suffix(".png"), dpi=120)
-    plt.close(figure)
+    if report_page.figure is None:
+        path.with_suffix(".png").unlink(missing_ok=True)
+    else:
+        plt = pyplot()
+        figure = report_page.figure(report, plt)
+        figure.suptitle(f"{report.title}\n{report.machine}, {report.source}", fontsize=11)
+        figure.savefig(path.with_suffix(".png"), dpi=120)
+        plt.close(figure)
     path.with_suffix(".md").write_text(write_page(report, report_page), encoding="utf-8")
     if report_page.csv is not None:
         report_page.csv(path)
@@ -90,8 +93,7 @@ def write_page(report: Report, report_page: ReportPage) -> str:
         "",
         *notes,
         *([""] if notes else []),
-        f"![{report.title}]({report.name}.png)",
-        "",
+        *([] if report_page.figure is None else [f"![{report.title}]({report.name}.png)", ""]),
         report_page.page(report).strip(),
         "",
         "## Where this comes from",
@@ -106,6 +108,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     """A Markdown table, the first `left` columns to the left, the rest to the right."""
     ruler = ["---"] * left + ["---:"] * (len(columns) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ruler, *rows])
+
+
+def legend_below(axes: Any, columns: int) -> None:
+    """Put the legend of `axes` below its own axis label, where nothing is drawn."""
+    axes.legend(fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:

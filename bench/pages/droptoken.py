@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import report as harness
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, legend_below, number, table
 from harness.report import Report
 
 from workloads.model_steps import checks_table, write_csv
@@ -343,58 +343,49 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def figure(report: Report, plt: Any) -> Any:
-    """Accuracy over GFLOPs; what is lost over the share of GFLOPs; the speed-up beside the ideal one."""
-    figure, (accuracy, losses, speed) = plt.subplots(
-        1, 3, figsize=(16, 5), layout="constrained", width_ratios=(4, 4, 3)
-    )
+    """Accuracy, what dropping costs of it, and speed, each in a panel; the paper's accuracy and costs below, apart."""
+    drawn, panels = plt.subplots(2, 3, figsize=(15, 9.5), layout="constrained")
+    (accuracy, cost, speed), (paper_accuracy, paper_cost, unused) = panels
+    unused.remove()
     for (colour, marker), one in zip(STYLES * 5, series(report), strict=False):
         rates = sorted(one.values)
-        style = {"color": colour, "marker": marker, "label": one.name}
-        spread = [statistics.stdev(v) if len(v := list(one.values[rate].values())) > 1 else 0.0 for rate in rates]
-        accuracy.errorbar([one.gflops[r] for r in rates], [one.mean(r) for r in rates], yerr=spread, capsize=2, **style)
-        if 0.0 in one.values and len(rates) > 1:
-            losses.plot(
-                [100 * one.gflops[r] / one.gflops[0.0] for r in rates],
-                [statistics.fmean(one.loss(r)) for r in rates],
-                **style,
-            )
-    for (colour, marker), (name, values) in zip(STYLES, PAPER.items(), strict=True):
         style = {
             "color": colour,
             "marker": marker,
-            "markerfacecolor": "none",
-            "linestyle": ":",
-            "label": f"paper: {name}",
+            "label": one.name.replace("built-in corpus", "corpus"),
+            "capsize": 2,
         }
-        accuracy.plot([PAPER_GFLOPS[r] for r in values], list(values.values()), **style)
-        losses.plot(
-            [100 * PAPER_GFLOPS[r] / PAPER_GFLOPS[0.0] for r in values],
-            [value - values[0.0] for value in values.values()],
-            **style,
-        )
-    accuracy.set(xscale="log", xlabel="GFLOPs of one clip with the kept tokens", ylabel="%", title="Accuracy")
-    losses.axhline(0, color=BLACK, linewidth=0.8)
-    losses.set(xlabel="GFLOPs, % of those without dropping", ylabel="points", title="Against no dropping")
+        dropped = [100 * rate for rate in rates]
+        spread = [statistics.stdev(v) if len(v := list(one.values[rate].values())) > 1 else 0.0 for rate in rates]
+        accuracy.errorbar(dropped, [one.mean(rate) for rate in rates], yerr=spread, **style)
+        if 0.0 in one.values and len(rates) > 1:
+            cost.errorbar(dropped, [statistics.fmean(one.loss(rate)) for rate in rates], **style)
+    for (colour, marker), (name, values) in zip(STYLES, PAPER.items(), strict=True):
+        rates = sorted(values)
+        style = {"color": colour, "marker": marker, "label": name}
+        dropped = [100 * rate for rate in rates]
+        paper_accuracy.plot(dropped, [values[rate] for rate in rates], **style)
+        paper_cost.plot(dropped, [values[rate] - values[0.0] for rate in rates], **style)
     for (colour, marker), mode in zip(STYLES, ("inference", "training"), strict=False):
         rows = [r for r in report.rows if r["kind"] == "timing" and r["mode"] == mode and r.get("speedup")]
-        speed.plot(
-            [100 * r["drop_rate"] for r in rows], [r["speedup"] for r in rows], color=colour, marker=marker, label=mode
-        )
-        speed.plot(
-            [100 * r["drop_rate"] for r in rows],
-            [r["ideal"] for r in rows],
-            color=colour,
-            linestyle="--",
-            label=f"{mode}: FLOP ratio",
-        )
-    speed.set(xlabel="tokens dropped (%)", ylabel="speed-up", title=f"Speed of {report.settings['preset']}")
-    for axes in (accuracy, losses, speed):
+        dropped = [100 * row["drop_rate"] for row in rows]
+        speed.plot(dropped, [row["speedup"] for row in rows], color=colour, marker=marker, label=mode)
+        ideal = [row["ideal"] for row in rows]
+        speed.plot(dropped, ideal, color=colour, linestyle="--", label=f"{mode}: FLOP ratio")
+    accuracy.set(ylabel="%", title="Accuracy, measured")
+    cost.set(ylabel="points against no dropping", title="What dropping costs, measured")
+    speed.set(ylabel="speed-up", title=f"Speed of {report.settings['preset']}, measured")
+    paper_accuracy.set(ylabel="%", title="Accuracy, the paper's VATT-MBS")
+    paper_cost.set(ylabel="points against no dropping", title="What dropping costs, the paper's VATT-MBS")
+    for axes in (cost, paper_cost):
+        axes.axhline(0, color=BLACK, linewidth=0.8)
+    for axes in (accuracy, cost, speed, paper_accuracy, paper_cost):
+        axes.set(xlabel="tokens dropped in training (%)", xticks=(0, 25, 50, 75))
         axes.grid(alpha=0.3)
-    if speed.lines:
-        speed.legend(fontsize=8)
-    handles, labels = accuracy.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
-    return figure
+        if axes.get_legend_handles_labels()[1]:
+            legend_below(axes, 2)
+    speed.set(xlabel="tokens dropped (%)")
+    return drawn
 
 
 def csv_rows(report: Report) -> list[dict[str, Any]]:

@@ -339,7 +339,42 @@ def page(report: Report) -> str:
     )
     if missing:
         parts.append("Not measured: " + "; ".join(missing) + ".")
+    decoded = of_kind(report, "decode")
+    if decoded:
+        parts.append("## Decoding by DALI, beside PyAV\n\n" + decode_table(decoded))
     return "\n\n".join(parts)
+
+
+def decode_table(rows: list[Row]) -> str:
+    """Frames of each kind of clip, rates for each number of pipelines, and why the rest was skipped."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if reason := row.get("skipped") or row.get("error"):
+            reasons.setdefault(reason, []).append(row["source"])
+    blocks = [f"Skipped, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
+    frames = [
+        [
+            row["source"],
+            f"{row['start']:g}",
+            number(row["levels"]),
+            number(row["largest"], 0),
+            "yes" if row["in_order"] else "NO",
+            "yes" if row["first_right"] else "NO",
+        ]
+        for row in rows
+        if "levels" in row
+    ]
+    rates = [
+        [str(row["pipelines"]), number(row["frames_per_second"], 0), f"{row['waiting']:.1%}"]
+        for row in rows
+        if "pipelines" in row
+    ]
+    if frames:
+        columns = ["clip", "from s", "mean levels apart", "largest", "frames in order", "first frame right"]
+        blocks.append(table(columns, frames))
+    if rates:
+        blocks.append(table(["pipelines", "frames/s", "of MBS video steps waits"], rates))
+    return "\n\n".join(blocks)
 
 
 def readme_rows(report: Report) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.pages import BLUE, GREEN, ORANGE, PINK, ReportPage, table
+from harness.pages import BLUE, GREEN, ORANGE, PINK, ReportPage, legend_below, table
 from harness.report import Report
 
 from accounting.communication import KINDS
@@ -225,7 +225,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 def figure(report: Report, plt: Any) -> Any:
     """Share of computing over GPUs for each preset (DDP), and what a step consists of at both ends of the batches."""
     names, batches, counts = (report.settings[key] for key in ("presets", "batches", "gpus"))
-    figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8.6), layout="constrained")
     for axis, name in zip(axes[0], names, strict=False):
         for batch, colour in zip(batches, (BLUE, ORANGE, GREEN, PINK), strict=False):
             steps = steps_of(report, parallel="ddp", preset=name, batch=batch)
@@ -236,7 +236,7 @@ def figure(report: Report, plt: Any) -> Any:
         axis.set(title=f"{name}, DDP (dotted: nothing overlaps)", ylabel="computing, share of a step", ylim=(0, 1.03))
         axis.set_xscale("log", base=2)
         axis.grid(alpha=0.3)
-    axes[0, 0].legend()
+    legend_below(axes[0, 1], len(batches))
     middle = names[len(names) // 2]
     for axis, (parallel, batch) in zip(
         axes[1], (("ddp", min(batches)), ("fsdp", min(batches)), ("ddp", max(batches))), strict=True
@@ -256,7 +256,7 @@ def figure(report: Report, plt: Any) -> Any:
             ylim=(0, 1.03),
             xticks=range(len(steps)),
         )
-    axes[1, 0].legend(loc="lower left")
+    legend_below(axes[1, 1], len(COLOURS))
     for axis in axes.flat:
         axis.set_xlabel("GPUs")
     for axis in axes[0]:

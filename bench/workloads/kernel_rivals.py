@@ -10,6 +10,7 @@ patches, add positions, gather; of the loss, both matrices of scores with its su
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from vatt_kernels import portable as portable_form
 from vatt_kernels.reference import gather_tokens, relative_bias, relative_buckets
 from vatt_kernels.spec.cases import Case, smaller
 from vatt_kernels.spec.error_budget import Expected, expect
@@ -27,6 +30,7 @@ from vatt_kernels.spec.kernel_spec import KernelSpec
 from vatt.ops import Ops
 
 Run = Callable[[Inputs], Tensor]
+CHUNK_ROWS = 4096  # of a matrix of scores at a time
 
 
 class Unable(RuntimeError):
@@ -134,7 +138,7 @@ def flex(spec: KernelSpec, inputs: Inputs) -> Run:
     on_a_gpu(inputs, "has no backward on a CPU")
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled = torch.compile(flex_attention, dynamic=False, mode="max-autotune-no-cudagraphs")
     q, key_mask = inputs.leaves["q"], inputs.rest.get("key_mask")
     batch, tokens = q.shape[:2]
     block_mask = None
@@ -210,10 +214,15 @@ def convolve(spec: KernelSpec, inputs: Inputs) -> Run:
 # contrastive loss
 
 
-def materialised(spec: KernelSpec, inputs: Inputs) -> Run:
-    """One matrix of scores B x B L, read along both axes; what a careful program without a kernel does."""
+def unmasked(inputs: Inputs) -> None:
+    """Raises where a loss has masks, other ranks or two averages, which the rivals do without."""
     if "all_video" in inputs.leaves or "mask" in inputs.rest or inputs.rest["symmetric"]:
         raise Unable("measured for a rank alone, without masks, asymmetric")
+
+
+def materialised(spec: KernelSpec, inputs: Inputs) -> Run:
+    """One matrix of scores B x B L, read along both axes; what a careful program without a kernel does."""
+    unmasked(inputs)
 
     def run(inputs: Inputs) -> Tensor:
         video, other = inputs.leaves["video"], inputs.leaves["other"]
@@ -224,6 +233,63 @@ def materialised(spec: KernelSpec, inputs: Inputs) -> Run:
         scores = scores.view(clips, clips, candidates)
         back = scores.logsumexp(dim=(0, 2))
         positives = scores.diagonal().logsumexp(dim=0)
+        return torch.logaddexp(forth, back) - positives
+
+    return run
+
+
+def tiled(spec: KernelSpec, inputs: Inputs) -> Run:
+    """As Inf-CL does it: sums over tiles of scores, which the backward computes again; of some tiles the fastest."""
+    unmasked(inputs)
+    on_a_gpu(inputs, 'on a CPU "ours" goes by tiles')
+
+    def run(inputs: Inputs, block: int) -> Tensor:
+        rest, leaves = inputs.rest, inputs.leaves
+        return portable_form.contrastive_loss(
+            leaves["video"],
+            leaves["other"],
+            leaves["video"],
+            leaves["other"],
+            mask=None,
+            video_mask=None,
+            temperature=rest["temperature"],
+            symmetric=False,
+            block=block,
+        )
+
+    def seconds(block: int) -> float:
+        torch.cuda.synchronize()
+        tick = time.perf_counter()
+        run(inputs, block).sum().backward()
+        torch.cuda.synchronize()
+        return time.perf_counter() - tick
+
+    blocks = (1024, 4096, 16_384)
+    best = min(blocks, key=lambda block: min(seconds(block) for _ in range(3)))
+    return lambda inputs: run(inputs, best)
+
+
+def chunked(spec: KernelSpec, inputs: Inputs) -> Run:
+    """As Liger does it: rows a chunk at a time, each compiled to one kernel beside its product, and computed again."""
+    unmasked(inputs)
+    on_a_gpu(inputs, "compiling for a CPU takes longer than all else here")
+
+    def sums(rows: Tensor, columns: Tensor, inverse: float) -> tuple[Tensor, Tensor]:
+        scores = (rows @ columns.T).float() * inverse
+        return scores.logsumexp(dim=1), scores.logsumexp(dim=0)
+
+    compiled = torch.compile(sums, dynamic=False)
+
+    def run(inputs: Inputs) -> Tensor:
+        video, other = inputs.leaves["video"], inputs.leaves["other"]
+        inverse = 1 / inputs.rest["temperature"]
+        v, w = (F.normalize(x.float(), dim=-1).to(x.dtype) for x in (video, other))
+        parts = [
+            checkpoint(compiled, rows, w.flatten(0, 1), inverse, use_reentrant=False) for rows in v.split(CHUNK_ROWS)
+        ]
+        forth = torch.cat([part[0] for part in parts])
+        back = torch.stack([part[1] for part in parts]).logsumexp(dim=0).view(w.shape[:2]).logsumexp(dim=1)
+        positives = ((v[:, None].float() * w.float()).sum(dim=2) * inverse).logsumexp(dim=1)
         return torch.logaddexp(forth, back) - positives
 
     return run
@@ -259,7 +325,11 @@ RIVALS: dict[str, tuple[Provider, ...]] = {
         Provider("FlexAttention", flex, compiles=True),
         Provider("xformers", xformers),
     ),
-    "contrastive_loss": (Provider("materialised scores", materialised),),
+    "contrastive_loss": (
+        Provider("materialised scores", materialised),
+        Provider("Inf-CL-style tiles", tiled),
+        Provider("Liger-style chunks", chunked, compiles=True),
+    ),
 }
 
 

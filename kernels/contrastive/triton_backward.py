@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot_case import AotCase
-from ..device import architecture, processors
+from ..device import processors
 from .triton_forward import (
     AOT_ARCHS,
     AOT_TYPES,
@@ -41,6 +41,7 @@ from .triton_forward import (
     launch_for,
     parts_for,
     small_block,
+    tile_for,
 )
 
 SUMS_BYTES = 2**27  # of the parts of one launch; one part of it may be more
@@ -193,7 +194,7 @@ def vector_gradient(
     """Gradient by `rows.vectors`, in their shape and dtype: `factor` (float32 [1]) times the sums of the kernels."""
     (row_count, wide), (count, width) = rows.units.shape, rows.vectors.shape
     device = rows.units.device
-    tile = launch_for("gradient", architecture(AOT_ARCHS, device), rows.units.dtype, wide)
+    tile = tile_for("gradient", rows.units)
     at_once = processors(device)
     row_blocks, column_blocks = row_count // tile.rows, columns.units.shape[0] // tile.columns
     kind, partners, pairs, candidates = positives or Positives("none", columns.units, factor, 1)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..aot_case import AotCase
 from ..device import architecture, processors
+from ..tuning import tuned
 
 PADDING = {2: 128, 4: 32}  # by bytes of an element: rows are padded to the largest tile, so that nothing needs masks
 MAX_WIDTH = 512
@@ -91,6 +92,14 @@ def launch_for(kernel: str, architecture: int, dtype: torch.dtype, width: int) -
     """`width` is W. Whoever calls has checked that it is at most MAX_WIDTH."""
     rows = (row for row in LAUNCHES if row[:3] == (kernel, architecture, dtype.itemsize == 2) and width <= row[3])
     return next(rows)[4]
+
+
+def tile_for(kernel: str, units: Tensor) -> ContrastiveLaunch:
+    """For units [M, W] on their device."""
+    launch = launch_for(kernel, architecture(AOT_ARCHS, units.device), units.dtype, units.shape[1])
+    if units.dtype.itemsize != 2:
+        return launch
+    return tuned(f"contrastive {kernel} {units.shape[1]}", (launch,), units.device)[0]
 
 
 def small_block(width: int) -> int:
@@ -259,7 +268,7 @@ def row_sums(rows: Tensor, columns: Tensor, admit: Tensor, temperature: float) -
     Below FIXED_TEMPERATURE: the logarithm of that.
     """
     (row_count, wide), column_count = rows.shape, columns.shape[0]
-    tile = launch_for("sums", architecture(AOT_ARCHS, rows.device), rows.dtype, wide)
+    tile = tile_for("sums", rows)
     row_blocks, column_blocks = row_count // tile.rows, column_count // tile.columns
     parts = parts_for(row_blocks, column_blocks, processors(rows.device))
     part_blocks = triton.cdiv(column_blocks, parts)
@@ -295,7 +304,7 @@ def both_sums(
     The columns should be the longer side: their sums stay in registers.
     """
     (row_count, wide), column_count = rows.shape, columns.shape[0]
-    tile = launch_for("sums", architecture(AOT_ARCHS, rows.device), rows.dtype, wide)
+    tile = tile_for("sums", rows)
     row_blocks, column_blocks = row_count // tile.rows, column_count // tile.columns
     at_once = processors(rows.device)
     column_part_blocks = triton.cdiv(column_blocks, 2 * at_once)

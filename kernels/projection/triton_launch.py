@@ -12,6 +12,7 @@ from torch import Tensor
 from ..device import processors, shared_memory
 from ..droptoken.triton_op import segment_sum
 from ..reference import patches
+from ..tuning import tuned
 from .triton_kernels import project_kernel, starts_kernel, weight_kernel
 
 CENTRE = {torch.uint8: 128}
@@ -124,7 +125,7 @@ def project_forward(
     y = torch.empty(rows, width, dtype=dtype, device=weight.device)
     if not y.numel():
         return y
-    launch = choose(FORWARD, clip, width, rows, weight.dtype)
+    launch = choose(tuned("projection forward", FORWARD, y.device), clip, width, rows, weight.dtype)
     t, h, run = clip.patch
     grid = (triton.cdiv(width, launch.width) * triton.cdiv(rows, launch.other),)
     with torch.cuda.device_of(y):
@@ -176,7 +177,7 @@ def project_weight_gradient(
     if not dy.numel():
         return torch.zeros(values, width, dtype=dtype, device=dy.device)
     starts = torch.empty(rows, dtype=torch.int64, device=dy.device)
-    launch = choose(WEIGHT, clip, width, values, dy.dtype)
+    launch = choose(tuned("projection weight", WEIGHT, dy.device), clip, width, values, dy.dtype)
     tiles = triton.cdiv(width, launch.width) * triton.cdiv(values, launch.other)
     steps = triton.cdiv(rows, launch.depth)
     if splits is None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..dispatch import implementation
 from ..validation import check_same_device, compute_dtype, shape_error, shape_of, without_autocast
+from .libraries import LIBRARIES
 
 
 def attention(
@@ -52,7 +53,8 @@ def attention(
         scale: factor on q k^T; None is D**-0.5. T5 passes 1.0.
         dropout_p: probability of dropping a probability, 0 <= p < 1; the rest is scaled by 1 / (1 - p).
         seed: of the dropout mask; 64 bits are used.
-        impl: "reference", "portable", "triton" or None: by device, see the package's docstring.
+        impl: "reference", "portable", "triton" or None: by device, see the package's docstring; for plain attention
+            without dropout also "sdpa" or "xformers", who then compute it.
 
     Returns:
         The shape of q. In its dtype, or autocast's where that is on.
@@ -95,7 +97,7 @@ def attention(
         raise ValueError(f"attention: dropout_p must satisfy 0 <= p < 1, got {dropout_p}")
     check_same_device("attention", q=q, k=k, v=v, key_mask=key_mask, bias_table=bias_table)
     dtype = compute_dtype(q, q.dtype)
-    compute = implementation("attention", impl, q.device, _load_triton)
+    compute = LIBRARIES.get(impl or "") or implementation("attention", impl, q.device, _load_triton)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
     with without_autocast(q.device):

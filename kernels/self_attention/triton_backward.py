@@ -32,6 +32,7 @@ from .triton_tiles import (
     aot_case,
     column_of,
     make_problem,
+    measured_launch,
     readable,
     settings,
     strides,
@@ -157,6 +158,8 @@ def attention_backward(
             first, second = backward_launches(
                 problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), bias=bias_table is not None
             )
+            first = measured_launch("dq", first, problem.padded, q)
+            second = measured_launch("dk dv", second, problem.padded, q)
             queries_kernel[problem.grid(triton.cdiv(problem.longest, first.rows))](
                 q,
                 k,

@@ -21,6 +21,7 @@ from .triton_tiles import (
     load_rows,
     locate,
     make_problem,
+    measured_launch,
     readable,
     row_words,
     store_rows,
@@ -276,6 +277,8 @@ def attention_forward(
         bias=bias_table is not None,
         dropout=dropout_p > 0,
     )
+    features = key_mask is not None or dropout_p > 0
+    launch = measured_launch("forward with features" if features else "forward", launch, problem.padded, q)
     with on_device(q):
         forward_kernel[problem.grid(triton.cdiv(problem.longest, launch.rows))](
             q,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import reference
 from ..aot_case import AotCase
+from ..tuning import tuned
 
 LOG2E = math.log2(math.e)
 WIDEST = 128  # of a head
@@ -92,6 +93,13 @@ ONE_TILE = 32
 def column_of(padded: int) -> int:
     """Which width of the launch tables serves a padded width."""
     return 64 if padded <= 64 else 128
+
+
+def measured_launch(kernel: str, launch: AttentionLaunch, padded: int, x: Tensor) -> AttentionLaunch:
+    """What was measured for this GPU in place of `launch`; small ones, and those of float32, are not tuned."""
+    if max(launch.rows, launch.keys) == ONE_TILE or x.dtype.itemsize != 2:
+        return launch
+    return tuned(f"attention {kernel} {column_of(padded)}", (launch,), x.device)[0]
 
 
 def signed(word: int) -> int:

@@ -272,9 +272,10 @@ def test_the_index_names_machine_commit_and_state(tmp_path):
 
 def test_committed_pages_and_readme_say_what_the_json_says():
     for path in report_paths(harness.REPORTS):
-        drawn = write_page(harness.load(path), draw_reports.report_page(path))
+        report_page = draw_reports.report_page(path)
+        drawn = write_page(harness.load(path), report_page)
         assert path.with_suffix(".md").read_text() == drawn, f"{path}: `make reports` has not run"
-        assert path.with_suffix(".png").exists()
+        assert path.with_suffix(".png").exists() == (report_page.figure is not None)
     if report_paths(harness.REPORTS):
         assert (harness.REPORTS / "README.md").read_text() == index(harness.REPORTS)
         for page, table in draw_reports.tables().items():
@@ -352,6 +353,8 @@ def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.Captu
         "0",
         "--out",
         str(tmp_path),
+        "--beside",
+        str(Path(__file__).parents[2]),
     ]
     assert decode.main(command) == 0
     path = next(tmp_path.glob("*/decode.json"))
@@ -362,6 +365,8 @@ def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.Captu
     assert {("pyav", "window", 1), ("pyav", "sequence", 1), ("pyav, training", "window", 1)} <= timed
     for check in report.gate["checks"]:  # each one takes part, or there is a reason why not
         assert check["clips"] or check["refused"]
+    stages = [row for row in report.rows if row["kind"] == "stages"]
+    assert [(row["clip"], row["same"]) for row in stages] == [("0.mp4", True), ("1.mp4", True)]
     (loader,) = (row for row in report.rows if row["kind"] == "loader")
     assert 0 < loader["wait_share"] < 1
     assert path.with_suffix(".md").exists()

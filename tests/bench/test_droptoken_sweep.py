@@ -178,6 +178,10 @@ def test_five_folds_are_measured_over_several_sittings(folder, tmp_path, monkeyp
     assert esc10_small.main(argv) == 0
     path = next(tmp_path.glob("*/esc10_small.json"))
     first = harness.load(path).rows
+    alone = harness.load(path)
+    alone.rows, alone.settings["folds"] = first[:1], [1]
+    assert "| 50% | – | – |" not in esc10_small.page(alone)
+    assert "| 50% | 1 |" in esc10_small.page(alone)
     assert esc10_small.main([*argv, "--resume", "--drop-rates", "0.5", "0", "0.75", "--seeds", "1", "2"]) == 0
     report = harness.load(path)
     assert report.rows[:2] == first

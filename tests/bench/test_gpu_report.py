@@ -20,11 +20,13 @@ from harness.pages import results, write_page
 
 import gpu_report
 import pytest
+import torch
 from gpu_report import REPORT_PAGE, Unit, in_processes
 from pages import gpu as gpu_page
-from workloads import gpu_measurements
+from vatt_kernels.spec.error_budget import expect
+from workloads import gpu_measurements, kernel_rivals
 from workloads.gpu_measurements import BY_NAME
-from workloads.kernel_rivals import providers
+from workloads.kernel_rivals import Unable, providers
 from workloads.sanitized_case import WATCHED, case_of, sanitizer
 
 
@@ -75,8 +77,15 @@ def test_dry_run_goes_on_and_holds_rows_of_every_kind(tmp_path: Path, capsys: py
     code, report = run(tmp_path, "--resume")
     assert code == 0
     assert report.rows[: len(begun.rows)] == begun.rows
-    assert {row["kind"] for row in report.rows} == {"ceilings", "correctness", "sanitizer", "kernel", "training"}
-    assert all(row["skipped"] == "no GPU" for row in report.rows if row["kind"] == "sanitizer")
+    assert {row["kind"] for row in report.rows} == {
+        "ceilings",
+        "correctness",
+        "sanitizer",
+        "kernel",
+        "training",
+        "decode",
+    }
+    assert all(row["skipped"] == "no GPU" for row in report.rows if row["kind"] in ("sanitizer", "decode"))
     assert len({(row["key"], row.get("provider"), row.get("implementation")) for row in report.rows}) == len(
         report.rows
     )
@@ -270,6 +279,27 @@ def test_the_benchmark_has_every_operation_with_all_its_providers() -> None:
 
     jobs = {(job.values[0].name, job.values[3].name) for job in bench_kernels.JOBS}
     assert jobs == {(name, provider.name) for name in BY_NAME for provider in providers(name)}
+
+
+@pytest.mark.parametrize("provider", ["Inf-CL-style tiles", "Liger-style chunks"])
+def test_losses_of_others_compute_the_same(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where they are no rivals: what a GPU will time is the same function."""
+    monkeypatch.setattr(kernel_rivals, "on_a_gpu", lambda inputs, otherwise: None)
+    monkeypatch.setattr(kernel_rivals, "CHUNK_ROWS", 3)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr("torch.compile", lambda function, **options: function)
+    spec = BY_NAME["contrastive_loss"]
+    prepare = next(p.prepare for p in providers("contrastive_loss") if p.name == provider)
+    done = 0
+    for case in spec.cases():
+        expected = expect(spec, case, torch.float32)
+        try:
+            run = prepare(spec, expected.inputs.differentiable())
+        except Unable:
+            continue
+        assert [str(error) for error in expected.errors(run) if not error.green] == [], case.name
+        done += 1
+    assert done >= 2
 
 
 def test_a_dry_run_is_not_published(capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,7 +247,7 @@ def test_what_the_headers_make_the_library_raise_is_a_bad_clip(tmp_path: Path, m
     def wrong(*_: object) -> None:
         raise ZeroDivisionError("a rate of 1/0")
 
-    monkeypatch.setattr("vatt.data.decoding.container.Reader._open", wrong)
+    monkeypatch.setattr("vatt.data.decoding.container.Reader._streams", wrong)
     with pytest.raises(BadClip, match="1/0"):
         decode(tmp_path / "a.mp4")
 

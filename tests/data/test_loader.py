@@ -155,6 +155,8 @@ def test_evaluation_of_long_rows_reads_windows_one_by_one(tmp_path: Path) -> Non
     clip = Clip(0, tmp_path / "long.mp4", "long.mp4")
     windows = WindowReader(MODEL.video, MODEL.audio, 64, 30.0).read_spaced(clip, 3)
     assert [numbers(window.video)[0] for window in windows] == [0, 116, 232]
+    (middle,) = WindowReader(MODEL.video, MODEL.audio, 64, 30.0).read_spaced(clip, 3, slice(1, 2))
+    assert (middle.video == windows[1].video).all()
     assert windows[1].audio is not None
     assert 11.6 + onset(windows[1].audio, RATE) == pytest.approx(12.0, abs=2e-3)
 

@@ -208,6 +208,20 @@ def test_resume_refuses_other_settings(model, corpus, tmp_path, monkeypatch, cap
     assert "windows: 1, now 3" in capsys.readouterr().err
 
 
+def test_the_dtype_that_it_began_with_is_kept(whole, model, corpus, tmp_path, capsys):
+    """Whatever `auto` chooses on the machine, or the release, that goes on."""
+    out = tmp_path / "f.npz"
+    assert run(model, corpus, out, "--dtype", "bfloat16", "--split", "test") == 0
+    light, features = read_features(out, NAMES), read_features(whole, NAMES)
+    assert light.metadata["dtype"] == "bfloat16"
+    assert features.metadata["dtype"] == "float32"  # of so small a model, everywhere
+    assert light.metadata["weights_sha256"] == features.metadata["weights_sha256"]
+    assert run(model, corpus, out, "--split", "test", "--resume") == 0
+    assert f"{out} is complete" in capsys.readouterr().out
+    assert run(model, corpus, out, "--split", "test", "--resume", "--dtype", "float32") == 1
+    assert "dtype: 'bfloat16', now 'float32'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b""])
 def test_damaged_settings_are_named_with_the_way_out(model, corpus, tmp_path, capsys, content):
     parts = tmp_path / "f.npz.parts"

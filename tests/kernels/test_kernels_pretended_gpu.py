@@ -1,6 +1,6 @@
 """The launchers' host code and specialisations on a pretended H200: what would raise in the first minute on a real one.
 
-`python tests/helpers/pretended_gpu.py --all --shapes` does the same for all cases and for shapes of VATT.
+`python bench/workloads/pretended_gpu.py --all --shapes` does the same for all cases and for shapes of VATT.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "pretended_gpu.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "workloads" / "pretended_gpu.py"
 BREAK = """
 import sys
 sys.path.insert(0, {folder!r})

@@ -12,6 +12,7 @@ from vatt.config.pretraining import LossConfig
 from vatt.model.heads import BatchNorm, Embeddings
 from vatt.model.losses import FORMS, pair_loss, pretraining_loss
 from vatt.model.positions import resample_table, spline_matrix
+from vatt.model.tokens import at_level, tones
 from vatt.model.vatt import VATT, Backbone, Classifier, count_parameters
 from vatt.ops import REFERENCE, choose
 
@@ -198,6 +199,29 @@ def test_borders_that_do_not_divide_are_dropped():
     video = torch.randint(0, 256, (1, 16, 64, 64, 3), dtype=torch.uint8)
     wide = torch.nn.functional.pad(video, (0, 0, 0, 7, 0, 9))
     assert torch.equal(backbone.features("video", video), backbone.features("video", wide))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+def test_sounds_of_any_loudness_come_at_one_level(dtype):
+    wave = torch.sin(torch.arange(4_096) / 7.0)
+    loud = torch.stack([0.9 * wave, 0.9 / 50 * wave])
+    sounds = loud if dtype == torch.float32 else (loud * 32767).to(dtype)
+    levelled = at_level(sounds, 20.0)
+    assert levelled.dtype == torch.float32
+    torch.testing.assert_close(levelled.square().mean(1).sqrt(), torch.full((2,), 20.0))
+    torch.testing.assert_close(levelled[0], levelled[1], rtol=0.01 if dtype == torch.int16 else 1e-5, atol=0.05)
+    assert not at_level(torch.zeros(1, 8), 20.0).any()
+
+
+def test_a_pair_of_tones_holds_its_band_wherever_a_sound_begins():
+    rate, patch = 16_000, 512
+    bank = tones(48, patch, rate)
+    torch.testing.assert_close(bank.norm(dim=0), torch.ones(96))
+    pitch = torch.linspace(0, 1, 10)[:, None] * 2 * torch.pi
+    sound = torch.sin(2 * torch.pi * 1_000 / rate * torch.arange(patch) + pitch)
+    energy = (sound @ bank).square().unflatten(1, (48, 2)).sum(2)
+    assert energy.argmax(1).unique().numel() == 1
+    assert energy.max(1).values.std() < 0.02 * energy.max()
 
 
 def test_batch_norm_moves_by_the_biased_variance():

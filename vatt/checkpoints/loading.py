@@ -22,32 +22,50 @@ from ..config.run import RunConfig
 from ..errors import RunError
 from ..model.heads import HEAD_DROPOUT
 from ..model.vatt import VATT, Classifier
-from ..ops import choose
+from ..ops import Ops, choose
 from ..runtime.forms import FormError, printable, read_json, require_form
 from .model_folder import is_classifier, load_config, model_folder, read_config
 
 V = TypeVar("V", bound=VATT)
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT | Classifier:
+def load(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    fused: bool | None = None,
+    attention: str | None = None,
+) -> VATT | Classifier:
     """The model in `folder`, in eval mode on `device`: `VATT`, or `Classifier` for a fine-tuned one.
 
-    `fused`: which operations it runs; None takes what the folder's settings say. Parameters are float32.
+    `fused`, `attention`: which operations it runs, see `vatt.ops`; None takes what the folder's settings say, as far as
+    `device` can. Parameters are float32.
 
     Raises:
         RunError: no model there, or weights and settings that do not belong together.
     """
     folder, device = model_folder(folder), torch.device(device)
-    config = load_config(folder)
     if not is_classifier(folder):
-        return load_vatt(folder, device=device, fused=fused)
-    return load_classifier(folder, device, fused=config.fused if fused is None else fused)
+        return load_vatt(folder, device=device, fused=fused, attention=attention)
+    return load_classifier(folder, device, fused=fused, attention=attention)
 
 
-def load_vatt(folder: str | Path, *, device: str | torch.device = "cpu", fused: bool | None = None) -> VATT:
+def operations(config: RunConfig, device: torch.device | str, fused: bool | None, attention: str | None) -> Ops:
+    """Of a finished model: those asked for, else those of its training as far as `device` can."""
+    wanted = attention or config.attention
+    return choose(config.fused if fused is None else fused, device, wanted, asked=attention is not None)
+
+
+def load_vatt(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    fused: bool | None = None,
+    attention: str | None = None,
+) -> VATT:
     """`load` for those who need the common spaces; raises `RunError` for a fine-tuned model."""
     config = load_config(folder)
-    build = partial(VATT, config.model, choose(config.fused if fused is None else fused, device))
+    build = partial(VATT, config.model, operations(config, device, fused, attention))
     model = build_fitting(folder, config, build)
     load_weights(model, folder)
     model.settings, model.folder = config, model_folder(folder)
@@ -70,7 +88,9 @@ def load_weights(model: VATT, folder: str | Path) -> None:
     load_exactly(model, model_folder(folder))
 
 
-def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) -> Classifier:
+def load_classifier(
+    folder: Path, device: torch.device, *, fused: bool | None = False, attention: str | None = None
+) -> Classifier:
     """A fine-tuned model of `folder` (config.json with "classifier", model.safetensors) in eval mode."""
     config = read_config(folder)
     saved = read_json(folder / "config.json")
@@ -86,7 +106,8 @@ def load_classifier(folder: Path, device: torch.device, *, fused: bool = False) 
             f'{folder / "config.json"}: "classifier" must hold a modality ({" or ".join(HEAD_DROPOUT)}) and '
             f"a number of classes ({error})"
         ) from error
-    build = partial(Classifier, config.model, modality, classes, head_dropout=dropout, ops=choose(fused, device))
+    ops = operations(config, device, fused, attention)
+    build = partial(Classifier, config.model, modality, classes, head_dropout=dropout, ops=ops)
     require_fit(folder, config.model, build)
     classifier = build()
     load_exactly(classifier, folder)

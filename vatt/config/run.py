@@ -10,6 +10,7 @@ from .model import ModelConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Parallel = Literal["ddp", "fsdp"]
+AttentionBy = Literal["auto", "triton", "sdpa", "xformers"]
 
 # Metadata of a field, which hold for everything below it that is not marked itself.
 FIXED: dict[str, Any] = {"fixed": True}  # a resumed run cannot change it
@@ -23,6 +24,7 @@ class RunConfig:
     Args:
         preset: what the other settings began as.
         fused: run the fast operations in place of the literal ones.
+        attention: who computes attention without mask and bias, see `vatt.ops`; sdpa and xformers need a dropout of 0.
         steps: number of updates.
         device: as PyTorch names it; "auto" is a GPU where there is one.
         dtype: compute type under autocast (parameters stay float32); "auto" is bfloat16 on GPUs and float32 on CPUs.
@@ -38,6 +40,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig, metadata=FIXED)
     data: DataConfig = field(default_factory=DataConfig)
     fused: bool = False
+    attention: AttentionBy = "auto"
     seed: int = 1
     steps: int = 100_000
     device: str = "auto"

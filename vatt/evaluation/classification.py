@@ -53,14 +53,14 @@ class ClassifyConfig:
 
 
 def read_classifier(
-    folder: str | Path, device: torch.device, *, fused: bool = False
+    folder: str | Path, device: torch.device, *, fused: bool = False, attention: str | None = None
 ) -> tuple[Classifier, ClassifyConfig, tuple[str, ...] | None]:
     """The fine-tuned model in `folder`, how it is tested, and its class names (None: a converted one has none).
 
     Converted models are tested as the release does. Raises `RunError` for a folder without a classifier.
     """
     folder = model_folder(folder)
-    model = load_classifier(folder, device, fused=fused)
+    model = load_classifier(folder, device, fused=fused, attention=attention)
     record = model.record
     config = ClassifyConfig(record["task"], record["loss"], record["windows"], record["crops"])
     labels = model.classes if "labels" in record else None

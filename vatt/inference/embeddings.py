@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ..checkpoints.loading import load_vatt
 from ..data.clip import Clip, Manifest
 from ..data.datasets.batch import Batch
 from ..data.datasets.evaluation import EvalDataset
+from ..data.datasets.moments import cut_moments, moment_length
 from ..data.manifest import read_manifest
 from ..data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from ..data.tokenizer import Tokenizer
@@ -82,9 +83,13 @@ def embed_batch(
             audio = backbone.features("audio", batch.audio[sounds].flatten(0, 1).to(device))[:, 0]
             sound = head.audio(audio)
         if encoded:
-            words = torch.from_numpy(np.stack([entry[2] for entry in encoded]))
+            # Each once: all moments of a clip have its captions.
+            once = {caption: ids for _, caption, ids in encoded}
+            place = {caption: number for number, caption in enumerate(once)}
+            words = torch.from_numpy(np.stack(list(once.values())))
             text = backbone.features("text", words.to(device))[:, 0]
-            sentence = head.text(text)
+            each = [place[entry[1]] for entry in encoded]
+            text, sentence = text[each], head.text(text)[each]
 
     def windows(x: Tensor) -> Tensor:
         return x.float().reshape(-1, views, x.shape[-1])
@@ -144,6 +149,7 @@ def embed_dataset(
     world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
+    sink: Callable[[Arrays], None] | None = None,
 ) -> MappedClips:
     """Embed all clips of `dataset`, in shards with the arrays of a features file; see `map_clips` for the arguments.
 
@@ -165,6 +171,7 @@ def embed_dataset(
         world,
         shard_batches=shard_batches,
         positions=POSITIONS,
+        sink=sink,
     )
 
 
@@ -173,6 +180,8 @@ def embed(
     data: Manifest | str | Path | Sequence[str | Path],
     *,
     windows: int | None = None,
+    every: float | None = None,
+    window: float | None = None,
     split: str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
@@ -183,7 +192,9 @@ def embed(
     Args:
         model: a pre-trained model, or its folder.
         data: files, or what `vatt.read_manifest` takes or returns: a manifest CSV, a folder, tar shards.
-        windows: evenly spaced temporal windows a clip, None: the model's setting.
+        windows: evenly spaced temporal windows a clip, None: the model's setting; of a moment: all of it.
+        every: seconds from one moment of a clip to the next, a row each; None: a row a clip.
+        window: seconds of a moment, None: a window of the model, or `every` where that is longer.
         split: only these rows of a manifest.
         batch_size: clips at once, None: 32 windows' worth.
         workers: decoding processes, 0: this one; a script with workers needs the `if __name__ == "__main__"` guard.
@@ -193,16 +204,21 @@ def embed(
         Arrays by the names of `vatt.inference.features_file`, and how they were made.
 
     Raises:
+        ConfigError: `every` or `window` are no lengths.
         DataError: no clip can be read, or too many cannot.
     """
     model = model if isinstance(model, VATT) else load_vatt(model)
     settings, tokenizer = model.settings, model.tokenizer
     clips = _manifest(data)
     clips = clips if split is None else clips.split(split)
+    if every is not None:
+        length, all_of_it = moment_length(every, window, settings.model.video)
+        windows, clips = windows or all_of_it, cut_moments(clips, every, length, workers)
     windows = windows or settings.eval_windows
     size = batch_size or max(1, WINDOWS_AT_ONCE // windows)
     options = replace(settings.data, workers=workers)
-    dataset = EvalDataset(clips, options, settings.model, tokenizer or Tokenizer([]), windows, size, needs=())
+    words, moments = tokenizer or Tokenizer([]), every is not None
+    dataset = EvalDataset(clips, options, settings.model, words, windows, size, needs=(), moments=moments)
     parameter = next(model.parameters())
     autocast = autocast_for(parameter.device, torch.float32)
     arrays = embed_dataset(model, dataset, tokenizer, autocast, None, max_bad_share).arrays()

@@ -6,7 +6,7 @@ float32 and means over a clip's windows; D is the width of the modality's backbo
 spaces.
 
 .npz, every array readable without pickle:
-    path U [C], row int64 [C]                absolute path; row of the manifest, counted from 0
+    path U [C], row int64 [C]                absolute path; row of the manifest, or moment (--every), counted from 0
     start, end float64 [C]                   seconds; end NaN: to the end of the file
     split, label U [C]                       "" without one
     video_clip int64 [V]                     position in the C clips; arange(C) where all have video
@@ -84,6 +84,11 @@ class Features:
     source: Path
     arrays: Arrays
     metadata: dict[str, Any]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How wide the vectors are, by the name of their array."""
+        return {name: array.shape[1] for name, array in self.arrays.items() if array.ndim == 2}
 
 
 def check_format(path: Path) -> None:
@@ -219,11 +224,12 @@ def _write_parquet(path: Path, shards: list[Path], metadata: str) -> None:
     schema = pa.schema(fields).with_metadata({"vatt": metadata})
     with parquet.ParquetWriter(path, schema) as writer:
         for shard in shards:
-            rows = sorted(_rows(read_shard(shard)), key=lambda row: row["row"])
+            rows = sorted(rows_of(read_shard(shard)), key=lambda row: row["row"])
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def _rows(arrays: Arrays) -> Iterator[dict[str, Any]]:
+def rows_of(arrays: Arrays) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary for each clip, good or bad, with the columns of the Parquet table that it has."""
     pictures, sounds = ({clip: i for i, clip in enumerate(arrays[name].tolist())} for name in POSITIONS[:2])
     texts: dict[int, list[int]] = {}
     for i, clip in enumerate(arrays["text_clip"].tolist()):

@@ -76,6 +76,7 @@ def map_clips(
     *,
     shard_batches: int | None = None,
     positions: tuple[str, ...] = (),
+    sink: Callable[[Arrays], None] | None = None,
 ) -> MappedClips:
     """Call `function` for each batch of `dataset` and keep what it returns.
 
@@ -89,6 +90,7 @@ def map_clips(
         world: processes that share the work, with `parts`; all of them return all shards.
         shard_batches: batches a shard, None: SHARD_CLIPS clips' worth.
         positions: names of arrays that count clips from the first one of a batch; function must then return "row".
+        sink: takes each shard as soon as it is made; then no shard is kept but for the clips left out.
 
     Raises:
         DataError: no clip can be used, or more of them than `max_bad_share` cannot. What was made is kept.
@@ -98,7 +100,7 @@ def map_clips(
     own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
     error, made = "", list[Arrays]()
     try:
-        made = _make(dataset, function, label, parts, max_bad_share, own, per_shard, positions)
+        made = _make(dataset, function, label, parts, max_bad_share, own, per_shard, positions, sink)
     except DataError as caught:
         if world.size == 1:
             raise
@@ -132,6 +134,7 @@ def _make(
     own: range,
     per_shard: int,
     positions: tuple[str, ...],
+    sink: Callable[[Arrays], None] | None,
 ) -> list[Arrays]:
     """Make the shards `own` that are missing; return them where there is no folder to keep them."""
     runs = [own] if parts is None else _missing(parts, own)
@@ -157,6 +160,9 @@ def _make(
                     shard.append(function(batch) | _bad_arrays(batch.bad))
                     bar.update(len(batch.tried))
                 made.append(join(shard, positions))
+                if sink is not None:
+                    sink(made[-1])
+                    made[-1] = {name: made[-1][name] for name in BAD}
                 if parts is not None:
                     write_npz(_shard(parts, number), made.pop().items())
                 if bad_share(bad, tried, len(dataset.clips)) > max_bad_share:

@@ -89,6 +89,19 @@ def open_features(out: Path, parts: Path, record: dict[str, Any], resume: bool) 
     return record
 
 
+def begun_dtype(out: Path, parts: Path) -> str | None:
+    """Return the dtype in which the features of `out`, or its shards in `parts`, were computed; None before a start.
+
+    Raises:
+        FeaturesError: `out` is damaged.
+        RunError: `parts` is damaged.
+    """
+    if out.exists():
+        return str(read_features(out, ()).metadata["dtype"])
+    settings = parts / "settings.json"
+    return str(read_record(settings)["dtype"]) if settings.exists() else None
+
+
 def open_parts(parts: Path, identity: dict[str, Any]) -> None:
     """Make the folder `parts`, and empty it first when its shards are those of another `identity` (plain JSON)."""
     text, path = json.dumps(identity), parts / "identity"

@@ -135,8 +135,8 @@ def tones(pairs: int, samples: int, rate: int, lowest: float = 50.0) -> Tensor:
     Pitches are evenly spaced on the mel scale, from `lowest` to 95 % of half the sampling `rate`, in Hz. A pair holds
     the energy of its band wherever in the patch a sound begins, which noise has to be trained to do.
     """
-    ends = [2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2)]
-    pitches = 700 * (10 ** (torch.linspace(*ends, pairs, dtype=torch.float64) / 2595) - 1)
+    low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (lowest, 0.95 * rate / 2))
+    pitches = 700 * (10 ** (torch.linspace(low, high, pairs, dtype=torch.float64) / 2595) - 1)
     turns = 2 * torch.pi / rate * torch.arange(samples)[:, None] * pitches
     waves = torch.stack([turns.cos(), turns.sin()], dim=-1).flatten(1)
     window = torch.hann_window(samples, periodic=False, dtype=torch.float64).sqrt()

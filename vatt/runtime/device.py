@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+
 import torch
 
 from ..errors import ConfigError
@@ -26,6 +29,20 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware, and PyTorch and oneDNN may use that here.
+
+    `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` hold them back where they are set.
+    """
+    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not (can.get("amx_bf16") or can.get("avx512_bf16") or can.get("arm_bf16")):
+        return False
+    held_back = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in ("", "DEFAULT", "ALL") or (
+        platform.machine() == "x86_64" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    )
+    return not held_back and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast_for(device: torch.device, dtype: torch.dtype) -> torch.autocast:

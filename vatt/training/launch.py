@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, get_args
 import torch
 
 from ..checkpoints import training_checkpoint
-from ..checkpoints.model_folder import read_config, recorded_settings
+from ..checkpoints.model_folder import read_config, read_record, recorded_settings
 from ..config.data import DataConfig
 from ..config.finetuning import FinetuneConfig
 from ..config.run import Dtype, Parallel, RunConfig
@@ -25,13 +25,14 @@ from ..data.clip import Manifest
 from ..data.manifest import read_manifest, tell_notes
 from ..data.shards.reading import absolute_source
 from ..errors import ConfigError, RunError
+from ..ops import OURS, REFERENCE, Ops, attention_dropout, choose
 from ..runtime.cli import exit_code
 from ..runtime.device import pick_device
 from ..runtime.distributed import SINGLE_PROCESS, World, init_world
 from ..runtime.files import first_free, write_atomically
 from ..runtime.forms import parse_json
 from ..runtime.lock import add_force_flag, owned
-from ..runtime.provenance import code_identity
+from ..runtime.provenance import code_identity, environment
 from .metrics_log import read_metrics
 from .profiler import ProfiledSteps, parse_profile
 from .status import format_status, held_out_line, status
@@ -50,6 +51,7 @@ class OpenedRun(Generic[C]):
         resume: go on from the newest checkpoint in `out`.
         profiled: steps that are to be traced.
         world: the processes that run it together.
+        ops: which operations it runs.
     """
 
     config: C
@@ -58,6 +60,12 @@ class OpenedRun(Generic[C]):
     resume: bool = False
     profiled: ProfiledSteps | None = None
     world: World = SINGLE_PROCESS
+    ops: Ops = REFERENCE
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it runs, and with which operations."""
+        return environment(self.device) | {"operations": self.ops.reason, "attention": self.ops.attention_by}
 
 
 def add_run_flags(parser: argparse.ArgumentParser, *, folder: str, seed: str, example: str) -> None:
@@ -233,7 +241,18 @@ def open_run(
     for difference in differences(saved, config) if saved is not None else []:
         log.info("changed since the run began: %s", difference)
     device = pick_device(config.device, world.local_rank if world.size > 1 else None)
-    return OpenedRun(config, out, device, args.resume, profiled, world)
+    # What "auto" was when a run began, it stays; a run without a record had the operations of its device throughout.
+    began = read_record(out).get("environment") if saved is not None else None
+    before = str(began.get("attention", OURS)) if isinstance(began, dict) else OURS
+    ops = choose(
+        config.fused,
+        device,
+        config.attention,
+        dropout=attention_dropout(config.model),
+        recorded=before if saved is not None and saved.attention == "auto" else None,
+    )
+    world.require_equal({"the operations": ops.name})
+    return OpenedRun(config, out, device, args.resume, profiled, world, ops)
 
 
 def summarise(

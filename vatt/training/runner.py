@@ -25,10 +25,8 @@ from ..data.loader import BatchSource
 from ..data.tokenizer import Tokenizer
 from ..errors import VattError
 from ..model.vatt import count_parameters
-from ..ops import Ops
 from ..runtime.device import autocast_for, compute_dtype
 from ..runtime.distributed import World
-from ..runtime.provenance import environment
 from .launch import OpenedRun, summarise, write_result
 from .loop import run_steps
 from .metrics_log import MetricsLog
@@ -57,7 +55,6 @@ class Task(Generic[M]):
             the training's own part of result.json are made before.
         draw: loss curves from the lines of metrics.jsonl.
         advice: what to try when losses are not finite.
-        ops: which operations the model was built with.
         notes: lines of output on the data.
         initialize: puts other weights into the model of a run without checkpoint; returns lines of output.
         environment, record: what the folder of the model and checkpoints say besides: of the machine, and of the model.
@@ -75,7 +72,6 @@ class Task(Generic[M]):
     finish: Callable[[M], tuple[dict[str, Any], VattError | None]]
     draw: Callable[[list[dict[str, Any]], Path], None]
     advice: str
-    ops: Ops
     notes: Sequence[str] = ()
     initialize: Callable[[M], Sequence[str]] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -108,7 +104,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     )
     optimizer = task.optimizer(model)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)
-    machine = environment(device) | {"operations": task.ops.reason} | task.environment
+    machine = run.environment | task.environment
     identity = {"manifest": (fingerprint(manifest), manifest.root)}
     if task.tokenizer is not None:
         identity["words"] = (fingerprint(task.tokenizer.words), out / "vocabulary.txt")
@@ -121,7 +117,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     if world.size > 1:
         share = config.data.batch_size // world.size
         log.info("%d processes (%s), %d clips of each batch on each", world.size, config.parallel, share)
-    for line in (task.ops.reason, *origin, *task.notes):
+    for line in (run.ops.reason, *origin, *task.notes):
         log.info("%s", line)
     if run.resume:
         log.info("%s", f"resuming after step {start}" if start else "no checkpoint yet: starting over")
@@ -131,7 +127,7 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
 
     def update(batch: Batch, step: int) -> dict[str, Any]:
         line = task.step(model, optimizer, wrapped, batch.to(device), step, autocast)
-        return line | {"operations": task.ops.impl}
+        return line | {"operations": run.ops.name}
 
     seconds = run_steps(session, config, task.dataset, start, metrics, update, task.advice, task.loader, run.profiled)
     state = full_state_dict(model) if is_sharded(model) else None

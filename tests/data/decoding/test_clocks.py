@@ -66,10 +66,10 @@ def test_the_delay_of_a_decoder_is_found_once_a_process(tmp_path: Path, monkeypa
     clip = write_frames(tmp_path / "clip.avi", "mpeg4", 240, 2)
     found, honest = 0, video._timed_frames
 
-    def counted(reader: object) -> object:
+    def counted(*args: object) -> object:
         nonlocal found
         found += 1
-        return honest(reader)  # type: ignore[arg-type]
+        return honest(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(video, "_timed_frames", counted)
     for start in (4.3, 5.0, 6.0):

@@ -24,7 +24,7 @@ from ...runtime.compatibility import codec_name
 from ..clip import Clip
 from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
-from ..decoding.container import BadClip, Late, Reader, opened, plain, seconds_of
+from ..decoding.container import BadClip, Late, Reader, plain, seconds_of
 from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
 from ..decoding.video import SEEK_STEP, frames_until, grid_frames
@@ -72,7 +72,7 @@ class PacketReader(WindowReader):
             frames = min(frames, grid_frames(clip.end - start, self.video.fps))
         audio = None
         try:
-            with self.watch.decoding(clip), opened(clip.path, self.time_limit, self.modalities) as reader:
+            with self._opened(clip) as reader:
                 reader.require(self.needs)
                 cut = cut_packets(reader, start, self.video.fps, frames, kind)
                 if reader.audio is not None:

@@ -12,23 +12,28 @@ frame of an image.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...config.model import AudioConfig, VideoConfig
 from ..clip import Clip
-from ..decoding.container import BOTH, BadClip, probe
-from ..decoding.span import DecodedSpan, decode_span, decode_spans
+from ..decoding.clock import Version
+from ..decoding.container import BOTH, BadClip, Reader, info_of, opened
+from ..decoding.memory_limit import private_memory
+from ..decoding.span import DecodedSpan, decode_spans, span_of
 from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
 WHOLE_SECONDS = 20.0
+T = TypeVar("T", bound=np.generic)
 KNOWN_DURATIONS = 100_000  # remembered, so that a corpus of millions does not fill the memory with them
 
 
@@ -38,6 +43,14 @@ class Window:
 
     video: NDArray[np.uint8] | None
     audio: NDArray[np.int16] | None
+
+
+class _Kept(NamedTuple):
+    """A file that was left open; `before`: the process's private memory when it was not."""
+
+    reader: Reader
+    version: Version
+    before: int
 
 
 class WindowReader:
@@ -70,6 +83,7 @@ class WindowReader:
         self._cache: OrderedDict[int, DecodedSpan] = OrderedDict()
         self._cached_bytes = 0
         self._durations: dict[Path, float] = {}
+        self._kept: _Kept | None = None
         self._bad: dict[int, str] = {}
         self._remarks: list[tuple[int, str]] = []
 
@@ -79,8 +93,9 @@ class WindowReader:
         duration = self._durations.get(clip.path)
         if duration is None:
             try:
-                with self.watch.decoding(clip):
-                    info = probe(clip.path, time_limit=self.time_limit, read=self.modalities, needs=self.needs)
+                with self._opened(clip) as reader:
+                    info = info_of(reader, self.needs)
+                    reader.keep = reader.fresh
             except BadClip as bad:
                 self._remember(clip, bad)
                 raise  # not `from bad`: an error that is its own cause keeps what was open until the collector comes
@@ -101,9 +116,12 @@ class WindowReader:
             return self._cut(clip, self._whole(clip), offset)
         return self._cut(clip, self._decode(clip, clip.start + offset / self.video.fps, self.steps), 0)
 
-    def read_spaced(self, clip: Clip, windows: int) -> list[Window]:
-        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row."""
-        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()
+    def read_spaced(self, clip: Clip, windows: int, chosen: slice = slice(None)) -> list[Window]:
+        """`windows` windows at evenly spaced offsets, the first at the start and the last at the end of the row.
+
+        `chosen`: those of them that are read and returned.
+        """
+        offsets = np.linspace(0, self.last_offset(clip), windows).astype(int).tolist()[chosen]
         if self.seconds(clip) <= max(WHOLE_SECONDS, windows * self.steps / self.video.fps):
             span = self._whole(clip)
             return [self._cut(clip, span, offset) for offset in offsets]
@@ -171,25 +189,31 @@ class WindowReader:
 
     def _decode(self, clip: Clip, start: float, frames: int) -> DecodedSpan:
         self._known(clip)
+        if clip.end is not None:
+            frames = min(frames, grid_frames(clip.end - start, self.video.fps))
         try:
-            with self.watch.decoding(clip):
-                span = decode_span(
-                    clip.path,
-                    start=start,
-                    end=clip.end,
-                    fps=self.video.fps,
-                    frames=frames,
-                    rate=self.audio.rate,
-                    short_side=self.short_side,
-                    time_limit=self.time_limit,
-                    read=self.modalities,
-                    needs=self.needs,
-                )
+            with self._opened(clip) as reader:
+                span = span_of(reader, start, self.video.fps, frames, self.audio.rate, self.short_side, self.needs)
         except BadClip as bad:
             self._remember(clip, bad)
             raise
         self._remark(clip, span.remarks)
         return span
+
+    @contextlib.contextmanager
+    def _opened(self, clip: Clip) -> Iterator[Reader]:
+        """The file of `clip`, open; the same as before if it was left open and has not changed. Raises `BadClip`."""
+        kept, self._kept = self._kept, None
+        if kept is not None and (kept.reader.path, kept.version) != (clip.path, kept.reader.version):
+            kept.reader.close()
+            kept = None
+        before = private_memory() if kept is None else kept.before
+        again = None if kept is None else kept.reader
+        with self.watch.decoding(clip, before), opened(clip.path, self.time_limit, self.modalities, again) as reader:
+            version = reader.version
+            yield reader
+        if reader.keep:
+            self._kept = _Kept(reader, version, before)
 
     def _remark(self, clip: Clip, remarks: Collection[str]) -> None:
         self._remarks += [(clip.index, remark) for remark in sorted(remarks)]
@@ -210,12 +234,11 @@ class WindowReader:
         if period <= 0:
             at, stream = clip.start + offset / self.video.fps, "sound" if span.video is None else "video"
             raise BadClip(clip.path, f"nothing at {at:.2f} s: the {stream} ends before", whole=False)
-        video = None if span.video is None else span.video[offset + np.arange(self.video.frames) % period]
+        video = None if span.video is None else _repeated(span.video[offset : offset + period], self.video.frames)
         if span.audio is None:
             return Window(video, None)
         first = round(offset * per_step)
-        piece = span.audio[first : first + round(period * per_step)]
-        return Window(video, piece[np.arange(self.audio.samples) % len(piece)])
+        return Window(video, _repeated(span.audio[first : first + round(period * per_step)], self.audio.samples))
 
     def _remember(self, clip: Clip, bad: BadClip) -> None:
         # Only what every window of the row would meet: remembering must not change what a fresh process does.
@@ -226,3 +249,8 @@ class WindowReader:
         self.watch.alive()  # also where all that follows is in the cache
         if clip.index in self._bad:
             raise BadClip(clip.path, self._bad[clip.index])
+
+
+def _repeated(values: NDArray[T], count: int) -> NDArray[T]:
+    """The first `count` of `values`, again from the start where there are fewer; not copied unless they repeat."""
+    return values[:count] if len(values) >= count else values[np.arange(count) % len(values)]

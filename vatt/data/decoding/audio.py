@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ...config.model import AudioConfig
 from ...runtime.compatibility import OPEN_OPTIONS
-from .container import OPTIONS, BadClip, Deadline, Late, Reader, plain, seconds_of
+from .container import OPTIONS, BadClip, Deadline, Late, Reader, decoders_own, plain, seconds_of
 
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
 GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
@@ -97,7 +97,10 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
             track.finish()  # the sound of another recording is placed by its own times
         part = reader.part
         try:
-            decoded = stream.decode(packet)
+            with decoders_own(reader.path):
+                decoded = stream.decode(packet)
+                if any(frame.sample_rate < 1 for frame in decoded):
+                    raise ValueError("a sound of 0 Hz")
         except FFmpegError:
             failed = True
             track.cut()
@@ -256,7 +259,7 @@ class _Track:
         if self.resampler is None:  # the frames of a step before it did not mix
             return
         try:
-            self._place(self.resampler.resample(_first_channel(frame) if self.unmixed else frame))
+            mixed = self.resampler.resample(_first_channel(frame) if self.unmixed else frame)
         except (FFmpegError, ValueError):
             if self.unmixed or self.placed:  # the format changed in the stream
                 self.cut()
@@ -264,6 +267,8 @@ class _Track:
             self.unmixed = frame.layout.nb_channels
             self.resampler = av.AudioResampler("s16", "mono", self.rate)
             self._mix(frame)
+            return
+        self._place(mixed)
 
     def _place(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
@@ -323,7 +328,7 @@ def read_sound_windows(path: Path, audio: AudioConfig, windows: int, time_limit:
 
 def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
     """The whole best sound track, int16 [S], mono at `rate` Hz; broken packets are skipped."""
-    deadline = Deadline(path, time_limit)
+    deadline, fault = Deadline(path, time_limit), "its sound cannot be read"
     if not path.is_file():
         raise BadClip(path, "not a file" if path.exists() else "missing")
     frames: list[AudioFrame] = []
@@ -337,10 +342,13 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
                 return resampler.resample(frame)
             except (FFmpegError, ValueError):
                 unmixed, resampler = True, av.AudioResampler("s16", "mono", rate)
-        return resampler.resample(_first_channel(frame) if unmixed else frame)
+        with decoders_own(path, fault):
+            return resampler.resample(_first_channel(frame) if unmixed else frame)
 
     try:
-        with av.open(str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS) as container:
+        with decoders_own(path, fault):
+            container = av.open(str(path), "r", timeout=time_limit, container_options=OPTIONS, **OPEN_OPTIONS)
+        with container:
             stream = container.streams.best("audio")
             if not isinstance(stream, AudioStream):
                 raise BadClip(path, "no sound in it")
@@ -348,16 +356,17 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
             for packet in container.demux(stream):
                 deadline.check()
                 try:
-                    decoded = cut(stream.decode(packet))
+                    with decoders_own(path, fault):
+                        decoded = stream.decode(packet)
                 except FFmpegError:
                     continue
-                for frame in decoded:
+                for frame in cut(decoded):
                     frames += mixed(frame)
             for frame in cut.rest():
                 frames += mixed(frame)
             frames += resampler.resample(None)
-    except (FFmpegError, OSError, ValueError) as error:
-        raise BadClip(path, f"its sound cannot be read ({plain(error)})") from error
+    except (FFmpegError, OSError) as error:
+        raise BadClip(path, f"{fault} ({plain(error)})") from error
     if not sum(frame.samples for frame in frames):
         raise BadClip(path, "no sound in it decodes")
     return np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames]).astype(np.int16, copy=False)

@@ -65,6 +65,7 @@ FORMATS = (
 )
 OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 UNKNOWN_RATE = 25  # frames a second of a stream that tells neither times nor a rate
+CHROMA_444 = "High 4:4:4 Predictive"  # profile of H.264
 ONE_PICTURE = 1.0  # seconds at most of a video that is looked at for being one picture beside a longer sound
 ESTIMATED = ("mp3", "aac")  # formats that guess their duration from the bit rate of the beginning
 # A format whose duration is that up to the last timestamp in the file, which stands for several frames, plus one: its
@@ -96,6 +97,22 @@ class ClipInfo:
     has_audio: bool
 
 
+class decoders_own:  # a context manager; one of contextlib takes as long as a small frame
+    """Around calls of PyAV alone: what they raise beside libav's own errors is a clip's fault as well: `BadClip`."""
+
+    __slots__ = ("fault", "path")
+
+    def __init__(self, path: Path, fault: str = "cannot be decoded") -> None:
+        self.path, self.fault = path, fault
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (ValueError, ArithmeticError)) and not isinstance(error, FFmpegError):
+            raise BadClip(self.path, f"{self.fault} ({type(error).__name__}: {plain(error)})") from error
+
+
 class Deadline:
     """A wall-clock limit for one clip, looked at between packets and frames."""
 
@@ -119,10 +136,16 @@ class Reader:
         self.path, self.deadline, self.read = path, deadline, read
         self.source = _source(path)
         self.remarks: set[str] = set()  # what a user should know of what was read
+        self.keep = False  # whether `opened` leaves it open
         self._open()
 
     def close(self) -> None:
         self.container.close()
+
+    def renew(self) -> None:
+        """Open the file again, as if nothing had been read of it."""
+        self.container.close()
+        self._open()
 
     @property
     def still(self) -> bool:
@@ -143,15 +166,11 @@ class Reader:
             kind = "an image" if suffix in IMAGE else "a sound" if suffix in AUDIO else "a video"
             raise BadClip(self.path, f"not {kind} ({plain(error)})") from error
         try:
-            video, audio = self.container.streams.best("video"), None
-            if not isinstance(video, VideoStream) or video.disposition & Disposition.attached_pic:
-                video = None
-            beside = None if video is None else self.container.streams.best("audio", video)
-            self.beside = beside if isinstance(beside, AudioStream) else None  # the sound of the pictures, read or not
-            if "audio" in self.read:
-                audio = beside or self.container.streams.best("audio")
+            with decoders_own(self.path):
+                video, beside, sound = self._streams()
+            self.beside = beside  # the sound of the pictures, read or not
             self.video: VideoStream | None = video if "video" in self.read else None
-            self.audio: AudioStream | None = audio if isinstance(audio, AudioStream) else None
+            self.audio: AudioStream | None = sound if "audio" in self.read else None
             for stream in (self.video, self.audio):
                 if stream is not None and stream.codec_context is not None:
                     stream.codec_context.thread_count = 1  # workers are the parallelism
@@ -169,6 +188,7 @@ class Reader:
             self.container.close()
             raise
         self.fresh = self.from_start = True
+        self.strict = False  # whether the decoder of the video refuses what is damaged, instead of making up for it
         # AVI stores decoding times: where frames are decoded in another order than shown, these do not say when.
         avi = self.container.format.name == "avi"
         self.reordered = avi and self.video is not None and bool(self.video.codec_context.has_b_frames)
@@ -180,6 +200,20 @@ class Reader:
             except BaseException:
                 self.container.close()
                 raise
+
+    def _streams(self) -> tuple[VideoStream | None, AudioStream | None, AudioStream | None]:
+        """Return the best video, the sound that belongs to it, and the best sound: that one, if there is one."""
+        best = self.container.streams.best
+        video = best("video")
+        if not isinstance(video, VideoStream) or video.disposition & Disposition.attached_pic:
+            video = None
+        beside = None if video is None else best("audio", video)
+        sound = beside or best("audio")
+        return (
+            video,
+            beside if isinstance(beside, AudioStream) else None,
+            sound if isinstance(sound, AudioStream) else None,
+        )
 
     @property
     def version(self) -> Version:
@@ -195,7 +229,8 @@ class Reader:
     def _demuxer(self) -> InputContainer:
         """Open the file once more, beside the container that is read from."""
         source = io.BytesIO(self.source.getbuffer()) if isinstance(self.source, io.BytesIO) else self.source
-        return av.open(source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS)
+        with decoders_own(self.path):
+            return av.open(source, "r", timeout=self.deadline.seconds, container_options=OPTIONS, **OPEN_OPTIONS)
 
     @property
     def clock(self) -> VideoStream | AudioStream:
@@ -231,7 +266,8 @@ class Reader:
         except ValueError:
             return None
         # The tag counts from the start of the file.
-        return 3600 * hours + 60 * minutes + seconds - (self.origin or 0.0)
+        declared = 3600 * hours + 60 * minutes + seconds - (self.origin or 0.0)
+        return declared if math.isfinite(declared) else None
 
     @property
     def sound_end(self) -> float | None:
@@ -304,8 +340,7 @@ class Reader:
         """
         if seconds is None or (seconds <= 0 and self.fresh):
             if not self.fresh:
-                self.container.close()
-                self._open()
+                self.renew()
             self.fresh, self.from_start = False, True
             return True
         if self.origin is None or not stream.time_base:
@@ -315,12 +350,18 @@ class Reader:
             position = self.joined.mark(self.origin + seconds)
             if position is None:
                 return self.move(stream, None)
+        if self.fresh and self.video is stream and stream.codec_context.profile == CHROMA_444:
+            # x264 up to 2017 codes these colours in a way of its own, and the first packet alone says that it did.
+            with contextlib.suppress(FFmpegError), decoders_own(self.path):
+                for packet in itertools.islice(self.packets(stream), 1):
+                    stream.decode(packet)
         self.fresh = self.from_start = False
         try:
-            if position is not None:
-                self.container.seek(position, unsupported_byte_offset=True)
-            else:
-                self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
+            with decoders_own(self.path):
+                if position is not None:
+                    self.container.seek(position, unsupported_byte_offset=True)
+                else:
+                    self.container.seek(math.floor((self.origin + seconds) / stream.time_base), stream=stream)
         except (FFmpegError, OSError):
             return False
         return True
@@ -331,11 +372,13 @@ class Reader:
         Their times are those of one clock where that of the file begins anew; `part` says in which of its parts the
         last one was.
         """
+        self.fresh = False
         iterator = self.container.demux(stream)
         while True:
             self.deadline.check()
             try:
-                packet = next(iterator)
+                with decoders_own(self.path):
+                    packet = next(iterator)
             except StopIteration:
                 return
             except (FFmpegError, OSError, IndexError):  # the last: a stream that no header has told of
@@ -379,15 +422,24 @@ def _source(path: Path) -> str | io.BytesIO:
 
 
 @contextlib.contextmanager
-def opened(path: Path, time_limit: float, read: Collection[str] = BOTH) -> Iterator[Reader]:
-    """An open file. Whatever the decoders make of a broken one, here or inside the block, comes out as `BadClip`."""
+def opened(path: Path, time_limit: float, read: Collection[str] = BOTH, kept: Reader | None = None) -> Iterator[Reader]:
+    """An open file: `kept` with a new time limit, if there is one. It is closed at the end unless `keep` is set then.
+
+    What libav makes of a broken one, here or inside the block, comes out as `BadClip`; see also `decoders_own`.
+    """
+    deadline = Deadline(path, time_limit)
+    reader = kept
     try:
-        with contextlib.closing(Reader(path, Deadline(path, time_limit), read)) as reader:
-            yield reader
+        reader = kept or Reader(path, deadline, read)
+        reader.deadline, reader.keep = deadline, False
+        yield reader
     except MemoryError as error:
         raise BadClip(path, "decoding it takes more memory than there is, or than a clip may have") from error
-    except (FFmpegError, ValueError, ArithmeticError) as error:
+    except FFmpegError as error:
         raise BadClip(path, f"cannot be decoded ({type(error).__name__}: {plain(error)})") from error
+    finally:
+        if reader is not None and not reader.keep:
+            reader.close()
 
 
 def probe(
@@ -399,19 +451,24 @@ def probe(
         BadClip: nothing there, nothing of what is to be `read`, or not what `needs` asks for.
     """
     with opened(path, time_limit, read) as reader:
-        reader.require(needs)
-        duration = 0.0 if reader.still else reader.duration
-        if reader.container.format.name == STAMPED_SELDOM:
-            duration = reader.measured_duration()
-        video = reader.video
-        return ClipInfo(
-            duration=reader.scan_duration() if duration is None else duration,
-            fps=0.0 if video is None else float(video.average_rate or 0.0),
-            width=0 if video is None else video.codec_context.width,
-            height=0 if video is None else video.codec_context.height,
-            has_video=video is not None,
-            has_audio=reader.audio is not None,
-        )
+        return info_of(reader, needs)
+
+
+def info_of(reader: Reader, needs: Collection[str]) -> ClipInfo:
+    """Tell of an open file what `probe` does. The reader stays `fresh` where its headers told everything."""
+    reader.require(needs)
+    duration = 0.0 if reader.still else reader.duration
+    if reader.container.format.name == STAMPED_SELDOM:
+        duration = reader.measured_duration()
+    video = reader.video
+    return ClipInfo(
+        duration=reader.scan_duration() if duration is None else duration,
+        fps=0.0 if video is None else float(video.average_rate or 0.0),
+        width=0 if video is None else video.codec_context.width,
+        height=0 if video is None else video.codec_context.height,
+        has_video=video is not None,
+        has_audio=reader.audio is not None,
+    )
 
 
 def plain(error: BaseException) -> str:
@@ -419,4 +476,5 @@ def plain(error: BaseException) -> str:
 
 
 def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
-    return None if value is None or stream.time_base is None else float(value * stream.time_base)
+    base = None if value is None else stream.time_base
+    return None if value is None or base is None else value * base.numerator / base.denominator

@@ -14,31 +14,42 @@ inside a group of pictures) are skipped.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from av.error import FFmpegError
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from ...runtime.compatibility import codec_name, converted, frame_duration
 from .audio import END_TOLERANCE
 from .clock import Version, remember
-from .container import UNKNOWN_RATE, BadClip, Late, Reader, plain, seconds_of
+from .container import UNKNOWN_RATE, BadClip, Late, Reader, decoders_own, plain, seconds_of
+from .h264 import PictureOrder, Unusual
 from .orientation import orientation
 
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
 MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
+AT_ONCE = 2**28  # bytes of frames that room is made for before they are there
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
 
 class _Broken(Exception):
     """A stream of which nothing more decodes; says why."""
+
+
+class _Surprise(Exception):
+    """Other frames than expected, in a stream of which some were left out."""
 
 
 def grid_frames(seconds: float, fps: float) -> int:
@@ -80,12 +91,22 @@ class Span:
 
     def __init__(self, start: float, fps: float, frames: int) -> None:
         self.start, self.fps, self.frames = start, fps, frames
-        self.images: list[NDArray[np.uint8]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self.count = 0
+        self.store = np.zeros((0, 0, 0, 3), np.uint8)
         self.size: tuple[int, int] | None = None  # a stream may change its size midway: all take that of the first
 
     @property
     def complete(self) -> bool:
-        return len(self.images) == self.frames
+        return self.count == self.frames
+
+    @property
+    def video(self) -> NDArray[np.uint8]:
+        """The frames that there are, uint8 [T, h, w, 3]."""
+        return self.store if self.complete else self.store[: self.count].copy()
 
     def before(self, seconds: float) -> int:
         """Return how many times of the grid lie before `seconds`."""
@@ -93,9 +114,18 @@ class Span:
 
     def show(self, frame: VideoFrame, count: int, convert: _Converter) -> None:
         """Let `frame` be what is shown up to the grid's time number `count`."""
-        if count > len(self.images):
-            self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
-            self.images.extend([convert(frame, self.size)] * (count - len(self.images)))
+        if count <= self.count:
+            return
+        self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
+        image = convert(frame, self.size)
+        if count > len(self.store):
+            # A header may promise frames for more memory than there is, and the file have one.
+            at_once = max(count, AT_ONCE // image.nbytes) if self.count == 0 else self.frames
+            store = np.empty((min(self.frames, at_once), *image.shape), np.uint8)
+            store[: self.count] = self.store[: self.count] if self.count else 0
+            self.store = store
+        self.store[self.count : count] = image
+        self.count = count
 
 
 def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:
@@ -112,31 +142,45 @@ def read_spans(reader: Reader, spans: Sequence[Span], short_side: int | None) ->
     # program streams stamp few frames, and those up to the next stamp are a frame off: always go back further.
     near = spans[0].start - (SEEK_STEP if reader.container.format.name == "mpeg" else 0.0)
     assert reader.video is not None
+    waiting = deque(spans)
     for position in (near, near - SEEK_STEP, None):
         if reader.reordered and position is not None and position > 0:
             _decoder_delay(reader)
         if not reader.move(reader.video, position):
             continue
         try:
-            yield from _spans_from(reader, spans, short_side)
+            yield from _spans_from(reader, waiting, short_side)
             return
         except Late:
             continue
-    raise AssertionError("reading from the beginning cannot be late")
+        except _Surprise:
+            break
+    else:
+        raise AssertionError("reading from the beginning cannot be late")
+    remember(_surprising, reader.version, None)
+    for span in waiting:
+        span.clear()
+    reader.renew()
+    yield from read_spans(reader, waiting, short_side)
 
 
-def _spans_from(reader: Reader, spans: Sequence[Span], short_side: int | None) -> Iterator[NDArray[np.uint8]]:
+_surprising: dict[Version, None] = {}  # files of which no frame is left out
+
+
+def _spans_from(reader: Reader, waiting: deque[Span], short_side: int | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of the spans that are `waiting`, taking each away as it is complete."""
     stream = reader.video
     assert stream is not None
-    convert = _Converter(short_side)
+    convert = _Converter(reader.path, short_side)
     slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
-    waiting = deque(spans)
+    first, fps = waiting[0].start, waiting[0].fps
+    sparing = _Sparing(reader, waiting, slack)
     current: VideoFrame | None = None
     shown = ends = 0.0
     broken: str | None = None
     try:
-        for shown, length, frame in _timed_frames(reader):
-            if current is None and not reader.from_start and shown > max(spans[0].start, slack):
+        for shown, length, frame in _timed_frames(reader, sparing):
+            if current is None and not reader.from_start and shown > max(first, slack):
                 raise Late
             if current is not None:
                 for span in waiting:
@@ -144,22 +188,119 @@ def _spans_from(reader: Reader, spans: Sequence[Span], short_side: int | None) -
                         break
                     span.show(current, span.before(shown - slack), convert)
                 while waiting and waiting[0].complete:
-                    yield np.stack(waiting.popleft().images)
+                    yield waiting.popleft().video
                 if not waiting:
                     return
             current = frame
-            ends = shown + (length or 1.0 / float(stream.average_rate or spans[0].fps))
+            ends = shown + (length or 1.0 / float(stream.average_rate or fps))
     except (FFmpegError, _Broken) as error:
         broken = plain(error)
+    if broken is not None and reader.strict:
+        raise _Surprise
     # The file has ended, or broken, before the spans are complete.
     if current is None:
         if not reader.from_start:
             raise Late
         raise BadClip(reader.path, "no frames" if broken is None else f"no frame decodes ({broken})")
-    for span in waiting:
+    while waiting:
+        span = waiting[0]
         count = frames_until(reader, span.start, span.fps, span.frames, shown, ends, broken)
         span.show(current, count, convert)
-        yield np.stack(span.images)
+        yield waiting.popleft().video
+
+
+class _Sparing:
+    """Leaves out of decoding what no span shows, where the packets tell enough of it (H.264 with its frames' times).
+
+    What comes out is looked at: frames in the order of the packets' times, and no other ones.
+    """
+
+    def __init__(self, reader: Reader, waiting: deque[Span], slack: float) -> None:
+        self.reader, self.waiting = reader, waiting
+        self.second_0 = (reader.origin or 0.0, slack)
+        self.order: PictureOrder | None = None
+        self.spared = 0  # frames left out
+        self.due: list[int] = []  # times, in ticks, of those that are to come
+        self.began = False
+        stream = reader.video
+        assert stream is not None
+        context = stream.codec_context
+        known = reader.origin is not None and reader.joined is None and reader.container.format.name != "avi"
+        # Without frames that are shown in another order, hardly a stream has any that nothing builds on.
+        if known and context.has_b_frames and codec_name(context.codec) == "h264" and reader.version not in _surprising:
+            with contextlib.suppress(Unusual):
+                self.order = PictureOrder(context.extradata)
+
+    def packets(self, stream: VideoStream) -> Iterator[Packet]:
+        """Yield the packets of `stream`, one after the other to be decoded as the decoder is then set."""
+        context, packets = stream.codec_context, self.reader.packets(stream)
+        before = next(packets, None)
+        disposable = before is not None and self.order is not None and self.order.follow(before)
+        if before is None or self.order is None or not self._strict(context):
+            if self.reader.strict:
+                raise _Surprise
+            self.order = None
+            if before is not None:
+                yield before
+            yield from packets
+            return
+        try:
+            for packet in packets:
+                follows = self.order.follow(packet)  # one packet ahead: two such frames often follow each other
+                if self.spared and not self.order.usual:
+                    raise _Surprise
+                context.skip_frame = "NONREF" if self._spares(before, disposable) else "DEFAULT"
+                yield before
+                before, disposable = packet, follows
+            context.skip_frame = "DEFAULT"
+            yield before
+        finally:
+            context.skip_frame = "DEFAULT"
+
+    def _strict(self, context: VideoCodecContext) -> bool:
+        """Whether the decoder begins anew here, and refuses what is damaged.
+
+        What it makes up for damage and for pictures before its first one depends on all that it has decoded.
+        """
+        assert self.order is not None
+        if self.order.sequence and not context.is_open:
+            context.options = context.options | {"err_detect": "explode"}
+            self.reader.strict = True
+        return bool(self.order.sequence) and self.reader.strict
+
+    def _spares(self, packet: Packet, disposable: bool) -> bool:
+        assert self.order is not None
+        if packet.pts is None:
+            return False
+        until = self.order.until(packet.pts) if disposable and self.began and self.order.usual else None
+        if until is None or self._shown(packet.pts, until):
+            heapq.heappush(self.due, packet.pts)
+            return False
+        self.spared += 1
+        return True
+
+    def _shown(self, since: int, until: int) -> bool:
+        stream, (origin, slack) = self.reader.video, self.second_0
+        assert stream is not None
+        begins, ends = ((seconds_of(stamp, stream) or 0.0) - origin - slack for stamp in (since, until))
+        for span in self.waiting:
+            if span.start > ends:
+                break
+            if span.before(ends) > max(0, span.before(begins)):
+                return True
+        return False
+
+    def came(self, frame: VideoFrame) -> None:
+        """Take notice of a frame that was decoded. Raises `_Surprise`."""
+        if self.order is None:
+            return
+        while not self.began and self.due and frame.pts is not None and self.due[0] < frame.pts:
+            heapq.heappop(self.due)  # the first frames behind a key frame may build on what is not here
+        self.began = True
+        if not self.due or heapq.heappop(self.due) != frame.pts:
+            if self.spared:
+                raise _Surprise
+            self.order.usual = False
 
 
 _delays: dict[Version, float] = {}
@@ -180,7 +321,7 @@ def _decoder_delay(reader: Reader) -> float | None:
     return _delays.get(version)
 
 
-def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
+def _timed_frames(reader: Reader, sparing: _Sparing | None = None) -> Iterator[tuple[float, float, VideoFrame]]:
     """Frames in display order with their times on the clip's clock and how long they are shown, 0 where nobody knows.
 
     Raises `_Broken` where the stream breaks.
@@ -216,13 +357,16 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
         length = frame_duration(frame, durations.pop(frame.pts, 0))
         return last, seconds_of(length, stream) or 0.0, frame
 
-    for packet in reader.packets(stream):
+    for packet in reader.packets(stream) if sparing is None else sparing.packets(stream):
         if first is None:
             first = seconds_of(packet.dts, stream)
         durations[packet.pts] = packet.duration or 0
         try:
-            decoded = stream.decode(packet)
+            with decoders_own(reader.path):
+                decoded = stream.decode(packet)
         except FFmpegError as error:
+            if reader.strict:
+                raise _Surprise from error
             errors += 1
             broken = plain(error)
             if last > -math.inf or held or errors > MAX_ERRORS:
@@ -230,6 +374,8 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
             continue
         for frame in decoded:
             reader.deadline.check()
+            if sparing is not None:
+                sparing.came(frame)
             broken = None  # errors before the first frame
             stamp = seconds_of(frame.pts, stream)
             if origin is None:
@@ -248,8 +394,8 @@ def _timed_frames(reader: Reader) -> Iterator[tuple[float, float, VideoFrame]]:
 class _Converter:
     """Frames to upright RGB, each once for each size that is asked for while it is shown."""
 
-    def __init__(self, short_side: int | None) -> None:
-        self.short_side = short_side
+    def __init__(self, path: Path, short_side: int | None) -> None:
+        self.path, self.short_side = path, short_side
         self.reformatter = VideoReformatter()
         self.last: VideoFrame | None = None
         self.images: dict[tuple[int, int], NDArray[np.uint8]] = {}  # of the last one, by their size
@@ -258,6 +404,8 @@ class _Converter:
         if self.last is not frame:
             self.last, self.images = frame, {}
         if size not in self.images:
-            image = converted(self.reformatter, frame, *size, "rgb24").to_ndarray().astype(np.uint8, copy=False)
-            self.images[size] = orientation(frame).upright(image)
+            with decoders_own(self.path):
+                image = converted(self.reformatter, frame, *size, "rgb24").to_ndarray().astype(np.uint8, copy=False)
+                upright = orientation(frame)
+            self.images[size] = upright.upright(image)
         return self.images[size]

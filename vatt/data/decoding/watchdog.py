@@ -72,8 +72,11 @@ class Watch:
         return time.monotonic() - last if last else math.inf
 
     @contextlib.contextmanager
-    def decoding(self, clip: Clip) -> Iterator[None]:
-        """Around all that opens the file of `clip`. Raises `BadClip` when that has been given up before."""
+    def decoding(self, clip: Clip, before: int | None = None) -> Iterator[None]:
+        """Around all that opens the file of `clip`. Raises `BadClip` when that has been given up before.
+
+        `before`: the process's `private_memory` when a file was opened that has stayed open since.
+        """
         if clip.index in self.stuck:
             raise BadClip(clip.path, self.stuck[clip.index])
         row = self._row
@@ -83,7 +86,7 @@ class Watch:
             row[_SINCE] = row[_ALIVE] = time.monotonic()
         try:
             # Not in the main process, of whose memory others take theirs at the same time.
-            with memory_limit(0.0 if row is None else self.memory):
+            with memory_limit(0.0 if row is None else self.memory, before):
                 yield
         finally:
             if row is not None:

@@ -1,4 +1,4 @@
-"""`python tests/helpers/pretended_gpu.py`: cases of the kernels' specs on a GPU that is not there, as JSON.
+"""`python bench/workloads/pretended_gpu.py`: cases of the kernels' specs on a GPU that is not there, as JSON.
 
 Triton gets a driver that knows the figures of an H200 and whose launches do nothing, PyTorch tensors that say they are
 on CUDA. So every host path of the launchers runs, and every kernel is specialised and compiled as that GPU would have
@@ -144,6 +144,7 @@ def install() -> None:
         torch.cuda: {
             "is_available": lambda: True,
             "current_device": lambda: 0,
+            "get_device_name": lambda *of: "pretended",
             "get_device_capability": lambda *of: CAPABILITY,
             "get_device_properties": lambda *of: SimpleNamespace(multi_processor_count=PROCESSORS, name="pretended"),
             "device": lambda *of: contextlib.nullcontext(),

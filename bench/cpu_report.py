@@ -1,0 +1,265 @@
+"""What this machine's CPU does best: dtype of features, time beside VideoMAE-Base, steps with dropout, loader workers.
+
+Each part alternates what it compares in one process. The last line says which dtype, threads and workers to use here.
+Features in float32 are what `vatt embed` computed before it knew bfloat16, on the same clips with all tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import cli, timing
+from harness import report as harness
+from harness.pages import BLUE, ORANGE, ReportPage, number, table
+from harness.report import Report, ReportError
+
+import torch
+from torch.nn import functional as F
+from workloads import dropped_step, model_steps
+from workloads.model_steps import StepCase
+from workloads.videomae_step import fast_bfloat16, rival, rival_step, video_model
+
+from vatt.config.presets import preset
+from vatt.data.datasets.training import ClipDataset
+from vatt.data.loader import make_loader
+from vatt.data.manifest import read_manifest
+from vatt.data.synthetic import build_corpus
+from vatt.data.tokenizer import Tokenizer
+from vatt.inference.bfloat16 import choose_dtype, use_bfloat16
+from vatt.model.vatt import VATT
+from vatt.ops import choose
+from vatt.runtime.progress import progress_bar
+
+NAME = "cpu_report"
+CPU = torch.device("cpu")
+PARTS = ("features", "videomae", "dropout", "loader")
+EXAMPLES = """examples:
+  python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
+  python bench/cpu_report.py --parts features       one part
+  python bench/cpu_report.py --quick                two layers, two rounds: to see it work
+
+exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+Row = dict[str, Any]
+
+
+def compared(part: str, what: str, candidates: dict[str, Callable[[], object]], rounds: int, base: str) -> list[Row]:
+    """Time `candidates` in turn and return a row each, with how many times as fast as `base` it is."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for name, took in timing.time_interleaved(candidates, rounds):
+        if took is not None:
+            seconds[name].append(took)
+    rows = [{"part": part, "what": what, "candidate": name, **timing.quantiles(seconds[name])} for name in candidates]
+    against = next(row["p50"] for row in rows if row["candidate"] == base)
+    return [row | {"base": base, "times_as_fast": against / row["p50"]} for row in rows]
+
+
+def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16."""
+    config = preset("bbs").model
+    encoder = config.video_encoder if layers is None else replace(config.video_encoder, layers=layers)
+    torch.manual_seed(0)
+    exact = VATT(replace(config, video_encoder=encoder, audio_encoder=encoder), choose(True, CPU)).eval()
+    light = copy.deepcopy(exact)
+    use_bfloat16(light)
+    draw = torch.Generator().manual_seed(1)
+    size = config.video.size
+    clip = torch.randint(0, 256, (1, config.video.frames, size, size, 3), generator=draw, dtype=torch.uint8)
+    inputs = {"video": clip, "audio": torch.rand(1, config.audio.samples, generator=draw) * 2 - 1}
+    for modality, x in inputs.items():
+
+        @torch.inference_mode()
+        def pooled(model: VATT, modality: str = modality, x: torch.Tensor = x) -> torch.Tensor:
+            return model.backbone.features(modality, x)[:, 0]
+
+        candidates = {"float32": lambda f=pooled: f(exact), "bfloat16": lambda f=pooled: f(light)}
+        rows = compared("features", f"bbs {modality} tower", candidates, rounds, "float32")
+        rows[1]["cosine"] = F.cosine_similarity(pooled(exact), pooled(light)).item()
+        yield rows
+
+
+def beside_videomae(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """VATT-Base's video tower and VideoMAE-Base: features in bfloat16, as its users run it and with weights cast."""
+    depth, size = layers or 12, 224
+    model = video_model(depth, size, 0.0)
+    for training in (False, True):
+        ours = model_steps.make_step(StepCase(model, training))
+        what = "forward + backward, float32" if training else "forward, float32"
+        candidates = {"videomae": rival_step(depth, size, 0.0, "float32", training=training), "vatt": ours}
+        yield compared("videomae", what, candidates, rounds, "videomae")
+    if not fast_bfloat16():
+        return
+    light = VATT(replace(preset("bbs").model, video_encoder=model.video_encoder, video=model.video), choose(True, CPU))
+    use_bfloat16(light)
+    frames = torch.randint(0, 256, (1, model.video.frames, size, size, 3), dtype=torch.uint8)
+    cast = copy.deepcopy(rival(depth, size)).bfloat16().eval()
+    clip = torch.randn(1, 16, 3, size, size).bfloat16()
+
+    @torch.inference_mode()
+    def ours_light() -> None:
+        light.backbone.features("video", frames)
+
+    @torch.inference_mode()
+    def rival_cast() -> None:
+        cast(clip)
+
+    candidates = {
+        "videomae, autocast": rival_step(depth, size, 0.0, "bfloat16", training=False),
+        "videomae, weights cast": rival_cast,
+        "vatt": ours_light,
+    }
+    yield compared("videomae", "forward, bfloat16", candidates, rounds, "videomae, autocast")
+
+
+def dropout(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """Steps of `sss` in float32 with attention's dropout of 0.1: today's form, and that of older runs."""
+    for row in dropped_step.rows("sss", rounds=rounds, layers=layers):
+        yield [
+            row
+            | {
+                "part": "dropout",
+                "what": f"sss, {row['drop_rate']:.0%} dropped",
+                "candidate": f"version {row['version']}",
+                "base": "version 1",
+                "times_as_fast": row["over_version_1"],
+            }
+        ]
+
+
+def loader(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """Clips a second that the loader gives from the built-in corpus without a cache, for each number of workers."""
+    config = preset("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = read_manifest(build_corpus(Path(folder) / "corpus", clips=64, progress=False))
+        tokenizer = Tokenizer([])  # words cost nothing
+        for workers in (0, 1, 2):
+            data = replace(config.data, cache_gb=0, workers=workers)
+            dataset = ClipDataset(manifest, data, config.model, tokenizer, 0, 16)
+            batches = make_loader(dataset, 0, 2 + 2 * rounds, workers)
+            next(iter(batches))
+            tick, clips = time.perf_counter(), 0
+            for batch in batches:
+                clips += len(batch.clips)
+            took = time.perf_counter() - tick
+            yield [
+                {"part": "loader", "what": "tiny, no cache", "candidate": f"{workers} workers", "workers": workers}
+                | {"p50": took, "clips_per_second": clips / took}
+            ]
+
+
+MEASURES = {"features": features, "videomae": beside_videomae, "dropout": dropout, "loader": loader}
+
+
+def advice(rows: Sequence[Row]) -> str:
+    """Return the line that says what to use here."""
+    torch.manual_seed(0)
+    dtype, why = choose_dtype("auto", CPU, VATT(preset("sss").model))
+    best = max((row for row in rows if row["part"] == "loader"), key=lambda row: row["clips_per_second"], default=None)
+    workers = f", --set data.workers={best['workers']}" if best else ""
+    return (
+        f"Here: --dtype {str(dtype).removeprefix('torch.')} for features of Small and larger ({why}), "
+        f"OMP_NUM_THREADS={torch.get_num_threads()} with OMP_WAIT_POLICY=passive{workers}."
+    )
+
+
+def page(report: Report) -> str:
+    lines = [
+        [
+            row["part"],
+            row["what"],
+            row["candidate"],
+            *(number(row.get(name), 3) for name in ("p20", "p50", "p80")),
+            number(row.get("times_as_fast")),
+            number(row.get("cosine"), 5),
+            number(row.get("gain")),
+            number(row.get("flop_ratio")),
+            number(row.get("clips_per_second"), 1),
+        ]
+        for row in report.rows
+    ]
+    columns = [
+        *("part", "what", "candidate", "p20 s", "p50 s", "p80 s", "times as fast as the first", "cosine to float32"),
+        *("gained by dropping tokens", "FLOP ratio", "clips/s"),
+    ]
+    return "\n\n".join(
+        [
+            report.method["advice"],
+            table(columns, lines, left=3),
+            "Version 1 of dropout is the form that runs had before version 2, and is what they go on with. Models have "
+            "random weights. Products of bfloat16 need AMX or AVX512-BF16; what is rounded is in docs/search.md.",
+        ]
+    )
+
+
+def figure(report: Report, plt: Any) -> Any:
+    rows = [row for row in report.rows if row.get("times_as_fast") and row["candidate"] != row["base"]]
+    drawn, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.8))
+    colours = [ORANGE if "videomae" in row["candidate"] else BLUE for row in rows]
+    bars = axis.barh(
+        [f"{row['what']}: {row['candidate']}" for row in rows], [r["times_as_fast"] for r in rows], color=colours
+    )
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_xlabel("times as fast as what it stands beside")
+    axis.invert_yaxis()
+    drawn.tight_layout(rect=(0, 0, 1, 0.9))
+    return drawn
+
+
+def readme_rows(report: Report) -> list[tuple[str, str]]:
+    wanted = [row for row in report.rows if row["part"] == "features" and "cosine" in row]
+    if not wanted:
+        return []
+    results = ", ".join(f"{row['what']} {row['times_as_fast']:.2f}x (cosine {row['cosine']:.5f})" for row in wanted)
+    return [("features in bfloat16 on a CPU that multiplies it, against float32", results)]
+
+
+REPORT_PAGE = ReportPage(page, figure, readme_rows)
+
+
+def measure(args: argparse.Namespace) -> Path:
+    layers, rounds = (2, 2) if args.quick else (None, args.rounds)
+    report, path = harness.open_report(
+        NAME,
+        "What a CPU does best",
+        settings={"rounds": rounds, "layers": layers, "parts": args.parts},
+        method={"timing": f"candidates of a row alternate, one warm-up, {rounds} rounds; p20, p50, p80"},
+        out=cli.output_folder(args),
+        resume=args.resume,
+        quick=args.quick,
+    )
+    done = {row["part"] for row in report.rows}
+    missing = [part for part in args.parts if part not in done]
+    with progress_bar(len(args.parts), NAME, "part", len(done)) as bar:
+        for part in missing:
+            try:
+                report.rows += [row for rows in MEASURES[part](rounds, layers) for row in rows]
+            except ReportError as error:  # a rival that is not installed costs its part
+                print(f"{part} is left out: {error}", file=sys.stderr)
+            report.save(path)
+            bar.update()
+    report.method["advice"] = advice(report.rows)
+    report.finished = True
+    report.save(path)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.make_parser(NAME, "Measure which dtype, threads and workers suit this machine's CPU.", EXAMPLES)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default all)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="timed rounds of each (default 9)")
+    cli.add_common_flags(parser)
+    args = parser.parse_args(argv)
+    return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The CPU report: it runs, small, and its page says what the JSON says."""
+
+from harness.report import load
+
+import cpu_report
+
+from vatt.config.presets import tiny
+
+
+def test_features_and_advice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu_report, "preset", lambda name: tiny())
+    assert cpu_report.main(["--quick", "--parts", "features", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*/cpu_report.json")
+    report = load(path)
+    rows = {(row["what"], row["candidate"]): row for row in report.rows}
+    assert len(rows) == 4
+    for what in ("bbs video tower", "bbs audio tower"):
+        exact, light = rows[what, "float32"], rows[what, "bfloat16"]
+        assert light["times_as_fast"] == exact["p50"] / light["p50"]
+        assert light["cosine"] >= 0.9995
+    said = capsys.readouterr().out
+    assert said.startswith("Here: --dtype")
+    assert f"{rows['bbs video tower', 'bfloat16']['times_as_fast']:.2f}" in said

@@ -1,0 +1,381 @@
+"""An archive of moments: a LanceDB table that grows, `NAME.lance` in a folder or an object store.
+
+A row is a clip or a moment that could be read, or that could not and says why:
+    id string                     digest of path, start and end
+    path string                   absolute; "" for the table's own rows, of which `reason` holds JSON
+    start, end double             seconds; end null: to the end of the file
+    split, label string           null without one
+    captions list<string>
+    reason string                 null, or why it could not be read; it has no vectors then
+    size, modified int64          of the file when it was read: bytes, nanoseconds since the epoch
+    content, rows string          digests of the file's bytes (`checkpoints.content`) and of its rows in the manifest
+    video_to_text [256], video_to_audio [512], audio_embedding [512]
+                                  float32, null without video or sound; also null where a model gave no finite vector
+
+The schema's metadata hold under "vatt" what made the vectors, as in a file of features. Each change is one version of
+the table: a file's moments come, or are replaced, all at once, and what a killed process had not committed is not
+there. LanceDB lets two inserts of the same row pass side by side; therefore every change also updates the row with the
+id "", so that of two at once the second is done again, upon what the first left. Rows with the id of a space say how
+its index is searched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.shards.index import tar_of
+from ...errors import ConfigError, MissingPackage, RunError, VattError
+from ...runtime.forms import printable
+from ..features_file import FeaturesError
+
+SUFFIX = ".lance"
+SPACES = ("video_to_text", "video_to_audio", "audio_embedding")
+SHOWN = ("id", "path", "start", "end", "label", "captions")
+FORMAT = 1
+# Above so many vectors a search goes through an approximate index.
+INDEXED_FROM = 100_000
+RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many rows it is measured
+PROBES = (
+    (20, 5),
+    (20, 20),
+    (50, 20),
+    (100, 50),
+    (400, 100),
+)  # partitions looked into, candidates ranked exactly (x top)
+IDENTITY = ("weights_sha256", "windows", "every", "window")
+OWN = {"id": "", "path": "", "reason": "{}"}
+TRIES = 20  # of a change that others were faster than
+
+
+class KnownFile(NamedTuple):
+    """What a table holds of a file."""
+
+    size: int
+    modified: int
+    content: str
+    rows: str
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether that is the name of an archive rather than of a file of features."""
+    return str(path).rstrip("/").endswith(SUFFIX)
+
+
+def moment_id(path: str, start: float, end: float | None) -> str:
+    """Return the id of the row of that span."""
+    return hashlib.sha256(f"{path}\n{start!r}\n{end!r}".encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise MissingPackage(
+            "an archive in .lance needs LanceDB: pip install -e '.[archive]' in the project's folder"
+        ) from error
+    return lancedb
+
+
+@contextlib.contextmanager
+def _failing(source: str, doing: str) -> Iterator[None]:
+    """What LanceDB raises, panics of its Rust code among them, as one sentence."""
+    try:
+        yield
+    except VattError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FeaturesError(
+            f"{source} {doing} ({_short(error)}); python -m vatt.embed --out writes archives"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    """The first sentence of an error, without places in source files."""
+    text = re.sub(r",? *\(?/?[\w./@-]+\.rs:\d+(:\d+)?\)?", "", str(error).strip() or type(error).__name__)
+    return printable(text.split("\n")[0])[:300].rstrip(" ,.")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+class Archive:
+    """A table of moments, open for reading and adding. Use `open_archive` or `create_archive`."""
+
+    def __init__(self, source: str, table: Any) -> None:
+        self.source, self.table = source, table
+        with _failing(source, "is damaged or no archive"):
+            try:
+                self.metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[b"vatt"])
+                own = {row["id"]: json.loads(row["reason"]) for row in self._select("path = ''", ["id", "reason"])}
+                self.indexes: dict[str, dict[str, Any]] = {name: own[name] for name in own if own[name]}
+                if "" not in own:
+                    raise KeyError("")
+            except (KeyError, TypeError) as error:
+                raise FeaturesError(f"{source} is a table, but not one that python -m vatt.embed wrote") from error
+
+    def __len__(self) -> int:
+        """How many rows have video, which all searches rank."""
+        with _failing(self.source, "cannot be read"):
+            return int(self.table.count_rows("video_to_text IS NOT NULL"))
+
+    def _select(self, where: str, columns: Sequence[str], limit: int | None = None) -> list[dict[str, Any]]:
+        query = self.table.search().where(where).select(list(columns))
+        return (query if limit is None else query.limit(limit)).to_list()
+
+    # -- what is there
+
+    def known(self) -> dict[str, KnownFile]:
+        """Return what is held of each file, by its path."""
+        columns = ["path", *KnownFile._fields]
+        with _failing(self.source, "is damaged"):
+            table = self.table.search().where("path != ''").select(columns).to_arrow().group_by("path")
+            found = table.aggregate([(name, "max") for name in KnownFile._fields]).to_pylist()
+        return {row["path"]: KnownFile(*(row[f"{name}_max"] for name in KnownFile._fields)) for row in found}
+
+    def count(self, where: str) -> int:
+        """Return how many rows a filter holds for. Raises `ConfigError` for one that does not parse."""
+        self.check_filter(where)
+        with _failing(self.source, "is damaged"):
+            return int(self.table.count_rows(f"({where}) AND path != ''"))
+
+    def check_filter(self, where: str) -> None:
+        """Raise `ConfigError` unless `where` is one condition on the table's columns."""
+        outside = re.sub(r"'(?:[^']|'')*'", "", where)
+        reason = "one condition, without ;" if ";" in outside else ""  # what follows one would not be looked at
+        if not reason:
+            try:
+                self._select(where, ["id"], 1)
+            except ValueError as error:
+                reason = _short(error).removeprefix("Invalid input, ")
+        if reason:
+            columns = ", ".join((*SHOWN[1:], "split"))
+            raise ConfigError(f"the filter {where!r} cannot be read ({reason}); its columns are {columns}")
+
+    def silent(self) -> int:
+        """Return how many rows could be read and have no video, so that no search ranks them."""
+        with _failing(self.source, "is damaged"):
+            return int(self.table.count_rows("path != '' AND reason IS NULL AND video_to_text IS NULL"))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How wide the vectors are, by the name of their column."""
+        return {name: self.table.schema.field(name).type.list_size for name in SPACES}
+
+    # -- searching
+
+    def nearest(
+        self, space: str, vector: NDArray[np.float32], top: int, where: str | None = None, *, exact: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the rows nearest to `vector` by cosine, best first, with `cosine` and the columns of `SHOWN`.
+
+        Args:
+            space: which vectors are compared.
+            vector: [256] or [512].
+            top: rows at most.
+            where: a filter in SQL; `check_filter` says whether it is one.
+            exact: look at every row, although there is an index.
+        """
+        query = self.table.search(np.asarray(vector, np.float32), vector_column_name=space).distance_type("cosine")
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        if exact:
+            query = query.bypass_vector_index()
+        elif built := self.indexes.get(space):
+            query = query.nprobes(built["partitions"]).refine_factor(built["refined"])
+        with _failing(self.source, "cannot be searched"):
+            rows = query.limit(top).select([*SHOWN, "_distance"]).to_list()
+        more = {"windows": self.metadata["windows"]}
+        hits = [{"cosine": 1.0 - row.pop("_distance"), **row, **more} for row in rows]
+        return [hit for hit in hits if np.isfinite(hit["cosine"])]
+
+    def vector(self, identity: str, space: str) -> NDArray[np.float32] | None:
+        """Return the vector of the row of that id; None where there is no such row, or it has none."""
+        with _failing(self.source, "is damaged"):
+            rows = self._select(f"id = {_quoted(identity)}", [space], 1)
+        return np.array(rows[0][space], np.float32) if rows and rows[0][space] is not None else None
+
+    def holds(self, path: str) -> bool:
+        """Whether the archive has rows of that file."""
+        return bool(path) and self.count(f"path = {_quoted(path)}") > 0
+
+    # -- adding
+
+    def put(self, rows: Iterable[Mapping[str, Any]], files: Mapping[str, KnownFile]) -> None:
+        """Make `rows` all that the table holds of `files`, in one version of it.
+
+        Args:
+            rows: path, start, end, split, label, captions, reason and vectors, as far as there are any.
+            files: what the rows were made from, by path.
+        """
+        made = []
+        for row in rows:
+            stamp = files[row["path"]]._asdict()
+            vectors = {name: _usable(row.get(name)) for name in SPACES}
+            identity = moment_id(row["path"], row["start"], row["end"])
+            made.append({**row, **stamp, **vectors, "id": identity})
+        self._commit(made, f"path IN ({', '.join(map(_quoted, files))})")
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove all rows of these files, in one version."""
+        if paths := list(paths):
+            self._commit([], f"path IN ({', '.join(map(_quoted, paths))})")
+
+    def _commit(self, rows: Sequence[Mapping[str, Any]], replaced: str) -> None:
+        data = _table([*rows, OWN], self.table.schema)
+        with _failing(self.source, "cannot be written"):
+            for left in reversed(range(TRIES)):
+                try:
+                    self.table.checkout_latest()
+                    merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                    merge.when_not_matched_by_source_delete(replaced).execute(data, on_bad_vectors="null")
+                    return
+                except (RuntimeError, OSError, ValueError) as error:
+                    if not left or "conflict" not in str(error).lower():
+                        raise
+
+    # -- index
+
+    def settle(self) -> list[str]:
+        """Join small fragments, bring the index up to date, build what is missing; return what to tell of it.
+
+        Another process that writes at the same time may be faster; then its own `settle` does it.
+        """
+        told: list[str] = []
+        try:
+            self.table.checkout_latest()
+            self.table.optimize()
+            for space in SPACES[:2]:
+                count = self.table.count_rows(f"{space} IS NOT NULL")
+                if count > INDEXED_FROM and count >= 4 * self.indexes.get(space, {}).get("rows", 0):
+                    told.append(self._build(space, count))
+        except (RuntimeError, OSError, ValueError) as error:
+            if "conflict" not in str(error).lower():
+                raise FeaturesError(f"{self.source}: its index cannot be built ({_short(error)})") from error
+            told.append(f"{self.source}: another process writes; the next one that adds joins and indexes")
+        return told
+
+    def _build(self, space: str, count: int) -> str:
+        lancedb = _lancedb()
+        width = self.table.schema.field(space).type.list_size
+        kind = lancedb.index.IvfPq(distance_type="cosine", num_sub_vectors=width // 8)
+        self.table.create_index(space, config=kind)
+        ids = self._select(f"{space} IS NOT NULL", ["id"])
+        step = max(1, len(ids) // SAMPLES)
+        queries = [self.vector(row["id"], space) for row in ids[::step][:SAMPLES]]
+        exact = [self._ids(space, query, exact=True) for query in queries]
+        for partitions, refined in PROBES:
+            self.indexes[space] = {"rows": count, "partitions": partitions, "refined": refined}
+            pairs = zip(queries, exact, strict=True)
+            recall = float(np.mean([len(self._ids(space, query) & wanted) / len(wanted) for query, wanted in pairs]))
+            self.indexes[space]["recall"] = recall
+            if recall >= RECALL:
+                break
+        self._commit([{"id": space, "path": "", "reason": json.dumps(self.indexes[space])}], "false")
+        return (
+            f"{self.source}: index of {count:,} rows of {space}: {recall:.3f} of the ten nearest are found "
+            f"(mean of {len(queries)} rows, each searched with {partitions} partitions)"
+        )
+
+    def _ids(self, space: str, query: Any, *, exact: bool = False) -> set[str]:
+        return {hit["id"] for hit in self.nearest(space, query, 10, exact=exact)}
+
+
+def gone(path: str) -> bool:
+    """Whether the file of an indexed clip, or the tar it lies in, is not there any more."""
+    place = Path(path)
+    return not (tar_of(place) or place).exists()
+
+
+def open_archive(source: str | Path) -> Archive:
+    """Open a table to search in or to add to.
+
+    Raises:
+        FeaturesError: there is none, it is damaged, or something else.
+        MissingPackage: LanceDB is not installed.
+    """
+    folder, name = _place(source)
+    if "://" not in folder and not Path(str(source)).exists():
+        raise FeaturesError(f"{source}: no such archive; python -m vatt.embed --out writes it")
+    with _failing(str(source), "is damaged or no archive"):
+        return Archive(str(source), _lancedb().connect(folder).open_table(name))
+
+
+def create_archive(source: str | Path, metadata: Mapping[str, Any], widths: Mapping[str, int]) -> Archive:
+    """Open a table to add to, made if it is not there.
+
+    Args:
+        source: its name, which ends in .lance.
+        metadata: what makes the vectors; that of a table that is there must agree with it.
+        widths: of each vector of `SPACES`.
+
+    Raises:
+        RunError: the table was made by another model, or holds other moments.
+        FeaturesError: it is damaged, or something else.
+    """
+    folder, name = _place(source)
+    lancedb, there = _lancedb(), "://" in folder or Path(str(source)).exists()
+    with _failing(str(source), "cannot be opened or made"):
+        if "://" not in folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        schema = _schema(widths, metadata)
+        own = _table([OWN], schema)
+        try:
+            table = lancedb.connect(folder).create_table(name, data=own, schema=schema, on_bad_vectors="null")
+            return Archive(str(source), table)
+        except (ValueError, OSError, RuntimeError) as error:
+            if not there and "exist" not in str(error):
+                raise
+    archive = open_archive(source)
+    differ = [
+        f"{name}: {archive.metadata.get(name)!r}, now {metadata[name]!r}"
+        for name in IDENTITY
+        if archive.metadata.get(name) != metadata[name]
+    ]
+    if differ:
+        raise RunError(f"{source} was begun with other settings ({'; '.join(differ)}); repeat those, or choose another")
+    return archive
+
+
+def _place(source: str | Path) -> tuple[str, str]:
+    """Folder and name of the table; Lance's tables are folders that end in .lance."""
+    folder, _, name = str(source).rstrip("/").rpartition("/")
+    name = name.removesuffix(SUFFIX)
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ConfigError(f"{source}: an archive is called in letters, digits, _, - and ., and ends in {SUFFIX}")
+    return folder or ".", name
+
+
+def _schema(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int64()
+    kinds = {"id": text, "path": text, "start": pa.float64(), "end": pa.float64(), "split": text, "label": text}
+    kinds |= {"captions": pa.list_(text), "reason": text}
+    kinds |= {"size": number, "modified": number, "content": text, "rows": text}
+    kinds |= {name: pa.list_(pa.float32(), widths[name]) for name in SPACES}
+    return pa.schema(kinds).with_metadata({"vatt": json.dumps({"format": FORMAT, **metadata})})
+
+
+def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+
+
+def _usable(vector: Any) -> NDArray[np.float32] | None:
+    """A vector that has a direction, else None: it would be near to nothing, or to everything."""
+    if vector is None or not np.isfinite(vector).all() or not np.any(vector):
+        return None
+    return np.asarray(vector, np.float32)
