@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     (parts := Path(f"{args.out}.parts").absolute()).mkdir(parents=True, exist_ok=True)
     count = -(-len(vatt.read_manifest(args.clips)) // args.size)
     given = (str(Path(args.model).absolute()), str(Path(args.clips).absolute()), parts, args.size)
-    options = {"num_gpus": args.gpus or None, "concurrency": args.actors, "max_restarts": -1, "max_task_retries": -1}
+    options = {"num_gpus": args.gpus or None, "concurrency": args.actors}  # what fails is tried again by default
     numbers = ray.data.from_items([{"id": i} for i in range(count)], override_num_blocks=count)
     done = numbers.map_batches(Embedder, fn_constructor_args=given, batch_size=1, **options).take_all()
     assert len(done) == count

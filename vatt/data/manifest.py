@@ -114,7 +114,7 @@ def _cells(row: Row, path: Path, inside: str) -> list[str]:
     if len(captions) > MAX_CELL:
         raise ManifestError(f"{path}: {file}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}")
     # Where every `|` is one that divides, what is split again is what was joined, but for spaces at the ends.
-    whole = captions.count("|") == max(0, len(texts) - 1) and "" not in texts and all(t == t.strip() for t in texts)
+    whole = captions.count("|") == max(0, len(texts) - 1) and "" not in texts and (*map(str.strip, texts),) == texts
     if not whole and split_captions(captions) != texts:
         raise ManifestError(f"{path}: {file}: captions that are empty, padded or hold `|`: {texts!r}")
     begin = repr(float(start)) if start else ""

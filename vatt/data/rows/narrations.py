@@ -32,17 +32,15 @@ def nearest(narrations: Sequence[Narration], index: int, count: int = NEAREST) -
     """
     first = last = index
     behind = len(narrations) - 1
+    start, end, _ = narrations[index]
     for _ in range(min(count - 1, behind)):
-        if last == behind:
-            first -= 1
-        elif first == 0:
+        later = first == 0 or (last < behind and not end - narrations[first - 1][0] < narrations[last + 1][1] - start)
+        if later:
             last += 1
+            end = narrations[last][1]
         else:
-            with_earlier = narrations[last].end - narrations[first - 1].start
-            if with_earlier < narrations[last + 1].end - narrations[first].start:
-                first -= 1
-            else:
-                last += 1
+            first -= 1
+            start = narrations[first][0]
     return range(first, last + 1)
 
 
@@ -53,8 +51,8 @@ def around(narrations: Sequence[Narration], index: int) -> tuple[float, float, t
     `CLIP_SECONDS` around its middle, so that a whole window fits.
     """
     own = narrations[index]
-    texts = own.text, *[narrations[i].text for i in nearest(narrations, index) if i != index]
-    start, end = own.start, own.end
+    texts = own[2], *[narrations[i][2] for i in nearest(narrations, index) if i != index]
+    start, end, _ = own
     if end - start < CLIP_SECONDS:
         start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)
         end = start + CLIP_SECONDS
