@@ -11,9 +11,10 @@ import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from harness import cli, timing
@@ -51,15 +52,18 @@ exit codes: 0 done, 1 failed, 2 wrong usage."""
 Row = dict[str, Any]
 
 
-def compared(part: str, what: str, candidates: dict[str, Callable[[], object]], rounds: int, base: str) -> list[Row]:
+def compared(part: str, what: str, candidates: Mapping[str, Callable[[], object]], rounds: int, base: str) -> list[Row]:
     """Time `candidates` in turn and return a row each, with how many times as fast as `base` it is."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for name, took in timing.time_interleaved(candidates, rounds):
         if took is not None:
             seconds[name].append(took)
-    rows = [{"part": part, "what": what, "candidate": name, **timing.quantiles(seconds[name])} for name in candidates]
-    against = next(row["p50"] for row in rows if row["candidate"] == base)
-    return [row | {"base": base, "times_as_fast": against / row["p50"]} for row in rows]
+    against = median(seconds[base])
+    return [
+        {"part": part, "what": what, "candidate": name, **timing.quantiles(took)}
+        | {"base": base, "times_as_fast": against / median(took)}
+        for name, took in seconds.items()
+    ]
 
 
 def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:

@@ -19,7 +19,7 @@ from . import reference
 # Integers become operands of a product as (x - centre) * unit: exact in bfloat16 and float16, in [-1, 1], and
 # balanced around zero, so that `scale * product + shift * colsum(weight)` does not cancel.
 OPERAND = {torch.uint8: (128.0, 1 / 128), torch.int16: (0.0, 1 / 32768)}
-DROPOUT_SCORES = 2**24  # probabilities that exist at a time when dropout is on: 64 MiB in float32
+DROPOUT_SCORES = 2**24  # probabilities that exist at a time with dropout of version 1: 64 MiB in float32
 LOSS_BLOCK = 1024  # rows and columns of a tile of the contrastive loss: 4 MiB in float32
 
 
@@ -150,7 +150,9 @@ def project(
 # tokens
 
 
-def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+def sample_keep(
+    tokens: int, kept: int, *, seed: int | Tensor, offset: int, batch: int | None, device: torch.device
+) -> Tensor:
     """Selects on (word, index) packed into one integer, so there are no ties and nothing has to be sorted stably."""
     words = reference.draw_words(tokens, 1 if batch is None else batch, seed, offset, device)
     packed = (words << 31) | torch.arange(tokens, device=device)
@@ -169,20 +171,21 @@ def gather_tokens(x: Tensor, keep: Tensor) -> Tensor:
 
 
 def dropout_keep(keys: Tensor, p: float) -> Tensor:
-    """`reference.dropout_keep` for row keys [..., N], in place and in wrapping 32-bit integers: [..., N, N] bool."""
+    """`reference.dropout_keep` of version 1 for row keys [..., N], in wrapping 32-bit integers: [..., N, N] bool."""
     word = keys.to(torch.int32)[..., None] + torch.arange(keys.shape[-1], dtype=torch.int32, device=keys.device)
     word ^= (word >> 16) & 0xFFFF  # the shifts are arithmetic: clear the copies of the sign bit
     word *= 0x7FEB352D
     word ^= (word >> 15) & 0x1FFFF
     word *= 0x846CA68B - 2**32
     word ^= (word >> 16) & 0xFFFF
-    return word >= reference.dropout_threshold(p)
+    return word >= reference.dropout_threshold(p, 1)
 
 
 def _attend_dropped(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, visible: Tensor | None, keys: Tensor, scale: float, p: float
 ) -> Tensor:
-    """q, k, v [B, H, N, D], bias [H, N, N], visible [B, N], keys [B, H, N] -> [B, H, N, D].
+    """With version 1, as runs of that time computed it: q, k, v [B, H, N, D], bias [H, N, N], visible [B, N], keys
+    [B, H, N] -> [B, H, N, D].
 
     Rows of B*H are taken a few at a time; if there is more than one block, the backward computes each again.
     """
@@ -219,7 +222,8 @@ def _attend(
     max_distance: int,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: int | Tensor,
+    dropout_version: int,
 ) -> Tensor:
     """Dense attention [B, N, H, D]; `first` [B] is the row of each sequence's first token in the flattened batch."""
     tokens, heads = q.shape[1:3]
@@ -229,6 +233,12 @@ def _attend(
     if key_mask is not None:
         blind = ~key_mask.any(dim=1, keepdim=True)
         visible = key_mask | blind  # a softmax over nothing is NaN: attend to all, clear the result
+    if dropout_p and dropout_version > 1:
+        from . import dropped_attention  # registers an operation, for which PyTorch imports much
+
+        keys = reference.dropout_keys(first, tokens, heads, seed)
+        out = dropped_attention.attend(q, k, v, bias, visible, keys, scale, dropout_p)
+        return out if blind is None else out.masked_fill(blind[:, :, None, None], 0.0)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if dropout_p:
         keys = reference.dropout_keys(first, tokens, heads, seed)
@@ -263,10 +273,11 @@ def attention(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: int | Tensor,
+    dropout_version: int,
 ) -> Tensor:
     """Packed sequences of one length go through dense attention together, so nothing is ever padded."""
-    settings = (bias_table, max_distance, scale, dropout_p, seed)
+    settings = (bias_table, max_distance, scale, dropout_p, seed, dropout_version)
     if cu_seqlens is None:
         first = torch.arange(q.shape[0], device=q.device) * q.shape[1]
         return _attend(q, k, v, first, key_mask, *settings)

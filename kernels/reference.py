@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 NEGATIVE = -1e9  # what the release adds to a score that is masked
 WORD = 0xFFFFFFFF  # 32 bits; words live in int64 tensors, whose products wrap, so their low and high halves are exact
 Words = TypeVar("Words", int, Tensor)
+DROPOUT = 2  # how attention drops; runs that do not say it are of version 1, see `dropout_keep`
 
 
 def patches(frames: Tensor, patch: tuple[int, int, int]) -> Tensor:
@@ -49,7 +50,7 @@ def project(
 
 
 def philox4x32_10(
-    counter: tuple[Words | int, Words | int, Words | int, Words | int], key: tuple[int, int]
+    counter: tuple[Words | int, Words | int, Words | int, Words | int], key: tuple[Words | int, Words | int]
 ) -> tuple[Words | int, Words | int, Words | int, Words | int]:
     """Four 32-bit words from four counter words and two key words, ints or int64 tensors that broadcast together."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
@@ -60,7 +61,7 @@ def philox4x32_10(
     return c0, c1, c2, c3
 
 
-def draw_words(tokens: int, rows: int, seed: int, offset: int, device: torch.device) -> Tensor:
+def draw_words(tokens: int, rows: int, seed: int | Tensor, offset: int, device: torch.device) -> Tensor:
     """[rows, tokens] int64: one 32-bit word for each index, the first of Philox at counter (index, row, offset)."""
     index = torch.arange(tokens, device=device).expand(rows, tokens)
     row = torch.arange(rows, device=device)[:, None]
@@ -68,7 +69,9 @@ def draw_words(tokens: int, rows: int, seed: int, offset: int, device: torch.dev
     return torch.as_tensor(philox4x32_10(counter, (seed & WORD, (seed >> 32) & WORD))[0])
 
 
-def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+def sample_keep(
+    tokens: int, kept: int, *, seed: int | Tensor, offset: int, batch: int | None, device: torch.device
+) -> Tensor:
     """A stable sort of the words leaves ties in the order of their indices."""
     words = draw_words(tokens, 1 if batch is None else batch, seed, offset, device)
     keep = words.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values.int()
@@ -140,25 +143,41 @@ def mix(x: Words) -> Words:
     return x ^ (x >> 16)
 
 
-def dropout_keys(first: Tensor, tokens: int, heads: int, seed: int) -> Tensor:
+def dropout_keys(first: Tensor, tokens: int, heads: int, seed: int | Tensor) -> Tensor:
     """[B, H, N] words, one for each row of probabilities; `first` [B] is the row of each sequence's first token."""
     token = first.long()[:, None, None] + torch.arange(tokens, device=first.device)
     row = (token * heads + torch.arange(heads, device=first.device)[None, :, None]) & WORD
-    low, high = seed & WORD, (seed >> 32) & WORD
+    low: Any = seed & WORD
+    high = (seed >> 32) & WORD
     return mix(mix(row ^ mix(low ^ 0x9E3779B9)) ^ mix(mix(low) ^ high))
 
 
-def dropout_keep(first: Tensor, tokens: int, heads: int, p: float, seed: int) -> Tensor:
-    """[B, H, N, N] bool: which probabilities dropout keeps. The hash, read as a signed word, decides by a threshold."""
+def dropout_keep(
+    first: Tensor, tokens: int, heads: int, p: float, seed: int | Tensor, version: int = DROPOUT
+) -> Tensor:
+    """[B, H, N, N] bool: which probabilities dropout keeps.
+
+    Two keys that lie 8 apart, c and c + 8 where c % 16 < 8, share the hash of the row's word plus the number of their
+    pair: its lower half decides for c, its upper half for c + 8, by a threshold. Version 1 has a hash for each key,
+    which decides as a signed word.
+    """
     column = torch.arange(tokens, device=first.device)
-    word = mix((dropout_keys(first, tokens, heads, seed)[..., None] + column) & WORD)
-    signed = word - ((word >> 31) << 32)
-    return signed >= dropout_threshold(p)
+    words = dropout_keys(first, tokens, heads, seed)[..., None]
+    if version == 1:
+        word = mix((words + column) & WORD)
+        return word - ((word >> 31) << 32) >= dropout_threshold(p, version)
+    word = mix((words + column // 16 * 8 + column % 8) & WORD)
+    return torch.where(column % 16 < 8, word & 0xFFFF, word >> 16) >= dropout_threshold(p, version)
 
 
-def dropout_threshold(p: float) -> int:
-    """The signed 32-bit word below which lies a share `p` of all words."""
-    return min(round(p * 2**32) - 2**31, 2**31 - 1)
+def dropout_threshold(p: float, version: int = DROPOUT) -> int:
+    """The number, of 16 bits or in version 1 a signed one of 32, below which lies a share `p` of all of them."""
+    return min(round(p * 2**32) - 2**31, 2**31 - 1) if version == 1 else min(round(p * 2**16), 2**16 - 1)
+
+
+def dropout_rescale(p: float, version: int = DROPOUT) -> float:
+    """What keeps the expectation: the inverse of the share that is kept, in version 2 a multiple of 2**-16."""
+    return 1 / (1 - (p if version == 1 else dropout_threshold(p, version) / 2**16))
 
 
 def sequence_bounds(cu_seqlens: Tensor, total: int, max_seqlen: int | None) -> list[tuple[int, int]]:
@@ -185,7 +204,8 @@ def attention(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: int | Tensor,
+    dropout_version: int,
 ) -> Tensor:
     """Probabilities, dropout, values; packed sequences one after the other."""
 
@@ -194,8 +214,8 @@ def attention(
             q, k, key_mask=key_mask, bias_table=bias_table, max_distance=max_distance, scale=scale
         )
         if dropout_p:
-            kept = dropout_keep(first, q.shape[1], q.shape[2], dropout_p, seed)
-            probabilities = probabilities * kept / (1 - dropout_p)
+            kept = dropout_keep(first, q.shape[1], q.shape[2], dropout_p, seed, dropout_version)
+            probabilities = probabilities * kept * dropout_rescale(dropout_p, dropout_version)
         return torch.einsum("bhqk,bkhd->bqhd", probabilities, v)
 
     if cu_seqlens is None:

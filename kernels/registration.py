@@ -68,3 +68,18 @@ def present(gradients: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor 
 def signed64(word: int) -> int:
     """The low 64 bits as a signed number: all that the schema language has for integers."""
     return ((word & 0xFFFFFFFFFFFFFFFF) ^ 0x8000000000000000) - 0x8000000000000000
+
+
+def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
+    """A seed where kernels read it: a replayed CUDA graph sees the value of that moment, not that of the capture.
+
+    Raises:
+        TypeError, ValueError: the tensor is not one int64 on `device`.
+    """
+    if not isinstance(seed, Tensor):
+        return torch.full((), signed64(seed), dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64:
+        raise TypeError(f"a seed is an int64 tensor, got {seed.dtype}")
+    if seed.numel() != 1 or seed.device.type != device.type:
+        raise ValueError(f"a seed is one number on {device}, got {list(seed.shape)} on {seed.device}")
+    return seed

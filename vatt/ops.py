@@ -24,10 +24,10 @@ import torch
 import vatt_kernels
 from torch import Tensor
 from vatt_kernels.device import has_triton, interpreting
-from vatt_kernels.reference import attention_probabilities, relative_bias, relative_buckets
+from vatt_kernels.reference import DROPOUT, attention_probabilities, relative_bias, relative_buckets
 
 from .config.model import ModelConfig
-from .config.run import AttentionBy
+from .config.run import AttentionBy, RunConfig
 from .errors import ConfigError
 
 __all__ = [
@@ -57,11 +57,14 @@ class Ops:
         impl: what runs.
         reason: the line that is printed at the start and kept in records.
         attention_by: who computes plain attention, "triton" all of it; OURS is `impl`.
+        dropout_version, one_pass: attention's, see `vatt_kernels.attention`; `of_run` takes them from settings.
     """
 
     impl: str
     reason: str
     attention_by: str = OURS
+    dropout_version: int = DROPOUT
+    one_pass: bool = False
 
     @property
     def name(self) -> str:
@@ -77,13 +80,34 @@ class Ops:
     def sample_keep(self, tokens: int, kept: int, **options: Any) -> Tensor:
         return vatt_kernels.sample_keep(tokens, kept, impl=self.impl, **options)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    def attention(self, qkv: Tensor, **options: Any) -> Tensor:
         plain = options.get("key_mask") is None and options.get("bias_table") is None
         named = self.attention_by == "triton" or (self.attention_by != OURS and plain)
-        return vatt_kernels.attention(q, k, v, impl=self.attention_by if named else self.impl, **options)
+        options |= {"dropout_version": self.dropout_version, "one_pass": self.one_pass}
+        return vatt_kernels.attention(qkv, impl=self.attention_by if named else self.impl, **options)
 
     def contrastive_loss(self, video: Tensor, other: Tensor, **options: Any) -> Tensor:
         return vatt_kernels.contrastive_loss(video, other, impl=self.impl, **options)
+
+    def of_run(self, config: RunConfig) -> Ops:
+        """Return these operations as a run trains with them.
+
+        Raises:
+            ConfigError: what was asked for cannot run, or not as it must.
+        """
+        one_pass = config.attention_backward == "one_pass"
+        if one_pass and "triton" not in (self.impl, self.attention_by):
+            raise ConfigError(
+                "attention_backward=one_pass: only the Triton kernels have it, and this run has none; leave it out, or "
+                "train with --fused on a GPU"
+            )
+        if one_pass and torch.get_deterministic_debug_mode() == 2:  # as errors, not as warnings
+            raise ConfigError(
+                "attention_backward=one_pass does not repeat to the bit, and deterministic algorithms are asked for; "
+                "leave one of them out"
+            )
+        reason = self.reason + ("; attention's backward in one pass, not repeatable to the bit" if one_pass else "")
+        return replace(self, reason=reason, dropout_version=config.dropout, one_pass=one_pass)
 
 
 REFERENCE = Ops("reference", "operations: reference (literal PyTorch; --fused selects the fast ones)")

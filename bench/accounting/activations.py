@@ -41,12 +41,13 @@ class Activations:
 class _TritonAttention(Ops):
     """Portable operations, but for attention: that of Triton, past the check for a GPU."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    def attention(self, qkv: Tensor, **options: Any) -> Tensor:
         from vatt_kernels.self_attention import triton_op as attention_triton
 
-        scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
-        shape: dict[str, Any] = {"cu_seqlens": None, "max_seqlen": None, "scale": scale}
-        out: Tensor = attention_triton.attention(q, k, v, **(options | shape))
+        scale = qkv.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+        rest: dict[str, Any] = {"cu_seqlens": None, "max_seqlen": None, "scale": scale, "one_pass": False}
+        rest |= {"dropout_version": self.dropout_version}
+        out: Tensor = attention_triton.attention(qkv, None, None, **(options | rest))
         return out
 
 

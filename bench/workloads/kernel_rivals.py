@@ -346,5 +346,5 @@ class EagerOps(Ops):
         rows = (tokens,) if options.get("batch") is None else (options["batch"], tokens)
         return torch.rand(rows, device=options.get("device")).argsort(dim=-1)[..., :kept].sort(dim=-1).values
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        return fused_attention(q, k, v, **options)
+    def attention(self, qkv: Tensor, **options: Any) -> Tensor:
+        return fused_attention(*qkv.unbind(-3), **options)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vatt.config.model import DropConfig, EncoderConfig, ModelConfig, kept_tokens
 from vatt.config.pretraining import LossConfig
+from vatt.config.run import DROPOUT_VERSION
 from vatt.model.heads import Embeddings
 from vatt.model.losses import pretraining_loss
 from vatt.model.vatt import VATT, Backbone
@@ -49,6 +50,7 @@ class StepCase:
     whole: all three modalities, common space and loss (a VATT); otherwise the video backbone alone.
     training: forward and backward with DropToken. drop_in_eval: DropToken in inference too, as no evaluation does.
     batch: clips; a whole model in training needs two, batch norm has no variance of one.
+    dropout_version: of attention, see `RunConfig.dropout`.
     fused: fused operations, else the literal ones. dtype: "float32", or "bfloat16" under autocast.
     """
 
@@ -60,6 +62,7 @@ class StepCase:
     fused: bool = True
     device: str = "cpu"
     dtype: str = "float32"
+    dropout_version: int = DROPOUT_VERSION
 
     def __post_init__(self) -> None:
         if self.whole and self.training and self.batch < 2:
@@ -104,7 +107,7 @@ def build(case: StepCase, shared: Mapping[str, Tensor] | None = None) -> VATT | 
 
     A dropped inference is eval mode with tokenisers that alone believe to be training: they draw, dropout stays off.
     """
-    ops = choose(case.fused, case.device)
+    ops = replace(choose(case.fused, case.device), dropout_version=case.dropout_version)
     torch.manual_seed(1)
     with torch.device(case.device):
         model = VATT(case.model, ops) if case.whole else Backbone(case.model, ops, ("video",))

@@ -24,7 +24,7 @@ def sample_keep(
     tokens: int,
     kept: int,
     *,
-    seed: int,
+    seed: int | Tensor,
     offset: int = 0,
     batch: int | None = None,
     device: torch.device | str | None = None,
@@ -38,7 +38,7 @@ def sample_keep(
     Args:
         tokens: N, the number of tokens to choose from.
         kept: K, usually int(share * tokens).
-        seed: 64 bits are used.
+        seed: 64 bits are used. A tensor of one int64, on `device`, is read there, as in `attention`.
         offset: tells draws of one seed apart (a step, a layer, a modality); 64 bits are used.
         batch: None for one draw that all samples share (as the release does), else one draw for each of `batch` rows.
         device: where to draw; None is the CPU. The numbers do not depend on it.

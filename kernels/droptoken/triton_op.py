@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..aot_case import AotCase
-from ..registration import differentiable, operator, signed64
+from ..registration import differentiable, operator, seed_tensor, signed64
 
 KEYS = 1024  # keys a program: 8 each for 128 threads
 GATHERED_ROWS = 8  # rows a program: with 256 columns 16 bytes a thread and row in 16-bit dtypes, 4 loads in flight
@@ -34,9 +34,10 @@ COLUMNS = 256
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # a gather moves bits, whatever they mean
 
 
-@triton.jit(do_not_specialize=["offset_low", "offset_high", "seed_low", "seed_high"])
-def draw_kernel(OUT, tokens, offset_low, offset_high, seed_low, seed_high, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["offset_low", "offset_high"])
+def draw_kernel(OUT, SEED, tokens, offset_low, offset_high, BLOCK: tl.constexpr):
     """One row of [rows, tokens] int64: a 32-bit Philox word above 31 bits of index."""
+    seed = tl.load(SEED)
     blocks = tl.cdiv(tokens, BLOCK)
     row = tl.program_id(0) // blocks
     index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -46,8 +47,8 @@ def draw_kernel(OUT, tokens, offset_low, offset_high, seed_low, seed_high, BLOCK
         (zero + row).to(tl.uint32),
         (zero + offset_low).to(tl.uint32),
         (zero + offset_high).to(tl.uint32),
-        (zero + seed_low).to(tl.uint32),
-        (zero + seed_high).to(tl.uint32),
+        (zero + seed.to(tl.int32)).to(tl.uint32),
+        (zero + (seed >> 32).to(tl.int32)).to(tl.uint32),
     )
     key = (word.to(tl.int64) << 31) | index.to(tl.int64)
     tl.store(OUT + row.to(tl.int64) * tokens + index, key, mask=index < tokens)
@@ -113,34 +114,35 @@ def signed32(word: int) -> int:
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def _draw(tokens: int, kept: int, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+def _draw(tokens: int, kept: int, seed: Tensor, offset: int, batch: int | None, device: torch.device) -> Tensor:
     """The keys in one launch, the selection on the device as in `portable`: keys differ, so there are no ties."""
     rows = 1 if batch is None else batch
     keys = torch.empty(rows, tokens, dtype=torch.int64, device=device)
     if keys.numel():
         grid = (rows * triton.cdiv(tokens, KEYS),)
-        words = (signed32(offset), signed32(offset >> 32), signed32(seed), signed32(seed >> 32))
         with torch.cuda.device_of(keys):
-            draw_kernel[grid](keys, tokens, *words, BLOCK=KEYS, num_warps=4)
+            draw_kernel[grid](keys, seed, tokens, signed32(offset), signed32(offset >> 32), BLOCK=KEYS, num_warps=4)
     chosen = keys.topk(kept, dim=1, largest=False, sorted=False).values & (2**31 - 1)
     keep = chosen.sort(dim=1).values.int()
     return keep[0] if batch is None else keep
 
 
-def _fake_draw(tokens: int, kept: int, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
+def _fake_draw(tokens: int, kept: int, seed: Tensor, offset: int, batch: int | None, device: torch.device) -> Tensor:
     shape = (kept,) if batch is None else (batch, kept)
     return torch.empty(shape, dtype=torch.int32, device=device)
 
 
 _sample_keep = operator(
-    "sample_keep(SymInt tokens, SymInt kept, SymInt seed, SymInt offset, SymInt? batch, Device device) -> Tensor",
+    "sample_keep(SymInt tokens, SymInt kept, Tensor seed, SymInt offset, SymInt? batch, Device device) -> Tensor",
     _draw,
     _fake_draw,
 )
 
 
-def sample_keep(tokens: int, kept: int, *, seed: int, offset: int, batch: int | None, device: torch.device) -> Tensor:
-    keep: Tensor = _sample_keep(tokens, kept, signed64(seed), signed64(offset), batch, device)
+def sample_keep(
+    tokens: int, kept: int, *, seed: int | Tensor, offset: int, batch: int | None, device: torch.device
+) -> Tensor:
+    keep: Tensor = _sample_keep(tokens, kept, seed_tensor(seed, device), signed64(offset), batch, device)
     return keep
 
 
@@ -264,8 +266,7 @@ def aot_cases() -> list[AotCase]:
                 "tokens": "i32",
                 "offset_low": "i32",
                 "offset_high": "i32",
-                "seed_low": "i32",
-                "seed_high": "i32",
+                "SEED": "*i64",
                 "BLOCK": "constexpr",
             },
             {"BLOCK": KEYS},

@@ -8,8 +8,8 @@ Limits: q, k and v have one shape (self-attention). Portable reads `cu_seqlens` 
 and materialises probabilities, in blocks of bounded size, when dropout is on.
 
 Dropout: the decision for head h, query token t (its row in the packed or flattened batch) and key position c within
-the sequence is a hash of (seed, t * H + h, c); forward, backward and all implementations see the same mask, and a
-packed batch of equal lengths sees that of the dense batch.
+the sequence is a hash of (seed, t * H + h, c), see `reference.dropout_keep`; forward, backward and all implementations
+see the same mask, and a packed batch of equal lengths sees that of the dense batch. The rate is p rounded to 16 bits.
 
 Source: Akbari et al. 2021, section 3.2; relative bias: Raffel et al. 2020, section 2.1, with the release's numbers.
 """
@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import reference
 from ..dispatch import implementation
 from ..validation import check_same_device, compute_dtype, shape_error, shape_of, without_autocast
 from .libraries import LIBRARIES
@@ -28,8 +29,8 @@ from .libraries import LIBRARIES
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
     *,
     key_mask: Tensor | None = None,
     bias_table: Tensor | None = None,
@@ -38,13 +39,16 @@ def attention(
     max_seqlen: int | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    seed: int = 0,
+    seed: int | Tensor = 0,
+    dropout_version: int = reference.DROPOUT,
+    one_pass: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     """Multi-head self-attention.
 
     Args:
-        q, k, v: [B, N, H, D], or packed [total, H, D] with `cu_seqlens`; one shape, one floating dtype.
+        q, k, v: [B, N, H, D], or packed [total, H, D] with `cu_seqlens`; one shape, one floating dtype. Without k and
+            v, q is all three, [B, N, 3, H, D] or [total, 3, H, D], and kernels write one gradient of it.
         key_mask: bool, [B, N] or [total]; True = attend. A sequence with no visible key gives 0 and no gradient.
         bias_table: [buckets, H], the bidirectional T5 bias added to the scaled scores; positions restart per sequence.
         max_distance: distance from which all keys share the last bucket.
@@ -52,7 +56,11 @@ def attention(
         max_seqlen: an upper bound of the packed lengths, if known.
         scale: factor on q k^T; None is D**-0.5. T5 passes 1.0.
         dropout_p: probability of dropping a probability, 0 <= p < 1; the rest is scaled by 1 / (1 - p).
-        seed: of the dropout mask; 64 bits are used.
+        seed: of the dropout mask; 64 bits are used. A tensor of one int64, on the device of q, is read there: what was
+            captured or compiled with it drops anew when its value changes.
+        dropout_version: 2, or 1 for the masks of runs that began with it.
+        one_pass: let the Triton kernels' backward add up dq in any order, which is faster and does not repeat to the
+            bit; the other implementations have no such form and ignore it.
         impl: "reference", "portable", "triton" or None: by device, see the package's docstring; for plain attention
             without dropout also "sdpa" or "xformers", who then compute it.
 
@@ -61,8 +69,16 @@ def attention(
 
     Raises:
         ValueError, TypeError: a shape, a dtype, a length or a probability does not fit.
-        RuntimeError, ImportError: `impl` was given and cannot run here.
+        RuntimeError, ImportError: `impl` was given and cannot run here, or `one_pass` under
+            `torch.use_deterministic_algorithms`.
     """
+    together = k is None and v is None
+    if together:
+        if q.ndim != (4 if cu_seqlens is not None else 5) or q.shape[-3] != 3:
+            shape_error("attention", "q", "[B, N, 3, H, D], or [total, 3, H, D] with cu_seqlens, without k and v", q)
+        whole, (q, k, v) = q, q.unbind(-3)
+    assert k is not None
+    assert v is not None
     packed = cu_seqlens is not None
     layout = "[total, H, D] (packed, as cu_seqlens is given)" if packed else "[B, N, H, D]"
     if q.ndim != (3 if packed else 4):
@@ -95,16 +111,24 @@ def attention(
         raise ValueError("attention: max_seqlen belongs to packed sequences; pass cu_seqlens with it")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"attention: dropout_p must satisfy 0 <= p < 1, got {dropout_p}")
+    if dropout_version not in (1, reference.DROPOUT):
+        raise ValueError(f"attention: dropout_version is 1 or {reference.DROPOUT}, got {dropout_version}")
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if one_pass and strict:
+        raise RuntimeError(
+            "attention: one_pass adds up gradients in any order, and torch.use_deterministic_algorithms asks for one; "
+            "leave it out"
+        )
     check_same_device("attention", q=q, k=k, v=v, key_mask=key_mask, bias_table=bias_table)
     dtype = compute_dtype(q, q.dtype)
     compute = LIBRARIES.get(impl or "") or implementation("attention", impl, q.device, _load_triton)
     if not q.numel():
         return (q * k * v).to(dtype)  # no tokens: nothing to attend to
+    triton = compute.__module__.endswith("triton_op")
+    operands = (whole.to(dtype), None, None) if together and triton else (q.to(dtype), k.to(dtype), v.to(dtype))
     with without_autocast(q.device):
         out: Tensor = compute(
-            q.to(dtype),
-            k.to(dtype),
-            v.to(dtype),
+            *operands,
             key_mask=key_mask,
             bias_table=bias_table,
             max_distance=max_distance,
@@ -113,6 +137,8 @@ def attention(
             scale=width**-0.5 if scale is None else scale,
             dropout_p=dropout_p,
             seed=seed,
+            dropout_version=dropout_version,
+            **({"one_pass": one_pass} if triton else {}),
         )
     return out
 

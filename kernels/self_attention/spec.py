@@ -24,7 +24,10 @@ def attention_bytes(case: Case, dtype: torch.dtype) -> Cost:
 
 
 def attend(name: str, **sizes: Any) -> Case:
-    """`mask`: None, "some" keys hidden, "one blind" sequence that sees no key, "all blind". `lengths`: packed."""
+    """`mask`: None, "some" keys hidden, "one blind" sequence that sees no key, "all blind". `lengths`: packed.
+
+    `layout`: of q, k and v; "together" is one tensor of all three.
+    """
     small = {
         "batch": 2,
         "tokens": 17,
@@ -36,6 +39,7 @@ def attend(name: str, **sizes: Any) -> Case:
         "lengths": None,
         "scale": None,
         "layout": "model",
+        "one_pass": False,
     }
     return Case(name, small | sizes)
 
@@ -70,6 +74,11 @@ ATTENTION = (
     attend("packed", lengths=PACKED),
     attend("packed, key mask", lengths=PACKED, mask="one blind", heads=1),
     attend("packed, everything", lengths=PACKED, mask="one blind", buckets=32, dropout=0.3, heads=1),
+    attend("one tensor, dropout", tokens=40, layout="together", dropout=0.1),
+    attend("one tensor, packed, T5 bias", lengths=PACKED, layout="together", buckets=32, scale=1.0),
+    attend("one pass, N = 130, D = 64", batch=1, tokens=130, heads=1, width=64, layout="together", one_pass=True),
+    attend("one pass, dropout, D = 24", tokens=70, width=24, dropout=0.1, one_pass=True),
+    attend("one pass, packed, key mask", lengths=PACKED, mask="one blind", dropout=0.3, heads=1, one_pass=True),
 )
 ATTENTION_VATT = (
     *(
@@ -115,11 +124,12 @@ def make_attention(case: Case, dtype: torch.dtype, device: torch.device | str, s
     total = sum(lengths(case))
     outer = (total,) if s["lengths"] else (s["batch"], s["tokens"])
     # One product makes q, k and v side by side, as in the model.
-    q, k, v = draw.normal(*outer, 3, s["heads"], s["width"]).unbind(-3)
-    if s["layout"] != "model":
-        q, k, v = (laid_out(x.contiguous(), s["layout"]) for x in (q, k, v))
-    leaves = {"q": q, "k": k, "v": v}
+    together = draw.normal(*outer, 3, s["heads"], s["width"])
+    leaves = {"q": together} if s["layout"] == "together" else dict(zip("qkv", together.unbind(-3), strict=True))
+    if s["layout"] not in ("model", "together"):
+        leaves = {name: laid_out(x.contiguous(), s["layout"]) for name, x in leaves.items()}
     rest: dict[str, Any] = {"scale": s["scale"], "dropout_p": s["dropout"], "seed": 5, "max_distance": 64}
+    rest["one_pass"] = s["one_pass"]
     if s["buckets"]:
         leaves["bias_table"] = draw.normal(s["buckets"], s["heads"])
     if s["mask"]:

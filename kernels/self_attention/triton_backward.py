@@ -1,4 +1,4 @@
-"""Backward of flash attention in Triton, deterministic: no two programs add to one number.
+"""Backward of flash attention in Triton. By default no two programs add to one number, so it repeats to the bit.
 
     P = exp2(S - lse);  dP = dropout(grad v^T);  delta = rowsum(P dP) = rowsum(grad out);  dS = P (dP - delta)
     dq = scale dS k;   dk = scale dS^T q;   dv = dropout(P)^T grad;   dtable[b] = sum of dS with key - query in bucket b
@@ -7,8 +7,12 @@ Legend: N tokens, H heads, D width of a head, total = all tokens; S, lse in unit
 Two passes compute S and dP twice: one for tiles of queries (delta, dq), one for tiles of keys (dk, dv). Sequences of at
 most one tile (text) take one pass that does everything. The gradient of a relative bias is a third pass: a program adds
 up all tiles that lie on one diagonal of tiles, element by element, and sums along its diagonals once, at the end.
-FLOPs: 14 H D sum(N^2) in two passes (10 are needed), 4 more with a bias, 4 more of float32; 10 in one tile.
-Bytes: q, k, v, grad twice, out, dq, dk, dv once. Limits: those of the forward.
+`one_pass` is faster and does not repeat to the bit: programs for tiles of keys also add what they have of dq, in
+float32, in the order in which they come. Float32 inputs and a relative bias are computed in two passes nevertheless.
+Where q, k and v are parts of one tensor their gradients are written into one, too.
+FLOPs: 14 H D sum(N^2) in two passes (10 are needed), 4 more with a bias, 4 more of float32; 10 in one tile or one pass.
+Bytes: q, k, v, grad twice, out, dq, dk, dv once; in one pass dq in float32, once for each tile of keys.
+Limits: those of the forward.
 
 Source: Dao 2023, "FlashAttention-2", algorithm 2.
 """
@@ -22,7 +26,7 @@ from torch import Tensor
 from .. import reference
 from ..aot_case import AotCase
 from ..device import architecture, on_device
-from .triton_backward_kernels import diagonals_kernel, keys_kernel, one_tile_kernel, queries_kernel
+from .triton_backward_kernels import diagonals_kernel, keys_kernel, one_pass_kernel, one_tile_kernel, queries_kernel
 from .triton_tiles import (
     ARCHITECTURES,
     ONE_TILE,
@@ -60,6 +64,12 @@ KEYS = {  # the second pass: two accumulators
     (80, 128): AttentionLaunch(32, 32, 8, 2),
     (90, 64): AttentionLaunch(64, 64, 4, 2),  # two programs fit on a processor; 64x128 with 8 warps: one
     (90, 128): AttentionLaunch(32, 64, 8, 2),  # 64x64 spills on sm_100 with a mask
+}
+ONE_PASS = {  # the only pass, with dq besides
+    (80, 64): AttentionLaunch(32, 64, 8, 2),  # 4 warps spill
+    (80, 128): AttentionLaunch(16, 32, 8, 2),  # 32x32 spills
+    (90, 64): AttentionLaunch(64, 64, 4, 2),
+    (90, 128): AttentionLaunch(32, 64, 8, 2),
 }
 
 
@@ -106,12 +116,19 @@ def attention_backward(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    seed: Tensor | None,
+    dropout_version: int,
+    one_pass: bool,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> Tensor | None:
     """Launch the backward kernels: `grad` of `out`; out, lse and all else as `attention_forward` returned or took them.
 
+    Args:
+        one_pass: see above.
+        into: what becomes dq, dk, dv, of shape and dtype of q and with the same strides, heads following one another.
+
     Returns:
-        dq, dk, dv, contiguous, of shape and dtype of q; the gradient of bias_table (None without one) in its dtype.
+        The gradient of bias_table (None without one) in its dtype.
     """
     problem = make_problem(
         q,
@@ -122,10 +139,11 @@ def attention_backward(
         max_seqlen=max_seqlen,
         scale=scale,
         dropout_p=dropout_p,
-        seed=seed,
+        dropout_version=dropout_version,
     )
     grad, q, k, v = grad.contiguous(), readable(q), readable(k), readable(v)
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    dq, dk, dv = into
+    d_row = dq.stride(-3)
     arguments = (*strides(q), *strides(k), *strides(v))
     shared, small = problem.arguments(), SMALL[column_of(problem.padded)]
 
@@ -148,6 +166,8 @@ def attention_backward(
                 dk,
                 dv,
                 *arguments,
+                seed=seed,
+                d_row=d_row,
                 **shared,
                 BLOCK=ONE_TILE,
                 num_warps=small.warps,
@@ -155,6 +175,10 @@ def attention_backward(
             )
         else:
             delta = torch.empty_like(lse[0])
+            words = torch.empty(delta.shape, dtype=torch.int32, device=q.device) if dropout_p else None
+            acc = None
+            if one_pass and not problem.exact and bias_table is None:
+                acc = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
             first, second = backward_launches(
                 problem.padded, q.dtype, architecture(ARCHITECTURES, q.device), bias=bias_table is not None
             )
@@ -168,30 +192,41 @@ def attention_backward(
                 grad,
                 lse,
                 delta,
-                dq,
+                words,
+                dq if acc is None else None,
                 *arguments,
+                seed=seed,
+                d_row=d_row,
                 **shared,
                 ROWS=first.rows,
                 KEYS=first.keys,
                 num_warps=first.warps,
                 num_stages=first.stages,
             )
-            keys_kernel[problem.grid(triton.cdiv(problem.longest, second.keys))](
+            if acc is not None:
+                second = ONE_PASS[architecture(ARCHITECTURES, q.device), column_of(problem.padded)]
+            kernel = keys_kernel if acc is None else one_pass_kernel
+            kernel[problem.grid(triton.cdiv(problem.longest, second.keys))](
                 q,
                 k,
                 v,
                 grad,
                 lse,
                 delta,
+                words,
+                *([] if acc is None else [acc]),
                 dk,
                 dv,
                 *arguments,
+                d_row=d_row,
                 **shared,
                 ROWS=second.rows,
                 KEYS=second.keys,
                 num_warps=second.warps,
                 num_stages=second.stages,
             )
+            if acc is not None:
+                dq.copy_(acc)
             tiles = 2 * triton.cdiv(problem.longest, ONE_TILE) - 1
             sums = bias_sums(tiles)
             if sums is not None:
@@ -202,6 +237,7 @@ def attention_backward(
                     grad,
                     lse,
                     delta,
+                    words,
                     sums,
                     *arguments,
                     **shared,
@@ -210,8 +246,8 @@ def attention_backward(
                     num_stages=small.stages,
                 )
     if sums is None or bias_table is None:
-        return dq, dk, dv, None
-    return dq, dk, dv, table_gradient(sums, problem, bias_table, max_distance)
+        return None
+    return table_gradient(sums, problem, bias_table, max_distance)
 
 
 def aot_cases() -> list[AotCase]:
@@ -224,6 +260,10 @@ def aot_cases() -> list[AotCase]:
         for name, kernel, launch in (("dq", queries_kernel, first), ("dk dv", keys_kernel, second)):
             blocks = {"ROWS": launch.rows, "KEYS": launch.keys}
             cases.append(aot_case(name, kernel, tensors, launch, blocks, setting, "all of video and audio"))
+        if not bias and setting.type_name != "fp32":
+            one = ONE_PASS[setting.architecture, column_of(setting.width)]
+            blocks = {"ROWS": one.rows, "KEYS": one.keys}
+            cases.append(aot_case("dq dk dv", one_pass_kernel, tensors, one, blocks, setting, "one pass"))
         if bias:
             cases.append(aot_case("diagonals", diagonals_kernel, tensors, small, block, setting, "more than one tile"))
             cases.append(aot_case("one tile", one_tile_kernel, tensors, small, block, setting, "N=17"))

@@ -62,7 +62,7 @@ def recompute(
     statistic,
     factor,
     query,
-    key,
+    start,
     words,
     key_mask,
     diagonals,
@@ -75,9 +75,15 @@ def recompute(
     rescale,
     DROPOUT: tl.constexpr,
     EXACT: tl.constexpr,
+    KEYS: tl.constexpr,
     CHECK: tl.constexpr,
 ):
-    """P and dP [queries, keys] of one tile. Without CHECK all keys lie inside the sequence."""
+    """Of a tile [queries, keys] whose first key is `start`: P, what dropout leaves of it but for `rescale`, and dP.
+
+    Without CHECK all keys lie inside the sequence.
+    """
+    offset = tl.arange(0, KEYS)
+    key = start + offset
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     weight_grads = tl.dot(grads, tl.trans(values), input_precision="ieee")
     weights = probabilities(
@@ -88,9 +94,12 @@ def recompute(
         weights = tl.where(visible[None, :], weights, 0.0)
     elif CHECK:
         weights = tl.where(key[None, :] < length, weights, 0.0)
+    dropped = weights
     if DROPOUT:
-        weight_grads = tl.where(kept(words[:, None], key[None, :], threshold), weight_grads * rescale, 0.0)
-    return weights, weight_grads
+        keep = kept(words[:, None], start, offset[None, :], threshold, DROPOUT)
+        dropped = tl.where(keep, weights, 0.0)
+        weight_grads = tl.where(keep, weight_grads * rescale, 0.0)
+    return weights, dropped, weight_grads
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -102,6 +111,7 @@ def queries_kernel(
     grad,
     lse,
     delta,
+    words,
     dq,
     q_sequence,
     q_row,
@@ -115,14 +125,14 @@ def queries_kernel(
     key_mask,
     diagonals,
     edges,
+    seed,
+    d_row,
     heads,
     longest,
     total,
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -131,7 +141,7 @@ def queries_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """First pass: delta and dq of one tile of queries."""
+    """First pass: delta, words of rows for dropout, and dq of one tile of queries; without `dq` it ends before that."""
     tile, head, origin, first, length = locate(edges, heads, longest, tl.cdiv(longest, ROWS))
     start = tile * ROWS
     if start >= length:
@@ -142,18 +152,18 @@ def queries_kernel(
     grads = load_at(grad, first, start, head, row, row, WIDTH, length, ROWS, WIDTH, PADDED)
     here = head * total + first + query
     statistic, factor = load_statistics(lse, here, query < length, heads, total, EXACT, True)
-    words = query
+    lines = query
     if DROPOUT:
-        words = row_words(first, query, head, heads, seed_low, seed_high)
+        lines = row_words(first, query, head, heads, seed)
+        tl.store(words + here, lines, mask=query < length)
     k_tile = tile_at(k, origin, 0, head, k_sequence, k_row, k_head, KEYS, PADDED)
     v_tile = tile_at(v, origin, 0, head, v_sequence, v_row, v_head, KEYS, PADDED)
     if EXACT:
         part = tl.zeros([ROWS], dtype=tl.float32)
         for n in range(0, length, KEYS):
-            key = n + tl.arange(0, KEYS)
             keys = load_at(k, origin, n, head, k_sequence, k_row, k_head, length, KEYS, WIDTH, PADDED)
             values = load_at(v, origin, n, head, v_sequence, v_row, v_head, length, KEYS, WIDTH, PADDED)
-            weights, weight_grads = recompute(
+            weights, _, weight_grads = recompute(
                 queries,
                 keys,
                 values,
@@ -161,8 +171,8 @@ def queries_kernel(
                 statistic,
                 factor,
                 query,
-                key,
-                words,
+                n,
+                lines,
                 key_mask,
                 diagonals,
                 first,
@@ -174,6 +184,7 @@ def queries_kernel(
                 rescale,
                 DROPOUT,
                 EXACT,
+                KEYS,
                 True,
             )
             part += tl.sum(weights * weight_grads, axis=1)
@@ -181,13 +192,15 @@ def queries_kernel(
         outs = load_at(out, first, start, head, row, row, WIDTH, length, ROWS, WIDTH, PADDED)
         part = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), axis=1)
     tl.store(delta + here, part, mask=query < length)
+    if dq is None:
+        return
     acc = tl.zeros([ROWS, PADDED], dtype=tl.float32)
     whole = length // KEYS * KEYS
     for n in range(0, whole, KEYS):
         key = n + tl.arange(0, KEYS)
         keys = load_rows(k_tile, key, length, WIDTH, PADDED, False)
         values = load_rows(v_tile, key, length, WIDTH, PADDED, False)
-        weights, weight_grads = recompute(
+        weights, _, weight_grads = recompute(
             queries,
             keys,
             values,
@@ -195,8 +208,8 @@ def queries_kernel(
             statistic,
             factor,
             query,
-            key,
-            words,
+            n,
+            lines,
             key_mask,
             diagonals,
             first,
@@ -208,6 +221,7 @@ def queries_kernel(
             rescale,
             DROPOUT,
             EXACT,
+            KEYS,
             False,
         )
         ds = weights * (weight_grads - part[:, None])
@@ -218,7 +232,7 @@ def queries_kernel(
         key = whole + tl.arange(0, KEYS)
         keys = load_rows(k_tile, key, length, WIDTH, PADDED, True)
         values = load_rows(v_tile, key, length, WIDTH, PADDED, True)
-        weights, weight_grads = recompute(
+        weights, _, weight_grads = recompute(
             queries,
             keys,
             values,
@@ -226,8 +240,8 @@ def queries_kernel(
             statistic,
             factor,
             query,
-            key,
-            words,
+            whole,
+            lines,
             key_mask,
             diagonals,
             first,
@@ -239,11 +253,12 @@ def queries_kernel(
             rescale,
             DROPOUT,
             EXACT,
+            KEYS,
             True,
         )
         ds = weights * (weight_grads - part[:, None])
         acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
-    store_rows(dq, acc * (scale * LN2), first, query, length, head, heads, WIDTH, PADDED)
+    store_rows(dq, acc * (scale * LN2), first, query, length, head, d_row, WIDTH, PADDED)
 
 
 @triton.jit
@@ -256,10 +271,11 @@ def gather_queries(
     g_tile,
     lse,
     delta,
+    words,
     query,
+    start,
     key,
     diagonals,
-    first,
     length,
     head,
     heads,
@@ -267,16 +283,15 @@ def gather_queries(
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     DROPOUT: tl.constexpr,
     EXACT: tl.constexpr,
+    KEYS: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """One step of the second pass, on transposed tiles (key, query). `lse` and `delta` point at position 0."""
+    """One step of the second pass, on transposed tiles (key, query). `lse`, `delta`, `words` point at position 0."""
     queries = load_rows(q_tile, query, length, WIDTH, PADDED, LAST)
     grads = load_rows(g_tile, query, length, WIDTH, PADDED, LAST)
     statistic, factor = load_statistics(lse, query, query < length, heads, total, EXACT, LAST)
@@ -295,8 +310,11 @@ def gather_queries(
     )
     dropped = weights
     if DROPOUT:
-        words = row_words(first, query, head, heads, seed_low, seed_high)
-        keep = kept(words[None, :], key[:, None], threshold)
+        if LAST:
+            lines = tl.load(words + query, mask=query < length, other=0)
+        else:
+            lines = tl.load(words + query)
+        keep = kept(lines[None, :], start, tl.arange(0, KEYS)[:, None], threshold, DROPOUT)
         dropped = tl.where(keep, weights, 0.0)
         weight_grads = tl.where(keep, weight_grads * rescale, 0.0)
     dv = tl.dot(dropped.to(grads.dtype), grads, dv, input_precision="ieee")
@@ -313,6 +331,7 @@ def keys_kernel(
     grad,
     lse,
     delta,
+    words,
     dk,
     dv,
     q_sequence,
@@ -327,14 +346,13 @@ def keys_kernel(
     key_mask,
     diagonals,
     edges,
+    d_row,
     heads,
     longest,
     total,
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -357,6 +375,8 @@ def keys_kernel(
     g_tile = tile_at(grad, first, 0, head, row, row, WIDTH, ROWS, PADDED)
     lse += head * total + first
     delta += head * total + first
+    if DROPOUT:
+        words += head * total + first
     k_acc = tl.zeros([KEYS, PADDED], dtype=tl.float32)
     v_acc = tl.zeros([KEYS, PADDED], dtype=tl.float32)
     whole = length // ROWS * ROWS
@@ -370,10 +390,11 @@ def keys_kernel(
             g_tile,
             lse,
             delta,
+            words,
             m + tl.arange(0, ROWS),
+            start,
             key,
             diagonals,
-            first,
             length,
             head,
             heads,
@@ -381,13 +402,12 @@ def keys_kernel(
             reach,
             scale,
             threshold,
-            seed_low,
-            seed_high,
             rescale,
             WIDTH,
             PADDED,
             DROPOUT,
             EXACT,
+            KEYS,
             False,
         )
         q_tile += ROWS * q_row
@@ -402,8 +422,200 @@ def keys_kernel(
             g_tile,
             lse,
             delta,
+            words,
             whole + tl.arange(0, ROWS),
+            start,
             key,
+            diagonals,
+            length,
+            head,
+            heads,
+            total,
+            reach,
+            scale,
+            threshold,
+            rescale,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            EXACT,
+            KEYS,
+            True,
+        )
+    k_acc *= scale * LN2
+    v_acc *= rescale
+    if key_mask is not None:
+        visible = tl.load(key_mask + first + key, mask=key < length, other=0) != 0
+        k_acc = tl.where(visible[:, None], k_acc, 0.0)
+        v_acc = tl.where(visible[:, None], v_acc, 0.0)
+    store_rows(dk, k_acc, first, key, length, head, d_row, WIDTH, PADDED)
+    store_rows(dv, v_acc, first, key, length, head, d_row, WIDTH, PADDED)
+
+
+@triton.jit
+def add_queries(
+    dk,
+    dv,
+    keys,
+    values,
+    q_tile,
+    g_tile,
+    lse,
+    delta,
+    words,
+    acc,
+    query,
+    start,
+    key_mask,
+    diagonals,
+    first,
+    length,
+    head,
+    heads,
+    total,
+    reach,
+    scale,
+    threshold,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    KEYS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """One step of the only pass. `lse`, `delta`, `words` and `acc` point at position 0; dk and dv are transposed.
+
+    P and dS are second operands of products, as they are, or the first one, as it is: a product's transposed result as
+    the first operand is misread by some releases of Triton.
+    """
+    queries = load_rows(q_tile, query, length, WIDTH, PADDED, LAST)
+    grads = load_rows(g_tile, query, length, WIDTH, PADDED, LAST)
+    statistic, factor = load_statistics(lse, query, query < length, heads, total, False, LAST)
+    lines = query
+    if LAST:
+        part = tl.load(delta + query, mask=query < length, other=0.0)
+        if DROPOUT:
+            lines = tl.load(words + query, mask=query < length, other=0)
+    else:
+        part = tl.load(delta + query)
+        if DROPOUT:
+            lines = tl.load(words + query)
+    weights, dropped, weight_grads = recompute(
+        queries,
+        keys,
+        values,
+        grads,
+        statistic,
+        factor,
+        query,
+        start,
+        lines,
+        key_mask,
+        diagonals,
+        first,
+        length,
+        head,
+        reach,
+        scale,
+        threshold,
+        rescale,
+        DROPOUT,
+        False,
+        KEYS,
+        False,
+    )
+    dv = tl.dot(tl.trans(grads), dropped.to(grads.dtype), dv, input_precision="ieee")
+    ds = (weights * (weight_grads - part[:, None])).to(queries.dtype)
+    dk = tl.dot(tl.trans(queries), ds, dk, input_precision="ieee")
+    inside = (start + tl.arange(0, KEYS)) < length
+    q_grad = tl.dot(ds, tl.where(inside[:, None], keys, 0.0), input_precision="ieee") * (scale * LN2)
+    column = tl.arange(0, PADDED)
+    pointers = acc + (query * heads * WIDTH)[:, None] + column[None, :]
+    if LAST or WIDTH < PADDED:
+        tl.atomic_add(pointers, q_grad, mask=(query[:, None] < length) & (column[None, :] < WIDTH), sem="relaxed")
+    else:
+        tl.atomic_add(pointers, q_grad, sem="relaxed")
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=SIZES)
+def one_pass_kernel(
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    words,
+    acc,
+    dk,
+    dv,
+    q_sequence,
+    q_row,
+    q_head,
+    k_sequence,
+    k_row,
+    k_head,
+    v_sequence,
+    v_row,
+    v_head,
+    key_mask,
+    diagonals,
+    edges,
+    d_row,
+    heads,
+    longest,
+    total,
+    reach,
+    scale,
+    threshold,
+    rescale,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """dk and dv of one tile of keys, and what it adds to dq, float32 [total, H, WIDTH].
+
+    A key after the end is a copy of the last one, so that its probabilities are finite, and 0 where dq is made.
+    """
+    tile, head, origin, first, length = locate(edges, heads, longest, tl.cdiv(longest, KEYS))
+    start = tile * KEYS
+    if start >= length:
+        return
+    key = start + tl.arange(0, KEYS)
+    row = heads * WIDTH
+    pointers = tile_at(k, origin, start, head, k_sequence, k_row, k_head, KEYS, PADDED)
+    beyond = (key - tl.minimum(key, length - 1)) * k_row
+    keys = load_rows(pointers - beyond[:, None], key, length, WIDTH, PADDED, False)
+    values = load_at(v, origin, start, head, v_sequence, v_row, v_head, length, KEYS, WIDTH, PADDED)
+    q_tile = tile_at(q, origin, 0, head, q_sequence, q_row, q_head, ROWS, PADDED)
+    g_tile = tile_at(grad, first, 0, head, row, row, WIDTH, ROWS, PADDED)
+    lse += head * total + first
+    delta += head * total + first
+    if DROPOUT:
+        words += head * total + first
+    acc += (first * heads + head) * WIDTH
+    k_acc = tl.zeros([PADDED, KEYS], dtype=tl.float32)
+    v_acc = tl.zeros([PADDED, KEYS], dtype=tl.float32)
+    whole = length // ROWS * ROWS
+    for m in range(0, whole, ROWS):
+        k_acc, v_acc = add_queries(
+            k_acc,
+            v_acc,
+            keys,
+            values,
+            q_tile,
+            g_tile,
+            lse,
+            delta,
+            words,
+            acc,
+            m + tl.arange(0, ROWS),
+            start,
+            key_mask,
             diagonals,
             first,
             length,
@@ -413,23 +625,50 @@ def keys_kernel(
             reach,
             scale,
             threshold,
-            seed_low,
-            seed_high,
             rescale,
             WIDTH,
             PADDED,
             DROPOUT,
-            EXACT,
+            KEYS,
+            False,
+        )
+        q_tile += ROWS * q_row
+        g_tile += ROWS * row
+    if whole < length:
+        k_acc, v_acc = add_queries(
+            k_acc,
+            v_acc,
+            keys,
+            values,
+            q_tile,
+            g_tile,
+            lse,
+            delta,
+            words,
+            acc,
+            whole + tl.arange(0, ROWS),
+            start,
+            key_mask,
+            diagonals,
+            first,
+            length,
+            head,
+            heads,
+            total,
+            reach,
+            scale,
+            threshold,
+            rescale,
+            WIDTH,
+            PADDED,
+            DROPOUT,
+            KEYS,
             True,
         )
-    k_acc *= scale * LN2
-    v_acc *= rescale
-    if key_mask is not None:
-        visible = tl.load(key_mask + first + key, mask=key < length, other=0) != 0
-        k_acc = tl.where(visible[:, None], k_acc, 0.0)
-        v_acc = tl.where(visible[:, None], v_acc, 0.0)
-    store_rows(dk, k_acc, first, key, length, head, heads, WIDTH, PADDED)
-    store_rows(dv, v_acc, first, key, length, head, heads, WIDTH, PADDED)
+    k_grad = tl.trans(k_acc) * (scale * LN2)
+    v_grad = tl.trans(v_acc) * rescale
+    store_rows(dk, k_grad, first, key, length, head, d_row, WIDTH, PADDED)
+    store_rows(dv, v_grad, first, key, length, head, d_row, WIDTH, PADDED)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -440,6 +679,7 @@ def diagonals_kernel(
     grad,
     lse,
     delta,
+    words,
     sums,
     q_sequence,
     q_row,
@@ -459,8 +699,6 @@ def diagonals_kernel(
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -476,7 +714,6 @@ def diagonals_kernel(
     acc = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
     for m in range(tl.maximum(0, -ahead), tl.minimum(length, length - ahead), BLOCK):
         query = m + tl.arange(0, BLOCK)
-        key = query + ahead
         queries = load_at(q, origin, m, head, q_sequence, q_row, q_head, length, BLOCK, WIDTH, PADDED)
         grads = load_at(grad, first, m, head, row, row, WIDTH, length, BLOCK, WIDTH, PADDED)
         keys = load_at(k, origin, m + ahead, head, k_sequence, k_row, k_head, length, BLOCK, WIDTH, PADDED)
@@ -484,10 +721,10 @@ def diagonals_kernel(
         here = head * total + first + query
         statistic, factor = load_statistics(lse, here, query < length, heads, total, EXACT, True)
         part = tl.load(delta + here, mask=query < length, other=0.0)
-        words = query
+        lines = query
         if DROPOUT:
-            words = row_words(first, query, head, heads, seed_low, seed_high)
-        weights, weight_grads = recompute(
+            lines = tl.load(words + here, mask=query < length, other=0)
+        weights, _, weight_grads = recompute(
             queries,
             keys,
             values,
@@ -495,8 +732,8 @@ def diagonals_kernel(
             statistic,
             factor,
             query,
-            key,
-            words,
+            m + ahead,
+            lines,
             key_mask,
             diagonals,
             first,
@@ -508,6 +745,7 @@ def diagonals_kernel(
             rescale,
             DROPOUT,
             EXACT,
+            BLOCK,
             True,
         )
         acc += weights * (weight_grads - part[:, None])
@@ -538,14 +776,14 @@ def one_tile_kernel(
     key_mask,
     diagonals,
     edges,
+    seed,
+    d_row,
     heads,
     longest,
     total,
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -586,17 +824,17 @@ def one_tile_kernel(
     weights *= (1.0 / tl.where(norm > 0, norm, 1.0))[:, None]
     dropped = weights
     if DROPOUT:
-        words = row_words(first, position, head, heads, seed_low, seed_high)
-        keep = kept(words[:, None], position[None, :], threshold)
+        words = row_words(first, position, head, heads, seed)
+        keep = kept(words[:, None], 0, position[None, :], threshold, DROPOUT)
         dropped = tl.where(keep, weights * rescale, 0.0)
         weight_grads = tl.where(keep, weight_grads * rescale, 0.0)
     ds = weights * (weight_grads - tl.sum(weights * weight_grads, axis=1)[:, None])
     v_grad = tl.dot(tl.trans(dropped.to(grads.dtype)), grads, input_precision="ieee")
     k_grad = tl.dot(tl.trans(ds.to(queries.dtype)), queries, input_precision="ieee")
     q_grad = tl.dot(ds.to(keys.dtype), keys, input_precision="ieee")
-    store_rows(dv, v_grad, first, position, length, head, heads, WIDTH, PADDED)
-    store_rows(dk, k_grad * (scale * LN2), first, position, length, head, heads, WIDTH, PADDED)
-    store_rows(dq, q_grad * (scale * LN2), first, position, length, head, heads, WIDTH, PADDED)
+    store_rows(dv, v_grad, first, position, length, head, d_row, WIDTH, PADDED)
+    store_rows(dk, k_grad * (scale * LN2), first, position, length, head, d_row, WIDTH, PADDED)
+    store_rows(dq, q_grad * (scale * LN2), first, position, length, head, d_row, WIDTH, PADDED)
     if diagonals is not None:
         here = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
         tl.store(sums + here, along_diagonals(ds, BLOCK))

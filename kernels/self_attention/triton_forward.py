@@ -58,7 +58,6 @@ def attend_tile(
     k_tile,
     v_tile,
     query,
-    key,
     words,
     key_mask,
     diagonals,
@@ -68,12 +67,16 @@ def attend_tile(
     reach,
     scale,
     threshold,
+    start,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     DROPOUT: tl.constexpr,
+    KEYS: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """One step of the streamed softmax: a tile of keys for a tile of queries."""
+    """One step of the streamed softmax: a tile of keys, of which `start` is the first, for a tile of queries."""
+    offset = tl.arange(0, KEYS)
+    key = start + offset
     keys = load_rows(k_tile, key, length, WIDTH, PADDED, LAST)
     scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
     factor = scale
@@ -94,7 +97,7 @@ def attend_tile(
     norm = norm * decay + tl.sum(weights, 1)
     acc = acc * decay[:, None]
     if DROPOUT:
-        weights = tl.where(kept(words[:, None], key[None, :], threshold), weights, 0.0)
+        weights = tl.where(kept(words[:, None], start, offset[None, :], threshold, DROPOUT), weights, 0.0)
     values = load_rows(v_tile, key, length, WIDTH, PADDED, LAST)
     acc = tl.dot(weights.to(values.dtype), values, acc, input_precision="ieee")
     return acc, norm, top
@@ -119,14 +122,13 @@ def forward_kernel(
     key_mask,
     diagonals,
     edges,
+    seed,
     heads,
     longest,
     total,
     reach,
     scale,
     threshold,
-    seed_low,
-    seed_high,
     rescale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -146,7 +148,7 @@ def forward_kernel(
     v_tile = tile_at(v, origin, 0, head, v_sequence, v_row, v_head, KEYS, PADDED)
     words = query
     if DROPOUT:
-        words = row_words(first, query, head, heads, seed_low, seed_high)
+        words = row_words(first, query, head, heads, seed)
     acc = tl.zeros([ROWS, PADDED], dtype=tl.float32)
     norm = tl.zeros([ROWS], dtype=tl.float32)
     peak = tl.full([ROWS], float("-inf"), dtype=tl.float32)
@@ -160,7 +162,6 @@ def forward_kernel(
             k_tile,
             v_tile,
             query,
-            n + tl.arange(0, KEYS),
             words,
             key_mask,
             diagonals,
@@ -170,9 +171,11 @@ def forward_kernel(
             reach,
             scale,
             threshold,
+            n,
             WIDTH,
             PADDED,
             DROPOUT,
+            KEYS,
             False,
         )
         k_tile += KEYS * k_row
@@ -186,7 +189,6 @@ def forward_kernel(
             k_tile,
             v_tile,
             query,
-            whole + tl.arange(0, KEYS),
             words,
             key_mask,
             diagonals,
@@ -196,16 +198,18 @@ def forward_kernel(
             reach,
             scale,
             threshold,
+            whole,
             WIDTH,
             PADDED,
             DROPOUT,
+            KEYS,
             True,
         )
     if key_mask is not None:  # a row that sees no key: out is 0, and +inf makes the backward's probabilities 0
         peak = tl.where(norm > 0, peak, float("inf"))
         norm = tl.where(norm > 0, norm, 1.0)
     acc = acc * (rescale / norm)[:, None]
-    store_rows(out, acc, first, query, length, head, heads, WIDTH, PADDED)
+    store_rows(out, acc, first, query, length, head, heads * WIDTH, WIDTH, PADDED)
     here = lse + head * total + first + query
     if EXACT:
         tl.store(here, peak, mask=query < length)
@@ -243,7 +247,8 @@ def attention_forward(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: Tensor | None,
+    dropout_version: int,
 ) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel; arguments as in `vatt_kernels.attention`, `max_seqlen` is needed with `cu_seqlens`.
 
@@ -263,7 +268,7 @@ def attention_forward(
         max_seqlen=max_seqlen,
         scale=scale,
         dropout_p=dropout_p,
-        seed=seed,
+        dropout_version=dropout_version,
     )
     q, k, v = readable(q), readable(k), readable(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -289,6 +294,7 @@ def attention_forward(
             *strides(q),
             *strides(k),
             *strides(v),
+            seed=seed,
             **problem.arguments(),
             ROWS=launch.rows,
             KEYS=launch.keys,

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import reference
 from ..aot_case import AotCase
 from ..device import check_product
-from ..registration import differentiable, operator, present, signed64
+from ..registration import differentiable, operator, present, seed_tensor
 from .triton_backward import attention_backward
 from .triton_forward import LENGTHS, attention_forward, forward_kernel, forward_launch
 from .triton_tiles import (
@@ -35,44 +35,59 @@ from .triton_tiles import (
 
 ARGUMENTS = (
     "Tensor? bias_table, Tensor? key_mask, SymInt max_distance, Tensor? cu_seqlens, SymInt? max_seqlen, float scale, "
-    "float dropout_p, SymInt seed"
+    "float dropout_p, Tensor? seed, int dropout_version, bool one_pass"
 )
+NAMES = [argument.split()[-1] for argument in ARGUMENTS.split(", ")]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    return attention_forward(q, k, v, **_named(settings))
+def _apart(q: Tensor, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Without k and v, q is all three: [..., 3, H, D]."""
+    if k is None or v is None:
+        q, k, v = q.unbind(-3)
+    return q, k, v
+
+
+def _forward(q: Tensor, k: Tensor | None, v: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
+    named = dict(zip(NAMES, settings, strict=True))
+    del named["one_pass"]
+    return attention_forward(*_apart(q, k, v), **named)
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, d_table = attention_backward(grad, q, k, v, out, lse, **_named(settings))
-    return dq, dk, dv, grad.new_empty(0) if d_table is None else d_table
+    grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None, out: Tensor, lse: Tensor, *settings: Any
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v and the bias table; those of k and v are empty where q is all three."""
+    made = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v) if x is not None]
+    into = _apart(made[0], *made[1:]) if len(made) == 3 else _apart(made[0], None, None)
+    d_table = attention_backward(grad, *_apart(q, k, v), out, lse, into=into, **dict(zip(NAMES, settings, strict=True)))
+    nothing = [grad.new_empty(0) for _ in range(4 - len(made))]
+    return *made, *nothing[1:], nothing[0] if d_table is None else d_table
 
 
-def _named(settings: tuple[Any, ...]) -> dict[str, Any]:
-    """ARGUMENTS by name; the backward's launcher takes them in another order."""
-    names = ("bias_table", "key_mask", "max_distance", "cu_seqlens", "max_seqlen", "scale", "dropout_p", "seed")
-    return dict(zip(names, settings, strict=True))
-
-
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def _fake_forward(q: Tensor, k: Tensor | None, v: Tensor | None, *settings: Any) -> tuple[Tensor, Tensor]:
     statistics = 2 if q.dtype == torch.float32 else 1
-    total = math.prod(q.shape[:-2])
-    return q.new_empty(q.shape), q.new_empty(statistics, q.shape[-2], total, dtype=torch.float32)
+    *outer, heads, width = q.shape if k is not None else (*q.shape[:-3], *q.shape[-2:])
+    lse = q.new_empty(statistics, heads, math.prod(outer), dtype=torch.float32)
+    return q.new_empty(*outer, heads, width), lse
 
 
 def _fake_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias_table: Tensor | None, *settings: Any
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    bias_table: Tensor | None,
+    *settings: Any,
 ) -> tuple[Tensor, ...]:
-    d_table = grad.new_empty(0) if bias_table is None else bias_table.new_empty(bias_table.shape)
-    return *(x.new_empty(q.shape) for x in (q, k, v)), d_table
+    return tuple(grad.new_empty(0) if x is None else x.new_empty(x.shape) for x in (q, k, v, bias_table))
 
 
-def _forward_flops(q: torch.Size, *shapes: Any, out_shape: Any) -> int:
+def _forward_flops(q: torch.Size, k: torch.Size | None, *shapes: Any, out_shape: Any) -> int:
     """Packed sequences count as if each had `max_seqlen` tokens: the shapes do not tell their lengths."""
-    longest = q[1] if len(q) == 4 else shapes[6]
-    return 4 * math.prod(q) * longest
+    longest = q[1] if len(q) == 4 + (k is None) else shapes[5]
+    return 4 * math.prod(q) // (1 if k is not None else 3) * longest
 
 
 def _backward_flops(grad: torch.Size, *shapes: Any, out_shape: Any) -> int:
@@ -82,10 +97,13 @@ def _backward_flops(grad: torch.Size, *shapes: Any, out_shape: Any) -> int:
 
 
 _attention = operator(
-    f"attention(Tensor q, Tensor k, Tensor v, {ARGUMENTS}) -> (Tensor, Tensor)", _forward, _fake_forward, _forward_flops
+    f"attention(Tensor q, Tensor? k, Tensor? v, {ARGUMENTS}) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _forward_flops,
 )
 _attention_backward = operator(
-    f"attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {ARGUMENTS}) "
+    f"attention_backward(Tensor grad, Tensor q, Tensor? k, Tensor? v, Tensor out, Tensor lse, {ARGUMENTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
@@ -94,19 +112,21 @@ _attention_backward = operator(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bias_table, key_mask, max_distance, cu_seqlens, *settings = inputs
-    ctx.save_for_backward(q, k, v, *output, bias_table, key_mask, cu_seqlens)
-    ctx.max_distance, ctx.settings = max_distance, settings
+    ctx.save_for_backward(*inputs[:3], *output, *(x for x in inputs[3:] if isinstance(x, Tensor)))
+    ctx.settings = [None if isinstance(x, Tensor) else x for x in inputs[3:]]
+    ctx.tensors = [isinstance(x, Tensor) for x in inputs[3:]]
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, of_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     """Saves q, k, v, out and statistics, and computes probabilities again; nobody differentiates the statistics."""
     if grad is None:
-        return (None,) * 11
-    *tensors, bias_table, key_mask, cu_seqlens = ctx.saved_tensors
-    gradients = _attention_backward(grad, *tensors, bias_table, key_mask, ctx.max_distance, cu_seqlens, *ctx.settings)
-    return *present(gradients, ctx.needs_input_grad[:4]), *[None] * 7
+        return (None,) * (3 + len(NAMES))
+    q, k, v, out, lse, *saved = ctx.saved_tensors
+    rest = iter(saved)
+    settings = [next(rest) if is_tensor else x for x, is_tensor in zip(ctx.settings, ctx.tensors, strict=True)]
+    gradients = _attention_backward(grad, q, k, v, out, lse, *settings)
+    return *present(gradients, ctx.needs_input_grad[:4]), *[None] * (len(NAMES) - 1)
 
 
 differentiable(_attention, _save, _gradients, _attention_backward)
@@ -114,8 +134,8 @@ differentiable(_attention, _save, _gradients, _attention_backward)
 
 def attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
     *,
     key_mask: Tensor | None,
     bias_table: Tensor | None,
@@ -124,7 +144,9 @@ def attention(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
+    seed: int | Tensor,
+    dropout_version: int,
+    one_pass: bool,
 ) -> Tensor:
     """The differentiable operation; arguments as in `vatt_kernels.attention`, checked there.
 
@@ -137,9 +159,9 @@ def attention(
     if cu_seqlens is not None and (max_seqlen is None or not (cu_seqlens.is_cuda or torch.compiler.is_compiling())):
         bounds = reference.sequence_bounds(cu_seqlens, q.shape[0], max_seqlen)
         max_seqlen = max(end - begin for begin, end in bounds)
-    out: Tensor = _attention(
-        q, k, v, bias_table, key_mask, max_distance, cu_seqlens, max_seqlen, scale, dropout_p, signed64(seed)
-    )[0]
+    place = seed_tensor(seed, q.device) if dropout_p else None
+    where = (bias_table, key_mask, max_distance, cu_seqlens, max_seqlen)
+    out: Tensor = _attention(q, k, v, *where, scale, dropout_p, place, dropout_version, one_pass)[0]
     return out
 
 

@@ -24,7 +24,7 @@ from ..tuning import tuned
 LOG2E = math.log2(math.e)
 WIDEST = 128  # of a head
 FAR = 2**23  # elements between rows above which offsets inside a tile of 128 rows would leave 32 bits
-SIZES = ["heads", "longest", "total", "reach", "scale", "threshold", "seed_low", "seed_high", "rescale"]
+SIZES = ["heads", "longest", "total", "reach", "scale", "threshold", "rescale"]
 
 
 class AttentionLaunch(NamedTuple):
@@ -53,11 +53,10 @@ class Problem(NamedTuple):
     reach: int
     scale: float
     dropout_p: float
-    seed: int
+    dropout_version: int
 
     def arguments(self) -> dict[str, Any]:
         """What all kernels take by these names."""
-        low, high = self.seed & reference.WORD, (self.seed >> 32) & reference.WORD
         return {
             "key_mask": self.key_mask,
             "diagonals": self.diagonals,
@@ -67,13 +66,11 @@ class Problem(NamedTuple):
             "total": self.total,
             "reach": self.reach,
             "scale": self.scale * LOG2E,
-            "threshold": reference.dropout_threshold(self.dropout_p),
-            "seed_low": signed(reference.mix(low ^ 0x9E3779B9)),
-            "seed_high": signed(reference.mix(reference.mix(low) ^ high)),
-            "rescale": 1 / (1 - self.dropout_p),
+            "threshold": reference.dropout_threshold(self.dropout_p, self.dropout_version),
+            "rescale": reference.dropout_rescale(self.dropout_p, self.dropout_version),
             "WIDTH": self.width,
             "PADDED": self.padded,
-            "DROPOUT": self.dropout_p > 0,
+            "DROPOUT": self.dropout_version if self.dropout_p else 0,
             "EXACT": self.exact,
         }
 
@@ -102,11 +99,6 @@ def measured_launch(kernel: str, launch: AttentionLaunch, padded: int, x: Tensor
     return tuned(f"attention {kernel} {column_of(padded)}", (launch,), x.device)[0]
 
 
-def signed(word: int) -> int:
-    """A 32-bit word as the int32 of the same bits: larger ints would compile a second kernel."""
-    return word - 2**32 if word >= 2**31 else word
-
-
 def make_problem(
     q: Tensor,
     *,
@@ -117,7 +109,7 @@ def make_problem(
     max_seqlen: int | None,
     scale: float,
     dropout_p: float,
-    seed: int,
+    dropout_version: int,
 ) -> Problem:
     """Check limits and expand the bias.
 
@@ -159,7 +151,7 @@ def make_problem(
         reach,
         scale,
         dropout_p,
-        seed,
+        dropout_version,
     )
 
 
@@ -177,29 +169,49 @@ def strides(x: Tensor) -> tuple[int, int, int]:
 
 
 @triton.jit
-def mix(x):
-    """`reference.mix` of uint32; products wrap around, which TRITON_DEBUG=1 would take for a fault."""
+def half_mix(x):
+    """`reference.mix` of uint32 but for its last step; products wrap, which TRITON_DEBUG=1 would take for a fault."""
     x ^= x >> 16
     x = tl.mul(x, 0x7FEB352D, sanitize_overflow=False)
     x ^= x >> 15
-    x = tl.mul(x, 0x846CA68B, sanitize_overflow=False)
-    x ^= x >> 16
-    return x
+    return tl.mul(x, 0x846CA68B, sanitize_overflow=False)
 
 
 @triton.jit
-def row_words(first, query, head, heads, seed_low, seed_high):
+def mix(x):
+    """`reference.mix` of uint32."""
+    x = half_mix(x)
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def row_words(first, query, head, heads, seed):
     """`reference.dropout_keys` of queries, positions within the sequence that begins at batch row `first`."""
+    whole = tl.load(seed)
+    low, high = whole.to(tl.uint32), (whole >> 32).to(tl.uint32)
     row = tl.add(first.to(tl.uint32), query.to(tl.uint32), sanitize_overflow=False)
     row = tl.mul(row, heads.to(tl.uint32), sanitize_overflow=False)
     row = tl.add(row, head.to(tl.uint32), sanitize_overflow=False)
-    return mix(mix(row ^ seed_low.to(tl.uint32, bitcast=True)) ^ seed_high.to(tl.uint32, bitcast=True))
+    return mix(mix(row ^ mix(low ^ 0x9E3779B9)) ^ mix(mix(low) ^ high)).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def kept(words, key, threshold):
-    """`reference.dropout_keep`: words of rows and positions of keys, shaped to broadcast together."""
-    return mix(tl.add(words, key.to(tl.uint32), sanitize_overflow=False)).to(tl.int32, bitcast=True) >= threshold
+def kept(words, start, offset, threshold, DROPOUT: tl.constexpr):
+    """`reference.dropout_keep` of keys `start + offset`, where `start` is a multiple of 16: words of rows and offsets,
+    shaped to broadcast together. DROPOUT is the version.
+
+    Two keys that share a word lie 8 apart: in a product's result one thread holds both, whether keys are its rows or
+    its columns. What depends on `start` is kept apart so that the compiler sees that their words are one.
+    """
+    if DROPOUT == 1:
+        word = mix(tl.add(words.to(tl.uint32, bitcast=True), (start + offset).to(tl.uint32), sanitize_overflow=False))
+        return word.to(tl.int32, bitcast=True) >= threshold
+    row = tl.add(words.to(tl.uint32, bitcast=True), tl.cast(start // 2, tl.uint32), sanitize_overflow=False)
+    pair = ((offset >> 4) << 3) | (offset & 7)
+    word = half_mix(tl.add(row, pair.to(tl.uint32), sanitize_overflow=False))
+    upper = word >> 16  # the last step of `mix` changes the lower half alone
+    half = tl.where((offset & 8) == 0, (word ^ upper) & 0xFFFF, upper)
+    return half.to(tl.int32) >= threshold
 
 
 @triton.jit
@@ -262,10 +274,10 @@ def load_at(
 
 
 @triton.jit
-def store_rows(x, tile, first, rows, length, head, heads, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """Store to a contiguous [total, H, WIDTH] what lies inside the sequence."""
+def store_rows(x, tile, first, rows, length, head, by_row, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Store what lies inside the sequence, to [total, H, WIDTH] whose heads follow one another."""
     column = tl.arange(0, PADDED)
-    pointers = x + ((first + rows) * heads + head)[:, None] * WIDTH + column[None, :]
+    pointers = x + ((first + rows) * by_row + head * WIDTH)[:, None] + column[None, :]
     inside = (rows[:, None] < length) & (column[None, :] < WIDTH)
     tl.store(pointers, tile.to(x.dtype.element_ty), mask=inside)
 
@@ -315,21 +327,27 @@ def settings() -> list[Setting]:
 
 
 def aot_case(
-    name: str, kernel: Any, tensors: str, launch: AttentionLaunch, blocks: dict[str, int], setting: Setting, shape: str
+    name: str, kernel: Any, tensors: str, launch: AttentionLaunch, blocks: dict[str, Any], setting: Setting, shape: str
 ) -> AotCase:
-    """`tensors`: the kernel's pointers of the inputs' dtype, blanks between; `blocks`: its tile constants."""
+    """`tensors`: the kernel's pointers of the inputs' dtype, blanks between; `blocks`: its tiles, and what is None."""
     has, own = VARIANTS[setting.variant], f"*{setting.type_name}"
-    optional = {"key_mask": ("mask", "*u8"), "diagonals": ("bias", "*fp32"), "edges": ("packed", "*i32")}
+    optional = {
+        "key_mask": ("mask", "*u8"),
+        "diagonals": ("bias", "*fp32"),
+        "edges": ("packed", "*i32"),
+        "seed": ("dropout", "*i64"),
+        "words": ("dropout", "*i32"),
+    }
     constexprs: dict[str, object] = {
         "WIDTH": setting.width,
         "PADDED": setting.width,
-        "DROPOUT": has.get("dropout", False),
+        "DROPOUT": reference.DROPOUT if has.get("dropout") else 0,
         "EXACT": setting.type_name == "fp32",
         **blocks,
         **{name: None for name, (feature, _) in optional.items() if not has.get(feature)},
     }
     types = {name: type_ for name, (_, type_) in optional.items()} | {"scale": "fp32", "rescale": "fp32"}
-    types |= dict.fromkeys(tensors.split(), own) | dict.fromkeys(("lse", "delta", "sums"), "*fp32")
+    types |= dict.fromkeys(tensors.split(), own) | dict.fromkeys(("lse", "delta", "sums", "acc"), "*fp32")
     names: list[str] = kernel.arg_names
     signature = {arg: "constexpr" if arg in constexprs else types.get(arg, "i32") for arg in names}
     step = ("_sequence", "_row", "_head")
@@ -341,7 +359,7 @@ def aot_case(
         divisible=tuple(arg for arg, type_ in signature.items() if type_.startswith("*") or arg.endswith(step)),
         warps=launch.warps,
         stages=launch.stages,
-        tiles_of_64=min(blocks.values()) >= 64 and setting.type_name != "fp32",
+        tiles_of_64=min(size for size in blocks.values() if size) >= 64 and setting.type_name != "fp32",
         shape=shape,
         archs=ARCHITECTURES[setting.architecture],
     )

@@ -47,6 +47,8 @@ WRONG = [
     (lambda: vk.attention(Q, Q, Q, bias_table=torch.zeros(32, 3)), ValueError, r"\[buckets, 4\]"),
     (lambda: vk.attention(Q, Q, Q, bias_table=torch.zeros(31, 4)), ValueError, "even number"),
     (lambda: vk.attention(Q, Q, Q, dropout_p=1.0), ValueError, "0 <= p < 1"),
+    (lambda: vk.attention(Q), ValueError, r"\[B, N, 3, H, D\].*without k and v"),
+    (lambda: vk.attention(Q, Q, Q, dropout_version=3), ValueError, "dropout_version is 1 or 2, got 3"),
     (lambda: vk.attention(Q, Q, Q, max_seqlen=3), ValueError, "pass cu_seqlens"),
     (lambda: vk.attention(Q[0], Q[0], Q[0], cu_seqlens=torch.tensor([0, 2])), ValueError, "rise from 0 to 3"),
     (lambda: vk.attention(Q[0], Q[0], Q[0], cu_seqlens=torch.tensor([0, 3]), max_seqlen=2), ValueError, "max_seqlen"),
@@ -65,6 +67,15 @@ WRONG = [
         "rows 1..3",
     ),
 ]
+
+
+def test_one_pass_is_refused_where_results_must_repeat() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="one_pass adds up gradients in any order"):
+            vk.attention(Q, Q, Q, one_pass=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), WRONG)

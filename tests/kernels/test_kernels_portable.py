@@ -16,7 +16,7 @@ import vatt_kernels as vk
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vatt_kernels import portable, reference
+from vatt_kernels import dropped_attention, portable, reference
 
 Operation = Callable[..., Tensor]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -57,14 +57,15 @@ def assert_within_budget(
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the bytes of the largest tensor that any operation returns, views left out."""
+    """Records the bytes of the largest tensor that any operation returns, views left out, and counts products."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.bytes = self.products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.products += "bmm" in func.name()
         known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in known:
@@ -240,9 +241,15 @@ def test_attention_takes_any_layout() -> None:
 def test_both_drop_the_same_probabilities() -> None:
     first, heads, tokens = torch.tensor([0, 33, 2**32 - 10]), 4, 33
     for p in (0.0, 1e-9, 0.1, 0.5, 1 - 1e-12):
-        expected = reference.dropout_keep(first, tokens, heads, p, seed=2**40 + 1)
+        expected = reference.dropout_keep(first, tokens, heads, p, 2**40 + 1, version=1)
         keys = reference.dropout_keys(first, tokens, heads, seed=2**40 + 1)
         assert torch.equal(portable.dropout_keep(keys, p), expected)
+        for some in (tokens, 24, 7):
+            expected = reference.dropout_keep(first, some, heads, p, 2**40 + 1)
+            words = reference.dropout_keys(first, some, heads, torch.tensor(2**40 + 1)).int()
+            kept = dropped_attention.keep_in_order(words[..., None], some, p)
+            order = [c for c in range(some) if c % 16 < 8] + [c for c in range(some) if c % 16 >= 8]
+            assert torch.equal(kept, -expected[..., order].int())
 
 
 @pytest.mark.parametrize("name", ["dropout", "everything"])
@@ -251,11 +258,35 @@ def test_dropout_in_blocks_gives_the_same_and_bounds_memory(name: str, monkeypat
     leaves = [*(randn(*shape, seed=seed) for seed in range(3)), randn(8, 4, seed=4)]
     operation = attend(name, shape)
     expected = results(lambda *x: operation("portable", *x), leaves)
-    monkeypatch.setattr(portable, "DROPOUT_SCORES", 40 * 40 * 5)  # 12 rows of heads in blocks of 5, 5 and 2
-    with LargestTensor() as largest:
+    for scores in (40 * 40 * 5, 40 * 24):  # 12 rows of heads in blocks of 5, 5 and 2, and each in 24 and 16 rows
+        monkeypatch.setattr(dropped_attention, "SCORES", scores)
         got = results(lambda *x: operation("portable", *x), leaves)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_dropout_of_version_1_is_that_of_the_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "DROPOUT_SCORES", 9 * 9 * 2)
+    settings = {"dropout_p": 0.3, "seed": 4, "dropout_version": 1}
+    leaves = [randn(2, 9, 3, 4, seed=seed) for seed in range(3)]
+    got, expected = (
+        results(lambda *x, impl=impl: vk.attention(*x, impl=impl, **settings), leaves)
+        for impl in ("portable", "reference")
+    )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    assert largest.bytes <= 40 * 40 * 5 * 8
+    assert not torch.equal(got[0], vk.attention(*leaves, impl="portable", **settings | {"dropout_version": 2}))
+
+
+def test_dropout_computes_nothing_that_it_need_not_and_keeps_a_bit_a_probability() -> None:
+    """Two products forward, five backward, no tensor larger than a block or the bits."""
+    tokens, heads, width = 640, 2, 8
+    q = randn(1, tokens, heads, width).float()
+    words = reference.dropout_keys(torch.zeros(1), tokens, heads, 1).flatten(0, 1).int()
+    with LargestTensor() as largest:
+        out, statistics, bits = dropped_attention._forward(q, q, q, None, None, words, 0.3, 0.1)
+        dropped_attention._backward(out, q, q, q, None, None, statistics, bits, 0.3, 0.1)
+    assert largest.products == 7 * len(list(dropped_attention._blocks(heads, tokens))) == 7 * 8
+    assert bits.nbytes == heads * tokens * tokens / 8
+    assert largest.bytes <= 4 * dropped_attention.SCORES < 4 * tokens * tokens
 
 
 def test_attention_follows_autocast() -> None:

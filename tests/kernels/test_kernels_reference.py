@@ -200,30 +200,62 @@ def test_packed_sequences_see_only_themselves(impl: str, dropout: float) -> None
     torch.testing.assert_close(packed, dense.flatten(0, 1))
 
 
-def test_dropout_mask_is_the_documented_hash() -> None:
-    seed, heads, tokens, p = (7 << 32) + 11, 3, 5, 0.25
+@pytest.mark.parametrize("version", [1, 2])
+def test_dropout_mask_is_the_documented_hash(version: int) -> None:
+    seed, heads, tokens, p = (7 << 32) + 11, 3, 29, 0.25
     first = torch.tensor([0, 2**31 - 1])  # rows past 2**32 wrap
-    kept = reference.dropout_keep(first, tokens, heads, p, seed)
+    kept = reference.dropout_keep(first, tokens, heads, p, seed, version)
     low, high = seed & MASK32, seed >> 32
     a, b = reference.mix(low ^ 0x9E3779B9), reference.mix(reference.mix(low) ^ high)
-    for sample, head, query, key in ((0, 0, 0, 0), (0, 2, 4, 3), (1, 1, 2, 4), (1, 0, 0, 1)):
+    for sample, head, query, key in (
+        (0, 0, 0, 0),
+        (0, 2, 4, 3),
+        (1, 1, 2, 4),
+        (1, 0, 0, 9),
+        (0, 1, 28, 23),
+        (1, 2, 3, 27),
+    ):
         row = ((int(first[sample]) + query) * heads + head) & MASK32
-        word = reference.mix((reference.mix(reference.mix(row ^ a) ^ b) + key) & MASK32)
-        signed = word - 2**32 if word >= 2**31 else word
-        assert bool(kept[sample, head, query, key]) == (signed >= 2**30 - 2**31)
+        pair = key if version == 1 else key // 16 * 8 + key % 8
+        word = reference.mix((reference.mix(reference.mix(row ^ a) ^ b) + pair) & MASK32)
+        if version == 1:
+            expected = (word - 2**32 if word >= 2**31 else word) >= 2**30 - 2**31
+        else:
+            expected = (word >> 16 if key % 16 >= 8 else word & 0xFFFF) >= 2**14
+        assert bool(kept[sample, head, query, key]) == expected
 
 
-def test_dropout_has_its_rate_and_no_pattern() -> None:
+def test_dropout_of_version_2_has_a_rate_of_16_bits() -> None:
+    for p in (1e-9, 0.1, 0.5, 1 - 1e-12):
+        rate = reference.dropout_threshold(p) / 2**16
+        assert abs(rate - p) <= 2**-16
+        assert reference.dropout_rescale(p) * (1 - rate) == pytest.approx(1, rel=1e-12)
+
+
+def test_dropout_hash_flips_half_of_its_bits_for_each_bit_of_the_row_and_of_the_pair() -> None:
+    words = torch.randint(0, 2**32, (20_000,), generator=torch.Generator().manual_seed(0))
+    bits = torch.arange(32)
+    for bit in range(32):
+        changed = reference.mix(words) ^ reference.mix((words + (1 << bit)) & MASK32)
+        share = (changed[:, None] >> bits & 1).double().mean(dim=0)
+        assert float((share - 0.5).abs().max()) < 5 * 0.5 / math.sqrt(len(words))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_dropout_has_its_rate_and_no_pattern(version: int) -> None:
     p, tokens = 0.1, 96
     first = torch.arange(8) * tokens
-    kept = reference.dropout_keep(first, tokens, 4, p, seed=1).double()
+    kept = reference.dropout_keep(first, tokens, 4, p, 1, version).double()
+    p = reference.dropout_threshold(p) / 2**16 if version == 2 else p
     sigma = math.sqrt(p * (1 - p) / kept.numel())
     assert abs(float(1 - kept.mean()) - p) < 4 * sigma
     for axes in ((0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)):  # by key, by query, by head, by sample
         part = 1 - kept.mean(dim=axes)
         assert float((part - p).abs().max()) < 4.5 * sigma * math.sqrt(len(part))
-    other = reference.dropout_keep(first, tokens, 4, p, seed=2).double()
-    for a, b in ((kept, other), (kept[:-1], kept[1:]), (kept[:, 1:], kept[:, :-1]), (kept[..., 1:], kept[..., :-1])):
+    other = reference.dropout_keep(first, tokens, 4, p, 2, version).double()
+    apart = [(kept[..., n:], kept[..., :-n]) for n in (1, 2, 7, 8, 9, 16, 48)]  # keys, those of one word among them
+    rows = [(kept[..., n:, :], kept[..., :-n, :]) for n in (1, 8)]
+    for a, b in ((kept, other), (kept[:-1], kept[1:]), (kept[:, 1:], kept[:, :-1]), *apart, *rows):
         together = float(((1 - a) * (1 - b)).mean())
         assert abs(together - p * p) < 5 * math.sqrt(p * p * (1 - p * p) / a.numel())
 

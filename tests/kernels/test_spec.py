@@ -60,7 +60,7 @@ def test_no_case_is_lost() -> None:
         "project_waveform": (11, 8),
         "sample_keep": (6, 12),
         "gather_tokens": (9, 4),
-        "attention": (22, 23),
+        "attention": (27, 23),
         "contrastive_loss": (16, 8),
     }
 

@@ -181,6 +181,30 @@ def test_dropout_mask_is_that_of_the_specification(p: float, seed: int, tokens: 
     assert torch.equal(packed.view_as(out), out)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_seed_is_read_from_its_tensor_at_each_call(version: int) -> None:
+    """So that a captured launch drops anew when the tensor's value changes."""
+    q, seed = randn(1, 40, 1, 16).float(), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    settings = {"dropout_p": 0.3, "dropout_version": version, "impl": "triton"}
+    outs = []
+    for value in (3, -(2**40), 3):
+        seed.fill_(value)
+        outs.append(vk.attention(q, q, q, seed=seed, **settings))
+        assert torch.equal(outs[-1], vk.attention(q, q, q, seed=value, **settings))
+        kept = vk.sample_keep(90, 30, seed=seed, device=DEVICE, impl="triton")
+        assert torch.equal(kept, vk.sample_keep(90, 30, seed=value, device=DEVICE, impl="reference"))
+    assert not torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+def test_masks_of_version_1_are_those_of_the_specification() -> None:
+    zeros, units = torch.zeros(1, 40, 1, 40, device=DEVICE), torch.eye(40, device=DEVICE)[None, :, None]
+    expected = reference.dropout_keep(torch.tensor([0]), 40, 1, 0.3, 9, version=1).transpose(1, 2).to(DEVICE)
+    assert torch.equal(
+        vk.attention(zeros, zeros, units, dropout_p=0.3, seed=9, dropout_version=1, impl="triton") > 0, expected
+    )
+
+
 def test_gradients_repeat_to_the_last_bit() -> None:
     shape = (1, 33, 1, 16) if DEVICE == "cpu" else (16, 300, 8, 64)
     leaves = [x.half() for x in leaves_of(shape)]

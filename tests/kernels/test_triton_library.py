@@ -50,14 +50,20 @@ def operations() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     mask, edges = torch.tensor([1.0, 0, 1, 1], device=DEVICE), torch.tensor([0, 2, 5], device=DEVICE)
     packed = q.detach()[0].requires_grad_()
     visible = torch.ones(2, 5, dtype=torch.bool, device=DEVICE)
+    together, seed = noise(2, 5, 3, 2, 16), torch.tensor(7, device=DEVICE)
+    settings = (None, None, 64, None, None, 0.25)
     ops = torch.ops.vatt
     return {
-        "sample_keep": (ops.sample_keep, (9, 4, 5, 6, 3, torch.device(DEVICE))),
+        "sample_keep": (ops.sample_keep, (9, 4, seed, 6, 3, torch.device(DEVICE))),
         "gather_tokens": (ops.gather_tokens, (x, sample)),
         "project": (ops.project, (frames, weight, bias, position, keep, [1, 2, 4], 0.1, -1.0, torch.float32)),
         "project alone": (ops.project, (frames, weight, None, None, None, [1, 2, 4], 1.0, 0.0, torch.float32)),
-        "attention": (ops.attention, (q, q, q, table, visible, 8, None, None, 0.25, 0.2, 7)),
-        "packed attention": (ops.attention, (packed, packed, packed, None, None, 64, edges, 3, 0.25, 0.0, 0)),
+        "attention": (ops.attention, (q, q, q, table, visible, 8, None, None, 0.25, 0.2, seed, 2, False)),
+        "attention of one tensor": (ops.attention, (together, None, None, *settings, 0.2, seed, 1, False)),
+        "packed attention": (
+            ops.attention,
+            (packed, packed, packed, None, None, 64, edges, 3, 0.25, 0.0, None, 2, False),
+        ),
         "contrastive_loss": (ops.contrastive_loss, (video, text, None, None, mask, None, 0.07, False)),
         "gathered contrastive_loss": (
             ops.contrastive_loss,
@@ -74,6 +80,7 @@ def operations() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "project",
         "project alone",
         "attention",
+        "attention of one tensor",
         "packed attention",
         "contrastive_loss",
         "gathered contrastive_loss",
@@ -103,6 +110,7 @@ def test_flops_are_those_of_the_formulas() -> None:
     assert counted(project) == (2 * 8 * 24 * 16, 2 * 8 * 24 * 16)  # two clips of four patches; bytes have no gradient
     products = 4 * 2 * 5 * 5 * 2 * 16
     assert counted(lambda: vk.attention(x, x, x, impl="triton")) == (products, 2 * products)
+    assert counted(lambda: vk.attention(torch.stack([x, x, x], 2), impl="triton")) == (products, 2 * products)
     scores = 2 * 4 * 4 * 3 * 16
     assert counted(lambda: vk.contrastive_loss(video, text, impl="triton")) == (2 * scores, 4 * scores)
 

@@ -119,13 +119,13 @@ def test_what_is_named_and_cannot_run_is_refused(
 def test_the_rest_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text has a relative bias and a mask: others get plain attention alone, Triton all of it."""
     asked: list[Any] = []
-    monkeypatch.setattr(vk, "attention", lambda q, k, v, *, impl, **options: asked.append(impl))
+    monkeypatch.setattr(vk, "attention", lambda qkv, *, impl, **options: asked.append(impl))
     q = torch.zeros(1, 1, 1, 1)
     for by in ("sdpa", "triton"):
         one = Ops("portable", "", by)
-        one.attention(q, q, q, key_mask=None, bias_table=None)
-        one.attention(q, q, q, key_mask=q, bias_table=None)
-        one.attention(q, q, q, key_mask=None, bias_table=q)
+        one.attention(q, key_mask=None, bias_table=None)
+        one.attention(q, key_mask=q, bias_table=None)
+        one.attention(q, key_mask=None, bias_table=q)
     assert asked == ["sdpa", "portable", "portable", "triton", "triton", "triton"]
     model = preset("mbs").model
     assert attention_dropout(model) == 0.1

@@ -30,6 +30,7 @@ def test_a_checkpoint_and_a_model_load() -> None:
     model = vatt.load(FOLDER / "run")
     assert model.state_dict().keys() == found.model.keys()
     assert vatt.load_config(FOLDER / "run").seed == 3
+    assert vatt.load_config(FOLDER / "run").dropout == 1
     assert len(vatt.load_tokenizer(FOLDER / "run").words) == 14
 
 
@@ -55,6 +56,9 @@ def test_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert "content not recorded" in said
     assert "decoded by an earlier version, 1" in said
+    assert vatt.load_config(run).dropout == 1
+    assert train.main(["--out", str(run), "--resume", "--set", "dropout=2"]) == 2
+    assert "this would change dropout: 1 -> 2" in capsys.readouterr().err
 
 
 def test_features_load() -> None:

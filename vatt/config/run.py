@@ -11,6 +11,9 @@ from .model import ModelConfig
 Dtype = Literal["auto", "float32", "bfloat16"]
 Parallel = Literal["ddp", "fsdp"]
 AttentionBy = Literal["auto", "triton", "sdpa", "xformers"]
+AttentionBackward = Literal["two_pass", "one_pass"]
+Residual = Literal["float32", "bfloat16"]
+DROPOUT_VERSION = 2  # of new runs, see `RunConfig.dropout`
 
 # Metadata of a field, which hold for everything below it that is not marked itself.
 FIXED: dict[str, Any] = {"fixed": True}  # a resumed run cannot change it
@@ -34,6 +37,10 @@ class RunConfig:
         parallel: on several processes, "ddp" keeps a whole model on each, "fsdp" a part.
         recompute: activation checkpointing.
         compile: torch.compile of each layer; it rounds otherwise, and draws other element-wise dropout.
+        attention_backward: of the Triton kernels; "one_pass" is faster and does not repeat to the bit.
+        residual: what the layers of video and sound add to, under autocast; "bfloat16" needs that dtype.
+        dropout: version of the hash by which attention drops. A run keeps that with which it began; records that do not
+            say it are of version 1.
     """
 
     preset: str = field(default="", metadata=FIXED)
@@ -54,3 +61,6 @@ class RunConfig:
     parallel: Parallel = "ddp"
     recompute: bool = False
     compile: bool = False
+    attention_backward: AttentionBackward = "two_pass"
+    residual: Residual = "float32"
+    dropout: int = field(default=DROPOUT_VERSION, metadata=FIXED)

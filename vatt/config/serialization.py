@@ -49,7 +49,7 @@ def from_record(kind: type[T], values: dict[str, Any]) -> T:
         ConfigError: as `from_dict`.
         TypeError, AttributeError: these are no settings.
     """
-    return from_dict(kind, values | {"data": {"version": 1, "order": 1} | values.get("data", {})})
+    return from_dict(kind, {"dropout": 1} | values | {"data": {"version": 1, "order": 1} | values.get("data", {})})
 
 
 def apply_overrides(config: T, overrides: list[str]) -> T:

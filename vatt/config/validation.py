@@ -11,7 +11,7 @@ from .data import DATA_ORDER, DATA_VERSION, DataConfig
 from .finetuning import FinetuneConfig
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
-from .run import RunConfig
+from .run import DROPOUT_VERSION, RunConfig
 from .serialization import word_settings
 
 TOWERS = ("video", "audio", "text")
@@ -50,6 +50,8 @@ def _findings(c: RunConfig) -> Iterator[Finding]:
         yield from _pretraining(c)
     yield from _data(c.data)
     yield "seed", 0 <= c.seed < 2**32, "between 0 and 4294967295"
+    yield "dropout", c.dropout in range(1, DROPOUT_VERSION + 1), f"a whole number from 1 to {DROPOUT_VERSION}"
+    yield "residual", c.residual == "float32" or c.dtype != "float32", "float32, as dtype is"
     yield from _at_least(
         1,
         steps=c.steps,

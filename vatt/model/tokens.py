@@ -51,7 +51,9 @@ class _PatchTokens(nn.Module):
         glorot_uniform_(self.weight, patch_size * channels, patch_size * width)
         glorot_normal_(self.agg, width, width)
 
-    def draw(self, batch: int, tokens: int, seed: int, device: torch.device, rows: BatchRows | None) -> Tensor | None:
+    def draw(
+        self, batch: int, tokens: int, seed: int | Tensor, device: torch.device, rows: BatchRows | None
+    ) -> Tensor | None:
         """Indices of kept tokens in training ([K], or [B,K] for per-sample draws); None keeps all.
 
         The kept count follows the position tables, not the input (as official), so that it is a constant of the model.

@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from ..config.model import EncoderConfig
 from ..ops import Ops
 from .initializers import glorot_uniform_, linear
-from .randomness import mix_seed
+from .randomness import layer_seeds
 
 
 class Attention(nn.Module):
     """Multi-head self-attention. `qkv` is one dense layer: rows [q; k; v], each heads x head_width.
 
-    `scale` None is head_width ** -0.5; T5 passes 1. Dropout acts on the probabilities, from `seed` alone.
+    `scale` None is head_width ** -0.5; T5 passes 1. Dropout acts on the probabilities, from `seed` alone, a tensor.
     """
 
     def __init__(self, config: EncoderConfig, *, bias: bool, scale: float | None, ops: Ops):
@@ -34,25 +34,21 @@ class Attention(nn.Module):
         if bias:
             nn.init.zeros_(self.qkv.bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,N,D] -> q, k, v, each [B,N,H,head_width]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).unbind(-3)
-        return q, k, v
+    def project(self, x: Tensor) -> Tensor:
+        """x [B,N,D] -> q, k and v as one tensor [B,N,3,H,head_width], so that their gradient is one."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_width))
 
     def forward(
-        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: int
+        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: Tensor | None
     ) -> Tensor:
-        q, k, v = self.project(x)
         x = self.ops.attention(
-            q,
-            k,
-            v,
+            self.project(x),
             key_mask=key_mask,
             bias_table=bias_table,
             max_distance=max_distance,
             scale=self.scale,
             dropout_p=self.dropout if self.training else 0.0,
-            seed=seed,
+            seed=0 if seed is None else seed,
         )
         return self.out(x.flatten(-2))
 
@@ -87,7 +83,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: int
+        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: Tensor | None
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), key_mask, bias_table, max_distance, seed))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -98,9 +94,12 @@ class Encoder(nn.Module):
 
     With `buckets` it is the text encoder: T5 layers and one relative-bias table [buckets, H] shared by all of them.
     `recompute`: keep only the input of each layer and compute the rest again in the backward pass.
+    `narrow`: under autocast what layers add to is of autocast's dtype instead of float32; not in the text encoder,
+    whose RMS norm has no fused form of that.
     """
 
     recompute = False
+    narrow = False
 
     def __init__(self, config: EncoderConfig, ops: Ops, *, buckets: int | None = None, max_distance: int = 64):
         super().__init__()
@@ -113,9 +112,14 @@ class Encoder(nn.Module):
         if buckets is not None:
             self.bias_table = nn.Parameter(torch.empty(buckets, config.heads).uniform_(-0.05, 0.05))
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None, seed: int = 0) -> Tensor:
-        for index, layer in enumerate(self.layers):
-            inputs = x, key_mask, self.bias_table, self.max_distance, mix_seed(seed, index)
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, seed: int | Tensor = 0) -> Tensor:
+        drops = self.training and self.dropout.p > 0
+        seeds = layer_seeds(seed, len(self.layers), x.device) if drops else [None] * len(self.layers)
+        kind, wide = x.device.type, x.dtype
+        if self.narrow and self.bias_table is None and torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))
+        for layer, own in zip(self.layers, seeds, strict=True):
+            inputs = x, key_mask, self.bias_table, self.max_distance, own
             again = self.recompute and torch.is_grad_enabled()
             x = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
-        return self.dropout(self.norm(x))
+        return self.dropout(self.norm(x.to(wide)))

@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         return [parameter for part in parts for parameter in part.parameters()]
 
     def forward(
-        self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int = 0, rows: BatchRows | None = None
+        self, video: Tensor, audio: Tensor, text: Tensor, *, seed: int | Tensor = 0, rows: BatchRows | None = None
     ) -> PooledFeatures:
         """Video [B,T,H,W,3], audio [B,S], text ids [B,captions,L] -> the pooled feature of each."""
         words = self.features("text", text.flatten(0, 1), seed=seed, rows=rows)[:, 0]
@@ -97,12 +97,19 @@ class Backbone(nn.Module):
         )
 
     def features(
-        self, modality: str, x: Tensor, *, seed: int = 0, keep: Tensor | None = None, rows: BatchRows | None = None
+        self,
+        modality: str,
+        x: Tensor,
+        *,
+        seed: int | Tensor = 0,
+        keep: Tensor | None = None,
+        rows: BatchRows | None = None,
     ) -> Tensor:
         """Raw input -> features [B,N,D]; index 0 is the pooled feature, the rest are the tokens' own.
 
         Video [B,T,H,W,3] uint8 or float in [-1,1], audio [B,S] float or int16, text [B,L] word ids. In training,
-        DropToken and attention dropout are functions of `seed`; `keep` ([K] or [B,K]) fixes the kept tokens instead.
+        DropToken and attention dropout are functions of `seed`, a number or an int64 tensor below 2^31; `keep` ([K] or
+        [B,K]) fixes the kept tokens instead.
         `rows`: where x lies in a larger batch, whose draws DropToken makes; attention dropout differs by `rows.first`.
         """
         index = MODALITIES.index(modality)

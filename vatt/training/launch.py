@@ -250,7 +250,7 @@ def open_run(
         config.attention,
         dropout=attention_dropout(config.model),
         recorded=before if saved is not None and saved.attention == "auto" else None,
-    )
+    ).of_run(config)
     world.require_equal({"the operations": ops.name})
     return OpenedRun(config, out, device, args.resume, profiled, world, ops)
 

@@ -33,13 +33,21 @@ _SEND_BUFFERS = (
 
 
 def parallelize(
-    model: nn.Module, parts: Sequence[nn.Module], world: World, kind: str, *, recompute: bool, compiled: bool = False
+    model: nn.Module,
+    parts: Sequence[nn.Module],
+    world: World,
+    kind: str,
+    *,
+    recompute: bool,
+    compiled: bool = False,
+    narrow: bool = False,
 ) -> list[nn.Module]:
     """Makes `parts` of `model`, each a module whose forward is called once a step, work on all of `world`.
 
     Returns what to call in place of each part. "fsdp" replaces the parameters of `model` by `DTensor`s, so it comes
     before the optimizer. Batch norm sees the batches of all ranks. `recompute`: activation checkpointing, a layer at a
-    time. `compiled`: torch.compile of each layer; equal layers share their graphs, and seeds of steps are symbols.
+    time. `compiled`: torch.compile of each layer; equal layers share their graphs, and seeds of steps are tensors.
+    `narrow`: see `Encoder`.
     """
     if compiled:
         check_compiler(next(model.parameters()).device)
@@ -47,7 +55,7 @@ def parallelize(
         if isinstance(module, BatchNorm) and world.size > 1:
             module.total, module.ranks = world.all_reduce_sum, world.size
         if isinstance(module, Encoder):
-            module.recompute = recompute
+            module.recompute, module.narrow = recompute, narrow
             if compiled:
                 for layer in module.layers:
                     layer.compile()

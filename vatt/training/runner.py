@@ -23,7 +23,7 @@ from ..data.clip import Manifest
 from ..data.datasets.batch import Batch
 from ..data.loader import BatchSource
 from ..data.tokenizer import Tokenizer
-from ..errors import VattError
+from ..errors import ConfigError, VattError
 from ..model.vatt import count_parameters
 from ..runtime.device import autocast_for, compute_dtype
 from ..runtime.distributed import World
@@ -91,6 +91,8 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     """
     config, out, device, world = run.config, run.out, run.device, run.world
     dtype = compute_dtype(config.dtype, device)
+    if config.residual == "bfloat16" and dtype != torch.bfloat16:
+        raise ConfigError(f"residual=bfloat16: this run computes in {dtype}; add --dtype bfloat16, or leave it out")
     torch.manual_seed(config.seed)
     # Weights are drawn on the CPU so that a seed means the same model on every device.
     model = task.build()
@@ -100,7 +102,13 @@ def run_training(run: OpenedRun[C], manifest: Manifest, task: Task[M]) -> None:
     model = model.to(device)
     parameters = count_parameters(model)
     wrapped = parallelize(
-        model, task.modules(model), world, config.parallel, recompute=config.recompute, compiled=config.compile
+        model,
+        task.modules(model),
+        world,
+        config.parallel,
+        recompute=config.recompute,
+        compiled=config.compile,
+        narrow=config.residual == "bfloat16",
     )
     optimizer = task.optimizer(model)
     bad = BadClips(out / "bad_clips.csv", manifest, config.data.max_bad_share, writes=world.is_first)

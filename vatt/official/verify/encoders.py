@@ -31,7 +31,7 @@ def encoder_layers(recording: Recording, prefix: str, encoder: Encoder, x: Tenso
     for index, layer in enumerate(encoder.layers):
         assert isinstance(layer, Layer)
         attention = layer.attention
-        q, k, _ = attention.project(layer.attention_norm(x))
+        q, k, _ = attention.project(layer.attention_norm(x)).unbind(-3)
         probabilities = attention_probabilities(
             q, k, key_mask=mask, bias_table=encoder.bias_table, max_distance=encoder.max_distance, scale=attention.scale
         )
