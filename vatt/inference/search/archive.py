@@ -44,13 +44,8 @@ FORMAT = 1
 # Above so many vectors a search goes through an approximate index.
 INDEXED_FROM = 100_000
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many rows it is measured
-PROBES = (
-    (20, 5),
-    (20, 20),
-    (50, 20),
-    (100, 50),
-    (400, 100),
-)  # partitions looked into, candidates ranked exactly (x top)
+# Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
+PROBES = ((10, 5), (20, 5), (20, 10), (40, 10), (40, 20), (80, 20), (100, 50), (400, 100))
 IDENTITY = ("weights_sha256", "windows", "every", "window")
 OWN = {"id": "", "path": "", "reason": "{}"}
 TRIES = 20  # of a change that others were faster than
