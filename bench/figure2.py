@@ -24,7 +24,7 @@ from harness.report import Report, ReportError
 import numpy as np
 
 from vatt.data.synthetic import COLOURS, build_corpus, plan
-from vatt.figures.output import MARKERS
+from vatt.runtime.files import MARKERS
 from vatt.figures.tsne import neighbour_share
 from vatt.runtime.progress import progress_bar
 

@@ -102,8 +102,8 @@ import contextlib, sys, time
 from vatt.data.decoding import watchdog as watch
 decoding = watch.Watch.decoding
 @contextlib.contextmanager
-def slow(self, clip):
-    with decoding(self, clip):
+def slow(self, clip, *more):
+    with decoding(self, clip, *more):
         time.sleep(0.2)
         yield
 watch.Watch.decoding = slow
