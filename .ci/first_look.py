@@ -51,6 +51,7 @@ def block(record: dict[str, Any]) -> str:
     ranked = ", ".join(f"('{text}', {cosine:.2f})" for text, cosine in record["ranked"])
     return f"""```python
 import vatt
+
 model = vatt.load("{MODEL}")
 print(model.rank_texts("triangle.mp4", [{texts}]))
 # [{ranked}]

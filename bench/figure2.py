@@ -24,8 +24,8 @@ from harness.report import Report, ReportError
 import numpy as np
 
 from vatt.data.synthetic import COLOURS, build_corpus, plan
-from vatt.runtime.files import MARKERS
 from vatt.figures.tsne import neighbour_share
+from vatt.runtime.files import MARKERS
 from vatt.runtime.progress import progress_bar
 
 NAME = "figure2"
