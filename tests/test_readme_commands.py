@@ -60,6 +60,7 @@ SHRINK = {
     f"{REPORTS}",
     "bench/fused_vs_reference.py": f"--preset tiny --layers 1 --drop-rates 0 --repeats 1 {REPORTS}",
     "bench/model_sizes.py": REPORTS,
+    "bench/cpu_report.py": f"--quick --parts loader {REPORTS}",
     "bench/youcook2.py": f"--quick --steps 1 --work youcook2-runs {REPORTS}",
 }
 STAND_INS = {"PREFIX": "ckpt-500000", "DIR": "pictures", "OUT": "runs/mbs", "PATH": "clips.csv"}

@@ -20,7 +20,7 @@ from vatt.checkpoints.model_folder import load_tokenizer, write_model_folder
 from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets import windows as reader
 from vatt.data.datasets.evaluation import EvalDataset
-from vatt.data.decoding.span import decode_span
+from vatt.data.decoding.span import span_of
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest, write_manifest
 from vatt.data.synthetic import build_corpus
@@ -239,11 +239,11 @@ def test_fitted_to_the_middle_window_and_only_that_is_decoded(modality, corpus, 
     clips = Manifest((*built_in[:2], Clip(2, long, "long.mp4")), tmp_path, built_in.labels)
     given, decoded = (clips, config.data, config.model, Tokenizer([])), []
 
-    def spy(path, **options):
-        decoded.append((path, options["frames"]))
-        return decode_span(path, **options)
+    def spy(opened, start, fps, frames, *more):
+        decoded.append((opened.path, frames))
+        return span_of(opened, start, fps, frames, *more)
 
-    monkeypatch.setattr(reader, "decode_span", spy)
+    monkeypatch.setattr(reader, "span_of", spy)
     middles, spaced = (
         EvalDataset(*given, count, 3, read=(modality,), needs=(modality,), place=place)
         for place, count in (("middle", 1), ("spaced", 3))

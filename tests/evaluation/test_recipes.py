@@ -26,7 +26,7 @@ from vatt.config.serialization import differences, to_dict
 from vatt.data.manifest import read_manifest
 from vatt.data.sources import __main__ as sources
 from vatt.data.synthetic import build_corpus
-from vatt.evaluation import cross_validation, linear_probe
+from vatt.evaluation import classification, linear_probe
 from vatt.model.vatt import VATT
 from vatt.official.__main__ import main as official_main
 from vatt.recipes.__main__ import commands, main, score_command, settings, source_commands, start
@@ -235,7 +235,7 @@ def test_from_annotation_files_to_the_score(name, place, monkeypatch):
     one = RECIPES[name]
     monkeypatch.chdir(place)
     monkeypatch.setattr(linear_probe, "EPOCHS", 2)
-    monkeypatch.setattr(cross_validation, "draw_confusion", lambda *_: None)
+    monkeypatch.setattr(classification, "draw_confusion", lambda *_: None)
     for command in source_commands(one):
         assert sources.main(words(command)[1]) == 0
     module, rest = words(score_command(one))
