@@ -237,7 +237,7 @@ def test_the_first_block_is_what_was_recorded(place, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.index("```python") == readme.index(block), "run python .ci/first_look.py"
     *lines, _ = block.splitlines()[1:]
-    assert len([line for line in lines if not line.startswith("#")]) == 3
+    assert len([line for line in lines if line and not line.startswith("#")]) == 3
     monkeypatch.chdir(place)
     exec("\n".join(lines), {})
     printed, shown = (ast.literal_eval(text) for text in (capsys.readouterr().out, lines[-1].removeprefix("# ")))

@@ -122,5 +122,5 @@ def test_a_classifier_comes_back_as_it_was(tmp_path):
     with pytest.raises(RunError, match=r"head\.linear\.weight has shape \[7, \d+\], here \[8, \d+\], and 1 more"):
         load_classifier(tmp_path / "other", torch.device("cpu"))
     export(tmp_path / "pretrained", tiny())
-    with pytest.raises(RunError, match="not a classifier"):
+    with pytest.raises(RunError, match="holds a pre-trained model without classes"):
         load_classifier(tmp_path / "pretrained", torch.device("cpu"))

@@ -388,7 +388,10 @@ class Classifier(nn.Module):
 
 def _check_frames(function: str, x: Any, config: ModelConfig) -> None:
     v = config.video
-    _check_input(function, "frames", x, "clips, frames, height, width, 3", (None, v.frames, v.size, v.size, 3))
+    height, width = v.size, v.size
+    if v.tables and isinstance(x, Tensor) and x.shape[2:4] == (v.tables[1] * v.patch[1], v.tables[2] * v.patch[2]):
+        height, width = x.shape[2:4]  # what the position tables are for, which need not be square
+    _check_input(function, "frames", x, "clips, frames, height, width, 3", (None, v.frames, height, width, 3))
 
 
 def _check_samples(function: str, x: Any, config: ModelConfig) -> None:
