@@ -28,8 +28,8 @@ import contextlib, sys, time
 from vatt.data.decoding import watchdog
 decoding, clips = watchdog.Watch.decoding, []
 @contextlib.contextmanager
-def hanging(self, clip):
-    with decoding(self, clip):
+def hanging(self, clip, *more):
+    with decoding(self, clip, *more):
         clips.append(clip.index)
         if len(clips) > 12:
             time.sleep(3600)
