@@ -18,6 +18,7 @@ import shutil
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -272,6 +273,10 @@ class _Callable(ModuleType):
     """This module, which is `vatt.embed` as soon as it is imported: the public function of that name, too."""
 
     __call__ = staticmethod(embed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Libraries that send functions to other processes (Ray, Dask) know how to send modules of ModuleType alone.
+        return import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Callable
