@@ -21,6 +21,15 @@ _PYAV = tuple(int(part) for part in av.__version__.split(".")[:2])
 # metadata are of no use here and must not fail a clip.
 OPEN_OPTIONS: dict[str, Any] = {} if _PYAV >= (19, 0) else {"metadata_errors": "ignore"}
 
+
+def options_of_streams(options: list[dict[str, str]] | None) -> dict[str, Any]:
+    """Return the argument of `av.open` that gives each stream's decoder options; release 19 has no such argument.
+
+    They save time and change nothing: without them pictures are looked at in a file that is opened for its sound.
+    """
+    return {"stream_options": options} if options is not None and _PYAV < (19, 0) else {}
+
+
 # FFmpeg 9 (PyAV 19) has a format of its own for animated WebP, which FFmpeg 8 refuses as damaged; a name that a release
 # does not know is no error in a list of allowed formats.
 ANIMATED_WEBP = "webp_anim"

@@ -27,7 +27,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ...errors import VattError
-from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS
+from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS, options_of_streams
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
 from ..shards.index import open_clip, tar_of
@@ -170,8 +170,7 @@ class Reader:
                 "r",
                 timeout=self.deadline.seconds,
                 container_options=OPTIONS,
-                stream_options=self.stream_options,
-                **OPEN_OPTIONS,
+                **(OPEN_OPTIONS | options_of_streams(self.stream_options)),
             )
         except MemoryError:
             raise
