@@ -132,7 +132,7 @@ def test_none_is_left_out_where_something_is_wrong(fault: str, tmp_path: Path, m
                 copy.mux(packet)
     if fault == "damaged":
         data = bytearray(wrong.read_bytes())
-        for place in np.random.default_rng(0).integers(4000, len(data) * 3 // 4, 12):
+        for place in np.random.default_rng(0).integers(len(data) // 4, len(data) * 3 // 4, 12):
             data[place] ^= 0x55
         wrong.write_bytes(data)
     same_as_all_decoded(wrong, monkeypatch)
