@@ -69,7 +69,8 @@ def joined(clips: list[Clip], out: Path) -> None:
     """Write the pictures of `clips`, which have one size and rate, one after the other."""
     with av.open(str(out), "w") as sink:
         video: Any = None
-        rate, number = Fraction(1), 0
+        rate: Any = Fraction(1)
+        number = 0
         for clip in clips:
             with av.open(str(clip.path)) as source:
                 for frame in source.decode(video=0):

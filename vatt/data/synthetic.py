@@ -249,7 +249,7 @@ def render_audio(recipe: SyntheticClip, seed: int) -> np.ndarray:
         hertz = tone + rng.uniform(-4, 4)
         gain = (turn % 3 == i) * fade * rng.uniform(0.8, 1.2)
         wave += gain * np.sin(2 * np.pi * (hertz * time + rng.uniform()))
-    return (wave * rng.uniform(0.6, 0.95) / abs(wave).max()).astype(np.float32)
+    return (wave * rng.uniform(0.6, 0.95) / np.max(abs(wave))).astype(np.float32)
 
 
 def _rng(recipe: SyntheticClip, seed: int, stream: int) -> np.random.Generator:

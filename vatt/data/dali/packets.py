@@ -190,7 +190,7 @@ def _packets_from(
 
 def _file(packets: list[Packet], ranks: NDArray[np.int32], stream: VideoStream) -> bytes:
     """The packets as a Matroska file in memory, frame k shown at k ticks (and the decoder's delay)."""
-    delay = int((np.arange(len(packets)) - ranks).max())
+    delay = int(np.max(np.arange(len(packets)) - ranks))
     file = io.BytesIO()
     try:
         with av.open(file, "w", format="matroska", options={"fflags": "bitexact"}) as container:

@@ -101,7 +101,7 @@ class Surveyor:
             among = np.isin(files, shared)
             if None in self.names:
                 among &= splits != self.names[None]
-            first = int(among.argmax())
+            first = int(np.argmax(among))
         rows = np.bincount(splits, minlength=len(self.names))
         return Survey(
             clips=len(files),

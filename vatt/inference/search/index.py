@@ -110,7 +110,8 @@ def build_index(files: list[Features], spaces: set[str]) -> Index:
 
 
 def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    lengths: NDArray[np.float32] = np.linalg.norm(x, axis=-1, keepdims=True).astype(np.float32, copy=False)
+    return x / np.maximum(lengths, np.float32(1e-12))
 
 
 def rank(
