@@ -110,8 +110,10 @@ def build_index(files: list[Features], spaces: set[str]) -> Index:
 
 
 def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths: NDArray[np.float32] = np.linalg.norm(x, axis=-1, keepdims=True).astype(np.float32, copy=False)
-    return x / np.maximum(lengths, np.float32(1e-12))
+    unit: NDArray[np.float32] = np.divide(
+        x, np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), dtype=np.float32
+    )
+    return unit
 
 
 def rank(
