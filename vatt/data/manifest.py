@@ -65,7 +65,7 @@ def read_manifest(source: str | Path, columns: str = "", version: int = DATA_VER
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.is_dir() and not parts_in(path):
         return _read_folder(path, version)
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for whoever writes into it
         raise ManifestError(f"{path}: no such file or folder; give a manifest CSV or a folder of clips")
     return _read_table(path, chosen)
 
