@@ -34,9 +34,11 @@ from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
 from vatt.data.tokenizer import Tokenizer
+from vatt.errors import ConfigError
 from vatt.inference.bfloat16 import choose_dtype, use_bfloat16
 from vatt.model.vatt import VATT
 from vatt.ops import choose
+from vatt.runtime.device import require_bfloat16
 from vatt.runtime.progress import progress_bar
 
 NAME = "cpu_report"
@@ -68,6 +70,7 @@ def compared(part: str, what: str, candidates: Mapping[str, Callable[[], object]
 
 def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:
     """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16."""
+    require_bfloat16(CPU)
     config = preset("bbs").model
     encoder = config.video_encoder if layers is None else replace(config.video_encoder, layers=layers)
     torch.manual_seed(0)
@@ -246,7 +249,7 @@ def measure(args: argparse.Namespace) -> Path:
         for part in missing:
             try:
                 report.rows += [row for rows in MEASURES[part](rounds, layers) for row in rows]
-            except ReportError as error:  # a rival that is not installed costs its part
+            except (ReportError, ConfigError) as error:  # a rival that is not installed costs its part
                 print(f"{part} is left out: {error}", file=sys.stderr)
             report.save(path)
             bar.update()

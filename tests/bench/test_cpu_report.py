@@ -3,11 +3,13 @@
 from harness.report import load
 
 import cpu_report
+from helpers.bfloat16 import skip_without_bfloat16
 
 from vatt.config.presets import tiny
 
 
 def test_features_and_advice(tmp_path, monkeypatch, capsys):
+    skip_without_bfloat16()
     monkeypatch.setattr(cpu_report, "preset", lambda name: tiny())
     assert cpu_report.main(["--quick", "--parts", "features", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*/cpu_report.json")

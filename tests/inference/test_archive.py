@@ -237,8 +237,8 @@ def test_an_archive_of_another_model_is_refused(small, model, tmp_path, capsys):
 
 def test_folders_that_are_away_are_not_vanished_files(tmp_path):
     (tmp_path / "here").mkdir()
-    paths = [f"{tmp_path}/root/gone/a.mp4", f"{tmp_path}/here/b.mp4", f"{tmp_path}/disk/c.mp4"]
-    assert removable(paths, tmp_path / "root") == (sorted(paths[:2]), paths[2:])
+    paths = [f"{tmp_path}/corpus/gone/a.mp4", f"{tmp_path}/here/b.mp4", f"{tmp_path}/disk/c.mp4"]
+    assert removable(paths, tmp_path / "corpus") == (sorted(paths[:2]), paths[2:])
 
 
 def test_other_indexes_are_not_filtered(model, tmp_path):

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.bfloat16 import skip_without_bfloat16
 
 from vatt.config.presets import tiny
+from vatt.errors import ConfigError
 from vatt.inference import bfloat16
 from vatt.model.vatt import VATT
 from vatt.runtime import device as devices
@@ -36,6 +38,7 @@ def model_of_width(width: int) -> VATT:
 )
 def test_who_gets_it(hardware, width, name, begun, expected, why, monkeypatch):
     monkeypatch.setattr(bfloat16, "cpu_multiplies_bfloat16", lambda: hardware)
+    monkeypatch.setattr(devices, "require_bfloat16", lambda device: None)
     model = model_of_width(width)  # of its video and audio encoders; the text encoder, which stays as it is, is narrow
     dtype, reason = bfloat16.choose_dtype(name, CPU, model, begun)
     assert dtype == expected
@@ -58,6 +61,7 @@ def test_a_cpu_that_is_held_back_has_no_bfloat16(monkeypatch):
 @pytest.mark.parametrize("packs", [True, False])
 def test_features_are_those_of_float32_but_for_rounding(packs, monkeypatch):
     """Also where PyTorch keeps no weights in oneDNN's order: another release, or a CPU without its instructions."""
+    skip_without_bfloat16()
     if not packs:
 
         def absent(weight):
@@ -66,22 +70,26 @@ def test_features_are_those_of_float32_but_for_rounding(packs, monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", absent)
     model = model_of_width(128)
     light = copy.deepcopy(model)
-    try:
-        bfloat16.use_bfloat16(light)
-        config = model.backbone.config
-        draw = torch.Generator().manual_seed(1)
-        video = torch.randint(0, 256, (2, config.video.frames, config.video.size, config.video.size, 3), generator=draw)
-        audio = torch.rand(2, config.audio.samples, generator=draw) * 2 - 1
-        words = torch.randint(1, 9, (2, 1, config.text.words), generator=draw)
-        with torch.inference_mode():
-            for name, x in (("video", video.byte()), ("audio", audio)):
-                exact, rounded = (one.backbone.features(name, x)[:, 0] for one in (model, light))
-                assert rounded.dtype == torch.float32
-                assert F.cosine_similarity(exact, rounded).min() >= 0.9995
-                assert not torch.equal(exact, rounded)  # it is in use
-            assert torch.equal(model.embed_text(words), light.embed_text(words))
-            assert all(x.dtype == torch.float32 for x in light.embed_video(video.byte()))
-    except RuntimeError as error:
-        if "pack_vnni2" not in str(error):
-            raise
-        pytest.skip("ATEN_CPU_CAPABILITY is below what this CPU has, for which PyTorch's own attention fails")
+    bfloat16.use_bfloat16(light)
+    config = model.backbone.config
+    draw = torch.Generator().manual_seed(1)
+    video = torch.randint(0, 256, (2, config.video.frames, config.video.size, config.video.size, 3), generator=draw)
+    audio = torch.rand(2, config.audio.samples, generator=draw) * 2 - 1
+    words = torch.randint(1, 9, (2, 1, config.text.words), generator=draw)
+    with torch.inference_mode():
+        for name, x in (("video", video.byte()), ("audio", audio)):
+            exact, rounded = (one.backbone.features(name, x)[:, 0] for one in (model, light))
+            assert rounded.dtype == torch.float32
+            assert F.cosine_similarity(exact, rounded).min() >= 0.9995
+            assert not torch.equal(exact, rounded)  # it is in use
+        assert torch.equal(model.embed_text(words), light.embed_text(words))
+        assert all(x.dtype == torch.float32 for x in light.embed_video(video.byte()))
+
+
+def test_where_pytorch_cannot_the_way_out_is_named(monkeypatch):
+    def fails(*tensors):
+        raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")
+
+    monkeypatch.setattr(devices.F, "scaled_dot_product_attention", fails)
+    with pytest.raises(ConfigError, match=r"bfloat16 cannot be used here .*use float32"):
+        bfloat16.choose_dtype("bfloat16", CPU, model_of_width(128))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.bfloat16 import skip_without_bfloat16
 from helpers.media import numbered_frame, steady, tone_burst, write_clip
 from helpers.media_alone import write_image, write_sound
 from helpers.small_model import write_model
@@ -210,6 +211,7 @@ def test_resume_refuses_other_settings(model, corpus, tmp_path, monkeypatch, cap
 
 def test_the_dtype_that_it_began_with_is_kept(whole, model, corpus, tmp_path, capsys):
     """Whatever `auto` chooses on the machine, or the release, that goes on."""
+    skip_without_bfloat16()
     out = tmp_path / "f.npz"
     assert run(model, corpus, out, "--dtype", "bfloat16", "--split", "test") == 0
     light, features = read_features(out, NAMES), read_features(whole, NAMES)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model.transformer import Attention, Layer
 from ..model.vatt import VATT, Classifier
-from ..runtime.device import autocast_for, cpu_multiplies_bfloat16
+from ..runtime.device import autocast_for, compute_dtype, cpu_multiplies_bfloat16
 
 SMALLEST_WIDTH = 512  # of VATT-Small; casts cost narrower models more than products gain
 
@@ -32,11 +32,14 @@ def choose_dtype(
         device: where the model is.
         model: pre-trained or fine-tuned.
         begun: the dtype that an interrupted command began with, which "auto" keeps.
+
+    Raises:
+        ConfigError: PyTorch cannot compute in that dtype here.
     """
     if name != "auto":
-        return getattr(torch, name), "as --dtype says"
+        return compute_dtype(name, device), "as --dtype says"
     if begun is not None:
-        return getattr(torch, begun), "as it was begun"
+        return compute_dtype(begun, device), "as it was begun"
     if device.type == "cuda":
         return torch.bfloat16, "on a GPU"
     if device.type != "cpu" or not cpu_multiplies_bfloat16():

@@ -6,6 +6,7 @@ import os
 import platform
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import ConfigError
 
@@ -32,12 +33,28 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def require_bfloat16(device: torch.device) -> None:
+    """Raise `ConfigError` where PyTorch cannot compute attention in bfloat16.
+
+    That is so on a CPU with AMX when `ATEN_CPU_CAPABILITY` holds PyTorch back: it packs keys for AMX all the same.
+    """
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, device=device)
+    try:
+        F.scaled_dot_product_attention(x, x, x)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"bfloat16 cannot be used here ({str(error).splitlines()[0]}); use float32, or unset ATEN_CPU_CAPABILITY"
+        ) from error
+
+
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the type that products are computed in: "auto" is bfloat16 on GPUs (parameters stay float32) and float32
     elsewhere.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name == "bfloat16" and device.type == "cpu":
+        require_bfloat16(device)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
