@@ -28,6 +28,7 @@ from vatt.checkpoints import training_checkpoint as checkpoint
 from vatt.checkpoints.training_checkpoint import DamagedCheckpoint, ForeignCheckpoint, load_latest
 from vatt.errors import RunError
 from vatt.inference.features_file import FeaturesError, read_features
+from vatt.inference.search.index import COLUMNS
 from vatt.runtime.forms import FormError, parse_json, printable, require_form
 from vatt.training import status
 
@@ -388,7 +389,7 @@ shapes = st.lists(st.sampled_from([0, 1, 3, 23, 24, 32]), max_size=3)
 
 @fuzz
 @given(
-    name=st.sampled_from((*search.COLUMNS, "video_to_text", "metadata")),
+    name=st.sampled_from((*COLUMNS, "video_to_text", "metadata")),
     kind=arrays,
     shape=shapes,
     fill=st.sampled_from([0, 1, -1, 5, 1000]),
