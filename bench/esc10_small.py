@@ -96,8 +96,8 @@ def page(report: Report) -> str:
     return "\n\n".join(
         [
             f"A raw-waveform transformer of {encoder['layers']} layers and width {encoder['width']}, from scratch on "
-            f"four folds for {facts['steps']} steps{before}, tested on the fifth: {facts['samples'] / facts['rate']:g} s "
-            f"at {facts['rate'] // 1000} kHz in patches of {facts['patch']}. A test clip is heard {facts['views']} times "
+            f"four folds for {facts['steps']} steps{before}, tested on the fifth: {facts['samples'] / facts['rate']:g} "
+            f"s at {facts['rate'] // 1000} kHz in patches of {facts['patch']}. A clip is heard {facts['views']} times "
             f"with all tokens, turned by a part of its length each time. Top-1 in per cent; a fold is {clips} clips, "
             f"one clip {100 / clips:.2f} points. Settings were chosen on fold {TUNING_FOLD}. Chance is 10; published "
             f"(Piczak 2015): random forest on MFCC {RANDOM_FOREST}, people 95.7.",

@@ -224,7 +224,7 @@ def test_clips_without_sound_are_replaced_and_named(tmp_path, pretrained, corpus
         (["--task=audio", "--data={data}", "--init=none", "--set=waveform.speed=0.5"], 2, "waveform.speed"),
         (["--task=audio", "--data={data}", "--init=none", "--set=smoothing=0.1"], 2, "smoothing must be 0"),
         (["--task=image", "--data={data}", "--init=none", "--pretrain-steps=9"], 2, "pretrain_steps must be 0 but for"),
-        (["--task=audio", "--data={data}", "--init=none", "--pretrain-steps=9"], 2, "narrower than 72"),
+        (["--task=audio", "--data={data}", "--init=none", "--pretrain-steps=3", "--steps=3"], 2, "fewer than the 3"),
         (["--task=image", "--data={data}", "--init=none", "--frames=8"], 2, "one row of voxels"),
         (["--task=video", "--data={data}", "--init=none", "--drop-rate=1"], 2, "model.drop.rate"),
         (["--task=video", "--data={data}", "--init=none", "--set=optim.rat=1"], 2, "did you mean 'optim.rate'"),
