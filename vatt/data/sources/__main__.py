@@ -7,11 +7,12 @@ files below `--media`. Clips that have vanished are counted and listed in MANIFE
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -330,11 +331,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Rows make no cycles: looking for some among them takes a sixth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def action() -> None:
-        with owned(args.out, force=args.force):
+        with owned(args.out, force=args.force), no_collections():
             import_source(args)
 
     return exit_code(action, "interrupted; nothing was written")

@@ -6,13 +6,14 @@ Lists hold millions of rows. What is done for each row by itself in Python costs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import compress, repeat, zip_longest
+from itertools import compress, count, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from ..tables import Cell
-from .records import BLOCK, Name, Record, caption, captions, listed, seconds, split_of
+from .records import BLOCK, Name, Record, caption, captions, listed, seconds, split_of, transposed
 
+_unlike = map("no time, number {}".format, count())
 _RARE = ("&", "|", "  ", "\t", "\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x1f")
 
 
@@ -51,8 +52,8 @@ class Block(NamedTuple):
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """What makes records equal, of each."""
         columns: list[Any] = list(self[:6])
-        for place in (1, 2):  # a time that could not be read is equal to another, which NaN is not
-            columns[place] = ["nan" if time != time else time for time in columns[place]]
+        for place in (1, 2):  # no NaN is equal to another, but the hashes of two may be
+            columns[place] = [next(_unlike) if time != time else time for time in columns[place]]
         columns += [column for column in (self.cut, self.file) if not isinstance(column, Cut | None)]
         return zip(*columns, strict=True)
 
@@ -117,9 +118,9 @@ def captions_of(column: Sequence[Cell]) -> list[tuple[str, ...]]:
     return [captions(*listed(cell)) for cell in column]
 
 
-def ones(column: Iterable[str]) -> list[tuple[str, ...]]:
+def ones(column: Sequence[str]) -> list[tuple[str, ...]]:
     """Each text as the only one, or none where it is empty."""
-    return [(text,) if text else () for text in column]
+    return [(text,) if text else () for text in column] if "" in column else list(zip(column, strict=True))
 
 
 def splits_of(column: Sequence[str], path: Path) -> list[str]:
@@ -130,4 +131,4 @@ def splits_of(column: Sequence[str], path: Path) -> list[str]:
 
 def columns_of(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """The columns of rows without spaces around their cells; cells that a row lacks are empty."""
-    return [list(map(str.strip, column)) for column in zip_longest(*rows, fillvalue="")]
+    return [list(map(str.strip, column)) for column in transposed(rows)]

@@ -17,6 +17,8 @@ from itertools import compress, islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from ...runtime.files import replacing
 from ...runtime.progress import progress_bar
 from ..clip import CAPTION_SEPARATOR
@@ -45,7 +47,7 @@ class MediaIndex:
     def __init__(self, folders: Sequence[Path], suffixes: frozenset[str]) -> None:
         self.folders, self.suffixes = folders, suffixes
         # Of each folder: name -> the paths from there, one or several. Text alone, as there may be millions.
-        self._names: list[tuple[str, dict[str | Name, str | list[str]]]] = []
+        self._names: list[tuple[str, dict[str | Name, str | tuple[str, ...]]]] = []
         self._cut: set[str] = set()  # names of videos of which files with times behind them are there
         self.count = 0
         for folder in folders:
@@ -57,31 +59,34 @@ class MediaIndex:
             last = _last(name)
             key = last[0] if len(last) == 1 else last
             files = [
-                (root + file, os.path.splitext(file)[0])
+                (root, file)
                 for root, known in self._names
-                for file in _several(known.get(key, ()))  # type: ignore[arg-type]
+                if (there := known.get(key)) is not None  # type: ignore[arg-type]
+                for file in _several(there)
             ]
             if len(files) == 1:
-                return files[0][0]
+                return "".join(files[0])
             if files:
                 said = str(name[0])
-                return min(files, key=lambda file: (_distance(file[1], said), _kind(file[0]), file[0]))[0]
+                root, file = min(files, key=lambda one: (_distance(one[1], said), _kind(one[1]), "".join(one)))
+                return root + file
         return None
 
     def of_block(self, block: Block) -> tuple[list[str | None], list[bool]]:
         """The file of each clip, and whether it is the clip's own, rather than that of its video."""
         whole = "\n".join(block.video)
         plain = whole.isascii() and "/" not in whole
-        distinct = dict.fromkeys(block.video)
         if plain and len(self._names) == 1:
             root, known = self._names[0]
-            of_video = {
-                video: root + file if isinstance(file, str) else self.find([(video,)]) if file else None
-                for video, file in zip(distinct, map(known.get, distinct), strict=True)
+            found = list(map(known.get, block.video))
+            paths = {
+                file: root + file if isinstance(file, str) else self.find([(video,)]) if file else None
+                for file, video in dict(zip(found, block.video, strict=True)).items()
             }
+            files = list(map(paths.get, found))
         else:
-            of_video = {video: self.find([(video,)]) for video in distinct}
-        files = [of_video[video] for video in block.video]
+            of_video = {video: self.find([(video,)]) for video in dict.fromkeys(block.video)}
+            files = [of_video[video] for video in block.video]
         own = [False] * len(files)
         for row, names in self._perhaps_cut(block, plain):
             if file := self.find(names):
@@ -97,11 +102,12 @@ class MediaIndex:
             yield from enumerate(block.cut)
             return
         mark, names = block.cut.mark, block.video if plain else [_last((video,))[0] for video in block.video]
-        if not mark and not self._cut:
-            return
-        for row, name in enumerate(names):
-            if name in self._cut or (mark and any(mark + str(name) in known for _, known in self._names)):
-                yield row, block.cut.names(block.video[row], block.start[row], block.end[row])
+        rows = [row for row, name in enumerate(names) if name in self._cut] if self._cut else []
+        if mark:
+            marked = [any(f"{mark}{name}" in known for _, known in self._names) for name in names]
+            rows = sorted({*rows, *compress(range(len(names)), marked)})
+        for row in rows:
+            yield row, block.cut.names(block.video[row], block.start[row], block.end[row])
 
     def examples(self, count: int = 3) -> list[str]:
         """Names of some files that are there."""
@@ -114,7 +120,7 @@ class MediaIndex:
         return list(islice(files, count))
 
     def _add(self, root: str) -> None:
-        known: dict[str | Name, str | list[str]] = {}
+        known: dict[str | Name, str | tuple[str, ...]] = {}
         self._names.append((root, known))
         visited: set[tuple[int, int]] = set()  # a link may lead back up
         for parent, folders, names in os.walk(root, followlinks=True):
@@ -136,7 +142,7 @@ class MediaIndex:
                         self._cut.add(str(key[0]))
                     before = known.setdefault(key[0] if len(key) == 1 else key, file)  # type: ignore[arg-type]
                     if before is not file:
-                        known[key[0] if len(key) == 1 else key] = [*_several(before), file]  # type: ignore[index]
+                        known[key[0] if len(key) == 1 else key] = (*_several(before), file)  # type: ignore[index]
 
 
 def _several(files: str | Iterable[str]) -> Iterable[str]:
@@ -258,22 +264,23 @@ def matched(
             starts, stops = list(block.start), list(block.end)
             for place in range(len(files)) if trimmed else compress(range(len(files)), own):
                 starts[place], stops[place] = 0.0, None
-            for place, file in enumerate(files):
-                if file is None:
-                    reasons.setdefault(place, ("missing", "no file"))
-                elif durations is not None and place not in reasons:
-                    span = _span_in(durations[file], starts[place], stops[place], coverage)
-                    if isinstance(span, str):
-                        reasons[place] = "unreadable", span
-                    else:
-                        starts[place], stops[place] = span
+            missing = [place for place, file in enumerate(files) if file is None] if None in files else []
+            reasons = dict.fromkeys(missing, ("missing", "no file")) | reasons
+            if durations is not None:
+                for place, file in enumerate(files):
+                    if file is not None and place not in reasons:
+                        span = _span_in(durations[file], starts[place], stops[place], coverage)
+                        if isinstance(span, str):
+                            reasons[place] = "unreadable", span
+                        else:
+                            starts[place], stops[place] = span
             if reasons:
-                lost = sorted(reasons)
+                lost = [reasons[place] for place in sorted(reasons)]
                 wanted = [place not in reasons for place in range(len(files))]
                 without = block.of([not found for found in wanted])
-                lose(without, [reasons[place] for place in lost])
-                for state in {reason for reason, _ in reasons.values()}:
-                    coverage.add((block.split[place] for place in lost if reasons[place][0] == state), state)
+                lose(without, lost)
+                for state in {state for state, _ in lost}:
+                    coverage.add(compress(without.split, [one == state for one, _ in lost]), state)
                 block = block.of(wanted)
                 files = list(compress(files, wanted))
                 starts, stops = list(compress(starts, wanted)), list(compress(stops, wanted))
@@ -308,14 +315,18 @@ def _again(hashes: Sequence[int], early: set[int]) -> set[int]:
 
 def faults(block: Block) -> Iterator[tuple[int, str]]:
     """Places of records that no file could serve, and why."""
-    for place, (video, start, end) in enumerate(zip(block.video, block.start, block.end, strict=True)):
-        if (
-            video.isascii()
-            and video[-1:] not in ("", "/")
-            and 0 <= start < (math.inf if end is None else end) < math.inf
-        ):
-            continue
-        fault = Record(video, start, end, narration=block.narration).fault
+    start = np.array(block.start, float)
+    end = np.array([math.nan if end is None else end for end in block.end] if None in block.end else block.end, float)
+    names = "\n".join(block.video)
+    if names.isascii() and "/" not in names and "" not in block.video:
+        fine = (start >= 0) & (start < math.inf) & (start < end) & (end < math.inf)
+        if None in block.end:
+            fine |= (start >= 0) & (start < math.inf) & np.array([end is None for end in block.end])
+        places = np.flatnonzero(~fine).tolist()
+    else:
+        places = list(range(len(start)))
+    for place in places:
+        fault = Record(block.video[place], block.start[place], block.end[place], narration=block.narration).fault
         if fault is not None:
             yield place, fault
 
@@ -449,7 +460,8 @@ def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _distance(file: str, key: str) -> int:
+def _distance(path: str, key: str) -> int:
+    file = os.path.splitext(path)[0]
     return 0 if file == key else 1 if file.endswith(f"/{key}") else 2
 
 

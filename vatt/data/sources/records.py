@@ -149,6 +149,14 @@ def read_cells(path: Path) -> Iterator[list[str]]:
     return ([cell.strip() for cell in cells] for rows in read_cell_blocks(path) for cells in rows)
 
 
+def transposed(rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Columns of rows; cells that a row lacks are empty."""
+    try:
+        return list(zip(*rows, strict=True))
+    except ValueError:
+        return list(zip_longest(*rows, fillvalue=""))
+
+
 def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """Rows of a CSV with column names, which are read as lower case with `_` for `-` and spaces.
 
@@ -170,7 +178,7 @@ def read_columns(
             names = _names([cell.strip() for cell in rows.pop(0)], path, needed)
             chosen = {name: i for i, name in enumerate(names) if more is None or name in needed or name in more}
         if rows:
-            columns = list(zip_longest(*rows, fillvalue=""))
+            columns = transposed(rows)
             empty = [""] * len(rows)
             yield {
                 name: list(map(str.strip, columns[place])) if place < len(columns) else empty

@@ -10,7 +10,6 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 
 from ..media_types import AUDIO
@@ -28,6 +27,7 @@ from .records import (
     split_of,
     start_names,
     stem,
+    transposed,
 )
 
 Row = dict[str, Cell]
@@ -265,7 +265,7 @@ def columns_in(path: Path, form: TableFormat) -> Iterator[dict[str, list[Cell]]]
 
     def packed() -> Iterator[dict[str, list[Cell]]]:
         if kept:
-            columns: list[tuple[Cell, ...]] = list(zip_longest(*kept, fillvalue=""))
+            columns: list[tuple[Cell, ...]] = transposed(kept)
             columns += [("",) * len(kept)] * (len(names) - len(columns))
             yield {name: list(column) for name, column in zip(names, columns, strict=False)}
             kept.clear()
