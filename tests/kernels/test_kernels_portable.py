@@ -247,9 +247,8 @@ def test_both_drop_the_same_probabilities() -> None:
         for some in (tokens, 24, 7):
             expected = reference.dropout_keep(first, some, heads, p, 2**40 + 1)
             words = reference.dropout_keys(first, some, heads, torch.tensor(2**40 + 1)).int()
-            kept = dropped_attention.keep_in_order(words[..., None], some, p)
-            order = [c for c in range(some) if c % 16 < 8] + [c for c in range(some) if c % 16 >= 8]
-            assert torch.equal(kept, -expected[..., order].int())
+            kept = dropped_attention.unpacked(dropped_attention.keep_bits(words, some, p), some)
+            assert torch.equal(kept, expected.byte())
 
 
 @pytest.mark.parametrize("name", ["dropout", "everything"])
@@ -284,7 +283,7 @@ def test_dropout_computes_nothing_that_it_need_not_and_keeps_a_bit_a_probability
     with LargestTensor() as largest:
         out, statistics, bits = dropped_attention._forward(q, q, q, None, None, words, 0.3, 0.1)
         dropped_attention._backward(out, q, q, q, None, None, statistics, bits, 0.3, 0.1)
-    assert largest.products == 7 * len(list(dropped_attention._blocks(heads, tokens))) == 7 * 8
+    assert largest.products == 7 * sum(map(len, dropped_attention._parts(heads, tokens))) == 7 * 8
     assert bits.nbytes == heads * tokens * tokens / 8
     assert largest.bytes <= 4 * dropped_attention.SCORES < 4 * tokens * tokens
 
