@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Barrier
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,7 @@ class _Block(NamedTuple):
 
 def _parts(outer: int, tokens: int) -> list[list[_Block]]:
     """The blocks of a call, those together that add to the same keys' gradients."""
-    size = max(1, SCORES // (tokens * tokens))
-    high = tokens if tokens * tokens <= SCORES else max(1, SCORES // tokens)
+    size, high = (max(1, SCORES // max(1, scores)) for scores in (tokens * tokens, tokens))
     return [
         [
             _Block(slice(begin, min(begin + size, outer)), slice(row, min(row + high, tokens)))
@@ -54,9 +54,17 @@ def _parts(outer: int, tokens: int) -> list[list[_Block]]:
 @lru_cache(maxsize=1)
 def _threads(number: int, process: int) -> ThreadPoolExecutor:
     """Threads of `process` whose operations use no others."""
-    pool = ThreadPoolExecutor(number, "dropped_attention", torch.set_num_threads, (1,))
-    list(pool.map(lambda _: torch.get_num_threads(), range(number)))  # they exist from now on
-    torch.set_num_threads(number)  # what later threads begin with
+    all_exist = Barrier(number)
+
+    def begin() -> None:
+        torch.get_num_threads()  # the first call of a thread takes what was set last
+        all_exist.wait()
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(number, "dropped_attention")
+    for begun in [pool.submit(begin) for _ in range(number)]:
+        begun.result()
+    torch.set_num_threads(number)  # what threads of others take
     return pool
 
 
@@ -67,43 +75,43 @@ def _each(work: Callable[[list[_Block]], None], parts: list[list[_Block]], alone
         for part in parts:
             work(part)
     else:
-        list(_threads(number, os.getpid()).map(torch.no_grad()(work), parts))
+        list(_threads(number, os.getpid()).map(torch.inference_mode()(work), parts))
 
 
-def keep_bits(words: Tensor, tokens: int, p: float) -> Tensor:
+def keep_bits(words: Tensor, p: float, bits: Tensor) -> Tensor:
     """`reference.dropout_keep` of version 2 as bits.
 
     Args:
         words: int32 [..., R], of rows.
-        tokens: N, the number of keys.
         p: of dropping.
+        bits: uint8 [..., R, 2 G] for G times 16 keys, the first of eight in the highest bit. It is overwritten.
 
     Returns:
-        uint8 [..., R, 2 G], for G times 16 keys, the first key of eight in the highest bit.
+        `bits`.
     """
-    groups = -(-tokens // 16)
-    if words.device.type != "cpu":
-        keep = reference.keep_of_words(words.long() & reference.WORD, 16 * groups, p).unflatten(-1, (-1, 8))
-        return (keep * 2 ** torch.arange(7, -1, -1, device=words.device)).sum(dim=-1, dtype=torch.uint8)
+    pairs = bits.shape[-1] * 4
+    if not words.is_cpu:
+        keep = reference.keep_of_words(words.long() & reference.WORD, 2 * pairs, p).unflatten(-1, (-1, 8))
+        return torch.sum(keep * 2 ** torch.arange(7, -1, -1, device=words.device), dim=-1, dtype=torch.uint8, out=bits)
     import numpy as np
 
-    word = np.add(words.numpy().view(np.uint32)[..., None], np.arange(8 * groups, dtype=np.uint32))
+    word = (words[..., None] + torch.arange(pairs, dtype=torch.int32)).numpy().view(np.uint32)
     room, keep = np.empty_like(word), np.empty(word.shape, dtype=bool)
-    bits = np.empty((*words.shape, groups, 2), dtype=np.uint8)
+    low, high = bits[..., 0::2].numpy(), bits[..., 1::2].numpy()
     word ^= np.right_shift(word, 16, out=room)
     word *= np.uint32(0x7FEB352D)
     word ^= np.right_shift(word, 15, out=room)
     word *= np.uint32(0x846CA68B)
     threshold = np.uint32(reference.dropout_threshold(p, 2) << 16)
-    bits[..., 1] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
+    high[...] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
     word ^= np.left_shift(word, 16, out=room)  # the last shift of the hash, to where the upper half was
-    bits[..., 0] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
-    return torch.from_numpy(bits).flatten(-2)
+    low[...] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
+    return bits
 
 
 def unpacked(bits: Tensor, tokens: int) -> Tensor:
     """Back to 1 or 0 [..., N] in uint8."""
-    if bits.device.type == "cpu":
+    if bits.is_cpu:
         import numpy as np
 
         return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=tokens))
@@ -130,6 +138,9 @@ class _Operands:
         x = x.unflatten(0, (self.batch, self.heads)).transpose(1, 2)
         return x.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
 
+    def row(self, block: _Block) -> Tensor:
+        return torch.arange(block.outer.start, block.outer.stop, device=self.q.device)
+
     def parts(self) -> list[list[_Block]]:
         return _parts(len(self.q), self.tokens)
 
@@ -137,18 +148,17 @@ class _Operands:
         """The blocks of a part, and room for `number` tensors of their scores, the same for all blocks."""
         outer, rows = part[0]
         shape = (outer.stop - outer.start, rows.stop - rows.start, self.tokens)
-        rooms = self.q.new_empty(number, math.prod(shape))
+        rooms = [self.q.new_empty(math.prod(shape)) for _ in range(number)]
         for block in part:
             shape = (*shape[:1], block.rows.stop - block.rows.start, self.tokens)
             yield block, [room[: math.prod(shape)].view(shape) for room in rooms]
 
     def masked_scores(self, block: _Block, out: Tensor) -> Tensor:
         scores = torch.bmm(self.q[block.outer, block.rows], self.k[block.outer].mT, out=out)
-        row = torch.arange(block.outer.start, block.outer.stop, device=scores.device)
         if self.bias is not None:
-            scores += self.bias[row % self.heads, block.rows]
+            scores += self.bias[self.row(block) % self.heads, block.rows]
         if self.hidden is not None:
-            scores.masked_fill_(self.hidden[row // self.heads, None], -torch.inf)
+            scores.masked_fill_(self.hidden[self.row(block) // self.heads, None], -torch.inf)
         return scores
 
 
@@ -164,19 +174,18 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     given = _Operands(q, k, v, bias, visible, scale)
     _, statistics, bits = _fake_forward(q, k, v)
-    rescale, made = reference.dropout_rescale(p, 2), torch.empty_like(given.q)
+    (peak, inverse), made = statistics, torch.empty_like(given.q)
 
     def work(part: list[_Block]) -> None:
         for block, (weights, kept) in given.rooms(2, part):
-            peak = given.masked_scores(block, weights).amax(dim=-1, keepdim=True)
-            weights.sub_(peak).exp_()
-            inverse = weights.sum(dim=-1, keepdim=True).reciprocal_()
-            statistics[0][block], statistics[1][block] = peak, inverse
-            bits[block] = keep_bits(words[block], given.tokens, p)
-            weights *= kept.copy_(unpacked(bits[block], given.tokens))
-            made[block] = torch.bmm(weights, given.v[block.outer]).mul_(inverse * rescale)
+            scores = given.masked_scores(block, weights)
+            scores.sub_(torch.amax(scores, dim=-1, keepdim=True, out=peak[block])).exp_()
+            torch.sum(weights, dim=-1, keepdim=True, out=inverse[block])
+            kept.copy_(unpacked(keep_bits(words[block], p, bits[block]), given.tokens))
+            torch.bmm(weights.mul_(kept), given.v[block.outer], out=made[block])
 
     _each(work, given.parts(), alone=not q.is_cpu)
+    made *= inverse.reciprocal_() * reference.dropout_rescale(p, 2)
     return given.result(made), statistics, bits
 
 
@@ -206,11 +215,10 @@ def _backward(
             dv[outer].baddbmm_(kept.mT, grads[block])
             torch.bmm(grads[block], given.v[outer].mT, out=ds).mul_(kept)
             ds.addcmul_(weights, ds.sum(dim=-1, keepdim=True).mul_(inverse[block]), value=-1)
-            dq[block] = torch.bmm(ds, given.k[outer])
+            torch.bmm(ds, given.k[outer], out=dq[block])
             dk[outer].baddbmm_(ds.mT, given.q[block])
             if given.bias is not None:
-                head = torch.arange(outer.start, outer.stop, device=ds.device) % given.heads
-                d_bias[:, block.rows].index_add_(0, head, ds)
+                d_bias[:, block.rows].index_add_(0, given.row(block) % given.heads, ds)
 
     _each(work, given.parts(), alone=not q.is_cpu or given.bias is not None)  # all parts add to the bias' gradient
     return given.result(dq.mul_(scale)), given.result(dk), given.result(dv), d_bias
