@@ -47,6 +47,7 @@ BITS = 4  # of each number, where the width is a multiple of 8; else 8
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
 PROBES = ((2, 2), (5, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+FEW = 100  # rows, which the partitions looked into hold
 IDENTITY = ("weights_sha256", "windows", "every", "window")
 OWN = {"id": "", "path": "", "reason": "{}"}
 TRIES = 20  # of a change that others were faster than
@@ -68,7 +69,8 @@ def is_archive(path: str | Path) -> bool:
 
 def moment_id(path: str, start: float, end: float | None) -> str:
     """Return the id of the row of that span."""
-    return hashlib.sha256(f"{path}\n{start!r}\n{end!r}".encode(errors="surrogateescape")).hexdigest()[:32]
+    span = float(start), None if end is None else float(end)
+    return hashlib.sha256(f"{path}\n{span[0]!r}\n{span[1]!r}".encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _lancedb() -> Any:
@@ -173,7 +175,7 @@ class Archive:
     # -- searching
 
     def nearest(
-        self, space: str, vector: NDArray[np.float32], top: int, where: str | None = None, *, exact: bool = False
+        self, space: str, vector: NDArray[np.float32], top: int, where: str | None = None
     ) -> list[dict[str, Any]]:
         """Return the rows nearest to `vector` by cosine, best first, with `cosine` and the columns of `SHOWN`.
 
@@ -182,12 +184,11 @@ class Archive:
             vector: [256] or [512].
             top: rows at most.
             where: a filter in SQL; `check_filter` says whether it is one.
-            exact: look at every row, although there is an index.
         """
         from lancedb.background_loop import LOOP
 
         with _failing(self.source, "cannot be searched"):
-            found = LOOP.run(self._candidates(space, np.asarray(vector, np.float32), top, where, exact))
+            found = LOOP.run(self._candidates(space, np.asarray(vector, np.float32), top, where))
         vectors = found[space].combine_chunks().flatten().to_numpy().reshape(-1, len(vector)).astype(np.float64)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         cosine = unit @ (np.asarray(vector, np.float64) / np.linalg.norm(vector))
@@ -198,9 +199,7 @@ class Archive:
             if np.isfinite(near)
         ]
 
-    async def _candidates(
-        self, space: str, vector: NDArray[np.float32], top: int, where: str | None, exact: bool
-    ) -> Any:
+    async def _candidates(self, space: str, vector: NDArray[np.float32], top: int, where: str | None) -> Any:
         """Rows that may be the nearest, with their vectors, as a table of Arrow: all columns are read at once.
 
         LanceDB's other interface asks for the schema again and again, each time across two threads, which takes
@@ -210,16 +209,13 @@ class Archive:
             folder, name = _place(self.source)
             self._reader = await (await _lancedb().connect_async(folder)).open_table(name)
         query = self._reader.query().nearest_to(vector).column(space).distance_type("cosine")
-        built = self.indexes.get(space)
         if where is not None:
             query = query.where(where)
-        if exact:
-            query = query.bypass_vector_index()
-        elif built:
+        if built := self.indexes.get(space):
             query = query.nprobes(built["partitions"])
-            top *= built["refined"]
-            if where is not None:
+            if where is not None or top > FEW:
                 query = query.maximum_nprobes(0)  # further ones while there are too few rows
+            top *= built["refined"]
         return await query.limit(top).select([*SHOWN[1:], space, "_distance"]).to_arrow()
 
     def vector(self, identity: str, space: str) -> NDArray[np.float32] | None:
