@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent
 # Ranges, which say what may work; constraints.txt says what `make` installs, reports/compat.md what was tried.
 EXTRAS = {
     "xformers": ["xformers>=0.0.35"],
-    "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'"],
+    "dali": ["nvidia-dali-cuda130>=2.0; sys_platform == 'linux'", "av>=14.2"],
     "archive": ["lancedb>=0.40"],  # the first tried; its table format is stable, its Python names are young
     "serve": ["gradio>=6.0,<7"],
     "tensorboard": ["tensorboard>=2.15"],

@@ -7,16 +7,20 @@
 Legend: B batch, N tokens, H heads, D width of a head; M is 1 where dropout keeps a probability.
 The forward leaves the maximum of each row and the inverse of its denominator, so that the backward computes P again
 with one exponential and no softmax, and M as bits, which is cheaper than its hash. Blocks are as large as a core's
-cache takes of them. Keys are taken in another order: first those whose position modulo 16 is below 8, then the others,
-so that the two keys of one word of the hash are two columns of one tensor. Both directions are opaque to PyTorch (see
-`registration`): the blocks of a long clip would be a graph of ten thousand nodes.
+cache takes of them, and each is computed by one thread: two that share a block wait for each other at every operation,
+which costs as much as the operations of a short clip. Both directions are opaque to PyTorch (see `registration`): the
+blocks of a long clip would be a graph of ten thousand nodes.
 FLOPs: 4 B H D N^2 forward, 10 backward. Bytes kept: 8 B H N + B H N^2 / 8 besides q, k, v.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Barrier
 from typing import Any, NamedTuple
 
 import torch
@@ -35,87 +39,95 @@ class _Block(NamedTuple):
     rows: slice
 
 
-def _blocks(outer: int, tokens: int) -> Iterator[_Block]:
-    """Blocks that begin with a whole byte of the bits of a row of B*H."""
-    if tokens * tokens <= SCORES:
-        size = SCORES // (tokens * tokens)
-        for begin in range(0, outer, size):
-            yield _Block(slice(begin, min(begin + size, outer)), slice(0, tokens))
-        return
-    size = max(8, SCORES // tokens // 8 * 8)
-    for row in range(outer):
-        for begin in range(0, tokens, size):
-            yield _Block(slice(row, row + 1), slice(begin, min(begin + size, tokens)))
+def _parts(outer: int, tokens: int) -> list[list[_Block]]:
+    """The blocks of a call, those together that add to the same keys' gradients."""
+    size, high = (max(1, SCORES // max(1, scores)) for scores in (tokens * tokens, tokens))
+    return [
+        [
+            _Block(slice(begin, min(begin + size, outer)), slice(row, min(row + high, tokens)))
+            for row in range(0, tokens, high)
+        ]
+        for begin in range(0, outer, size)
+    ]
 
 
-def _order(tokens: int, device: torch.device) -> Tensor:
-    key = torch.arange(tokens, device=device)
-    return torch.cat([key[key % 16 < 8], key[key % 16 >= 8]])
+@lru_cache(maxsize=1)
+def _threads(number: int, process: int) -> ThreadPoolExecutor:
+    """Threads of `process` whose operations use no others."""
+    all_exist = Barrier(number)
+
+    def begin() -> None:
+        torch.get_num_threads()  # the first call of a thread takes what was set last
+        all_exist.wait()
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(number, "dropped_attention")
+    for begun in [pool.submit(begin) for _ in range(number)]:
+        begun.result()
+    torch.set_num_threads(number)  # what threads of others take
+    return pool
 
 
-def keep_in_order(words: Tensor, tokens: int, p: float) -> Tensor:
-    """`reference.dropout_keep` of version 2, in wrapping 32-bit integers and in place.
+def _each(work: Callable[[list[_Block]], None], parts: list[list[_Block]], alone: bool) -> None:
+    """Do `work` for each of `parts`, on as many threads as PyTorch uses unless `alone`."""
+    number = torch.get_num_threads()
+    if alone or number == 1 or len(parts) == 1:
+        for part in parts:
+            work(part)
+    else:
+        list(_threads(number, os.getpid()).map(torch.inference_mode()(work), parts))
+
+
+def keep_bits(words: Tensor, p: float, bits: Tensor) -> Tensor:
+    """`reference.dropout_keep` of version 2 as bits.
 
     Args:
-        words: int32 [..., 1], of rows.
-        tokens: N, the number of keys.
+        words: int32 [..., R], of rows.
         p: of dropping.
+        bits: uint8 [..., R, 2 G] for G times 16 keys, the first of eight in the highest bit. It is overwritten.
 
     Returns:
-        int32 [..., N], -1 for keep and 0 for drop, keys in this file's order.
+        `bits`.
     """
-    pairs = tokens // 16 * 8 + min(tokens % 16, 8)
-    word = words + torch.arange(pairs, dtype=torch.int32, device=words.device)
-    shifted = torch.empty_like(word)
+    pairs = bits.shape[-1] * 4
+    if not words.is_cpu:
+        keep = reference.keep_of_words(words.long() & reference.WORD, 2 * pairs, p).unflatten(-1, (-1, 8))
+        return torch.sum(keep * 2 ** torch.arange(7, -1, -1, device=words.device), dim=-1, dtype=torch.uint8, out=bits)
+    import numpy as np
 
-    def shift(by: int) -> Tensor:  # arithmetic: clear the copies of the sign bit
-        return torch.bitwise_right_shift(word, by, out=shifted).bitwise_and_((1 << (32 - by)) - 1)
+    word = (words[..., None] + torch.arange(pairs, dtype=torch.int32)).numpy().view(np.uint32)
+    room, keep = np.empty_like(word), np.empty(word.shape, dtype=bool)
+    low, high = bits[..., 0::2].numpy(), bits[..., 1::2].numpy()
+    word ^= np.right_shift(word, 16, out=room)
+    word *= np.uint32(0x7FEB352D)
+    word ^= np.right_shift(word, 15, out=room)
+    word *= np.uint32(0x846CA68B)
+    threshold = np.uint32(reference.dropout_threshold(p, 2) << 16)
+    high[...] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
+    word ^= np.left_shift(word, 16, out=room)  # the last shift of the hash, to where the upper half was
+    low[...] = np.packbits(np.greater_equal(word, threshold, out=keep), axis=-1)
+    return bits
 
-    word ^= shift(16)
-    word *= 0x7FEB352D
-    word ^= shift(15)
-    word *= 0x846CA68B - 2**32
-    word ^= shift(16)
-    keep = torch.empty(*words.shape[:-1], tokens, dtype=torch.int32, device=words.device)
-    torch.bitwise_and(word, 0xFFFF, out=keep[..., :pairs])
-    keep[..., pairs:] = shift(16)[..., : tokens - pairs]
-    torch.sub(reference.dropout_threshold(p, 2) - 1, keep, out=keep)  # below 0 from the threshold on
-    return keep.bitwise_right_shift_(31)
 
-
-def _packed(keep: Tensor) -> Tensor:
-    """-1 or 0 [rows, scores] -> bits [rows, scores / 8, rounded up]."""
-    small = keep.to(torch.int8)
-    if small.device.type == "cpu":
+def unpacked(bits: Tensor, tokens: int) -> Tensor:
+    """Back to 1 or 0 [..., N] in uint8."""
+    if bits.is_cpu:
         import numpy as np
 
-        return torch.from_numpy(np.packbits(small.numpy(), axis=1))
-    small = torch.nn.functional.pad(small, (0, -small.shape[1] % 8)).unflatten(1, (-1, 8))
-    return (small & 2 ** torch.arange(7, -1, -1, device=small.device)).sum(dim=2, dtype=torch.uint8)
-
-
-def _unpacked(bits: Tensor, scores: int) -> Tensor:
-    """Back to 1 or 0 [rows, scores] in uint8."""
-    if bits.device.type == "cpu":
-        import numpy as np
-
-        return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=scores))
-    return (bits[..., None] >> torch.arange(7, -1, -1, device=bits.device)).bitwise_and(1).flatten(1)[:, :scores]
+        return torch.from_numpy(np.unpackbits(bits.numpy(), axis=-1, count=tokens))
+    return (bits[..., None] >> torch.arange(7, -1, -1, device=bits.device)).bitwise_and(1).flatten(-2)[..., :tokens]
 
 
 class _Operands:
-    """One call: q (times scale), k, v as [B*H, N, D] in the accumulating dtype, keys in this file's order."""
+    """One call: q (times scale), k, v as [B*H, N, D] in the accumulating dtype."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, visible: Tensor | None, scale: float):
         self.batch, self.tokens, self.heads, _ = q.shape
         self.dtype = q.dtype
         self.wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        self.order = _order(self.tokens, q.device)
-        self.q = self.rows_of(q).mul_(scale)
-        self.k, self.v = self.rows_of(k)[:, self.order], self.rows_of(v)[:, self.order]
-        self.bias = None if bias is None else bias[..., self.order]
-        self.hidden = None if visible is None else ~visible[:, self.order]
-        self.room: dict[str, Tensor] = {}
+        self.q, self.k, self.v = self.rows_of(q).mul_(scale), self.rows_of(k), self.rows_of(v)
+        self.bias = bias
+        self.hidden = None if visible is None else ~visible
 
     def rows_of(self, x: Tensor) -> Tensor:
         """A copy of [B, N, H, D]."""
@@ -126,25 +138,28 @@ class _Operands:
         x = x.unflatten(0, (self.batch, self.heads)).transpose(1, 2)
         return x.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
 
-    def scores(self, name: str, block: _Block) -> Tensor:
-        """Room for the scores of a block, the same one for all blocks."""
-        shape = (block.outer.stop - block.outer.start, block.rows.stop - block.rows.start, self.tokens)
-        if name not in self.room:
-            self.room[name] = self.q.new_empty(max(SCORES, 8 * self.tokens))
-        return self.room[name][: math.prod(shape)].view(shape)
+    def row(self, block: _Block) -> Tensor:
+        return torch.arange(block.outer.start, block.outer.stop, device=self.q.device)
 
-    def masked_scores(self, block: _Block) -> Tensor:
-        scores = torch.bmm(self.q[block.outer, block.rows], self.k[block.outer].mT, out=self.scores("P", block))
-        row = torch.arange(block.outer.start, block.outer.stop, device=scores.device)
+    def parts(self) -> list[list[_Block]]:
+        return _parts(len(self.q), self.tokens)
+
+    def rooms(self, number: int, part: list[_Block]) -> Iterator[tuple[_Block, list[Tensor]]]:
+        """The blocks of a part, and room for `number` tensors of their scores, the same for all blocks."""
+        outer, rows = part[0]
+        shape = (outer.stop - outer.start, rows.stop - rows.start, self.tokens)
+        rooms = [self.q.new_empty(math.prod(shape)) for _ in range(number)]
+        for block in part:
+            shape = (*shape[:1], block.rows.stop - block.rows.start, self.tokens)
+            yield block, [room[: math.prod(shape)].view(shape) for room in rooms]
+
+    def masked_scores(self, block: _Block, out: Tensor) -> Tensor:
+        scores = torch.bmm(self.q[block.outer, block.rows], self.k[block.outer].mT, out=out)
         if self.bias is not None:
-            scores += self.bias[row % self.heads, block.rows]
+            scores += self.bias[self.row(block) % self.heads, block.rows]
         if self.hidden is not None:
-            scores.masked_fill_(self.hidden[row // self.heads, None], -torch.inf)
+            scores.masked_fill_(self.hidden[self.row(block) // self.heads, None], -torch.inf)
         return scores
-
-    def places(self, block: _Block) -> slice:
-        """Bytes of the bits of a row of B*H."""
-        return slice(block.rows.start * self.tokens // 8, (block.rows.stop * self.tokens + 7) // 8)
 
 
 def _forward(
@@ -159,17 +174,18 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     given = _Operands(q, k, v, bias, visible, scale)
     _, statistics, bits = _fake_forward(q, k, v)
-    rescale, made = reference.dropout_rescale(p, 2), given.q.new_empty(given.q.shape)
-    for block in _blocks(len(given.q), given.tokens):
-        weights = given.masked_scores(block)
-        peak = weights.amax(dim=-1, keepdim=True)
-        weights.sub_(peak).exp_()
-        inverse = weights.sum(dim=-1, keepdim=True).reciprocal_()
-        statistics[0, block.outer, block.rows], statistics[1, block.outer, block.rows] = peak, inverse
-        keep = keep_in_order(words[block.outer, block.rows, None], given.tokens, p)
-        bits[block.outer, given.places(block)] = _packed(keep.flatten(1))
-        weights *= given.scores("M", block).copy_(keep)
-        made[block.outer, block.rows] = torch.bmm(weights, given.v[block.outer]).mul_(-rescale * inverse)
+    (peak, inverse), made = statistics, torch.empty_like(given.q)
+
+    def work(part: list[_Block]) -> None:
+        for block, (weights, kept) in given.rooms(2, part):
+            scores = given.masked_scores(block, weights)
+            scores.sub_(torch.amax(scores, dim=-1, keepdim=True, out=peak[block])).exp_()
+            torch.sum(weights, dim=-1, keepdim=True, out=inverse[block])
+            kept.copy_(unpacked(keep_bits(words[block], p, bits[block]), given.tokens))
+            torch.bmm(weights.mul_(kept), given.v[block.outer], out=made[block])
+
+    _each(work, given.parts(), alone=not q.is_cpu)
+    made *= inverse.reciprocal_() * reference.dropout_rescale(p, 2)
     return given.result(made), statistics, bits
 
 
@@ -188,26 +204,23 @@ def _backward(
     given = _Operands(q, k, v, bias, visible, scale)
     peak, inverse = statistics
     grads = given.rows_of(grad).mul_(inverse * reference.dropout_rescale(p, 2))
-    dq, dk, dv = (torch.zeros_like(x) for x in (given.q, given.k, given.v))
+    dq, dk, dv = torch.empty_like(given.q), torch.zeros_like(given.k), torch.zeros_like(given.v)
     d_bias = grad.new_empty(0) if given.bias is None else torch.zeros_like(given.bias)
-    for block in _blocks(len(given.q), given.tokens):
-        outer, rows = block
-        weights = given.masked_scores(block).sub_(peak[outer, rows]).exp_()  # times `inverse` they are P
-        dropped = given.scores("M", block)
-        dropped.flatten(1).copy_(_unpacked(bits[outer, given.places(block)], dropped[0].numel()))
-        ds = torch.bmm(grads[outer, rows], given.v[outer].mT, out=given.scores("dS", block))
-        ds *= dropped
-        dropped *= weights
-        dv[outer].baddbmm_(dropped.mT, grads[outer, rows])
-        ds *= weights
-        ds.addcmul_(weights, ds.sum(dim=-1, keepdim=True).mul_(inverse[outer, rows]), value=-1)
-        dq[outer, rows] = torch.bmm(ds, given.k[outer])
-        dk[outer].baddbmm_(ds.mT, given.q[outer, rows])
-        if given.bias is not None:
-            d_bias[:, rows].index_add_(0, torch.arange(outer.start, outer.stop, device=ds.device) % given.heads, ds)
-    if given.bias is not None:
-        d_bias = torch.empty_like(d_bias).index_copy_(2, given.order, d_bias)
-    dk, dv = (torch.empty_like(x).index_copy_(1, given.order, x) for x in (dk, dv))
+
+    def work(part: list[_Block]) -> None:
+        for block, (weights, kept, ds) in given.rooms(3, part):
+            outer = block.outer
+            given.masked_scores(block, weights).sub_(peak[block]).exp_()  # times `inverse` they are P
+            kept.copy_(unpacked(bits[block], given.tokens)).mul_(weights)
+            dv[outer].baddbmm_(kept.mT, grads[block])
+            torch.bmm(grads[block], given.v[outer].mT, out=ds).mul_(kept)
+            ds.addcmul_(weights, ds.sum(dim=-1, keepdim=True).mul_(inverse[block]), value=-1)
+            torch.bmm(ds, given.k[outer], out=dq[block])
+            dk[outer].baddbmm_(ds.mT, given.q[block])
+            if given.bias is not None:
+                d_bias[:, block.rows].index_add_(0, given.row(block) % given.heads, ds)
+
+    _each(work, given.parts(), alone=not q.is_cpu or given.bias is not None)  # all parts add to the bias' gradient
     return given.result(dq.mul_(scale)), given.result(dk), given.result(dv), d_bias
 
 
@@ -215,7 +228,8 @@ def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, heads, _width = q.shape
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     statistics = q.new_empty(2, batch * heads, tokens, 1, dtype=wide)
-    return q.new_empty(q.shape), statistics, q.new_empty(batch * heads, (tokens * tokens + 7) // 8, dtype=torch.uint8)
+    bits = q.new_empty(batch * heads, tokens, -(-tokens // 16) * 2, dtype=torch.uint8)
+    return q.new_empty(q.shape), statistics, bits
 
 
 def _fake_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *_: Any) -> tuple[Tensor, ...]:

@@ -161,13 +161,18 @@ def dropout_keep(
     pair: its lower half decides for c, its upper half for c + 8, by a threshold. Version 1 has a hash for each key,
     which decides as a signed word.
     """
-    column = torch.arange(tokens, device=first.device)
-    words = dropout_keys(first, tokens, heads, seed)[..., None]
+    words = dropout_keys(first, tokens, heads, seed)
     if version == 1:
-        word = mix((words + column) & WORD)
+        word = mix((words[..., None] + torch.arange(tokens, device=first.device)) & WORD)
         return word - ((word >> 31) << 32) >= dropout_threshold(p, version)
-    word = mix((words + column // 16 * 8 + column % 8) & WORD)
-    return torch.where(column % 16 < 8, word & 0xFFFF, word >> 16) >= dropout_threshold(p, version)
+    return keep_of_words(words, tokens, p)
+
+
+def keep_of_words(words: Tensor, tokens: int, p: float) -> Tensor:
+    """Version 2 of `dropout_keep` for words [...] of rows: bool [..., N]."""
+    column = torch.arange(tokens, device=words.device)
+    word = mix((words[..., None] + column // 16 * 8 + column % 8) & WORD)
+    return torch.where(column % 16 < 8, word & 0xFFFF, word >> 16) >= dropout_threshold(p)
 
 
 def dropout_threshold(p: float, version: int = DROPOUT) -> int:

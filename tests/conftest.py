@@ -5,10 +5,11 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.interpreted import interpreter_fails
+from helpers.interpreted import interpreter_fails, quicken
 from helpers.processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -24,10 +25,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _skip_a_failing_interpreter(items: list[pytest.Item]) -> None:
     """With TRITON_INTERPRET=1 what would run in the interpreter says why it cannot."""
-    if os.environ.get("TRITON_INTERPRET") == "1" and (reason := interpreter_fails()):
-        for item in items:
-            if item.path.name == "test_spec.py" or item.path.name.startswith("test_triton_"):
-                item.add_marker(pytest.mark.skip(reason=reason))
+    interpreted = [
+        item for item in items if item.path.name == "test_spec.py" or item.path.name.startswith("test_triton_")
+    ]
+    if os.environ.get("TRITON_INTERPRET") != "1" or not interpreted:
+        return
+    if reason := interpreter_fails():
+        for item in interpreted:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    elif find_spec("triton"):
+        quicken()
 
 
 @pytest.fixture(scope="session")

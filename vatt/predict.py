@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .checkpoints.loading import load, operations
 from .checkpoints.model_folder import load_config
 from .data.media_types import AUDIO, IMAGE, MEDIA_SUFFIXES
 from .errors import ConfigError, DataError, MissingPackage
+from .inference.bfloat16 import choose_dtype, inference_form
 from .inference.one_file import class_embeddings, rank_classes, starts_every
 from .inference.prompts import class_prompts, read_prompts
 from .inference.strip import draw_strip
@@ -67,6 +70,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--strip", type=Path, metavar="FILE.png", help="draw key frames and classes of one file over time")
     add("--format", choices=("table", "csv", "json"), default="table", help="what to print (default table)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default auto: a GPU if there is one)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="compute type (default auto: bfloat16 on GPUs, and on CPUs that have it for models as wide as Small)",
+    )
     add_attention_flag(parser)
     args = parser.parse_args(argv)
     for name, least in (("top", 1), ("windows", 1), ("every", 1e-3)):
@@ -157,19 +166,20 @@ def write_table(entries: Iterator[dict[str, Any]]) -> None:
         print(printable(f"  {classes}" if entry["start"] is None else f"  {entry['start']:7.2f} s   {classes}"))
 
 
-def write_csv(entries: Iterator[dict[str, Any]], score: str) -> None:
-    print(f"path,start,rank,class,{score}")
+def write_csv(entries: Iterator[dict[str, Any]], score: str, dtype: str) -> None:
+    print(f"path,start,rank,class,{score},dtype")
     for entry in entries:
         start = "" if entry["start"] is None else f"{entry['start']:g}"
         for rank, (name, value) in enumerate(entry["classes"], 1):
             text = io.StringIO()
-            csv.writer(text, lineterminator="").writerow([entry["path"], start, rank, name, f"{value:.6g}"])
+            csv.writer(text, lineterminator="").writerow([entry["path"], start, rank, name, f"{value:.6g}", dtype])
             print(text.getvalue())
 
 
-def write_json(entries: Iterator[dict[str, Any]], score: str) -> None:
+def write_json(entries: Iterator[dict[str, Any]], score: str, dtype: str) -> None:
     listed = [
-        {**entry, "classes": [{"class": name, score: value} for name, value in entry["classes"]]} for entry in entries
+        {**entry, "dtype": dtype, "classes": [{"class": name, score: value} for name, value in entry["classes"]]}
+        for entry in entries
     ]
     print(json.dumps(listed, indent=2, ensure_ascii=False))
 
@@ -189,16 +199,20 @@ def predict(args: argparse.Namespace) -> int:
     ops = operations(load_config(args.model), device, None, args.attention)
     if ops.attention_by != OURS:
         print(ops.reason, file=sys.stderr)
+    dtype, why = choose_dtype(args.dtype, device, model)
+    name, score = str(dtype).removeprefix("torch."), score_of(args)
+    if dtype != torch.float32:
+        print(f"computed in {name} ({why})", file=sys.stderr)
     bad: list[str] = []
-    entries = predictions(args, model, classes_of(args, model), files, bad)
-    score = score_of(args)
     try:
-        if args.format == "table":
-            write_table(entries)
-        elif args.format == "csv":
-            write_csv(entries, score)
-        else:
-            write_json(entries, score)
+        with inference_form(model, device, dtype):
+            entries = predictions(args, model, classes_of(args, model), files, bad)
+            if args.format == "table":
+                write_table(entries)
+            elif args.format == "csv":
+                write_csv(entries, score, name)
+            else:
+                write_json(entries, score, name)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has what it wants (`| head -1`). What is left in the buffer must not fail again at exit.

@@ -35,7 +35,10 @@ from vatt.data.decoding.span import decode_span
 from vatt.data.tokenizer import Tokenizer
 from vatt.data.transcode.encode import Encoding, encode_clip
 from vatt.errors import ConfigError, DataError
+from vatt.runtime.compatibility import COPIES_PACKETS
 
+if not COPIES_PACKETS:
+    pytest.skip("PyAV before 14.2 copies no packets", allow_module_level=True)
 CPU = torch.device("cpu")
 RATE = 16_000
 MODEL = ModelConfig(
@@ -219,6 +222,10 @@ def test_asked_for_and_impossible_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError, match="no CUDA GPU here"):
         choose_decoder("dali", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dali, "COPIES_PACKETS", False)
+    with pytest.raises(ConfigError, match=r"is older than 14\.2"):
+        choose_decoder("dali", torch.device("cuda"))
+    monkeypatch.setattr(dali, "COPIES_PACKETS", True)
     monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
     with pytest.raises(ConfigError, match=r"cannot be imported.*pip install -e '\.\[dali\]'"):
         choose_decoder("dali", torch.device("cuda"))

@@ -37,10 +37,10 @@ def model_config(kind: str, sampling: str) -> ModelConfig:
 def assert_one_graph(config: ModelConfig, ops: Ops, device: str, backend: str) -> None:
     """Losses and gradients of three steps equal those without compilation; a new seed does not compile again."""
     draw = torch.Generator().manual_seed(1)
-    video = torch.randint(0, 256, (4, 8, 32, 32, 3), dtype=torch.uint8, generator=draw).to(device)
-    audio = torch.randn(4, 1280, generator=draw).to(device)
-    text = torch.randint(0, 200, (4, 2, 8), generator=draw).to(device)
-    mask = torch.tensor([1.0, 1, 0, 1], device=device)
+    video = torch.randint(0, 256, (3, 8, 32, 32, 3), dtype=torch.uint8, generator=draw).to(device)
+    audio = torch.randn(3, 1280, generator=draw).to(device)
+    text = torch.randint(0, 200, (3, 2, 8), generator=draw).to(device)
+    mask = torch.tensor([1.0, 0, 1], device=device)
     torch.manual_seed(0)
     model = VATT(config, ops).to(device)
     for module in model.modules():

@@ -19,7 +19,7 @@ from typing import Any
 
 # The loopback interface by its address and name: machines without a network may not find it by theirs.
 LOCAL = ("--local-addr=127.0.0.1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--nnodes=1")
-_begun: list[subprocess.Popen[str]] = []
+_begun: list[Any] = []  # of what `subprocess.Popen` has
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -31,8 +31,13 @@ def begin(command: list[str], **options: Any) -> subprocess.Popen[str]:
     """A `subprocess.Popen` of text that `end_all` ends, if nothing else did."""
     options.setdefault("env", environment())
     process = subprocess.Popen([str(word) for word in command], text=True, **options)
-    _begun.append(process)
+    of_this_test(process)
     return process
+
+
+def of_this_test(process: Any) -> None:
+    """`end_all` ends it."""
+    _begun.append(process)
 
 
 def end_all() -> None:
@@ -49,7 +54,7 @@ def end_all() -> None:
                 pipe.close()
 
 
-def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+def wait_until(process: Any, reached: Callable[[], bool]) -> None:
     """Waits until `reached` is so, or fails with what the program said if it ends first."""
     while not reached():
         assert process.poll() is None or reached(), process.communicate()[0]
@@ -90,7 +95,3 @@ def launched(ranks: int, *arguments: object) -> list[str]:
     """The command `torchrun --nproc-per-node=RANKS ARGUMENTS` on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", *LOCAL, f"--nproc-per-node={ranks}"]
     return [*command, *map(str, arguments)]
-
-
-def torchrun(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return finished(launched(ranks, *arguments))

@@ -29,7 +29,7 @@ from vatt.training.optimizers import Adam
 from vatt.training.parallel import parallelize
 from vatt.training.pretraining_step import train_step
 
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 10, 8
 
 
 def settings(kind: str, micro_batch: int, parallel: str) -> Config:

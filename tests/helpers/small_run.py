@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from helpers.processes import begin, launched
+from helpers.forked import Forked
+from helpers.processes import begin
 from vatt import train
 from vatt.checkpoints.training_checkpoint import load_latest
 from vatt.training.metrics_log import read_metrics
@@ -30,11 +31,15 @@ def run(*arguments: object) -> int:
 
 
 def start(
-    *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, **options: Any
-) -> subprocess.Popen[str]:
+    *arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), ranks: int = 1, cwd: Path | None = None
+) -> Forked:
     """The same in a process of its own, or under torchrun; `program`: what to run in place of the command."""
-    words = [*program, *SMALL, *map(str, arguments)]
-    command = [sys.executable, *words] if ranks == 1 else launched(ranks, *words)
+    return Forked(*program, *SMALL, *arguments, ranks=ranks, cwd=cwd)
+
+
+def start_anew(*arguments: object, program: tuple[str, ...] = ("-m", "vatt.train"), **options: Any) -> Any:
+    """The same from the start of Python on, with `options` of `subprocess.Popen`."""
+    command = [sys.executable, *program, *SMALL, *map(str, arguments)]
     return begin(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.bfloat16 import skip_without_bfloat16
 from helpers.media import steady, tone_burst, write_clip
 from helpers.media_alone import write_sound
 from helpers.small_model import small_config, write_model
@@ -63,6 +64,20 @@ def test_a_folder_as_json(folder, clips, capsys) -> None:
     expected = vatt.load(folder).predict(first["path"])
     assert [(one["class"], pytest.approx(one["probability"])) for one in first["classes"]] == expected
     assert second["start"] is None
+    assert second["dtype"] == "float32"  # it is narrow
+
+
+def test_bfloat16_is_said_and_recorded(folder, clips, capsys) -> None:
+    skip_without_bfloat16()
+    assert run(folder, clips, "--format=csv", "--device=cpu", "--dtype=bfloat16") == 0
+    out, err = capsys.readouterr()
+    assert err == "computed in bfloat16 (as --dtype says)\n"
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    expected = dict(vatt.load(folder).predict(rows[0]["path"]))
+    got = {row["class"]: float(row["probability"]) for row in rows[:2]}
+    assert got == pytest.approx(expected, abs=0.01)
+    assert got != pytest.approx(expected, abs=1e-6)  # it is in use
 
 
 def test_a_list_on_standard_input_as_csv(folder, clips, capsys, monkeypatch) -> None:

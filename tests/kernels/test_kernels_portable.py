@@ -7,7 +7,8 @@ dtype, plus one rounding of each element.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -247,9 +248,8 @@ def test_both_drop_the_same_probabilities() -> None:
         for some in (tokens, 24, 7):
             expected = reference.dropout_keep(first, some, heads, p, 2**40 + 1)
             words = reference.dropout_keys(first, some, heads, torch.tensor(2**40 + 1)).int()
-            kept = dropped_attention.keep_in_order(words[..., None], some, p)
-            order = [c for c in range(some) if c % 16 < 8] + [c for c in range(some) if c % 16 >= 8]
-            assert torch.equal(kept, -expected[..., order].int())
+            bits = torch.empty(*words.shape, -(-some // 16) * 2, dtype=torch.uint8)
+            assert torch.equal(dropped_attention.unpacked(dropped_attention.keep_bits(words, p, bits), some), expected)
 
 
 @pytest.mark.parametrize("name", ["dropout", "everything"])
@@ -276,7 +276,28 @@ def test_dropout_of_version_1_is_that_of_the_specification(monkeypatch: pytest.M
     assert not torch.equal(got[0], vk.attention(*leaves, impl="portable", **settings | {"dropout_version": 2}))
 
 
-def test_dropout_computes_nothing_that_it_need_not_and_keeps_a_bit_a_probability() -> None:
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_dropout_is_the_same_on_many_threads(threads: int) -> None:
+    operation = attend("dropout", (1, 400, 3, 8))
+    leaves = [*(randn(1, 400, 3, 8, seed=seed) for seed in range(3)), randn(8, 3, seed=4)]
+    got = results(lambda *x: operation("portable", *x), leaves)
+    with torch.inference_mode():
+        assert torch.equal(operation("portable", *leaves), got[0])
+    assert torch.get_num_threads() == threads  # and what later threads begin with
+    assert ThreadPoolExecutor(1).submit(torch.get_num_threads).result() == threads
+    torch.set_num_threads(1)
+    torch.testing.assert_close(got, results(lambda *x: operation("portable", *x), leaves), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+def test_dropout_computes_nothing_that_it_need_not_and_keeps_a_bit_a_probability(threads: int) -> None:
     """Two products forward, five backward, no tensor larger than a block or the bits."""
     tokens, heads, width = 640, 2, 8
     q = randn(1, tokens, heads, width).float()
@@ -284,7 +305,7 @@ def test_dropout_computes_nothing_that_it_need_not_and_keeps_a_bit_a_probability
     with LargestTensor() as largest:
         out, statistics, bits = dropped_attention._forward(q, q, q, None, None, words, 0.3, 0.1)
         dropped_attention._backward(out, q, q, q, None, None, statistics, bits, 0.3, 0.1)
-    assert largest.products == 7 * len(list(dropped_attention._blocks(heads, tokens))) == 7 * 8
+    assert largest.products == 7 * sum(map(len, dropped_attention._parts(heads, tokens))) == 7 * 8
     assert bits.nbytes == heads * tokens * tokens / 8
     assert largest.bytes <= 4 * dropped_attention.SCORES < 4 * tokens * tokens
 

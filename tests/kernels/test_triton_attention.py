@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import vatt_kernels as vk
+from helpers.interpreted import floats
 from torch import Tensor
 from vatt_kernels import reference
 
@@ -20,7 +21,6 @@ CUDA = torch.cuda.is_available()
 if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 before Python starts", allow_module_level=True)
 DEVICE = "cuda" if CUDA else "cpu"
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]  # the interpreter has no bfloat16
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "mask": {"mask": True},
@@ -96,7 +96,7 @@ def leaves_of(shape: tuple[int, ...]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", floats())
 def test_packed(name: str, dtype: torch.dtype) -> None:
     lengths, heads = [21, 40, 0, 1], 1
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import vatt_kernels as vk
+from helpers.interpreted import floats
 from torch import Tensor
 from vatt_kernels import reference
 from vatt_kernels.device import processors
@@ -29,7 +30,6 @@ from vatt_kernels.contrastive import triton_forward as contrastive_forward_trito
 from vatt_kernels.contrastive import triton_op as contrastive_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLOATS = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 # symmetric, masked, temperature
 SETTINGS = [(False, True, 0.01), (True, False, 0.01)]  # below the temperature at which maxima are fixed
 BOTH_FORMS = pytest.mark.parametrize("symmetric", [False, True])
@@ -123,7 +123,7 @@ def masks(clips: int) -> dict[str, Tensor]:
     return {"mask": some(clips, 3), "video_mask": some(clips, 4)}
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 @pytest.mark.parametrize(("symmetric", "masked", "temperature"), SETTINGS)
 @pytest.mark.parametrize("shape", [(1, 1, 16), (1, 5, 20), (7, 1, 33), (63, 2, 8), (130, 1, 64)], ids=str)
 def test_a_rank_alone(
@@ -134,12 +134,12 @@ def test_a_rank_alone(
     )
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 def test_wide_vectors(dtype: torch.dtype) -> None:
     assert_within_budget(vectors(17, 5, 300), dtype, symmetric=False)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 @pytest.mark.parametrize(("symmetric", "masked", "temperature"), SETTINGS)
 @pytest.mark.parametrize("shape", [(1, 1, 16, 2), (5, 3, 20, 9), (33, 5, 64, 66)], ids=str)
 def test_gathered_batches(
@@ -151,7 +151,7 @@ def test_gathered_batches(
 
 
 @pytest.mark.usefixtures("many_processors")
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 @pytest.mark.parametrize("total", [None, 110])
 @pytest.mark.parametrize("temperature", [0.07, 0.01])
 def test_rows_and_columns_divided_among_processors(
@@ -162,7 +162,7 @@ def test_rows_and_columns_divided_among_processors(
     assert max(allocated) > 1.5 * 384 * 64  # float32 gradients in parts, more than all vectors: it was divided
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 @BOTH_FORMS
 @pytest.mark.parametrize("total", [None, 9])
 def test_nothing_is_valid(dtype: torch.dtype, symmetric: bool, total: int | None) -> None:
@@ -244,7 +244,7 @@ def test_strided_and_expanded_inputs_and_gradients() -> None:
         torch.testing.assert_close(t.double(), e, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 def test_low_precision_is_multiplied_as_it_comes(dtype: torch.dtype) -> None:
     """The public function leaves vectors of one dtype to the kernels; losses are float32, gradients of that dtype."""
     leaves = [leaf.to(dtype).requires_grad_() for leaf in vectors(6, 2, 16)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import vatt_kernels as vk
+from helpers.interpreted import floats
 from torch import Tensor
 from vatt_kernels import reference
 
@@ -22,7 +23,6 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from vatt_kernels.projection import triton_launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLOATS = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 Operation = Callable[..., Tensor]
 KEEPS = {
     "all": None,
@@ -113,7 +113,7 @@ def test_projection_of_bytes(kind: str, keep: str) -> None:
     assert_within_budget(operation, leaves, torch.float16, expanded=True)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 @pytest.mark.parametrize("brightness", [0, 200])
 def test_projection_of_full_voxels_in_low_precision(dtype: torch.dtype, brightness: int) -> None:
     """4 x 16 x 16 voxels are read 16 bytes at a time; in dark and bright clips the mean must not cost digits."""
@@ -128,7 +128,7 @@ def test_projection_of_full_voxels_in_low_precision(dtype: torch.dtype, brightne
     assert_within_budget(operation, leaves, dtype)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 def test_projection_of_waveforms_of_every_third_sample(dtype: torch.dtype) -> None:
     samples = randint(-(2**15), 2**15, 3, 600, dtype=torch.int16)[:, ::3]
     keep = vk.sample_keep(12, 5, seed=0, batch=3, device=DEVICE)
@@ -145,7 +145,7 @@ def test_projection_of_waveforms_of_every_third_sample(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("launch", range(3))
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", floats())
 def test_every_tile_with_rests_in_all_directions(
     launch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

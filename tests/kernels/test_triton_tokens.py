@@ -10,6 +10,7 @@ import os
 import pytest
 import torch
 import vatt_kernels as vk
+from helpers.interpreted import few
 from torch import Tensor
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
@@ -18,7 +19,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from vatt_kernels.droptoken import triton_op as tokens_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+FLOATS = few(torch.bfloat16, torch.float32, torch.float16)
 KEEPS = {
     "shared": torch.tensor([0, 2, 3, 9, 11], dtype=torch.int32),
     "shared, twice the same": torch.tensor([5, 0, 5, 5]),

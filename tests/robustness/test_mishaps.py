@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import wait_until
-from helpers.small_run import losses, run, same_run, saved_step, start, steps
+from helpers.small_run import losses, run, same_run, saved_step, start, start_anew, steps
 
 from vatt.checkpoints.training_checkpoint import load
 
@@ -118,7 +118,7 @@ def test_sigterm_to_all_processes_of_a_run_blames_no_clip(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW_CLIPS)
     out, program = tmp_path / "run", (str(tmp_path / "slow.py"),)
     settings = ("--steps", 10, "--fused", "--set=data.cache_gb=0")
-    process = start("--out", out, *settings, "--set=data.workers=1", program=program, start_new_session=True)
+    process = start_anew("--out", out, *settings, "--set=data.workers=1", program=program, start_new_session=True)
     wait_until(process, lambda: steps(out) >= 3)
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate()[0]

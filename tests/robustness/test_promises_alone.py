@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.processes import environment, finished, launched, wait_until
-from helpers.small_run import SMALL, losses, run, same_run, saved_step, start, steps
+from helpers.forked import torchrun
+from helpers.processes import begin, environment, finished, launched, wait_until
+from helpers.small_run import SMALL, losses, run, same_run, saved_step, start, start_anew, steps
 
 from vatt import card, finetune, train
 from vatt.training.metrics_log import read_metrics
@@ -53,7 +54,7 @@ def test_11_sigterm_while_a_batch_is_waited_for_saves_at_once(tmp_path):
         "--set=data.workers=1",
         "--set=data.prefetch=1",
     )
-    process = start("--out", out, *settings, program=(str(tmp_path / "hanging.py"),))
+    process = start_anew("--out", out, *settings, program=(str(tmp_path / "hanging.py"),))
     wait_until(process, lambda: steps(out) >= 1)
     time.sleep(2)  # it waits by now; if it does not, SIGTERM ends a step as ever
     process.send_signal(signal.SIGTERM)
@@ -164,8 +165,8 @@ sys.exit(train.main(sys.argv[1:] + other))
 def test_13_ranks_that_were_started_differently_do_not_start(other, said, tmp_path):
     """Ranks agree or end."""
     (tmp_path / "one.py").write_text(ONE)
-    command = launched(2, tmp_path / "one.py", *SMALL, "--out", tmp_path / "run", "--steps=10", "--fused")
-    done = finished(command, env={**environment(), "OTHER": other})
+    settings = (*SMALL, "--out", tmp_path / "run", "--steps=10", "--fused")
+    done = torchrun(2, tmp_path / "one.py", *settings, env=environment(OTHER=other))
     assert done.returncode != 0
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
@@ -173,7 +174,8 @@ def test_13_ranks_that_were_started_differently_do_not_start(other, said, tmp_pa
 
 def test_13_trainers_do_not_outlive_a_killed_torchrun(tmp_path):
     out = tmp_path / "run"
-    process = start("--out", out, "--steps", 5000, "--fused", ranks=2)
+    command = launched(2, "-m", "vatt.train", *SMALL, "--out", out, "--steps", 5000, "--fused")
+    process = begin(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_until(process, lambda: steps(out) >= 3)
     trainers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(trainers) == 2

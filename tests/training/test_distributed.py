@@ -9,8 +9,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers.forked import torchrun
 from helpers.mixed_clips import write_mixed_clips
-from helpers.processes import begin, launched, torchrun, wait_until
+from helpers.processes import begin, launched, wait_until
 from helpers.small_run import losses, same_run, saved_step, steps
 
 from vatt import embed, evaluate, finetune, train

@@ -30,6 +30,10 @@ def options_of_streams(options: list[dict[str, str]] | None) -> dict[str, Any]:
     return {"stream_options": options} if options is not None and _PYAV < (19, 0) else {}
 
 
+# Before release 14.2 a stream that is made after another one is opened to encode, with the encoder's parameters in its
+# header: packets of H.264 that are copied into it cannot be decoded, and those of AV1 not be copied.
+COPIES_PACKETS = _PYAV >= (14, 2)
+
 # FFmpeg 9 (PyAV 19) has a format of its own for animated WebP, which FFmpeg 8 refuses as damaged; a name that a release
 # does not know is no error in a list of allowed formats.
 ANIMATED_WEBP = "webp_anim"

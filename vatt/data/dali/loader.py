@@ -30,12 +30,14 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...errors import ConfigError, DataError
+from ...runtime.compatibility import COPIES_PACKETS
 from ..clip import Clip
 from ..datasets.augment import audio_noise, draw_video, short_side
 from ..datasets.base import Clocks, Sample
@@ -341,6 +343,8 @@ def _missing(device: torch.device) -> str | None:
         return f"DALI needs an NVIDIA GPU, and the device is {device}"
     if not torch.cuda.is_available():
         return "there is no CUDA GPU here"
+    if not COPIES_PACKETS:
+        return f"DALI needs packets that PyAV copies, and {av.__version__} is older than 14.2"
     try:
         import nvidia.dali  # noqa: F401
     except (ImportError, OSError) as error:
