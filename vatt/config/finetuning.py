@@ -185,7 +185,7 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         head_dropout=0.1,
         optim=optim,
         data=replace(config.data, batch_size=16, workers=1, cache_gb=1.0),
-        steps=3_000 if config.init or config.task != "audio" else 2_500,
+        steps=2_500 if config.pretrain_steps else 3_000,
         save_every=1_000,
         keep_checkpoints=3,
     )
