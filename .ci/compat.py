@@ -4,8 +4,12 @@
     make compat FULL=1    also the whole suite with the newest release of everything, torch and triton included; hours,
                           gigabytes of downloads; written into reports/compat.json and reports/compat.md
 
-Each combination has an environment of its own, which is thrown away. A combination that was not run is never claimed:
-the table names it "not tried".
+    make compat FULL=1 ARGS='--python 3.12'    one Python at a time: rows of earlier runs stay in the report
+    ... ARGS='--hold torch==2.13.0'            the newest of all else; the table says what was held
+
+Each combination has an environment of its own, which is thrown away; those with torch follow one another, and each
+needs up to 10 GB of disk where pip brings a CUDA build. A combination that was not run is never claimed: the table
+names it "not tried", and of torch it names the build that was taken.
 """
 
 from __future__ import annotations
@@ -31,7 +35,11 @@ from packaging.version import Version
 from pythons import ROOT, SUPPORTED, Python, pythons, requirements
 
 # Tests that need neither torch nor what imports it.
-WITHOUT_TORCH = ("test_decode.py", "test_manifest.py", "test_media_walk.py")
+WITHOUT_TORCH = (
+    *("test_decode.py", "test_manifest.py", "test_media_walk.py", "test_matrix.py", "test_synthetic.py"),
+    "test_compatibility.py",
+)
+SUITE = ("-n", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")  # as make test
 TOOLS = ("pytest", "pytest-timeout", "tqdm")
 SHOWN = ("av", "numpy", "torch", "triton", "pandas")
 REPORT = ROOT / "reports" / "compat.json"
@@ -53,6 +61,7 @@ class Row:
     date: str = ""
     machine: str = ""
     command: str = ""
+    held: str = ""  # requirements that need not be the newest release
 
 
 class Failed(RuntimeError):
@@ -86,26 +95,30 @@ def files(names: Sequence[str]) -> list[str]:
     return [str(path.relative_to(ROOT)) for paths in found for path in paths]
 
 
-def attempt(python: Python, which: str, tests: Sequence[str]) -> Row:
+def attempt(python: Python, which: str, tests: Sequence[str], hold: Sequence[str] = ()) -> Row:
     """Make an environment, install, run the tests, and return how it went with the end of the output if it failed."""
-    row = Row(python.version, which, "failed", " ".join(tests) or "whole suite", **provenance())
+    row = Row(python.version, which, "failed", " ".join(tests) or "whole suite", held=" ".join(hold), **provenance())
     with tempfile.TemporaryDirectory() as folder:
         inside = str(Path(folder) / "venv" / "bin" / "python")
         try:
             call([python.path, "-m", "venv", str(Path(folder) / "venv")])
             pip = [inside, "-m", "pip", "--disable-pip-version-check"]
             if which == "full":
-                call([*pip, "install", "--quiet", "-e", ".[test,bench]"])
-                tests = tests or ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+                call([*pip, "install", "--quiet", "-e", ".[test,bench]", *hold])
+                tests = tests or SUITE
             else:
                 place = 0 if which == "oldest" else -1
                 chosen = [f"{name}=={wheels(pip, name)[place]}" for name in ("av", "numpy")]
                 call([*pip, "install", "--quiet", "--only-binary=:all:", *chosen, *TOOLS])
             held = {one["name"].lower(): one["version"] for one in json.loads(call([*pip, "list", "--format=json"]))}
+            if "torch" in held:
+                cuda = call([inside, "-c", "import torch; print(torch.version.cuda or '')"]).strip()
+                held["torch"] = held["torch"].partition("+")[0] + (f" (CUDA {cuda})" if cuda else " (CPU)")
             row = replace(row, versions={name: held[name] for name in SHOWN if name in held})
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONDONTWRITEBYTECODE": "1"}
+            env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VATT_FULL")}
+            env |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
             if which != "full":
-                env["PYTHONPATH"] = str(ROOT)
+                env |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
             said = call([inside, "-m", "pytest", "-p", "no:cacheprovider", *tests], env)
         except Failed as error:
             return replace(row, summary=str(error))
@@ -132,7 +145,19 @@ def provenance() -> dict[str, Any]:
 
 def describe(row: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (row.versions or {}).items())
-    return f"Python {row.python}, {WHICH[row.which]}: {row.result} ({versions or 'nothing installed'})"
+    return f"Python {row.python}, {asked(row)}: {row.result} ({versions or 'nothing installed'})"
+
+
+def asked(row: Row) -> str:
+    """Return what an environment was made of, in words."""
+    return WHICH[row.which] + (f" but {row.held}" if row.held else "")
+
+
+def save(rows: Sequence[Row]) -> None:
+    """Write the report, with the rows of before where `rows` has none."""
+    table = merge(rows, REPORT)
+    REPORT.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n", encoding="utf-8")
+    REPORT.with_suffix(".md").write_text(page(table), encoding="utf-8")
 
 
 def merge(rows: Sequence[Row], before: Path) -> list[Row]:
@@ -162,7 +187,7 @@ def page(rows: Sequence[Row]) -> str:
         versions = [(row.versions or {}).get(name, "–") for name in SHOWN]
         tests = row.tests if len(row.tests.split()) < 3 else f"{len(row.tests.split())} files"
         counts = f" ({row.summary})" if row.result == "passed" else ""
-        cells = [row.python, WHICH[row.which], *versions, tests, row.result + counts, row.commit[:9], row.date[:10]]
+        cells = [row.python, asked(row), *versions, tests, row.result + counts, row.commit[:9], row.date[:10]]
         lines.append("| " + " | ".join(cells) + " |")
     machines = sorted({row.machine for row in rows if row.machine})
     return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}.", ""])
@@ -176,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="also the newest of everything with the whole suite")
     add("--report", action="store_true", help="write what was tried into reports/compat.json and compat.md")
     add("--python", nargs="+", choices=SUPPORTED, metavar="3.x", help="only these; other rows of the report stay")
+    add("--hold", nargs="+", default=[], metavar="REQUIREMENT", help="with --full: take these, the newest of all else")
     add("--tests", nargs="+", default=[], metavar="FILE", help="these tests in place of the whole suite")
     add("--jobs", type=int, default=2, help="environments side by side (default 2)")
     args = parser.parse_args(argv)
@@ -186,15 +212,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for row in pool.map(lambda one: attempt(*one), work):
-            print(describe(row), flush=True)
             rows.append(row)
+            print(describe(row), flush=True)
+            if args.report:  # after each: the next may take an hour
+                save(rows)
     for python in chosen if args.full else []:  # one at a time: the suite uses all cores
-        rows.append(attempt(python, "full", args.tests))
+        rows.append(attempt(python, "full", args.tests, args.hold))
         print(describe(rows[-1]), flush=True)
+        if args.report:
+            save(rows)
     if args.report:
-        table = merge(rows, REPORT)
-        REPORT.write_text(json.dumps([asdict(row) for row in table], indent=1) + "\n", encoding="utf-8")
-        REPORT.with_suffix(".md").write_text(page(table), encoding="utf-8")
         print(f"{REPORT} (.md beside it)")
     failed = [row for row in rows if row.result != "passed"]
     for row in failed:

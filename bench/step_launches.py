@@ -39,6 +39,12 @@ RATES = {  # assumptions for an H200, taken from what others measure at these sh
     "projection, DropToken, losses": 500e12,
 }
 PEAK = 989e12
+FORMS = (
+    "after",
+    "after, --compile",
+    "after, --compile, one pass",
+    "after, --compile, one pass, bfloat16 residual",
+)
 SHARES = {"kernels of --compile", "products", "attention forward", "attention backward"}
 EXAMPLES = """examples:
   python bench/step_launches.py                   MBS, batch 64, half of the tokens dropped; about 10 minutes
@@ -135,7 +141,8 @@ def measure(args: Any) -> Path:
             "launches": "one for each operation of PyTorch but views, two for the backward of a LayerNorm; kernels of "
             "Triton on the pretended GPU; many tensors of the optimizer in PyTorch's chunks",
             "bytes": "inputs and outputs of every element-wise operation, once each; products and attention left out",
-            "compile": "kernels that TorchInductor writes for a layer of each shape, in place of the eager ones",
+            "compile": "kernels that TorchInductor writes for a layer of each shape, in place of the eager ones; it "
+            "decides as for an H200",
             "attention": "its rates grow as the instructions of its kernels' loops on sm_90 become fewer",
             "budget": "assumed rates: " + ", ".join(f"{key} {value}" for key, value in RATES.items()),
         },
@@ -152,6 +159,7 @@ def measure(args: Any) -> Path:
             tree = checkout(args.before if form == "before" else "", Path(folder))
             flags = ("--preset", name, "--batch", str(batch), "--dropout", str(dropout))
             found, length = operations(tree, *flags), lengths.get(form) or loops(tree)
+            narrow = operations(tree, *flags, "--narrow") if form == "after" else found
         cost = vatt_flops(with_settings(name, dropout, 0.5).model, drop=True, project_all=False)
         flops = {
             "products": 3.0 * batch * cost.dense,
@@ -161,11 +169,11 @@ def measure(args: Any) -> Path:
         }
         variant = "dense dropout" if dropout else "dense"
         lengths.setdefault(form, length)
-        for label in (form, "after, --compile", "after, --compile, one pass")[: 3 if form == "after" else 1]:
+        for label in FORMS if form == "after" else (form,):
             way = "one pass" if "one pass" in label else "backward"
             if not length[f"{way} {variant}"]:
                 continue
-            parts = parts_of(found, compiled="--compile" in label)
+            parts = parts_of(narrow if "residual" in label else found, compiled="--compile" in label)
             faster = {
                 "attention forward": lengths["before"][f"forward {variant}"] / length[f"forward {variant}"],
                 "attention backward": lengths["before"][f"backward {variant}"] / length[f"{way} {variant}"],

@@ -20,10 +20,12 @@ import fused_vs_reference
 import gpu_report
 import pytest
 import youcook2
+from helpers.forked import torchrun
 from helpers.media import steady, tone_burst, write_clip
-from helpers.processes import LOCAL, environment, finished
+from helpers.processes import environment, finished
 from helpers.small_model import write_model
 from helpers.small_run import SMALL
+from torch.distributed.run import get_args_parser
 from workloads import model_steps
 
 from vatt.data.manifest import read_manifest
@@ -183,8 +185,11 @@ def test_a_command_works(command, place, monkeypatch, request):
     if not {"--resume", "--status"} & set(rest):
         rest += shlex.split(SHRINK.get(program, ""))
     if launcher[0] == "torchrun" or program in ("pydoc", "vatt_kernels.aot", "vatt.training.metrics_log"):
-        start = ["-m", "torch.distributed.run", *LOCAL, *launcher[1:], "-m"] if launcher[0] == "torchrun" else ["-m"]
-        done = finished([sys.executable, *start, program, *rest], env=environment(OMP_NUM_THREADS="1"))
+        if launcher[0] == "torchrun":
+            options = get_args_parser().parse_args([*launcher[1:], "-m", program, *rest])
+            done = torchrun(int(options.nproc_per_node), "-m", program, *rest)
+        else:
+            done = finished([sys.executable, "-m", program, *rest], env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stdout + done.stderr
         return
     assert main_of(program)(rest) in (0, None)

@@ -210,7 +210,7 @@ ROUNDING = 1e-9
 
 def test_6_world_size(tmp_path):
     """The number of processes, their sharding and micro-batches change no batch, loss, gradient or weight."""
-    write_mixed_clips(tmp_path)
+    write_mixed_clips(tmp_path, 12)
     jobs = {
         1: ("specific:ddp:0", "specific:ddp:3", "agnostic:ddp:0"),
         2: ("specific:ddp:0", "specific:ddp:1", "specific:fsdp:3", "agnostic:ddp:0", "agnostic:fsdp:0"),
@@ -249,13 +249,21 @@ MICRO = [
         for setting in ("heads=1", "dropout=0")
     ),
 ]
+QUICKENED = f"""
+import sys
+sys.path.append({str(ROOT / "tests")!r})
+from helpers.interpreted import quicken
+from vatt import train
+quicken()
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def test_7_fused_is_reference(tmp_path):
     """The reference and the fused operations, portable and Triton in its interpreter, agree over 20 steps."""
     pytest.importorskip("triton")
     interpreter = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    process = start_anew("--out", tmp_path / "triton", "--fused", *MICRO, env=interpreter)
+    process = start_anew("--out", tmp_path / "triton", "--fused", *MICRO, program=("-c", QUICKENED), env=interpreter)
     assert run("--out", tmp_path / "reference", *MICRO) == 0
     assert run("--out", tmp_path / "portable", "--fused", *MICRO) == 0
     said = process.communicate()[0]

@@ -43,9 +43,11 @@ SHOWN = ("id", "path", "start", "end", "label", "captions")
 FORMAT = 1
 # Above so many vectors a search goes through an approximate index.
 INDEXED_FROM = 100_000
-RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many rows it is measured
+BITS = 4  # of each number, where the width is a multiple of 8; else 8
+RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
-PROBES = ((10, 5), (20, 5), (20, 10), (40, 10), (40, 20), (80, 20), (100, 50), (400, 100))
+PROBES = ((2, 2), (5, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+FEW = 100  # rows, which the partitions looked into hold
 IDENTITY = ("weights_sha256", "windows", "every", "window")
 OWN = {"id": "", "path": "", "reason": "{}"}
 TRIES = 20  # of a change that others were faster than
@@ -67,7 +69,8 @@ def is_archive(path: str | Path) -> bool:
 
 def moment_id(path: str, start: float, end: float | None) -> str:
     """Return the id of the row of that span."""
-    return hashlib.sha256(f"{path}\n{start!r}\n{end!r}".encode(errors="surrogateescape")).hexdigest()[:32]
+    span = float(start), None if end is None else float(end)
+    return hashlib.sha256(f"{path}\n{span[0]!r}\n{span[1]!r}".encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _lancedb() -> Any:
@@ -110,6 +113,7 @@ class Archive:
 
     def __init__(self, source: str, table: Any) -> None:
         self.source, self.table = source, table
+        self._reader: Any = None  # the same table, as `nearest` opened it
         with _failing(source, "is damaged or no archive"):
             try:
                 self.metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[b"vatt"])
@@ -171,7 +175,7 @@ class Archive:
     # -- searching
 
     def nearest(
-        self, space: str, vector: NDArray[np.float32], top: int, where: str | None = None, *, exact: bool = False
+        self, space: str, vector: NDArray[np.float32], top: int, where: str | None = None
     ) -> list[dict[str, Any]]:
         """Return the rows nearest to `vector` by cosine, best first, with `cosine` and the columns of `SHOWN`.
 
@@ -180,20 +184,39 @@ class Archive:
             vector: [256] or [512].
             top: rows at most.
             where: a filter in SQL; `check_filter` says whether it is one.
-            exact: look at every row, although there is an index.
         """
-        query = self.table.search(np.asarray(vector, np.float32), vector_column_name=space).distance_type("cosine")
-        if where is not None:
-            query = query.where(where, prefilter=True)
-        if exact:
-            query = query.bypass_vector_index()
-        elif built := self.indexes.get(space):
-            query = query.nprobes(built["partitions"]).refine_factor(built["refined"])
+        from lancedb.background_loop import LOOP
+
         with _failing(self.source, "cannot be searched"):
-            rows = query.limit(top).select([*SHOWN, "_distance"]).to_list()
-        more = {"windows": self.metadata["windows"]}
-        hits = [{"cosine": 1.0 - row.pop("_distance"), **row, **more} for row in rows]
-        return [hit for hit in hits if np.isfinite(hit["cosine"])]
+            found = LOOP.run(self._candidates(space, np.asarray(vector, np.float32), top, where))
+        vectors = found[space].combine_chunks().flatten().to_numpy().reshape(-1, len(vector)).astype(np.float64)
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosine = unit @ (np.asarray(vector, np.float64) / np.linalg.norm(vector))
+        order, windows = np.argsort(-cosine, kind="stable")[:top], self.metadata["windows"]
+        return [
+            {"cosine": near, "id": moment_id(row["path"], row["start"], row["end"]), **row, "windows": windows}
+            for near, row in zip(cosine[order].tolist(), found.select(SHOWN[1:]).take(order).to_pylist(), strict=True)
+            if np.isfinite(near)
+        ]
+
+    async def _candidates(self, space: str, vector: NDArray[np.float32], top: int, where: str | None) -> Any:
+        """Rows that may be the nearest, with their vectors, as a table of Arrow: all columns are read at once.
+
+        LanceDB's other interface asks for the schema again and again, each time across two threads, which takes
+        longer than an index does.
+        """
+        if self._reader is None:
+            folder, name = _place(self.source)
+            self._reader = await (await _lancedb().connect_async(folder)).open_table(name)
+        query = self._reader.query().nearest_to(vector).column(space).distance_type("cosine")
+        if where is not None:
+            query = query.where(where)
+        if built := self.indexes.get(space):
+            query = query.nprobes(built["partitions"])
+            if where is not None or top > FEW:
+                query = query.maximum_nprobes(0)  # further ones while there are too few rows
+            top *= built["refined"]
+        return await query.limit(top).select([*SHOWN[1:], space, "_distance"]).to_arrow()
 
     def vector(self, identity: str, space: str) -> NDArray[np.float32] | None:
         """Return the vector of the row of that id; None where there is no such row, or it has none."""
@@ -203,7 +226,8 @@ class Archive:
 
     def holds(self, path: str) -> bool:
         """Whether the archive has rows of that file."""
-        return bool(path) and self.count(f"path = {_quoted(path)}") > 0
+        with _failing(self.source, "is damaged"):
+            return bool(path) and self.table.count_rows(f"path = {_quoted(path)}") > 0
 
     # -- adding
 
@@ -229,6 +253,7 @@ class Archive:
 
     def _commit(self, rows: Sequence[Mapping[str, Any]], replaced: str) -> None:
         data = _table([*rows, OWN], self.table.schema)
+        self._reader = None
         with _failing(self.source, "cannot be written"):
             for left in reversed(range(TRIES)):
                 try:
@@ -251,6 +276,11 @@ class Archive:
         try:
             self.table.checkout_latest()
             self.table.optimize()
+            self._reader = None
+            if self.table.count_rows() > INDEXED_FROM:
+                there = {name for index in self.table.list_indices() for name in index.columns}
+                for column in {"id", "path"} - there:  # a page that shows twelve hits asks for each of their files
+                    self.table.create_index(column, config=_lancedb().index.BTree())
             for space in SPACES[:2]:
                 count = self.table.count_rows(f"{space} IS NOT NULL")
                 if count > INDEXED_FROM and count >= 4 * self.indexes.get(space, {}).get("rows", 0):
@@ -263,28 +293,49 @@ class Archive:
 
     def _build(self, space: str, count: int) -> str:
         lancedb = _lancedb()
-        width = self.table.schema.field(space).type.list_size
-        kind = lancedb.index.IvfPq(distance_type="cosine", num_sub_vectors=width // 8)
+        index, width = lancedb.index, self.table.schema.field(space).type.list_size
+        kind = index.IvfSq("cosine") if width % 8 else index.IvfRq("cosine", num_bits=BITS)
         self.table.create_index(space, config=kind)
-        ids = self._select(f"{space} IS NOT NULL", ["id"])
-        step = max(1, len(ids) // SAMPLES)
-        queries = [self.vector(row["id"], space) for row in ids[::step][:SAMPLES]]
-        exact = [self._ids(space, query, exact=True) for query in queries]
+        self._reader = None
+        queries, exact = self._sample(space, count)
         for partitions, refined in PROBES:
             self.indexes[space] = {"rows": count, "partitions": partitions, "refined": refined}
-            pairs = zip(queries, exact, strict=True)
-            recall = float(np.mean([len(self._ids(space, query) & wanted) / len(wanted) for query, wanted in pairs]))
+            found = [{hit["id"] for hit in self.nearest(space, query, 10)} for query in queries]
+            recall = float(np.mean([len(a & b) / len(b) for a, b in zip(found, exact, strict=True)]))
             self.indexes[space]["recall"] = recall
             if recall >= RECALL:
                 break
         self._commit([{"id": space, "path": "", "reason": json.dumps(self.indexes[space])}], "false")
         return (
             f"{self.source}: index of {count:,} rows of {space}: {recall:.3f} of the ten nearest are found "
-            f"(mean of {len(queries)} rows, each searched with {partitions} partitions)"
+            f"(mean of {len(queries)} rows moved by their length, {partitions} partitions and {10 * refined} rows each)"
         )
 
-    def _ids(self, space: str, query: Any, *, exact: bool = False) -> set[str]:
-        return {hit["id"] for hit in self.nearest(space, query, 10, exact=exact)}
+    def _sample(self, space: str, count: int) -> tuple[NDArray[np.float32], list[set[str]]]:
+        """Queries, rows at even distances moved at random by their own length, and the ids of the ten nearest."""
+
+        def batches() -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+            query = self.table.search().where(f"{space} IS NOT NULL").select(["id", space])
+            for batch in query.to_batches(10_000):
+                yield batch["id"].to_pylist(), batch[space].flatten().to_numpy().reshape(len(batch), -1)
+
+        step, first, taken = max(1, count // SAMPLES), 0, []
+        for ids, vectors in batches():
+            taken.append(vectors[-first % step :: step])
+            first += len(ids)
+        queries = _unit(np.concatenate(taken)[:SAMPLES])
+        queries += _unit(np.random.default_rng(0).standard_normal(queries.shape, np.float32))
+        best: list[list[tuple[float, str]]] = [[] for _ in queries]
+        for ids, vectors in batches():
+            cosine = _unit(queries) @ _unit(vectors).T
+            near = np.argpartition(-cosine, min(10, len(ids) - 1))[:, :10]
+            for held, row, columns in zip(best, cosine, near, strict=True):
+                held[:] = sorted([*held, *((float(row[i]), ids[i]) for i in columns)], reverse=True)[:10]
+        return queries, [{identity for _, identity in held} for held in best]
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def gone(path: str) -> bool:
