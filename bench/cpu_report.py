@@ -250,10 +250,10 @@ def page(report: Report) -> str:
         [
             report.method["advice"],
             table(columns, lines, left=3),
-            "Training is `python -m vatt.train --fused --set data.cache_gb=0`, clips a second are those of the last "
-            "two thirds of its steps. Version 1 of dropout is the form that runs had before version 2, and is what they go "
-            "on with. Models have random weights. Products of bfloat16 need AMX or AVX512-BF16; what is rounded is in "
-            "docs/search.md.",
+            "Training is `python -m vatt.train --fused --set data.cache_gb=0`, clips a second are those of the "
+            "last two thirds of its steps. Version 1 of dropout is the form that runs had before version 2, and "
+            "is what they go on with. Models have random weights. Products of bfloat16 need AMX or AVX512-BF16; "
+            "what is rounded is in docs/search.md.",
         ]
     )
 
