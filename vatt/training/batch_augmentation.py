@@ -14,13 +14,8 @@ from ..config.finetuning import WaveformConfig
 from ..model.randomness import BatchRows
 from ..runtime.distributed import SINGLE_PROCESS, World
 
-_MIXUP, _WAVEFORM, _TIME_MASK, _COLOUR, _OVERLAY = (
-    20,
-    21,
-    22,
-    23,
-    24,
-)  # keep these draws apart, also from those of the model
+# Keep these draws apart, also from those of the model.
+_MIXUP, _WAVEFORM, _TIME_MASK, _COLOUR, _OVERLAY = 20, 21, 22, 23, 24
 
 
 def _draws(seed: int, kind: int) -> np.random.Generator:
