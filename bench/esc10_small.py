@@ -34,9 +34,9 @@ RANDOM_FOREST = 72.7  # on MFCC, Piczak 2015
 RATES = (0.5, 0.0, 0.75, 0.25)  # that of the preset first
 TWICE_MORE = (0.5, 0.0)  # rates that three seeds are measured at
 EXAMPLES = """examples:
-  python bench/esc10_small.py --esc10 esc10/              all rates and seeds: two hours of two cores
+  python bench/esc10_small.py --esc10 esc10/              all rates and seeds: four hours of two cores
   python bench/esc10_small.py --esc10 esc10/ --resume     go on after a pause or a crash: finished rows are kept
-  python bench/esc10_small.py --esc10 esc10/ --drop-rates 0.5 --seeds 1     the five folds alone: 15 minutes
+  python bench/esc10_small.py --esc10 esc10/ --drop-rates 0.5 --seeds 1     the five folds alone: half an hour
   python bench/esc10_small.py --esc10 esc10/ --quick      half a minute, to see it work
 
 --esc10: a folder with esc10.csv (file, fold, label, category, ...) and the clips it lists.
