@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -63,18 +64,30 @@ seconds, after = time.perf_counter() - began, memory()
 print(json.dumps({"seconds": seconds, "uss": after[0] - before[0], "rss": after[1] - before[1], "rows": len(manifest)}))
 """
 IMPORT = """
-import contextlib, json, io, resource, sys, time
+import contextlib, json, io, re, sys, time
 sys.path.insert(0, sys.argv[1])
 try:
     from vatt.data.sources.__main__ import main
 except ImportError:
     from vatt.data.sources import main
-began = time.perf_counter()
+began, spent = time.perf_counter(), time.process_time()
 with contextlib.redirect_stdout(io.StringIO()):
     code = main(sys.argv[2:])
-seconds = time.perf_counter() - began
-print(json.dumps({"seconds": seconds, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "code": code}))
+seconds, spent = time.perf_counter() - began, time.process_time() - spent
+# Not ru_maxrss, which begins with what the process had before it became this program: its parent's.
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+if code:
+    sys.exit(code)
+print(json.dumps({"seconds": seconds, "cpu": spent, "peak": peak}))
 """
+KINDS = {  # format and file, that each corpus has
+    "csv": ("howto100m", "told.csv", "CSV of narrations"),
+    "json": ("howto100m", "caption.json", "caption.json"),
+    "list": ("webvid", "list.csv", "list of clips (WebVid)"),
+    "kinetics": ("kinetics", "kinetics_train.csv", "list of clips (Kinetics)"),
+    "audioset": ("audioset", "balanced_train_segments.csv", "list of clips (AudioSet)"),
+}
+LARGEST = ("csv", "json", "list")  # those that are imported at more than MOST_BEFORE rows
 EXAMPLES = """examples:
   python bench/corpus_scale.py --quick                                10^3 and 10^4 rows, a minute
   python bench/corpus_scale.py --before ../earlier-checkout           beside an earlier commit, about 20 minutes
@@ -115,20 +128,23 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def write_annotations(folder: Path, rows: int) -> None:
-    """told.csv, caption.json and list.csv of so many narrations, and empty files of their videos in media/."""
+    """The files of `KINDS` of so many narrations, and empty files of their videos in media/."""
     (folder / "media").mkdir(parents=True)
     kept: dict[str, dict[str, list[Any]]] = {}
-    with (
-        open(folder / "told.csv", "w", encoding="utf-8") as told,
-        open(folder / "list.csv", "w", encoding="utf-8") as listed,
-        open(folder / "caption.json", "w", encoding="utf-8") as annotation,
-    ):
+    with ExitStack() as held:
+        told, annotation, listed, kinetics, audioset = (
+            held.enter_context(open(folder / name, "w", encoding="utf-8")) for _, name, _ in KINDS.values()
+        )
         told.write("video_id,start,end,text\n")
         listed.write("videoid,name,start,end\n")
+        kinetics.write("label,youtube_id,time_start,time_end,split\n")
         annotation.write("{")
-        for video, start, end, text in narrations(rows):
+        for row, (video, start, end, text) in enumerate(narrations(rows)):
             told.write(f"{video},{start},{end},{text}\n")
             listed.write(f"{video},{text},{start},{end}\n")
+            if rows <= MOST_BEFORE:
+                kinetics.write(f"{WORDS[row % len(WORDS)]},{video},{start},{end},train\n")
+                audioset.write(f'{video}, {start}, {end}, "/m/{row % 400:05d},/m/{row % 300:05d}"\n')
             if video not in kept:
                 (folder / f"media/{video}.mp4").touch()
                 _write_video(annotation, kept)
@@ -162,8 +178,8 @@ def measure(args: argparse.Namespace) -> Path:
         method={
             "opening": "a process each: read_manifest, split, word list, fingerprint, first planned batch, after its "
             "imports; USS and RSS by smaps_rollup, less what they were before",
-            "importing": "a process each: vatt.data.sources of empty files, a CSV of narrations (howto100m), "
-            "caption.json (howto100m) and a list (webvid) to a CSV; peak RSS",
+            "importing": "a process each: vatt.data.sources of empty files, a CSV of narrations and caption.json "
+            "(howto100m) and lists (webvid, kinetics, audioset) to a CSV; peak RSS of that process (VmHWM)",
         },
         out=out,
         resume=args.resume,
@@ -186,17 +202,18 @@ def measure(args: argparse.Namespace) -> Path:
                 report.save(path)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            if all((kind, rows, code) in done for kind in ("csv", "json", "list") for code in roots):
+            kinds = list(KINDS) if rows <= MOST_BEFORE else LARGEST
+            if all((kind, rows, code) in done for kind in kinds for code in roots):
                 continue
             write_annotations(folder / "set", rows)
-            for kind, command in (("csv", "howto100m told"), ("json", "howto100m caption"), ("list", "webvid list")):
-                form, stem = command.split()
-                source = folder / "set" / f"{stem}.{'json' if kind == 'json' else 'csv'}"
+            for kind in kinds:
+                form, source, _ = KINDS[kind]
                 for code, root in reversed(roots.items()):
                     if (kind, rows, code) in done or (code == "before" and rows > MOST_BEFORE):
                         continue
-                    words = [form, source, "--media", folder / "set/media", "--out", folder / f"{code}.csv"]
-                    report.rows.append({"kind": kind, "rows": rows, "code": code, **call(IMPORT, root, *words)})
+                    words = [form, folder / "set" / source, "--media", folder / "set/media"]
+                    found = call(IMPORT, root, *words, "--out", folder / f"{code}.csv")
+                    report.rows.append({"kind": kind, "rows": rows, "code": code, **found})
                     report.save(path)
             words = [
                 "howto100m",
@@ -241,7 +258,8 @@ def checks(report: Report) -> list[dict[str, Any]]:
     if 10**6 in opened and 10**6 in before:
         times = before[10**6]["first"]["seconds"] / opened[10**6]["later"]["seconds"]
         found.append(("times as fast as before at 10^6 rows at least", times, 20.0, times >= 20))
-    for kind, least in (("csv", 3.0), ("list", 3.0), ("json", 1.0)):
+    for kind in KINDS:
+        least = 1.0 if kind == "json" else 3.0
         now, then = of(report, kind), of(report, kind, "before")
         if max(now, default=0) >= 10**6:
             peak = max(row["peak"] for row in now.values()) / 1e6
@@ -275,13 +293,13 @@ def page(report: Report) -> str:
             ["to a CSV, from", "rows", "rows a second", "peak, MB", "before, rows a second", "before, peak MB"],
             [
                 [
-                    {"csv": "CSV of narrations", "json": "caption.json", "list": "list of clips"}[kind],
+                    about,
                     f"{rows:,}",
                     f"{rows / row['seconds']:,.0f}",
                     f"{row['peak'] / 1e6:.0f}",
                     *((f"{rows / then['seconds']:,.0f}", f"{then['peak'] / 1e6:.0f}") if then else ("–", "–")),
                 ]
-                for kind in ("csv", "json", "list")
+                for kind, (_, _, about) in KINDS.items()
                 for rows, row in of(report, kind).items()
                 for then in [of(report, kind, "before").get(rows)]
             ],
@@ -360,7 +378,7 @@ def figure(report: Report, plt: Any) -> Any:
             )
             uss = [max(row["later"]["uss"], 1e5) / 1e6 for row in opened.values()]
             axes[1].loglog(list(opened), uss, "o-", color=colour, label=code)
-        for kind, style in (("csv", "o-"), ("json", "s--"), ("list", "^:")):
+        for kind, style in zip(LARGEST, ("o-", "s--", "^:"), strict=True):
             found = of(report, kind, code)
             peaks = [row["peak"] / 1e6 for row in found.values()]
             axes[2].loglog(list(found), peaks, style, color=colour, label=f"{kind}, {code}")

@@ -7,11 +7,9 @@ milliseconds by rates that are assumptions (RATES): it ranks, and is no measurem
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
+from harness.checkouts import checkout
 from harness.pages import BLUE, GREEN, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
@@ -40,6 +39,12 @@ RATES = {  # assumptions for an H200, taken from what others measure at these sh
     "projection, DropToken, losses": 500e12,
 }
 PEAK = 989e12
+FORMS = (
+    "after",
+    "after, --compile",
+    "after, --compile, one pass",
+    "after, --compile, one pass, bfloat16 residual",
+)
 SHARES = {"kernels of --compile", "products", "attention forward", "attention backward"}
 EXAMPLES = """examples:
   python bench/step_launches.py                   MBS, batch 64, half of the tokens dropped; about 10 minutes
@@ -47,21 +52,6 @@ EXAMPLES = """examples:
   python bench/step_launches.py --before HEAD~3   another commit to compare with
 
 exit codes: 0 done, 1 failed, 2 wrong usage."""
-
-
-def checkout(commit: str, folder: Path) -> Path:
-    """`vatt` and `vatt_kernels` of a commit, in `folder`; "" is what is here. Raises `ReportError`."""
-    if not commit:
-        (folder / "vatt").symlink_to(harness.ROOT / "vatt")
-        (folder / "vatt_kernels").symlink_to(harness.ROOT / "kernels")
-        return folder
-    done = subprocess.run(["git", "archive", commit, "vatt", "kernels"], cwd=harness.ROOT, capture_output=True)
-    if done.returncode:
-        raise ReportError(f"--before {commit}: {done.stderr.decode().strip() or 'git cannot read it'}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    (folder / "kernels").rename(folder / "vatt_kernels")
-    return folder
 
 
 def operations(tree: Path, *flags: str, modes: Sequence[str] = ("trace", "replay")) -> dict[str, Any]:
@@ -151,7 +141,8 @@ def measure(args: Any) -> Path:
             "launches": "one for each operation of PyTorch but views, two for the backward of a LayerNorm; kernels of "
             "Triton on the pretended GPU; many tensors of the optimizer in PyTorch's chunks",
             "bytes": "inputs and outputs of every element-wise operation, once each; products and attention left out",
-            "compile": "kernels that TorchInductor writes for a layer of each shape, in place of the eager ones",
+            "compile": "kernels that TorchInductor writes for a layer of each shape, in place of the eager ones; it "
+            "decides as for an H200",
             "attention": "its rates grow as the instructions of its kernels' loops on sm_90 become fewer",
             "budget": "assumed rates: " + ", ".join(f"{key} {value}" for key, value in RATES.items()),
         },
@@ -168,6 +159,7 @@ def measure(args: Any) -> Path:
             tree = checkout(args.before if form == "before" else "", Path(folder))
             flags = ("--preset", name, "--batch", str(batch), "--dropout", str(dropout))
             found, length = operations(tree, *flags), lengths.get(form) or loops(tree)
+            narrow = operations(tree, *flags, "--narrow") if form == "after" else found
         cost = vatt_flops(with_settings(name, dropout, 0.5).model, drop=True, project_all=False)
         flops = {
             "products": 3.0 * batch * cost.dense,
@@ -177,11 +169,11 @@ def measure(args: Any) -> Path:
         }
         variant = "dense dropout" if dropout else "dense"
         lengths.setdefault(form, length)
-        for label in (form, "after, --compile", "after, --compile, one pass")[: 3 if form == "after" else 1]:
+        for label in FORMS if form == "after" else (form,):
             way = "one pass" if "one pass" in label else "backward"
             if not length[f"{way} {variant}"]:
                 continue
-            parts = parts_of(found, compiled="--compile" in label)
+            parts = parts_of(narrow if "residual" in label else found, compiled="--compile" in label)
             faster = {
                 "attention forward": lengths["before"][f"forward {variant}"] / length[f"forward {variant}"],
                 "attention backward": lengths["before"][f"backward {variant}"] / length[f"{way} {variant}"],

@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,14 @@ exit codes: 0 done (what did not fit into the seconds is listed), 1 no candidate
 
 
 class Target(NamedTuple):
-    """A launch by its name in `vatt_kernels.tuning`, what it is timed on, and launches that compile well."""
+    """A launch by its name in `vatt_kernels.tuning`, what it is timed on, and launches to try."""
 
     name: str
     operation: str
     cases: tuple[str, ...]
     backward: bool
     candidates: tuple[tuple[int, ...], ...]
+    settings: Mapping[str, Any] = {}  # of the operation, besides those of its cases
 
 
 HALF, WHOLE = "Medium 224, 50% dropped", "Medium 224, 0% dropped"
@@ -65,6 +66,14 @@ TARGETS = (  # the most important first; all are (rows, keys or columns, ...) of
         (HALF, WHOLE),
         True,
         ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3)),
+    ),
+    Target(
+        "attention dq dk dv 64",
+        "attention",
+        (HALF, WHOLE),
+        True,
+        ((64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)),
+        {"one_pass": True},
     ),
     Target(
         "attention forward 64",
@@ -152,6 +161,7 @@ def subjects(target: Target, device: str, dry: bool) -> list[Subject]:
     for name in target.cases[:1] if dry else target.cases:
         case = smaller(cases[name], clips=1, pairs=256) if dry else cases[name]
         inputs = spec.make(case, torch.bfloat16, device, SEED).differentiable()
+        inputs.rest.update(target.settings)
         made.append(Subject(spec, inputs, target.backward, Clock("cpu" if dry else device)))
     return made
 

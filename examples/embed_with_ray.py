@@ -27,7 +27,8 @@ class Embedder:
         for number in batch["id"].tolist():
             if not (path := self.parts / f"{number:08d}.npz").exists():
                 rows = self.clips[number * self.size : (number + 1) * self.size]
-                made = vatt.embed(self.model, Manifest(rows, self.clips.root, self.clips.labels))
+                # A part may have no clip that can be read: its clips are counted as bad, and the job goes on.
+                made = vatt.embed(self.model, Manifest(rows, self.clips.root, self.clips.labels), max_bad_share=None)
                 write_npz(path, made.arrays.items())
         return batch
 
@@ -51,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     assert len(done) == count
     model = vatt.load(args.model)
     about = {"model": given[0], "windows": model.settings.eval_windows, "weights_sha256": weights_fingerprint(model)}
-    print(assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about))
-    return 0
+    counts = assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about)
+    print(counts)
+    return 0 if counts["clips"] else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from helpers.small_run import SMALL
 
 import vatt
 from vatt.data.manifest import read_manifest
-from vatt.inference.features_file import read_features
+from vatt.inference.features_file import assemble, read_features
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])  # of the actors
@@ -112,6 +112,20 @@ def test_embed_with_ray(model, clips, tmp_path, monkeypatch):
     for name in whole:
         same = np.allclose if whole[name].dtype.kind == "f" else np.array_equal
         assert same(made[name], whole[name], **({"equal_nan": True, "atol": 1e-5} if same is np.allclose else {})), name
+
+
+def test_a_part_without_a_readable_clip_stops_no_job(model, clips, tmp_path):
+    for name in ("a0", "a1"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    shutil.copy(clips / "clip0.mp4", tmp_path)
+    (parts := tmp_path / "parts").mkdir()
+    embedder = example("embed_with_ray").Embedder(str(model), str(tmp_path), parts, 2)
+    embedder({"id": np.arange(2)})
+    about = {"model": str(model), "windows": 1, "weights_sha256": ""}
+    counts = assemble(sorted(parts.iterdir()), tmp_path / "features.npz", about)
+    assert (counts["clips"], counts["bad_clips"]) == (1, 2)
+    made = read_features(tmp_path / "features.npz").arrays
+    assert (made["row"].tolist(), sorted(made["bad_row"].tolist())) == ([2], [0, 1])
 
 
 def test_attention_kernel():

@@ -201,7 +201,7 @@ def tracing() -> Iterator[None]:
         torch.compiler.is_compiling = before
 
 
-def trace(tree: Tree, config: Any, batch: int) -> dict[str, Any]:
+def trace(tree: Tree, config: Any, batch: int, narrow: bool) -> dict[str, Any]:
     """A step of one process: parts with launches and bytes, calls of our operations, and inputs of its layers."""
     model = config.model
     layers: dict[str, dict[str, Any]] = {}
@@ -211,11 +211,14 @@ def trace(tree: Tree, config: Any, batch: int) -> dict[str, Any]:
         entry = {"kind": encoder, "width": inputs[0].shape[-1], "inputs": [describe(x) for x in inputs[:-1]]}
         layers.setdefault(json.dumps(entry), {**entry, "module": module, "times": 0})["times"] += 1
 
+    decide_as_for_a_gpu()
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda():
         vatt = tree.model(model, tree.ops).train()
         for module in vatt.modules():
             if type(module).__name__ == "Layer":
                 module.register_forward_pre_hook(seen)
+            if type(module).__name__ == "Encoder":
+                module.narrow = narrow  # type: ignore[assignment]
         frames = torch.empty(batch, model.video.frames, model.video.size, model.video.size, 3, dtype=torch.uint8)
         samples = torch.empty(batch, model.audio.samples)
         words = torch.empty(batch, model.text.captions, model.text.words, dtype=torch.int64)
@@ -251,11 +254,13 @@ def of_layer(module: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
     for x in inputs:
         if isinstance(x, Tensor) and x.is_floating_point():
             x.requires_grad_()
+    parts = type(module).compile is not nn.Module.compile
+    seed = torch.ones((), dtype=torch.int64) if parts else 1
 
     def run(call: Callable[..., Tensor]) -> None:
         module.zero_grad(set_to_none=True)
         with tracing(), torch.autocast("cpu", torch.bfloat16):
-            out = call(*inputs, 1)
+            out = call(*inputs, seed)
         with tracing():
             out.backward(torch.empty_like(out))
 
@@ -263,7 +268,12 @@ def of_layer(module: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
     with eager:
         run(module)
     kernels: list[int] = []
-    run(compiled(module, kernels))
+    if parts:
+        torch.compile = lambda part: compiled(module, part, kernels)  # type: ignore[assignment]
+        module.compile()
+        run(module)
+    else:
+        run(compiled(module, module.forward, kernels))
     return {"eager": dict(eager.found), "compiled": [len(kernels), sum(kernels)]}
 
 
@@ -271,8 +281,50 @@ class Written(Exception):
     """TorchInductor has written its kernels."""
 
 
-def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
-    """The layer; `kernels` gets the bytes of each kernel that TorchInductor writes for it, products and ours left out.
+class Part(nn.Module):
+    """A method of a module, with the module's parameters as its own."""
+
+    def __init__(self, module: nn.Module, method: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.method(*inputs)
+
+
+def decide_as_for_a_gpu() -> None:
+    """TorchInductor divides sums, reorders loops and joins kernels as for an H200, though tensors are a CPU's."""
+    scheduler: Any = import_module("torch._inductor.scheduler")
+    ir: Any = import_module("torch._inductor.ir")
+    hints: Any = import_module("torch._inductor.runtime.hints")
+    h200 = hints.DeviceProperties(
+        type="cuda",
+        index=0,
+        multi_processor_count=132,
+        cc=90,
+        major=9,
+        regs_per_multiprocessor=65_536,
+        max_threads_per_multi_processor=2048,
+        warp_size=32,
+    )
+    hints.DeviceProperties.create = lambda device: h200
+    create = scheduler.Scheduler.create_backend
+
+    def create_backend(self: Any, device: torch.device) -> Any:
+        scheduler.is_gpu = lambda kind: False  # it asks for the number of a GPU
+        made = create(self, device)
+        scheduler.is_gpu = lambda kind: True
+        return made
+
+    scheduler.Scheduler.create_backend = create_backend
+    scheduler.is_gpu = ir.is_gpu = lambda kind: True
+    scheduler.BaseSchedulerNode.is_gpu = lambda self: True
+    scheduler.BaseSchedulerNode.is_cpu = lambda self: False
+    scheduler._is_gpu_triton_backend = lambda one, other: True
+
+
+def compiled(module: nn.Module, method: Callable[..., Tensor], kernels: list[int]) -> Callable[..., Tensor]:
+    """A method of a layer; `kernels` gets the bytes of each kernel that TorchInductor writes for it but products, ours.
 
     It writes Triton for a CPU as it does for a GPU, and goes no further: nothing is compiled.
     """
@@ -319,10 +371,11 @@ def compiled(module: nn.Module, kernels: list[int]) -> Callable[..., Tensor]:
         return min_cut_rematerialization_partition(graph, inputs, compiler="inductor", **options)
 
     GraphLowering.compile_to_module = write  # type: ignore[method-assign,assignment]
-    parameters = dict(module.named_parameters())
+    part = Part(module, method)
+    parameters = dict(part.named_parameters())
 
     def call(values: list[Tensor], *inputs: Any) -> Any:
-        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), inputs)
+        return torch.func.functional_call(part, dict(zip(parameters, values, strict=True)), inputs)
 
     made = aot_function(call, lower, lower, partition_fn=divide, decompositions=select_decomp_table())
     return lambda *inputs: made(list(parameters.values()), *inputs)
@@ -374,12 +427,14 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--drop", type=float, default=0.5)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--narrow", action="store_true", help="a residual stream of bfloat16")
     parser.add_argument("--layers", type=int, help="of each encoder, for tests")
     options = parser.parse_args()
     sys.path[:0] = [options.tree, str(Path(__file__).resolve().parents[1])]
     if options.mode == "trace":
         tree = Tree()
-        found = trace(tree, tree.config(options.preset, options.dropout, options.drop, options.layers), options.batch)
+        config = tree.config(options.preset, options.dropout, options.drop, options.layers)
+        found = trace(tree, config, options.batch, options.narrow)
     else:
         found = json.loads(options.file.read_text())
         found["calls"] = replay(found["calls"])

@@ -205,6 +205,7 @@ def attention_backward(
             )
             if acc is not None:
                 second = ONE_PASS[architecture(ARCHITECTURES, q.device), column_of(problem.padded)]
+                second = measured_launch("dq dk dv", second, problem.padded, q)
             kernel = keys_kernel if acc is None else one_pass_kernel
             kernel[problem.grid(triton.cdiv(problem.longest, second.keys))](
                 q,

@@ -14,7 +14,7 @@ from step_launches import REPORT_PAGE, operations, parts_of, totals
 pytest.importorskip("triton")
 
 WAYS = ("forward", "backward")
-FORMS = ("before", "after", "after, --compile", "after, --compile, one pass")
+FORMS = ("before", *step_launches.FORMS)
 LOOPS = [f"{kernel} {variant}" for kernel in (*WAYS, "one pass") for variant in ("dense", "dense dropout")]
 
 

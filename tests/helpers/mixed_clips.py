@@ -11,9 +11,9 @@ import numpy as np
 from vatt.data.synthetic import build_corpus
 
 
-def write_mixed_clips(folder: Path) -> None:
+def write_mixed_clips(folder: Path, clips: int = 24) -> None:
     """FOLDER/clips.csv: with sound and captions, without captions, pictures without sound, one that is broken."""
-    with open(build_corpus(folder / "corpus", 24, 0, progress=False)) as file:
+    with open(build_corpus(folder / "corpus", clips, 0, progress=False)) as file:
         corpus = [(f"corpus/{row['path']}", row["caption"], row["split"]) for row in csv.DictReader(file)]
     rows = [(path, "" if i % 4 == 1 else caption, split) for i, (path, caption, split) in enumerate(corpus)]
     for number in range(3):

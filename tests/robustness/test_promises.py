@@ -210,7 +210,7 @@ ROUNDING = 1e-9
 
 def test_6_world_size(tmp_path):
     """The number of processes, their sharding and micro-batches change no batch, loss, gradient or weight."""
-    write_mixed_clips(tmp_path)
+    write_mixed_clips(tmp_path, 12)
     jobs = {
         1: ("specific:ddp:0", "specific:ddp:3", "agnostic:ddp:0"),
         2: ("specific:ddp:0", "specific:ddp:1", "specific:fsdp:3", "agnostic:ddp:0", "agnostic:fsdp:0"),

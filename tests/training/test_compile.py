@@ -16,7 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from vatt.config.model import DropConfig, EncoderConfig, VideoConfig
 from vatt.config.presets import preset
 from vatt.errors import ConfigError
-from vatt.model.transformer import Encoder
+from vatt.model.fusible import Dense, Dropout, kept
+from vatt.model.transformer import Encoder, Layer
 from vatt.model.vatt import Backbone
 from vatt.ops import choose
 from vatt.runtime.distributed import SINGLE_PROCESS
@@ -62,10 +63,12 @@ def step(model: Encoder, tokens: int, seed: int) -> tuple[Tensor, ...]:
 def test_steps_share_their_graphs_and_compute_the_same(
     text: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seeds of attention's dropout differ from step to step and layer to layer; tensors, so no step compiles."""
+    """Seeds of dropout differ from step to step and layer to layer; tensors, so no step compiles."""
     literal, model = encoder(0.3, text=text, layers=3), encoder(0.3, text=text, layers=3)
+    for layer in literal.layers:
+        layer.compiled = True  # drops what a compiled one drops
     counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
+    monkeypatch.setattr(Layer, "compile", partialmethod(Layer.compile, backend=counter))
     parallelize(model, (model,), SINGLE_PROCESS, "ddp", recompute=False, compiled=True)
     graphs = []
     for seed in SEEDS:
@@ -73,7 +76,7 @@ def test_steps_share_their_graphs_and_compute_the_same(
         for one, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
         graphs.append(counter.frame_count)
-    assert set(graphs) == {2}  # made in the first step: the first layer's input has no gradient, the others' have
+    assert set(graphs) == {3}  # made in the first step: two halves; the first layer's input has no gradient
     outs = [step(model, tokens, seed)[0] for seed in SEEDS[:2]]
     assert not torch.equal(*outs)
 
@@ -98,6 +101,44 @@ def test_what_was_captured_drops_other_probabilities_and_tokens_when_its_seed_ch
     assert not torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     assert counter.frame_count == 1
+
+
+def test_element_wise_dropout_by_a_seed_keeps_its_share_and_draws_anew_for_every_use_and_seed() -> None:
+    """Agreement of two draws, and of neighbours, within five standard deviations of what chance gives."""
+    shape, p = (3, 101, 1024), 0.3
+    draws = [kept(shape, torch.tensor(seed), use, p) for seed in (1, 2, 2**31 - 2) for use in (0, 1)]
+    assert torch.equal(draws[0], kept(shape, torch.tensor(1), 0, p))
+    places = draws[0].numel()
+    agreeing = p * p + (1 - p) ** 2
+    for i, one in enumerate(draws):
+        assert abs(float(one.double().mean()) - (1 - p)) < 5 * (p * (1 - p) / places) ** 0.5
+        pairs = [(one, other) for other in draws[:i]] + [(one[..., d:], one[..., :-d]) for d in (1, 2, 16, 512)]
+        for a, b in pairs:
+            shares = float((a == b).double().mean())
+            assert abs(shares - agreeing) < 5 * (agreeing * (1 - agreeing) / a.numel()) ** 0.5
+    x = torch.ones(2, 5, 8, requires_grad=True)
+    out = Dropout(p)(x, torch.tensor(7), 1)
+    out.sum().backward()
+    assert torch.equal(out, x.grad)
+    assert set(out.detach().unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    assert torch.equal(Dropout(p).eval()(x, torch.tensor(7)), x)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_dense_layer_that_sums_the_gradient_of_its_bias_apart_computes_the_same(autocast: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Dense(8, 12), torch.randn(3, 5, 8, requires_grad=True)
+    found = []
+    for layer.apart in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(x)
+        out.float().square().mean().backward()
+        found.append([out, x.grad, *(p.grad for p in layer.parameters())])
+        x.grad = None
+        layer.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(other, one, rtol=1e-2 if autocast else 1e-5, atol=1e-4 if autocast else 1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -131,7 +172,7 @@ def test_replays_of_a_cuda_graph_drop_anew() -> None:
 
 def test_a_compiled_run_is_resumed_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the graphs of a compiler that is quick; what TorchInductor draws is the next test's."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(Layer, "compile", partialmethod(Layer.compile, backend="aot_eager"))
     small = ("--fused", "--compile", "--preset=tiny_ma", "--set=save_every=1")
     assert small_run.run(*small, "--steps=2", "--out", tmp_path / "whole") == 0
     assert small_run.run(*small, "--steps=1", "--out", tmp_path / "parts") == 0

@@ -36,7 +36,7 @@ class RunConfig:
         eval_windows: temporal windows a test clip is read at.
         parallel: on several processes, "ddp" keeps a whole model on each, "fsdp" a part.
         recompute: activation checkpointing.
-        compile: torch.compile of each layer; it rounds otherwise, and draws other element-wise dropout.
+        compile: torch.compile of each layer's halves; it rounds otherwise, and draws other element-wise dropout.
         attention_backward: of the Triton kernels; "one_pass" is faster and does not repeat to the bit.
         residual: what the layers of video and sound add to, under autocast; "bfloat16" needs that dtype.
         dropout: version of the hash by which attention drops. A run keeps that with which it began; records that do not

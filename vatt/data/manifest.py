@@ -19,6 +19,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 
 from ..config.data import DATA_VERSION
@@ -38,6 +39,7 @@ from .tables import MAX_CELL, Cell, Table, TableError, encoding_of, parse_second
 log = logging.getLogger(__name__)
 # The file as an absolute path, start, end, captions, label and split.
 Row = tuple[str, float, float | None, tuple[str, ...], str | None, str | None]
+WRITTEN = 2**12  # rows that are written at once
 MAPPED_BYTES = 2**22  # a table of so many is not kept in memory (see vatt.data.rows.mapped)
 
 
@@ -98,7 +100,9 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = Fals
     """
     path = Path(os.path.abspath(path))
     inside = os.path.join(path.parent, "")
-    cells = (_cells(row, path, inside) for row in rows)
+    remaining = iter(rows)
+    blocks = iter(lambda: list(islice(remaining, WRITTEN)), [])
+    cells = (cells for block in blocks for cells in _cells(block, path, inside))
     columns = ["narration" if name == "caption" and narrations else name for name in COLUMNS]
     if path.suffix.lower() == ".parquet":
         write_parquet(path, columns, cells)
@@ -106,26 +110,31 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, narrations: bool = Fals
         write_csv(path, columns, cells, errors="strict")
 
 
-def _cells(row: Row, path: Path, inside: str) -> list[str]:
-    file, start, end, texts, label, split = row
-    if not file.startswith("/"):
-        file = address_of(Path(file)) or file
-    captions = CAPTION_SEPARATOR.join(texts)
-    if len(captions) > MAX_CELL:
-        raise ManifestError(f"{path}: {file}: captions of {len(captions):,} characters, a cell may have {MAX_CELL:,}")
-    # Where every `|` is one that divides, what is split again is what was joined, but for spaces at the ends.
-    whole = captions.count("|") == max(0, len(texts) - 1) and "" not in texts and (*map(str.strip, texts),) == texts
-    if not whole and split_captions(captions) != texts:
-        raise ManifestError(f"{path}: {file}: captions that are empty, padded or hold `|`: {texts!r}")
-    begin = repr(float(start)) if start else ""
-    return [
-        file.removeprefix(inside),
-        begin,
-        "" if end is None else repr(float(end)),
-        captions,
-        label or "",
-        split or "",
-    ]
+def _cells(rows: Sequence[Row], path: Path, inside: str) -> Iterator[tuple[str, ...]]:
+    """What is written of some rows. Raises `ManifestError` for one that these cells would not give back."""
+    files, starts, ends, captions, labels, splits = zip(*rows, strict=True)
+    names = {file: file if file[:1] == "/" else address_of(Path(file)) or file for file in dict.fromkeys(files)}
+    texts = set(chain.from_iterable(captions))
+    told = list(map(CAPTION_SEPARATOR.join, captions))
+    # Where no text has a `|` and none is empty or padded, what is split again is what was joined.
+    clean = not any("|" in text or not text for text in texts) and texts == set(map(str.strip, texts))
+    if not clean or max(map(len, told)) > MAX_CELL:
+        for file, several, cell in zip(files, captions, told, strict=True):
+            if len(cell) > MAX_CELL:
+                raise ManifestError(
+                    f"{path}: {names[file]}: captions of {len(cell):,} characters, a cell may have {MAX_CELL:,}"
+                )
+            if split_captions(cell) != several:
+                raise ManifestError(f"{path}: {names[file]}: captions that are empty, padded or hold `|`: {several!r}")
+    return zip(
+        [names[file].removeprefix(inside) for file in files],
+        [repr(float(start)) if start else "" for start in starts],
+        ["" if end is None else repr(float(end)) for end in ends],
+        told,
+        [label or "" for label in labels],
+        [split or "" for split in splits],
+        strict=True,
+    )
 
 
 def _manifest(clips: list[Clip], root: Path, notes: Sequence[str] = ()) -> Manifest:

@@ -11,9 +11,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,10 @@ def read_rows(path: Path, keys: Collection[str], media: Collection[str]) -> Tabl
     suffix = path.suffix.lower()
     try:
         if suffix in (".jsonl", ".ndjson"):
-            return _of_objects(path, _json_lines(path))
+            return _of_objects(path, lambda: _json_lines(path))
         if suffix == ".json":
-            return _of_objects(path, _json_list(path))
+            listed = list(_json_list(path))
+            return _of_objects(path, lambda: iter(listed))
         if suffix == ".parquet" or path.is_dir():
             return _parquet(path)
         return _text(path, keys, media)
@@ -192,19 +192,18 @@ def cell_of(value: Any) -> Cell:
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
 
 
-def _of_objects(path: Path, objects: Iterator[tuple[int, Any]]) -> Table:
-    first = next(objects, None)
-    if first is None:
-        raise TableError(f"{path}: the table is empty")
+def _of_objects(path: Path, read: Callable[[], Iterator[tuple[int, Any]]]) -> Table:
+    """The table of what `read` gives, which is read twice: the columns are those of all objects."""
     names: dict[str, None] = {}
-    kept = []
-    for number, one in chain([first], objects):
+    number = 0
+    for number, one in read():
         if not isinstance(one, dict):
             raise TableError(f'{path}:{number}: no JSON object; a row is {{"path": ..., "caption": ...}}')
         names |= dict.fromkeys(one)
-        kept.append((number, one))
+    if not number:
+        raise TableError(f"{path}: the table is empty")
     columns = list(names)
-    rows = ((number, [cell_of(one.get(name)) for name in columns]) for number, one in kept)
+    rows = ((number, [cell_of(one.get(name)) for name in columns]) for number, one in read())
     return Table(tuple(name.strip().lower() for name in columns), rows)
 
 

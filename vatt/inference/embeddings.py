@@ -147,7 +147,7 @@ def embed_dataset(
     tokenizer: Tokenizer | None,
     autocast: Any,
     parts: Path | None = None,
-    max_bad_share: float = 1.0,
+    max_bad_share: float | None = 1.0,
     world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
@@ -187,7 +187,7 @@ def embed(
     split: str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
-    max_bad_share: float = 1.0,
+    max_bad_share: float | None = 1.0,
 ) -> Features:
     """Embed clips, pictures and sounds, and their captions, in memory; the command `vatt embed` writes files.
 
@@ -200,7 +200,8 @@ def embed(
         split: only these rows of a manifest.
         batch_size: clips at once, None: 32 windows' worth.
         workers: decoding processes, 0: this one; a script with workers needs the `if __name__ == "__main__"` guard.
-        max_bad_share: share of clips that may be unreadable; those that are take no part and are listed.
+        max_bad_share: share of clips that may be unreadable; those that are take no part and are listed. None: all may
+            be, and the features are then of no clip.
 
     Returns:
         Arrays by the names of `vatt.inference.features_file`, and how they were made.

@@ -11,6 +11,7 @@ were left out.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def map_clips(
     function: Callable[[Batch], Arrays],
     label: str,
     parts: Path | None = None,
-    max_bad_share: float = 1.0,
+    max_bad_share: float | None = 1.0,
     world: World = SINGLE_PROCESS,
     *,
     shard_batches: int | None = None,
@@ -86,7 +87,7 @@ def map_clips(
         label: what the progress bar calls it.
         parts: folder of the shards, None keeps them in memory. Whole shards in it are not made again; a damaged one is
             named on standard error and made anew.
-        max_bad_share: share of the clips that may be unusable, of those tried at any time (see `bad_share`).
+        max_bad_share: share of the clips that may be unusable, of those tried at any time (see `bad_share`); None: all.
         world: processes that share the work, with `parts`; all of them return all shards.
         shard_batches: batches a shard, None: SHARD_CLIPS clips' worth.
         positions: names of arrays that count clips from the first one of a batch; function must then return "row".
@@ -100,7 +101,8 @@ def map_clips(
     own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
     error, made = "", list[Arrays]()
     try:
-        made = _make(dataset, function, label, parts, max_bad_share, own, per_shard, positions, sink)
+        share = math.inf if max_bad_share is None else max_bad_share
+        made = _make(dataset, function, label, parts, share, own, per_shard, positions, sink)
     except DataError as caught:
         if world.size == 1:
             raise
@@ -110,7 +112,7 @@ def map_clips(
         raise DataError(errors[0])
     mapped = MappedClips(made if parts is None else [_shard(parts, number) for number in range(count)], positions)
     bad = mapped.bad
-    if len(bad) == len(dataset.clips):
+    if len(bad) == len(dataset.clips) and max_bad_share is not None:
         raise DataError(f"none of the {len(bad)} clips could be read; the last one: {bad[-1][1]}")
     return mapped
 

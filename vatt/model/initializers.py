@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .fusible import Dense
+
 
 def glorot_uniform_(weight: Tensor, fan_in: int, fan_out: int) -> None:
     limit = (6 / (fan_in + fan_out)) ** 0.5
@@ -18,9 +20,9 @@ def glorot_normal_(weight: Tensor, fan_in: int, fan_out: int) -> None:
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(fan_in: int, fan_out: int, bias: bool = True) -> nn.Linear:
+def linear(fan_in: int, fan_out: int, bias: bool = True) -> Dense:
     """Return a dense layer as the release initialises it: glorot-uniform weight, zero bias."""
-    layer = nn.Linear(fan_in, fan_out, bias=bias)
+    layer = Dense(fan_in, fan_out, bias=bias)
     glorot_uniform_(layer.weight, fan_in, fan_out)
     if bias:
         nn.init.zeros_(layer.bias)

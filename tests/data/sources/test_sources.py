@@ -10,18 +10,23 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.media import steady, tone_burst, write_clip
 
 from vatt.data.clip import Manifest
 from vatt.data.manifest import read_manifest
-from vatt.data.rows.narrations import Narration, nearest
+from vatt.data.rows.narrations import Narration, around, nearest
+from vatt.data.sources import blocks, captions, records, tables
 from vatt.data.sources.__main__ import EXAMPLES, main, parse_arguments
+from vatt.data.sources.blocks import Block
+from vatt.data.sources.blocks import records as each
 from vatt.data.sources.captions import (
     howto100m,
     msrvtt,
     narrated,
     read_subtitles,
+    told,
     youcook2,
     youcook2_frames,
 )
@@ -42,12 +47,16 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-def by_split(records: Iterable[Record]) -> dict[str | None, int]:
-    return dict(Counter(record.split for record in records))
+def by_split(listing: Iterable[Record | Block]) -> dict[str | None, int]:
+    return dict(Counter(record.split for record in each(listing)))
 
 
-def labels(records: Iterable[Record]) -> set[str]:
-    return {label for record in records for label in record.labels}
+def listed(listing: Iterable[Record | Block]) -> list[Record]:
+    return list(each(listing))
+
+
+def labels(listing: Iterable[Record | Block]) -> set[str]:
+    return {label for record in each(listing) for label in record.labels}
 
 
 def imported(tmp_path: Path, *argv: object) -> Manifest:
@@ -64,19 +73,19 @@ def annotations(shared: Path) -> Path:
 
 
 def test_kinetics_lists(annotations: Path) -> None:
-    val = list(kinetics([annotations / "kinetics400/kinetics-400_val.csv"]))
+    val = listed(kinetics([annotations / "kinetics400/kinetics-400_val.csv"]))
     assert by_split(val) == {"val": 19_906}
     names = (annotations / "kinetics400/label_map_k400.txt").read_text().split("\n")
     assert labels(val) == set(filter(None, names))
     assert all(record.end == record.start + 10 and record.fault is None for record in val)
-    test = list(kinetics([annotations / "kinetics400/kinetics-400_test.csv"]))
+    test = listed(kinetics([annotations / "kinetics400/kinetics-400_test.csv"]))
     assert by_split(test) == {"test": 38_685}
     assert labels(test) == set()
 
 
 def test_ucf101_lists(annotations: Path) -> None:
     for fold, counts in ((1, (9_537, 3_783)), (2, (9_586, 3_734)), (3, (9_624, 3_696))):
-        records = list(ucf101([annotations / "ucf101"], fold))
+        records = listed(ucf101([annotations / "ucf101"], fold))
         texts = [annotations / f"ucf101/{name}list0{fold}.txt" for name in ("train", "test")]
         assert tuple(text.read_text().count(".avi") for text in texts) == counts
         assert by_split(records) == dict(zip(("train", "test"), counts, strict=True))
@@ -87,14 +96,14 @@ def test_ucf101_lists(annotations: Path) -> None:
 def test_hmdb51_list(annotations: Path) -> None:
     lines = (annotations / "hmdb51/hmdb51.csv").read_text().split()
     for fold in (1, 2, 3):
-        records = list(hmdb51([annotations / "hmdb51/hmdb51.csv"], fold))
+        records = listed(hmdb51([annotations / "hmdb51/hmdb51.csv"], fold))
         marks = Counter(line.split(",")[fold + 1] for line in lines[1:])
         assert by_split(records) == {"train": 3_570, "test": 1_530} == {"train": marks["1"], "test": marks["2"]}
         assert labels(records) == set((annotations / "hmdb51/label_map.txt").read_text().split())
 
 
 def test_audioset_lists(annotations: Path) -> None:
-    records = list(audioset([annotations / "audioset/eval_segments.csv"]))
+    records = listed(audioset([annotations / "audioset/eval_segments.csv"]))
     text = (annotations / "audioset/eval_segments.csv").read_text()
     assert by_split(records) == {"test": 20_371}
     assert sum(len(record.labels) for record in records) == len(re.findall(r"/[mtg]/\w+", text))
@@ -102,12 +111,12 @@ def test_audioset_lists(annotations: Path) -> None:
     first = records[0]
     assert (first.video, first.start, first.end) == ("--4gqARaEJE", 0.0, 10.0)
     assert first.labels == ("Domestic animals, pets", "Squeak", "Dog", "Animal")  # one of them holds a comma
-    sample = list(audioset([annotations / "audioset/ast_sample_eval_data.json"]))
+    sample = listed(audioset([annotations / "audioset/ast_sample_eval_data.json"]))
     assert [(r.video, r.start, r.labels) for r in sample] == [(r.video, r.start, r.labels) for r in records[:5]]
 
 
 def test_vggsound_list(annotations: Path) -> None:
-    records = list(vggsound([annotations / "vggsound/test.csv"]))
+    records = listed(vggsound([annotations / "vggsound/test.csv"]))
     assert by_split(records) == {"test": 15_446}
     known = {row[0] for row in csv.reader((annotations / "vggsound/stat.csv").open(encoding="utf-8"))}
     assert len(known) == 309
@@ -117,10 +126,10 @@ def test_vggsound_list(annotations: Path) -> None:
 
 def test_msrvtt_lists(annotations: Path) -> None:
     folder = annotations / "msrvtt"
-    test = list(msrvtt([folder / "msrvtt_test_1kA.csv"]))
+    test = listed(msrvtt([folder / "msrvtt_test_1kA.csv"]))
     assert by_split(test) == {"test": 1_000}
     assert test[0].captions == ("a person is connecting something to system",)
-    both = list(msrvtt([folder / "MSRVTT_train.9k.csv", folder / "msrvtt_test_1kA.csv"]))
+    both = listed(msrvtt([folder / "MSRVTT_train.9k.csv", folder / "msrvtt_test_1kA.csv"]))
     assert by_split(both) == {"train": 9_000, "test": 1_000}
     assert len({record.video for record in both}) == 10_000
     assert by_split(msrvtt([folder / "MSRVTT_train.7k.csv"])) == {"train": 7_010}
@@ -131,12 +140,12 @@ def test_msrvtt_lists(annotations: Path) -> None:
 
 
 def test_youcook2_and_its_frames(shared: Path) -> None:
-    records = list(youcook2([shared / "data/annotations/youcook2/validation_youcook.csv"]))
+    records = listed(youcook2([shared / "data/annotations/youcook2/validation_youcook.csv"]))
     assert by_split(records) == {"val": 3_350}
     assert len({record.video for record in records}) == 436
     assert all(record.fault is None and record.captions for record in records)
     assert (records[0].start, records[0].end, records[0].captions) == (47, 60, ("pick the ends off the verdalago",))
-    frames = list(youcook2_frames([shared / "data/youcook2_frames/captions.csv"]))
+    frames = listed(youcook2_frames([shared / "data/youcook2_frames/captions.csv"]))
     assert by_split(frames) == {"train": 1_350}
     assert len({record.video for record in frames}) == 450
 
@@ -165,9 +174,11 @@ def test_other_forms_of_label_lists(tmp_path: Path) -> None:
     text = (
         "\ufefflabel,youtube-id,time start,time_end,split\r\n\r\npetting animal (not cat),-a_0000001,7,17,validate\r\n"
     )
-    (row,) = kinetics([write(tmp_path / "k.csv", text)])
+    (row,) = each(kinetics([write(tmp_path / "k.csv", text)]))
     assert (row.video, row.labels, row.split) == ("-a_0000001", ("petting animal (not cat)",), "val")
-    (row,) = moments([write(tmp_path / "trainingSet.csv", "adult+male+singing/yt-x_1.mp4,adult+male+singing,3,0\n")])
+    (row,) = each(
+        moments([write(tmp_path / "trainingSet.csv", "adult+male+singing/yt-x_1.mp4,adult+male+singing,3,0\n")])
+    )
     assert (row.video, row.labels, row.split) == ("adult+male+singing/yt-x_1", ("adult male singing",), "train")
     write(tmp_path / "h/brush_hair_test_split2.txt", "a_1.avi 1 \nb!(.avi 2 \nc.avi 0 \n")
     assert [(r.video, *r.labels, r.split) for r in hmdb51([tmp_path / "h"], 2)] == [
@@ -179,9 +190,9 @@ def test_other_forms_of_label_lists(tmp_path: Path) -> None:
     assert by_split(esc50([esc], 2)) == {"train": 1, "test": 1}
     assert labels(esc50([esc], 2, only_ten=True)) == {"dog"}
     text = '# Segments csv\n# YTID, start_seconds, end_seconds, positive_labels\n-0, 30.000, 40.000, "/m/a,/m/b"\n'
-    (row,) = audioset([write(tmp_path / "balanced_train_segments.csv", text)])
+    (row,) = each(audioset([write(tmp_path / "balanced_train_segments.csv", text)]))
     assert (row.video, row.start, row.end, row.labels, row.split) == ("-0", 30, 40, ("/m/a", "/m/b"), "train")
-    (row,) = vggsound([write(tmp_path / "vggsound.csv", '---g_,1,"people, marching",test\n')])
+    (row,) = each(vggsound([write(tmp_path / "vggsound.csv", '---g_,1,"people, marching",test\n')]))
     assert (row.video, row.start, row.end, row.labels, row.split) == ("---g_", 1, 11, ("people, marching",), "test")
 
 
@@ -195,35 +206,46 @@ def test_other_forms_of_caption_lists(tmp_path: Path) -> None:
         ("video0", ("a b", "c d", "e"), "train"),
         ("video1", (), "val"),
     ]
-    chosen = list(msrvtt([info, write(tmp_path / "train.9k.csv", "video_id\nvideo0\n")]))
+    chosen = listed(msrvtt([info, write(tmp_path / "train.9k.csv", "video_id\nvideo0\n")]))
     assert [(r.video, len(r.captions)) for r in chosen] == [("video0", 3)]
     steps = {"subset": "training", "annotations": [{"segment": [90, 102], "sentence": "spread margarine"}]}
-    (row,) = youcook2([write(tmp_path / "y.json", json.dumps({"database": {"GLd3aX16zBg": steps}}))])
+    (row,) = each(youcook2([write(tmp_path / "y.json", json.dumps({"database": {"GLd3aX16zBg": steps}}))]))
     assert (row.start, row.end, row.captions, row.split) == (90, 102, ("spread margarine",), "train")
     text = 'videoid,contentUrl,duration,page_dir,name\n21,http://x/21.mp4,PT00H00M11S,000_050,"A ""red"" car, parked"\n'
-    (row,) = webvid([write(tmp_path / "results_2M_val.csv", text)])
+    (row,) = each(webvid([write(tmp_path / "results_2M_val.csv", text)]))
     assert (row.video, row.captions, row.split) == ("000_050/21", ('A "red" car, parked',), "val")
 
 
 def test_the_nearest_narrations() -> None:
-    told = [
-        Narration(start, end, str(i))
-        for i, (start, end) in enumerate([(0, 2), (4, 6), (7, 9), (10, 12), (12.5, 15), (30, 31)])
-    ]
-    assert list(nearest(told, 3, 1)) == [3]
-    assert list(nearest(told, 3, 2)) == [3, 4]  # 5 s with either: the later one of equals
-    assert list(nearest(told, 2, 2)) == [2, 3]  # 4 to 9 would be as long
-    assert list(nearest(told, 1, 2)) == [1, 2]  # 4 to 9, against 0 to 6
-    assert list(nearest(told, 3, 3)) == [2, 3, 4]
-    assert list(nearest(told, 3)) == [0, 1, 2, 3, 4]
-    assert list(nearest(told, 0)) == [0, 1, 2, 3, 4]  # at an edge the rest comes from the other side
-    assert list(nearest(told, 5)) == [1, 2, 3, 4, 5]
-    assert list(nearest(told[:3], 1)) == [0, 1, 2]  # there are no five
-    assert list(nearest([Narration(0, 2, "a"), Narration(1, 3, "b"), Narration(9, 9.5, "c")], 1, 2)) == [0, 1]
-    early, *_, late = narrated("v", told)
+    spans = [(0, 2), (4, 6), (7, 9), (10, 12), (12.5, 15), (30, 31)]
+
+    def near(spans: list[tuple[float, float]], index: int, count: int = 5) -> list[int]:
+        start, end = np.array(spans, float).T
+        # As one video of several: what is near ends where the video does.
+        first, last = nearest(*(np.tile(times, 3) for times in (start, end)), np.arange(4) * len(spans), count)
+        return list(range(first[len(spans) + index] - len(spans), last[len(spans) + index] + 1 - len(spans)))
+
+    assert near(spans, 3, 1) == [3]
+    assert near(spans, 3, 2) == [3, 4]  # 5 s with either: the later one of equals
+    assert near(spans, 2, 2) == [2, 3]  # 4 to 9 would be as long
+    assert near(spans, 1, 2) == [1, 2]  # 4 to 9, against 0 to 6
+    assert near(spans, 3, 3) == [2, 3, 4]
+    assert near(spans, 3) == [0, 1, 2, 3, 4]
+    assert near(spans, 0) == [0, 1, 2, 3, 4]  # at an edge the rest comes from the other side
+    assert near(spans, 5) == [1, 2, 3, 4, 5]
+    assert near(spans[:3], 1) == [0, 1, 2]  # there are no five
+    assert near([(0, 2), (1, 3), (9, 9.5)], 1, 2) == [0, 1]
+    early, *_, late = each(narrated([told("v", [Narration(*span, str(i)) for i, span in enumerate(spans)])]))
     assert (early.start, early.end) == (0.0, 3.2)  # too short for a window: time is added, but not before the start
     assert (late.start, late.end) == (28.9, 32.1)
     assert late.captions == ("5", "1", "2", "3", "4")
+
+
+def test_times_of_many_narrations_are_rounded_as_numbers_are() -> None:
+    numbers = np.array([0.0625, 2.6755, 1e300, 4.35 - 1.6, 0.0005, 7.0005, 2.0, 1234.5675])
+    start, end, _ = around(numbers, numbers + 4, ["a"] * len(numbers), [0, len(numbers)])
+    assert start == [round(number, 3) for number in numbers.tolist()]
+    assert end == [round(number, 3) for number in (numbers + 4).tolist()]
 
 
 def test_howto100m_forms_agree(tmp_path: Path) -> None:
@@ -231,15 +253,19 @@ def test_howto100m_forms_agree(tmp_path: Path) -> None:
     whole = write(tmp_path / "caption.json", json.dumps({"GGFB8lgpGlY": said}))
     lines = ["start,end,text", "10.23,14.09,filming make", "7.63,12.15,wasn't planning", "12.15,18,"]
     write(tmp_path / "csv/GGFB8lgpGlY.csv", "\n".join(lines))
-    records = list(howto100m([whole]))
-    assert records == list(howto100m([tmp_path / "csv"]))
+    records = listed(howto100m([whole]))
+    assert records == listed(howto100m([tmp_path / "csv"]))
     assert [(r.start, r.end, r.captions) for r in records] == [
         (7.63, 12.15, ("wasn't planning", "filming make")),
         (10.23, 14.09, ("filming make", "wasn't planning")),
     ]
-    assert list(howto100m([whole], every=2)) == records[:1]
+    assert listed(howto100m([whole], every=2)) == records[:1]
     long = write(tmp_path / "all.csv", "video_id,start,end,text\na,0,5,x\nb,0,5,y\nb,5,10,z\n")
-    assert [(r.video, r.captions) for r in howto100m([long])] == [("a", ("x",)), ("b", ("y", "z")), ("b", ("z", "y"))]
+    assert [(r.video, r.captions) for r in each(howto100m([long]))] == [
+        ("a", ("x",)),
+        ("b", ("y", "z")),
+        ("b", ("z", "y")),
+    ]
 
 
 def test_subtitles(tmp_path: Path) -> None:
@@ -350,6 +376,59 @@ def test_of_files_with_one_name_that_in_the_listed_folder_is_taken(tmp_path: Pat
     media = touch(tmp_path / "media", "validation/walk/x.mp4", "validation/run/x.mp4")
     manifest = imported(tmp_path, "moments-in-time", source, "--media", media)
     assert [clip.path.parent.name for clip in manifest] == ["run", "walk"]
+
+
+ODD = [
+    "a b,twice_1,7,17,train",
+    "\u00e9t\u00e9,\u540d,0:07,0:17,train",
+    "",
+    "# a remark,x,1,2,train",
+    ' "quoted, label" , twice_1 ,1,2',
+    ",none,7,17,train",
+    "x,twice_1,7,17,validate",
+    "a b,twice_1,7,17,train",
+    "y,bad,soon,17,test",
+    "y,,7,17,test",
+    "x,own,3,13,test,more",
+    "y,deep/own,3,13,test",
+    "x,twice_1,17,7,train",
+]
+
+
+@pytest.mark.parametrize("format", ["kinetics", "howto100m", "webvid"])
+def test_rows_mean_the_same_however_many_are_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    head = {
+        "kinetics": KINETICS,
+        "howto100m": "text,video_id,start,end,x\n",
+        "webvid": "name,videoid,start,end,split,y\n",
+    }
+    source = write(tmp_path / "k.csv", head[format] + "\n".join([*ODD, *ODD[::-1]]))
+    touch(tmp_path, "twice_1.mp4", "\u540d.mp4", "own_3_13.mp4", "own.mp4", "deep/own.mp4", "none_7_17.webm", "bad.mp4")
+    told = []
+    for rows in (1, 3, 4096):
+        for module in (blocks, captions, records, tables):
+            monkeypatch.setattr(module, "BLOCK", rows)
+        imported(tmp_path, format, source, "--hold-out", 0.5)
+        files = [(tmp_path / "out" / f"m.{suffix}").read_text() for suffix in ("csv", "missing.csv", "report.json")]
+        told.append(files)
+    assert told[0] == told[1] == told[2]
+    assert len(told[0][0].splitlines()) > 5
+
+
+def test_errors_of_a_line_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"x,id{i},7,17,train\n" for i in range(5000))
+    long = write(tmp_path / "k.csv", KINETICS + rows + 'x,"id\n5",7,17,train\nx,"open,7,17,train\n' + rows)
+    assert main(["kinetics", str(long), "--out", str(tmp_path / "m.csv")]) == 2
+    assert f"{long}:5004: a quote" in capsys.readouterr().err
+    given = kinetics([long])
+    assert [len(next(given).video) for _ in range(2)] == [4095, 906]  # what stands before the fault
+    with pytest.raises(SourceError, match="a quote"):
+        next(given)
+    short = write(tmp_path / "trainingSet.csv", "run/x.mp4,run,3,0\n" * 5000 + "run/y.mp4\n")
+    assert main(["moments-in-time", str(short), "--out", str(tmp_path / "m.csv")]) == 2
+    assert "a row of one cell, 'run/y.mp4'" in capsys.readouterr().err
 
 
 def test_check_opens_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ from ...runtime.progress import progress_bar
 from ..clip import Clip, Rows
 from ..tokenizer import split_words
 from .fence import Fence
-from .narrations import NEAREST, around, told, with_candidates
+from .narrations import NEAREST, around, columns, told, with_candidates
 from .survey import Surveyor, file_number
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,9 @@ class MappedRows(Rows):
             return clip
         first, last = (max(0, index - NEAREST + 1), index + NEAREST)
         near = [first + i for i, file in enumerate(self._files[first:last]) if file == self._files[index]]
-        start, end, captions = around([told(self._row(i)) for i in near], near.index(index))
-        return Clip(index, clip.path, clip.name, start, end, captions, clip.label, clip.split)
+        clips = around(*columns([told(self._row(i)) for i in near]), bounds=(0, len(near)))
+        start, end, captions = (column[near.index(index)] for column in clips)
+        return Clip(index, clip.path, clip.name, start, end, captions, clip.label, clip.split)  # type: ignore[arg-type]
 
     def _row(self, index: int) -> Clip:
         number, place = divmod(index, self.about["batch"])

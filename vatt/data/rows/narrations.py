@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..clip import Clip, ManifestError
 
 NEAREST = 5  # captions a clip with narration
 CLIP_SECONDS = 3.2  # what the model sees at once: 32 frames at 10 a second
+
+
+Bounds = Sequence[int] | NDArray[np.int64]
 
 
 class Narration(NamedTuple):
@@ -25,39 +32,85 @@ class Narration(NamedTuple):
     text: str
 
 
-def nearest(narrations: Sequence[Narration], index: int, count: int = NEAREST) -> range:
-    """Which `count` narrations, in a row, are candidates for number `index` (MIL-NCE, Miech et al. 2020).
+class Told(NamedTuple):
+    """The narrations of a video: columns of `Narration`."""
+
+    video: str
+    start: list[float]
+    end: list[float]
+    text: list[str]
+
+    @classmethod
+    def ordered(cls, video: str, start: list[float], end: list[float], text: list[str]) -> Told:
+        """Those with a text, in order of their start."""
+        if "" in text or start != sorted(start):
+            told = sorted((one for one in zip(start, end, text, strict=True) if one[2]), key=itemgetter(0))
+            start, end, text = map(list, zip(*told, strict=True)) if told else ([], [], [])
+        return cls(video, start, end, text)
+
+
+def nearest(
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    bounds: Bounds,
+    count: int = NEAREST,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last of the `count` narrations, in a row, that are candidates for each (MIL-NCE, Miech et al. 2020).
 
     Starting from it, the neighbour that makes the covered time the shortest is added; the later one of equals.
+
+    Args:
+        start, end: of the narrations of several videos, each in order of time.
+        bounds: where in them each video begins, and their number.
     """
-    first = last = index
-    behind = len(narrations) - 1
-    start, end, _ = narrations[index]
-    for _ in range(min(count - 1, behind)):
-        later = first == 0 or (last < behind and not end - narrations[first - 1][0] < narrations[last + 1][1] - start)
-        if later:
-            last += 1
-            end = narrations[last][1]
-        else:
-            first -= 1
-            start = narrations[first][0]
-    return range(first, last + 1)
+    place = np.arange(len(start))
+    videos = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    low, high = np.asarray(bounds)[videos], np.asarray(bounds)[videos + 1] - 1
+    first, last, begins, ends = place, place, start, end
+    for _ in range(count - 1):
+        earlier, later = np.maximum(first - 1, low), np.minimum(last + 1, high)
+        forward = (last < high) & ((first == low) | ~(ends - start[earlier] < end[later] - begins))
+        back = ~forward & (first > low)
+        last, ends = np.where(forward, later, last), np.where(forward, end[later], ends)
+        first, begins = np.where(back, earlier, first), np.where(back, start[earlier], begins)
+    return first, last
 
 
-def around(narrations: Sequence[Narration], index: int) -> tuple[float, float, tuple[str, ...]]:
-    """Start, end and captions of the clip of one narration: its own text first, then its nearest in order of time.
+def around(
+    start: NDArray[np.float64],
+    end: NDArray[np.float64],
+    texts: Sequence[str],
+    bounds: Bounds,
+) -> tuple[list[float], list[float], list[tuple[str, ...]]]:
+    """Start, end and captions of the clips of narrations: its own text first, then its nearest in order of time.
 
-    `narrations` are those of the video, or at least the `NEAREST` - 1 before and behind it. A shorter narration gets
-    `CLIP_SECONDS` around its middle, so that a whole window fits.
+    A shorter narration gets `CLIP_SECONDS` around its middle, so that a whole window fits. Arguments as `nearest` has.
     """
-    own = narrations[index]
-    texts = own[2], *[narrations[i][2] for i in nearest(narrations, index) if i != index]
-    start, end, _ = own
-    if end - start < CLIP_SECONDS:
-        start = max(0.0, start - (CLIP_SECONDS - (end - start)) / 2)
-        end = start + CLIP_SECONDS
+    first, last = nearest(start, end, bounds)
+    captions = [
+        (texts[i], *texts[low:i], *texts[i + 1 : high])
+        for i, (low, high) in enumerate(zip(first.tolist(), (last + 1).tolist(), strict=True))
+    ]
+    with np.errstate(invalid="ignore"):
+        short = end - start < CLIP_SECONDS
+        moved = start - (CLIP_SECONDS - (end - start)) / 2
+        start = np.where(short, np.where(moved > 0.0, moved, 0.0), start)
+        end = np.where(short, start + CLIP_SECONDS, end)
     # Times come in hundredths; rounding keeps sums of floats out of the manifest.
-    return round(start, 3), round(end, 3), texts
+    return _rounded(start), _rounded(end), captions
+
+
+def _rounded(seconds: NDArray[np.float64]) -> list[float]:
+    """`round(_, 3)` of each."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = seconds * 1000
+        near = np.rint(scaled)
+        # Near a half, the product may be on the other side of it than the number is.
+        doubtful = ~((np.abs(scaled - near) < 0.499) & (np.abs(scaled) < 2**40))
+    found: list[float] = (near / 1000).tolist()
+    for place in np.flatnonzero(doubtful).tolist():
+        found[place] = round(float(seconds[place]), 3)
+    return found
 
 
 def told(clip: Clip) -> Narration:
@@ -80,6 +133,12 @@ def with_candidates(rows: Iterable[Clip]) -> Iterator[tuple[Clip, Clip]]:
                 f"(row {of_file[0].index} begins a group)"
             )
         seen.add(number)
-        for i, clip in enumerate(of_file):
-            start, end, captions = around(said, i)
+        starts, ends, texts = around(*columns(said), bounds=(0, len(said)))
+        for clip, start, end, captions in zip(of_file, starts, ends, texts, strict=True):
             yield clip, replace(clip, start=start, end=end, captions=captions)
+
+
+def columns(said: Sequence[Narration]) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[str, ...]]:
+    """Their starts, ends and texts."""
+    start, end, texts = zip(*said, strict=True)
+    return np.array(start, float), np.array(end, float), texts

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, pairwise
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from ..folders import labels_and_splits
-from ..rows.narrations import Narration, around
+from ..rows.narrations import Narration, Told, around
+from .blocks import Block, seconds_of, texts_of
 from .records import (
+    BLOCK,
     Record,
     SourceError,
     caption,
@@ -36,31 +40,51 @@ _TEXT = re.compile(r"(?P<name>.+?)(\.[a-z-]{2,12})?\.(txt|(?P<subtitles>srt|vtt)
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
-def narrated(
-    video: str, narrations: Sequence[Narration], split: str | None = "train", every: int = 1, plain: bool = False
-) -> Iterator[Record]:
+def narrated(videos: Iterable[Told], every: int = 1, plain: bool = False) -> Iterator[Block]:
     """A clip around each narration, or each `every`-th: its own text first, then its nearest in order of time.
 
     `plain`: the narrations as they are, all but each `every`-th in no split: what is near is looked for by whoever
     reads the manifest.
     """
-    told = sorted((n for n in narrations if n.text), key=itemgetter(0))
+    pending: list[Told] = []
+    count = 0
+    for video in videos:
+        pending.append(video)
+        count += len(video.text)
+        if count >= BLOCK:
+            yield _clips(pending, every, plain)
+            pending, count = [], 0
+    if count:
+        yield _clips(pending, every, plain)
+
+
+def _clips(said: Sequence[Told], every: int, plain: bool) -> Block:
+    """The clips of some videos; see `narrated`."""
+    videos = [video.video for video in said for _ in video.text]
+    start, end, text = (list(chain.from_iterable(columns)) for columns in list(zip(*said, strict=True))[1:])
+    bounds = np.cumsum([0, *(len(video.text) for video in said)])
+    place = np.arange(len(videos)) - np.repeat(bounds[:-1], np.diff(bounds))
+    chosen = (place % every == 0).tolist()
+    n = len(videos)
     if plain:
-        for index, own in enumerate(told):
-            in_split = None if index % every else split
-            yield Record(video, own.start, own.end, (), (own.text,), in_split, narration=True)
-        return
-    for index in range(0, len(told), every):
-        start, end, texts = around(told, index)
-        yield Record(video, start, end, (), texts, split)
+        splits = ["train" if one else None for one in chosen]
+        return Block(videos, start, end, [()] * n, [(one,) for one in text], splits, narration=True)
+    starts, ends, texts = around(np.array(start), np.array(end), text, bounds)
+    block = Block(videos, starts, ends, [()] * n, texts, ["train"] * n)
+    return block if every == 1 else block.of(chosen)
 
 
-def howto100m(paths: Sequence[Path], every: int = 1, plain: bool = False) -> Iterator[Record]:
+def told(video: str, narrations: Iterable[Narration]) -> Told:
+    """What is said in a video, in order of time."""
+    return Told.ordered(video, *map(list, zip(*narrations, strict=True)))
+
+
+def howto100m(paths: Sequence[Path], every: int = 1, plain: bool = False) -> Iterator[Block]:
     """HowTo100M: caption.json, `{video: {start: [], end: [], text: []}}`; or CSVs `start,end,text`, one a video named
     after it, or any with a column `video_id` as well, rows of a video together. `plain` as in `narrated`."""
-    for path in files_in(paths, "*.json", "*.csv"):
-        for video, narrations in _told_json(path) if path.suffix == ".json" else _told_csv(path):
-            yield from narrated(video, narrations, "train", every, plain)
+    files = files_in(paths, "*.json", "*.csv")
+    videos = (video for path in files for video in (_told_json(path) if path.suffix == ".json" else _told_csv(path)))
+    return narrated(videos, every, plain)
 
 
 def youcook2(paths: Sequence[Path]) -> Iterator[Record]:
@@ -132,8 +156,8 @@ def folder(root: Path, suffixes: frozenset[str], every: int = 1) -> Iterator[Rec
             if Path(name).suffix.lower() in suffixes and not name.startswith("."):
                 files.append((Path(parent) / name, texts.get(Path(name).stem, [])))
     inside = [file.relative_to(root) for file, _ in files]
-    for (file, texts_of), path, label_and_split in zip(files, inside, labels_and_splits(inside), strict=True):
-        yield from _in_folder(file, path, texts_of, every, *label_and_split)
+    for (file, beside), path, label_and_split in zip(files, inside, labels_and_splits(inside), strict=True):
+        yield from _in_folder(file, path, beside, every, *label_and_split)
 
 
 def read_subtitles(path: Path) -> list[Narration]:
@@ -178,8 +202,9 @@ def _in_folder(
         split = next((split_called(part) for part in inside.parts[:-1] if split_called(part) == part.lower()), "train")
     subtitles = [text for text in texts if not text.lower().endswith(".txt")]
     for text in subtitles[:1]:
-        for record in narrated(name, read_subtitles(file.with_name(text)), split, every):
-            yield record._replace(file=file, labels=labels)
+        for block in narrated([told(name, read_subtitles(file.with_name(text)))], every):
+            for record in block.records():
+                yield record._replace(file=file, labels=labels, split=split)
     for text in texts:
         if text not in subtitles:
             sentences = captions(*read_lines(file.with_name(text)))
@@ -193,25 +218,37 @@ def _clock(text: str) -> float:
     return sum(part * 60**i for i, part in enumerate(reversed(parts)))
 
 
-def _told_json(path: Path) -> Iterator[tuple[str, list[Narration]]]:
+def _told_json(path: Path) -> Iterator[Told]:
     try:
         for video, said in json_entries(path):
-            rows = zip(said["start"], said["end"], said["text"], strict=True)
-            yield video, [Narration(float(start), float(end), " ".join(captions(text))) for start, end, text in rows]
+            start, end, texts = (said[name] for name in ("start", "end", "text"))
+            if not len(start) == len(end) == len(texts):
+                raise ValueError(f"{video} has {len(start)} starts, {len(end)} ends and {len(texts)} texts")
+            plain = all(isinstance(one, str) for one in texts)
+            said_texts = texts_of(texts) if plain else [" ".join(captions(one)) for one in texts]
+            yield Told.ordered(video, list(map(float, start)), list(map(float, end)), said_texts)
     except SourceError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f'{path}: expected {{video: {{"start": [], "end": [], "text": []}}}} ({error!r})') from error
 
 
-def _told_csv(path: Path) -> Iterator[tuple[str, list[Narration]]]:
-    video, told = path.stem, list[Narration]()
-    for start, end, text, *of in read_columns(path, {name: (name,) for name in ("start", "end", "text")}, ["video_id"]):
-        if of and of[0] != video:
-            yield video, told
-            video, told = of[0], []
-        told.append(Narration(seconds(start), seconds(end), caption(text)))
-    yield video, told
+def _told_csv(path: Path) -> Iterator[Told]:
+    video = path.stem
+    columns: tuple[list[float], list[float], list[str]] = [], [], []  # of a video that may go on in the next rows
+    for of in read_columns(path, {name: (name,) for name in ("start", "end", "text")}, ["video_id"]):
+        new = seconds_of(of["start"]), seconds_of(of["end"]), texts_of(of["text"])
+        videos = of.get("video_id") or [video] * len(new[0])
+        edges = (row for row, (one, other) in enumerate(pairwise(videos), 1) if one != other)
+        for first, last in pairwise([0, *edges, len(videos)]):
+            if videos[first] != video:
+                yield Told.ordered(video, *columns)
+                video, columns = videos[first], ([], [], [])
+            starts, ends, texts = columns
+            starts += new[0][first:last]
+            ends += new[1][first:last]
+            texts += new[2][first:last]
+    yield Told.ordered(video, *columns)
 
 
 def _steps_json(path: Path) -> Iterator[Record]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from .blocks import Block, Cut, columns_of, ones, seconds_of, splits_of
 from .records import (
+    Name,
     Record,
     SourceError,
     files_in,
-    read_cells,
+    read_cell_blocks,
+    read_columns,
     read_json,
     read_lines,
     read_table,
-    seconds,
     span_names,
     split_called,
     split_of,
@@ -24,7 +26,7 @@ from .records import (
 AUDIOSET_SECONDS = VGGSOUND_SECONDS = 10.0
 
 
-def kinetics(paths: Sequence[Path]) -> Iterator[Record]:
+def kinetics(paths: Sequence[Path]) -> Iterator[Block]:
     """Kinetics-400, 600 and 700: `label,youtube_id,time_start,time_end,split`; test lists have no label."""
     columns = {
         "video": ("youtube_id", "video_id"),
@@ -32,23 +34,33 @@ def kinetics(paths: Sequence[Path]) -> Iterator[Record]:
         "end": ("time_end", "end_time"),
     }
     for path in files_in(paths, "*.csv"):
-        for row in read_table(path, columns):
-            start, end = seconds(row["start"]), seconds(row["end"])
-            label = row.get("label") or row.get("label_name")
-            cut = span_names(row["video"], start, end)
-            yield Record(row["video"], start, end, _one(label), (), split_of(row.get("split", ""), path), cut)
+        for of in read_columns(path, columns, ("label", "label_name", "split")):
+            labels = of.get("label") or of.get("label_name") or [""] * len(of["video"])
+            if "" in labels and "label_name" in of:
+                labels = [one or other for one, other in zip(labels, of["label_name"], strict=True)]
+            yield Block(
+                of["video"],
+                seconds_of(of["start"]),
+                seconds_of(of["end"]),
+                ones(labels),
+                [()] * len(labels),
+                splits_of(of.get("split", [""] * len(labels)), path),
+                Cut(span_names),
+            )
 
 
-def moments(paths: Sequence[Path]) -> Iterator[Record]:
+def moments(paths: Sequence[Path]) -> Iterator[Block]:
     """Moments in Time, trainingSet.csv and validationSet.csv: `label/file.mp4,label,votes,votes`, no column names.
 
     A label's `+` is a space.
     """
     for path in files_in(paths, "*Set.csv"):
-        for row in read_cells(path):
-            if len(row) < 2:
-                raise SourceError(f"{path}: a row of one cell, {row[0]!r}; rows are: label/file.mp4,label,votes,votes")
-            yield Record(stem(row[0]), labels=_one(row[1].replace("+", " ")), split=split_of("", path))
+        for rows in read_cell_blocks(path):
+            if one := next((row for row in rows if len(row) < 2), None):
+                name = one[0].strip()
+                raise SourceError(f"{path}: a row of one cell, {name!r}; rows are: label/file.mp4,label,votes,votes")
+            files, named, *_ = columns_of(rows)
+            yield whole(list(map(stem, files)), ones([name.replace("+", " ") for name in named]), split_of("", path))
 
 
 def ucf101(paths: Sequence[Path], fold: int) -> Iterator[Record]:
@@ -85,14 +97,14 @@ def hmdb51(paths: Sequence[Path], fold: int) -> Iterator[Record]:
                 yield Record(stem(name), labels=(label,), split=splits[use])
 
 
-def imagenet(paths: Sequence[Path]) -> Iterator[Record]:
+def imagenet(paths: Sequence[Path]) -> Iterator[Block]:
     """ImageNet (ILSVRC 2012), LOC_train_solution.csv and LOC_val_solution.csv: `ImageId,PredictionString`.
 
     The string names a class (a WordNet id) for each box; the first is the picture's.
     """
     for path in files_in(paths, "LOC_*_solution.csv"):
-        for row in read_table(path, {"image": ("imageid",), "boxes": ("predictionstring",)}):
-            yield Record(row["image"], labels=tuple(row["boxes"].split()[:1]), split=split_of("", path))
+        for of in read_columns(path, {"image": ("imageid",), "boxes": ("predictionstring",)}, ()):
+            yield whole(of["image"], [tuple(boxes.split()[:1]) for boxes in of["boxes"]], split_of("", path))
 
 
 def esc50(paths: Sequence[Path], fold: int, only_ten: bool = False) -> Iterator[Record]:
@@ -110,7 +122,7 @@ def esc50(paths: Sequence[Path], fold: int, only_ten: bool = False) -> Iterator[
             )
 
 
-def audioset(paths: Sequence[Path], classes: Path | None = None) -> Iterator[Record]:
+def audioset(paths: Sequence[Path], classes: Path | None = None) -> Iterator[Block]:
     """AudioSet: `id, start, end, "mid,mid"` under comments, or JSON with `data: [{video_id, wav, labels}]`.
 
     `classes`: class_labels_indices.csv (default: the one beside the annotation, if any), which turns mids into names.
@@ -119,49 +131,81 @@ def audioset(paths: Sequence[Path], classes: Path | None = None) -> Iterator[Rec
     for path in files_in(paths, "*segments*.csv", "*.json"):
         names = _audioset_names(path, classes)
         for video, start, end, labels in _audioset_json(path) if path.suffix == ".json" else _audioset_csv(path):
-            unknown = [label for label in labels if names and label not in names]
-            if unknown:
-                raise SourceError(f"{path}: class {unknown[0]} of {video} is not in the class list; give its --classes")
-            cut = (*span_names(video, start, end), *start_names(video, start), (f"Y{video}",))
-            yield Record(video, start, end, tuple(names.get(i, i) for i in labels), (), split_of("", path), cut)
+            if names:
+                for row, mids in enumerate(labels):
+                    if unknown := [mid for mid in mids if mid not in names]:
+                        raise SourceError(
+                            f"{path}: class {unknown[0]} of {video[row]} is not in the class list; give its --classes"
+                        )
+                labels = [tuple(map(names.__getitem__, mids)) for mids in labels]
+            n = len(video)
+            yield Block(video, start, end, labels, [()] * n, [split_of("", path)] * n, Cut(_audioset_cuts, "Y"))
 
 
-def vggsound(paths: Sequence[Path]) -> Iterator[Record]:
+def _audioset_cuts(video: str, start: float, end: float | None) -> tuple[Name, ...]:
+    return (*span_names(video, start, end), *start_names(video, start))
+
+
+def vggsound(paths: Sequence[Path]) -> Iterator[Block]:
     """VGGSound: `id,start,label,split`, or its train.csv and test.csv, `id_000030.mp4,label`; 10 s each."""
     for path in files_in(paths, "vggsound.csv", "train.csv", "test.csv"):
-        for row in read_cells(path):
-            if len(row) == 4:
-                video, begin, label, split = row
-            elif len(row) == 2:
-                (video, _, begin), label, split = stem(row[0]).rpartition("_"), row[1], ""
-            else:
+        known = {"": split_of("", path)}
+        for rows in read_cell_blocks(path):
+            if not {2, 4} >= set(map(len, rows)):
+                one = next(row for row in rows if len(row) not in (2, 4))
                 raise SourceError(
-                    f"{path}: a row of {len(row)} cells, {','.join(row)!r}; rows are: "
+                    f"{path}: a row of {len(one)} cells, {','.join(map(str.strip, one))!r}; rows are: "
                     "id,start,label,split or: id_000030.mp4,label"
                 )
-            start = seconds(begin)
-            end = start + VGGSOUND_SECONDS
-            cut = (*start_names(video, start), *span_names(video, start, end))
-            yield Record(video, start, end, _one(label), (), split_called(split) or split_of("", path), cut)
+            for i, row in enumerate(rows):
+                if len(row) == 2:
+                    video, _, begin = stem(row[0].strip()).rpartition("_")
+                    rows[i] = [video, begin, row[1], ""]
+            videos, begins, labels, splits = columns_of(rows)
+            for name in set(splits) - known.keys():
+                known[name] = split_called(name) or split_of("", path)
+            starts = seconds_of(begins)
+            yield Block(
+                videos,
+                starts,
+                [start + VGGSOUND_SECONDS for start in starts],
+                ones(labels),
+                [()] * len(rows),
+                [known[name] for name in splits],
+                Cut(_vggsound_cuts),
+            )
 
 
-def _audioset_csv(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
-    for row in read_cells(path):
-        if len(row) < 4:
-            raise SourceError(f"{path}: a row of {len(row)} cells, {','.join(row)!r}; rows are: id, start, end, labels")
+def _vggsound_cuts(video: str, start: float, end: float | None) -> tuple[Name, ...]:
+    return (*start_names(video, start), *span_names(video, start, end))
+
+
+_Rows = tuple[Sequence[str], Sequence[float], Sequence[float], list[tuple[str, ...]]]  # video, start, end, labels
+
+
+def _audioset_csv(path: Path) -> Iterator[_Rows]:
+    for rows in read_cell_blocks(path):
+        if short := next((row for row in rows if len(row) < 4), None):
+            cells = ",".join(map(str.strip, short))
+            raise SourceError(f"{path}: a row of {len(short)} cells, {cells!r}; rows are: id, start, end, labels")
+        video, start, end = columns_of([row[:3] for row in rows])
         # Copies exist that quote each label alone, some twice, and pad the rows with commas.
-        labels = [label.strip(' "') for cell in row[3:] for label in cell.split(",")]
-        yield row[0], seconds(row[1]), seconds(row[2]), [label for label in labels if label]
+        labels = [
+            tuple([mid for cell in row[3:] for label in cell.strip().split(",") if (mid := label.strip(' "'))])
+            for row in rows
+        ]
+        yield video, seconds_of(start), seconds_of(end), labels
 
 
-def _audioset_json(path: Path) -> Iterator[tuple[str, float, float, list[str]]]:
+def _audioset_json(path: Path) -> Iterator[_Rows]:
     data = read_json(path)
     try:
-        for row in data["data"]:
-            start = seconds(stem(row["wav"]).rpartition("_")[2])
-            yield row["video_id"], start, start + AUDIOSET_SECONDS, row["labels"].split(",")
+        rows = [(row["video_id"], stem(row["wav"]).rpartition("_")[2], row["labels"]) for row in data["data"]]
+        labels = [tuple(mids.split(",")) for *_, mids in rows]
     except (KeyError, TypeError, AttributeError) as error:
         raise SourceError(f'{path}: expected {{"data": [{{"video_id", "wav", "labels"}}]}} ({error!r})') from error
+    starts = seconds_of([start for _, start, _ in rows])
+    yield [video for video, *_ in rows], starts, [start + AUDIOSET_SECONDS for start in starts], labels
 
 
 def _audioset_names(path: Path, classes: Path | None) -> dict[str, str]:
@@ -172,5 +216,7 @@ def _audioset_names(path: Path, classes: Path | None) -> dict[str, str]:
     return {row["mid"]: row["name"] for row in read_table(classes or beside, columns)}
 
 
-def _one(label: str | None) -> tuple[str, ...]:
-    return (label,) if label else ()
+def whole(videos: Sequence[str], labels: Sequence[tuple[str, ...]], split: str) -> Block:
+    """Videos that are clips as they are."""
+    n = len(videos)
+    return Block(videos, [0.0] * n, [None] * n, labels, [()] * n, [split] * n)

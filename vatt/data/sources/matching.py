@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import unicodedata
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
+
+import numpy as np
 
 from ...runtime.files import replacing
 from ...runtime.progress import progress_bar
@@ -24,25 +27,18 @@ from ..decoding.container import BadClip, probe
 from ..manifest import Row
 from ..media_types import AUDIO
 from ..media_types import MEDIA_SUFFIXES as VIDEO
+from .blocks import Block, Cut
 from .numbers import Numbers, later_of_equals
 from .records import Name, Record, last_part
 
 LABEL_SEPARATOR = CAPTION_SEPARATOR
 SECONDS = 30.0  # for a file to open
 GLANCES = 8  # files that are opened without being asked, to see whether spans lie inside of them
-STRIDE = 1000  # records
 EARLY = 2**19  # records among which equal ones are noticed at once
 SLACK = 1.0  # seconds that a span may end after its file: annotations are rounded, and end with the last sound
 SOUND_RATE = 8_000  # enough to see that it decodes
 STATES = ("found", "missing", "unreadable", "bad rows")
 _NUMBERS = re.compile(r"(?P<video>.+?)_(?P<first>\d+(?:\.\d+)?)(?:_(?P<second>\d+(?:\.\d+)?))?")
-
-
-class Media(NamedTuple):
-    """A file below one of the media folders; `key`: its path from there, without suffix."""
-
-    path: str
-    key: str
 
 
 class MediaIndex:
@@ -51,34 +47,67 @@ class MediaIndex:
     def __init__(self, folders: Sequence[Path], suffixes: frozenset[str]) -> None:
         self.folders, self.suffixes = folders, suffixes
         # Of each folder: name -> the paths from there, one or several. Text alone, as there may be millions.
-        self._names: list[tuple[str, dict[str | Name, str | list[str]]]] = []
+        self._names: list[tuple[str, dict[str | Name, str | tuple[str, ...]]]] = []
+        self._cut: set[str] = set()  # names of videos of which files with times behind them are there
         self.count = 0
-        self._last: tuple[str | None, Media | None] = None, None
         for folder in folders:
             self._add(os.path.join(os.path.abspath(folder), ""))
 
-    def find(self, names: Iterable[Name]) -> Media | None:
+    def find(self, names: Iterable[Name]) -> str | None:
         """The file of the first name there is; of several files that in the folder the name says, then a video."""
         for name in names:
             last = _last(name)
             key = last[0] if len(last) == 1 else last
             files = [
-                Media(root + file, os.path.splitext(file)[0])
+                (root, file)
                 for root, known in self._names
-                for file in _several(known.get(key, ()))  # type: ignore[arg-type]
+                if (there := known.get(key)) is not None  # type: ignore[arg-type]
+                for file in _several(there)
             ]
             if len(files) == 1:
-                return files[0]
+                return "".join(files[0])
             if files:
                 said = str(name[0])
-                return min(files, key=lambda file: (_distance(file.key, said), _kind(file.path), file.path))
+                root, file = min(files, key=lambda one: (_distance(one[1], said), _kind(one[1]), "".join(one)))
+                return root + file
         return None
 
-    def whole(self, video: str) -> Media | None:
-        """The file that is named by the video alone."""
-        if self._last[0] != video:
-            self._last = video, self.find([(video,)])
-        return self._last[1]
+    def of_block(self, block: Block) -> tuple[list[str | None], list[bool]]:
+        """The file of each clip, and whether it is the clip's own, rather than that of its video."""
+        whole = "\n".join(block.video)
+        plain = whole.isascii() and "/" not in whole
+        if plain and len(self._names) == 1:
+            root, known = self._names[0]
+            found = list(map(known.get, block.video))
+            paths = {
+                file: root + file if isinstance(file, str) else self.find([(video,)]) if file else None
+                for file, video in dict(zip(found, block.video, strict=True)).items()
+            }
+            files = list(map(paths.get, found))
+        else:
+            of_video = {video: self.find([(video,)]) for video in dict.fromkeys(block.video)}
+            files = [of_video[video] for video in block.video]
+        own = [False] * len(files)
+        for row, names in self._perhaps_cut(block, plain):
+            if file := self.find(names):
+                files[row], own[row] = file, True
+        for row, given in enumerate(block.file or ()):
+            if given is not None:
+                files[row], own[row] = str(given.absolute()), False
+        return files, own
+
+    def _perhaps_cut(self, block: Block, plain: bool) -> Iterator[tuple[int, tuple[Name, ...]]]:
+        """Rows that may have a file of their own, and its names."""
+        if not isinstance(block.cut, Cut):
+            yield from enumerate(block.cut)
+            return
+        mark, names = block.cut.mark, block.video if plain else [_last((video,))[0] for video in block.video]
+        rows = [row for row, name in enumerate(names) if name in self._cut] if self._cut else []
+        if mark:
+            marked = [any(f"{mark}{name}" in known for _, known in self._names) for name in names]
+            rows = sorted({*rows, *compress(range(len(names)), marked)})
+        for row in rows:
+            yield row, block.cut.names(block.video[row], block.start[row], block.end[row])
 
     def examples(self, count: int = 3) -> list[str]:
         """Names of some files that are there."""
@@ -91,7 +120,7 @@ class MediaIndex:
         return list(islice(files, count))
 
     def _add(self, root: str) -> None:
-        known: dict[str | Name, str | list[str]] = {}
+        known: dict[str | Name, str | tuple[str, ...]] = {}
         self._names.append((root, known))
         visited: set[tuple[int, int]] = set()  # a link may lead back up
         for parent, folders, names in os.walk(root, followlinks=True):
@@ -101,16 +130,19 @@ class MediaIndex:
                 continue
             visited.add((status.st_dev, status.st_ino))
             folders.sort()
+            inside = os.path.join(parent, "").removeprefix(root)
             for name in names:
-                stem, suffix = os.path.splitext(name)
-                if name.startswith(".") or suffix.lower() not in self.suffixes:
+                stem, dot, suffix = name.rpartition(".")
+                if name.startswith(".") or (dot + suffix).lower() not in self.suffixes:
                     continue
-                file = os.path.join(parent, name).removeprefix(root)
+                file = inside + name
                 self.count += 1
                 for key in _names_of(stem):
+                    if len(key) > 1:
+                        self._cut.add(str(key[0]))
                     before = known.setdefault(key[0] if len(key) == 1 else key, file)  # type: ignore[arg-type]
                     if before is not file:
-                        known[key[0] if len(key) == 1 else key] = [*_several(before), file]  # type: ignore[index]
+                        known[key[0] if len(key) == 1 else key] = (*_several(before), file)  # type: ignore[index]
 
 
 def _several(files: str | Iterable[str]) -> Iterable[str]:
@@ -126,8 +158,9 @@ class Repeats(Exception):
 
 @dataclass
 class Coverage:
-    """What became of the records: `counts`: split -> state -> clips."""
+    """What became of the records: `counts`: split -> state -> clips. `inside`: the manifest's folder, with a `/`."""
 
+    inside: str = ""
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     found: int = 0
     labelled: int = 0
@@ -140,19 +173,20 @@ class Coverage:
     looked: int = 0  # files that were opened to know
     cut: int = 0  # of these spans, those that are as long as their file, which is taken whole
 
-    def add(self, split: str | None, state: str) -> None:
-        counts = self.counts.get(split or "-")
-        if counts is None:
-            counts = self.counts[split or "-"] = Counter()
-        counts[state] += 1
+    def add(self, splits: Iterable[str | None], state: str) -> None:
+        for split, clips in Counter(splits).items():
+            self.counts.setdefault(split or "-", Counter())[state] += clips
 
-    def take(self, file: str, record: Record, label: str | None) -> None:
-        self.found += 1
-        self.labelled += label is not None
-        self.told += bool(record.captions)
-        before = self.files.setdefault(file, record.split)
-        if before != record.split and not (record.narration and None in (before, record.split)):
-            self.leaking.add(file)
+    def take(self, files: Sequence[str], block: Block, labels: Sequence[str | None]) -> None:
+        self.add(block.split, "found")
+        self.found += len(files)
+        self.labelled += len(labels) - labels.count(None)
+        self.told += sum(map(bool, block.captions))
+        for (file, split), clips in Counter(zip(files, block.split, strict=True)).items():
+            self.outside += 0 if file.startswith(self.inside) else clips
+            before = self.files.setdefault(file, split)
+            if before != split and not (block.narration and None in (before, split)):
+                self.leaking.add(file)
 
     @property
     def leaks(self) -> int:
@@ -174,10 +208,10 @@ class Coverage:
 
 
 def matched(
-    records: Iterable[Record],
+    blocks: Iterable[Block],
     media: MediaIndex,
     coverage: Coverage,
-    lose: Callable[[Record, str, str], object],
+    lose: Callable[[Block, Sequence[tuple[str, str]]], object],
     *,
     trimmed: bool = False,
     durations: Mapping[str, float | str] | None = None,
@@ -190,7 +224,7 @@ def matched(
 
     Args:
         coverage: is filled as the clips are taken.
-        lose: is told of every record without a usable file: its state, and why.
+        lose: is told of records without a usable file: the state of each, and why.
         trimmed: files named by the video alone are cut as well.
         durations: of all files, where they have been opened: see `files_of`.
         hold_out: this share of the training videos goes to the test split, always the same ones, with all their clips.
@@ -200,53 +234,64 @@ def matched(
         Repeats: at the end, when there are some and it was not known.
     """
     numbers, ends, owners = Numbers("q"), Numbers("d"), Numbers("q")
-    early, dropped = set[int](), set[int]()
+    early, dropped, row = set[int](), set[int](), 0
     with progress_bar(0, "listing", "clip") as bar:
-        for row, record in enumerate(records):
-            if not row % STRIDE:
-                bar.update(STRIDE if row else 0)
-                for written in (numbers, ends, owners):
-                    written.settle()
+        for block in blocks:
+            count = len(block.video)
             if repeats is None:
-                number = hash(record)
-                numbers.append(number)
-                again = number in early
-                if again:
-                    dropped.add(row)
-                elif row < EARLY:
-                    early.add(number)
+                hashes = list(map(hash, block.rows()))
+                numbers.extend(hashes)
+                again = _again(hashes, early)
+                dropped.update(row + place for place in again)
+                if row < EARLY:
+                    early.update(hashes)
             else:
-                again = row in repeats
+                again = {place for place in range(count) if row + place in repeats}
+            row += count
+            bar.update(count)
             if again:
-                coverage.repeated += 1
-                continue
-            if hold_out and record.split == "train" and _share_of(record.video) < hold_out:
-                record = record._replace(split="test")
-            if (fault := record.fault) is not None:
-                coverage.add(record.split, "bad rows")
-                lose(record, "bad rows", fault)
-                continue
-            found = _file_of(record, media, trimmed)
-            if found is None:
-                coverage.add(record.split, "missing")
-                lose(record, "missing", "no file")
-                continue
-            file, is_cut = found
-            start, end = (0.0, None) if is_cut else (record.start, record.end)
+                coverage.repeated += len(again)
+                block = block.of([place not in again for place in range(count)])
+            if hold_out:
+                block = block._replace(
+                    split=[
+                        "test" if split == "train" and _share_of(video) < hold_out else split
+                        for video, split in zip(block.video, block.split, strict=True)
+                    ]
+                )
+            reasons: dict[int, tuple[str, str]] = {place: ("bad rows", fault) for place, fault in faults(block)}
+            files, own = media.of_block(block)
+            starts, stops = list(block.start), list(block.end)
+            for place in range(len(files)) if trimmed else compress(range(len(files)), own):
+                starts[place], stops[place] = 0.0, None
+            missing = [place for place, file in enumerate(files) if file is None] if None in files else []
+            reasons = dict.fromkeys(missing, ("missing", "no file")) | reasons
             if durations is not None:
-                span = _span_in(durations[file.path], start, end, coverage)
-                if isinstance(span, str):
-                    coverage.add(record.split, "unreadable")
-                    lose(record, "unreadable", span)
-                    continue
-                start, end = span
-            elif end is not None:
-                ends.append(end)
-                owners.append(hash(file.path))
-            coverage.add(record.split, "found")
-            label = LABEL_SEPARATOR.join(record.labels) or None
-            coverage.take(file.path, record, label)
-            yield file.path, start, end, record.captions, label, record.split
+                for place, file in enumerate(files):
+                    if file is not None and place not in reasons:
+                        span = _span_in(durations[file], starts[place], stops[place], coverage)
+                        if isinstance(span, str):
+                            reasons[place] = "unreadable", span
+                        else:
+                            starts[place], stops[place] = span
+            if reasons:
+                lost = [reasons[place] for place in sorted(reasons)]
+                wanted = [place not in reasons for place in range(len(files))]
+                without = block.of([not found for found in wanted])
+                lose(without, lost)
+                for state in {state for state, _ in lost}:
+                    coverage.add(compress(without.split, [one == state for one, _ in lost]), state)
+                block = block.of(wanted)
+                files = list(compress(files, wanted))
+                starts, stops = list(compress(starts, wanted)), list(compress(stops, wanted))
+            taken = cast(list[str], files)
+            if durations is None:
+                spans = [(stop, hash(file)) for stop, file in zip(stops, taken, strict=True) if stop is not None]
+                ends.extend(stop for stop, _ in spans)
+                owners.extend(owner for _, owner in spans)
+            labels = [LABEL_SEPARATOR.join(named) or None for named in block.labels]
+            coverage.take(taken, block, labels)
+            yield from zip(taken, starts, stops, block.captions, labels, block.split, strict=True)
     if durations is not None:
         coverage.looked = len(durations)
     if repeats is None and len(numbers) > EARLY and (later := later_of_equals(numbers)) != dropped:
@@ -255,20 +300,45 @@ def matched(
         _glance(ends, owners, media, coverage)
 
 
-def files_of(records: Iterable[Record], media: MediaIndex, trimmed: bool) -> set[str]:
+def _again(hashes: Sequence[int], early: set[int]) -> set[int]:
+    """Which of them stand among the earlier ones, or before among them."""
+    new = set(hashes)
+    if len(new) == len(hashes) and early.isdisjoint(new):
+        return set()
+    found, seen = set[int](), set[int]()
+    for place, number in enumerate(hashes):
+        if number in early or number in seen:
+            found.add(place)
+        seen.add(number)
+    return found
+
+
+def faults(block: Block) -> Iterator[tuple[int, str]]:
+    """Places of records that no file could serve, and why."""
+    start = np.array(block.start, float)
+    end = np.array([math.nan if end is None else end for end in block.end] if None in block.end else block.end, float)
+    names = "\n".join(block.video)
+    if names.isascii() and "/" not in names and "" not in block.video:
+        fine = (start >= 0) & (start < math.inf) & (start < end) & (end < math.inf)
+        if None in block.end:
+            fine |= (start >= 0) & (start < math.inf) & np.array([end is None for end in block.end])
+        places = np.flatnonzero(~fine).tolist()
+    else:
+        places = list(range(len(start)))
+    for place in places:
+        fault = Record(block.video[place], block.start[place], block.end[place], narration=block.narration).fault
+        if fault is not None:
+            yield place, fault
+
+
+def files_of(blocks: Iterable[Block], media: MediaIndex) -> set[str]:
     """The files of all records that have one."""
-    found = (_file_of(record, media, trimmed) for record in records if record.fault is None)
-    return {one[0].path for one in found if one is not None}
-
-
-def _file_of(record: Record, media: MediaIndex, trimmed: bool) -> tuple[Media, bool] | None:
-    """The file of a record, and whether it holds just the clip."""
-    if record.file is not None:
-        return Media(str(record.file.absolute()), record.video), trimmed
-    if record.cut and (own := media.find(record.cut)):
-        return own, True
-    whole = media.whole(record.video)
-    return None if whole is None else (whole, trimmed)
+    found: set[str] = set()
+    for block in blocks:
+        wrong = {place for place, _ in faults(block)}
+        files, _ = media.of_block(block)
+        found.update(file for place, file in enumerate(files) if file is not None and place not in wrong)
+    return found
 
 
 def _span_in(
@@ -323,16 +393,19 @@ class LostFile:
         self._path, self._held = path, held
         self._writer: Any = None
 
-    def add(self, record: Record, state: str, reason: str) -> None:
+    def add(self, block: Block, reasons: Sequence[tuple[str, str]]) -> None:
+        """`reasons`: the state of each clip, and why."""
         if self._writer is None:
             temporary = self._held.enter_context(replacing(self._path))
             opened = open(temporary, "w", encoding="utf-8", errors="replace", newline="")  # noqa: SIM115
             self._writer = csv.writer(self._held.enter_context(opened), lineterminator="\n")
             self._writer.writerow(("video", "start", "end", "split", "label", "state", "reason"))
-        video, start, end, labels, _, split, *_ = record
-        self._writer.writerow(
-            (video, start, "" if end is None else end, split or "", LABEL_SEPARATOR.join(labels), state, reason)
+        labels = map(LABEL_SEPARATOR.join, block.labels)
+        # The writer writes None as nothing.
+        columns = zip(
+            block.video, block.start, block.end, block.split, labels, *zip(*reasons, strict=True), strict=True
         )
+        self._writer.writerows(columns)
 
 
 def expected(record: Record) -> list[str]:
@@ -366,7 +439,7 @@ def _check_sound_or_video(path: Path) -> float | str:
 def _names_of(stem: str) -> Iterable[Name]:
     stem = _composed(stem)
     yield (stem,)
-    match = _NUMBERS.fullmatch(stem)
+    match = _NUMBERS.fullmatch(stem) if stem[-1:].isdigit() else None
     if match is None:
         return
     video, first, second = match["video"], float(match["first"]), match["second"]
@@ -387,7 +460,8 @@ def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _distance(file: str, key: str) -> int:
+def _distance(path: str, key: str) -> int:
+    file = os.path.splitext(path)[0]
     return 0 if file == key else 1 if file.endswith(f"/{key}") else 2
 
 

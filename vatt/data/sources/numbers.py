@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,20 @@ SHARE = 2**20  # numbers that are compared at a time
 
 
 class Numbers:
-    """`kind`: "q" for whole numbers, "d" for others. `append` one; `settle` now and then, so that few are in memory."""
+    """`kind`: "q" for whole numbers, "d" for others. Few of them are in memory, as long as few are added at a time."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- it goes with this object
         self._new: Any = array(kind)
         self._written = 0
-        self.append: Callable[[Any], None] = self._new.append
 
-    def settle(self) -> None:
+    def extend(self, numbers: Iterable[Any]) -> None:
+        self._new.extend(numbers)
         if len(self._new) >= BLOCK:
             self._new.tofile(self._file)
             self._written += len(self._new)
-            del self._new[:]  # the same object: `append` is its own
+            del self._new[:]
 
     def __len__(self) -> int:
         return self._written + len(self._new)

@@ -16,36 +16,51 @@ from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
 from ..rows.narrations import Narration
 from ..tables import TableError, read_rows
-from .captions import narrated
-from .records import Record, SourceError, captions, files_in, read_cells, read_json, seconds, span_names, split_of, stem
-from .tables import Row, TableFormat, first_of, listed, rows_of
+from .blocks import Block, Cut, captions_of, seconds_of, splits_of
+from .captions import narrated, told
+from .records import (
+    Record,
+    SourceError,
+    captions,
+    files_in,
+    listed,
+    read_cells,
+    read_json,
+    seconds,
+    span_names,
+    split_of,
+    stem,
+)
+from .tables import Row, TableFormat, columns_in, first_column, first_of, rows_of
 
 _CAPTIONED = TableFormat("", "", ("videoid", "video_id", "id", "file", "path", "filename"))
 _TEXTS = ("name", "caption", "text", "sentence", "captions", "title")
 
 
-def webvid(paths: Sequence[Path]) -> Iterator[Record]:
+def webvid(paths: Sequence[Path]) -> Iterator[Block]:
     """WebVid, `videoid,name,page_dir,...`, and tables like it: an id or file name and a caption; perhaps a split, and
     columns start and end."""
     for path in files_in(paths, "*.csv", "*.tsv", "*.jsonl", "*.parquet"):
-        for row in rows_of(path, _CAPTIONED):
-            text = next((name for name in _TEXTS if name in row), None)
-            if text is None:
-                raise SourceError(f"{path}:1: no column {' or '.join(_TEXTS[:4])}; found: {', '.join(row)}")
-            if spans := sorted({"timestamp", "timestamps"} & row.keys()):
+        for of in columns_in(path, _CAPTIONED):
+            said = next((name for name in _TEXTS if name in of), None)
+            if said is None:
+                raise SourceError(f"{path}:1: no column {' or '.join(_TEXTS[:4])}; found: {', '.join(of)}")
+            if spans := sorted({"timestamp", "timestamps"} & of.keys()):
                 raise SourceError(f"{path}: its column {spans[0]} holds spans, which WebVid has not; panda70m reads it")
-            video, folder = stem(first_of(row, _CAPTIONED.video)), first_of(row, ("page_dir",))
-            start, end = first_of(row, ("start", "start_time")), first_of(row, ("end", "end_time"))
-            begin, stop = seconds(start) if start else 0.0, seconds(end) if end else None
-            cut = span_names(video, begin, stop) if stop is not None else ()
-            yield Record(
-                f"{folder}/{video}" if folder and video else video,
-                begin,
-                stop,
-                (),
-                captions(*listed(row[text])),
-                split_of(first_of(row, ("split",)), path),
-                cut,
+            videos = list(map(stem, first_column(of, _CAPTIONED.video)))
+            n = len(videos)
+            if "page_dir" in of:
+                folders = first_column(of, ("page_dir",))
+                videos = [f"{one}/{name}" if one and name else name for one, name in zip(folders, videos, strict=True)]
+            starts, ends = first_column(of, ("start", "start_time")), first_column(of, ("end", "end_time"))
+            yield Block(
+                videos,
+                seconds_of([start or "0" for start in starts]),
+                [seconds(end) if end else None for end in ends] if "" in ends else seconds_of(ends),
+                [()] * n,
+                captions_of(of[said]),
+                splits_of(first_column(of, ("split",)), path),
+                Cut(span_names),
             )
 
 
@@ -55,7 +70,7 @@ class OtherFormat:
 
     about: str
     files: str
-    read: Callable[[Sequence[Path]], Iterator[Record]]
+    read: Callable[[Sequence[Path]], Iterator[Record] | Iterator[Block]]
     media: frozenset[str] = VIDEO
 
 
@@ -148,7 +163,7 @@ def wavcaps(paths: Sequence[Path]) -> Iterator[Record]:
             raise SourceError(f'{path}: expected {{"data": [{{"id", "caption"}}]}} ({error!r})') from error
 
 
-def ego4d(paths: Sequence[Path]) -> Iterator[Record]:
+def ego4d(paths: Sequence[Path]) -> Iterator[Block]:
     """Ego4D narrations: `{video: {narration_pass_1: {narrations: [{timestamp_sec, narration_text}]}}}`, a clip each."""
     for path in files_in(paths, "*.json"):
         data = read_json(path)
@@ -156,7 +171,7 @@ def ego4d(paths: Sequence[Path]) -> Iterator[Record]:
             for video, about in (data.get("videos") or data).items():
                 passes = (part for name, part in about.items() if name.startswith("narration_pass") and part)
                 narrations = [_narration(one) for part in passes for one in part["narrations"]]
-                yield from narrated(video, narrations)
+                yield from narrated([told(video, narrations)] if narrations else [])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             expected = '{video: {"narration_pass_1": {"narrations": [{"timestamp_sec", "narration_text"}]}}}'
             raise SourceError(f"{path}: expected {expected} ({error!r})") from error

@@ -6,6 +6,7 @@ looks for no media. Byte order marks, CRLF, empty lines, spaces behind commas an
 
 from __future__ import annotations
 
+import ast
 import csv
 import html
 import json
@@ -13,16 +14,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UsageError
 from ..media_types import AUDIO, IMAGE
 from ..media_types import MEDIA_SUFFIXES as VIDEO
-from ..tables import DELIMITERS, encoding_of, parse_seconds
+from ..tables import DELIMITERS, Cell, cell_of, encoding_of, parse_seconds
 
 QUOTED_LINES = 20  # a cell over more lines than this is a quote that nobody closed
-
+BLOCK = 2**12  # rows that are worked on at once
 JSON_BLOCK = 2**18  # characters that are read at once
 _SPACE = re.compile(r"\s*")
 
@@ -89,8 +91,13 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def read_cells(path: Path) -> Iterator[list[str]]:
-    """Rows of a CSV without column names, empty ones and `#` comments left out; cells without spaces around."""
+def read_cell_blocks(path: Path) -> Iterator[list[list[str]]]:
+    """Rows of a CSV without column names, thousands at a time, without empty ones and `#` comments.
+
+    Raises:
+        SourceError: after the rows before the fault.
+    """
+    rows: list[list[str]] = []
     try:
         with open(path, encoding=encoding_of(path), newline="") as file:
             # Tabs or semicolons divide a table whose first line has more of them than commas.
@@ -98,20 +105,56 @@ def read_cells(path: Path) -> Iterator[list[str]]:
             file.seek(0)
             mark = max(DELIMITERS, key=head.count)
             reader = csv.reader(file, skipinitialspace=True, delimiter=mark)
-            line = 0
-            for cells in reader:
-                if reader.line_num - line > QUOTED_LINES:
-                    raise SourceError(f"{path}:{line + 1}: a quote that opens near this line is not closed; close it")
+            while True:
                 line = reader.line_num
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped) and not cells[0].startswith("# "):
-                    yield stripped
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: not UTF-8 text ({error}); convert it, or name the annotation file") from error
-    except csv.Error as error:
-        raise SourceError(f"{path}:{reader.line_num}: not a CSV ({error})") from error
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+                rows += islice(reader, BLOCK)  # what was read before an error is in the list
+                if not rows:
+                    return
+                if reader.line_num - line >= len(rows) + QUOTED_LINES:
+                    _check_quotes(path, rows, line)
+                yield _filled(rows)
+                rows = []
+    except (SourceError, UnicodeDecodeError, csv.Error, OSError) as error:
+        if rows := _filled(rows):
+            yield rows
+        if isinstance(error, UnicodeDecodeError):
+            raise SourceError(f"{path}: not UTF-8 text ({error}); convert it, or name the annotation file") from error
+        if isinstance(error, csv.Error):
+            raise SourceError(f"{path}:{reader.line_num}: not a CSV ({error})") from error
+        if isinstance(error, OSError):
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+        raise
+
+
+def _check_quotes(path: Path, rows: list[list[str]], line: int) -> None:
+    """Raise `SourceError` where one of `rows` takes too many lines, and leave in the list those before it."""
+    for place, cells in enumerate(rows):
+        lines = 1 + sum(cell.count("\n") + cell.count("\r") - cell.count("\r\n") for cell in cells)
+        if lines > QUOTED_LINES:
+            del rows[place:]
+            raise SourceError(f"{path}:{line + 1}: a quote that opens near this line is not closed; close it")
+        line += lines
+
+
+def _filled(rows: list[list[str]]) -> list[list[str]]:
+    return [cells for cells in rows if (cells and "$" < cells[0][:1] < "\x7f") or _is_filled(cells)]
+
+
+def _is_filled(cells: list[str]) -> bool:
+    return any(map(str.strip, cells)) and not cells[0].startswith("# ")
+
+
+def read_cells(path: Path) -> Iterator[list[str]]:
+    """The same rows one by one, cells without spaces around."""
+    return ([cell.strip() for cell in cells] for rows in read_cell_blocks(path) for cells in rows)
+
+
+def transposed(rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Columns of rows; cells that a row lacks are empty."""
+    try:
+        return list(zip(*rows, strict=True))
+    except ValueError:
+        return list(zip_longest(*rows, fillvalue=""))
 
 
 def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
@@ -119,32 +162,42 @@ def read_table(path: Path, needed: Mapping[str, Sequence[str]]) -> Iterator[dict
 
     `needed`: name in the row -> names that the column may have; it is there, or `SourceError` says what was found.
     """
-    cells, names = _named(path, needed)
-    for row in cells:
-        yield dict.fromkeys(names, "") | dict(zip(names, row, strict=False))
+    for columns in read_columns(path, needed):
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
 
-def read_columns(path: Path, needed: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The cells of `needed` in each row of such a CSV, and those of `more` where it has these; "" for what lacks."""
-    cells, names = _named(path, needed)
-    of_name = {name: place for place, name in enumerate(names)}
-    places = [of_name[name] for name in (*needed, *(name for name in more if name in of_name))]
-    last = max(places)
-    for row in cells:
-        yield [row[place] for place in places] if last < len(row) else [row[p] if p < len(row) else "" for p in places]
+def read_columns(
+    path: Path, needed: Mapping[str, Sequence[str]], more: Sequence[str] | None = None
+) -> Iterator[dict[str, list[str]]]:
+    """The same by columns, thousands of rows at a time: those of `needed`, and of `more` where there are such, None:
+    all; "" where a row has no such cell."""
+    names: list[str] = []
+    for rows in read_cell_blocks(path):
+        if not names:
+            names = _names([cell.strip() for cell in rows.pop(0)], path, needed)
+            chosen = {name: i for i, name in enumerate(names) if more is None or name in needed or name in more}
+        if rows:
+            columns = transposed(rows)
+            empty = [""] * len(rows)
+            yield {
+                name: list(map(str.strip, columns[place])) if place < len(columns) else empty
+                for name, place in chosen.items()
+            }
+    if not names:
+        _names([], path, needed)
 
 
-def _named(path: Path, needed: Mapping[str, Sequence[str]]) -> tuple[Iterator[list[str]], list[str]]:
-    """The rows of a CSV behind the names of its columns, and these."""
-    cells = read_cells(path)
-    header = [name.lower().replace("-", "_").replace(" ", "_") for name in next(cells, [])]
+def _names(header: list[str], path: Path, needed: Mapping[str, Sequence[str]]) -> list[str]:
+    """The names of columns, those that are needed by the name they are asked for by."""
+    header = [name.lower().replace("-", "_").replace(" ", "_") for name in header]
     columns = {}
     for name, aliases in needed.items():
         column = next((alias for alias in aliases if alias in header), None)
         if column is None:
             raise SourceError(f"{path}:1: no column {' or '.join(aliases)}; found: {', '.join(header) or 'nothing'}")
         columns[header.index(column)] = name
-    return cells, [columns.get(i, name) for i, name in enumerate(header)]
+    return [columns.get(i, name) for i, name in enumerate(header)]
 
 
 def json_entries(path: Path) -> Iterator[tuple[str, Any]]:
@@ -268,6 +321,19 @@ def captions(*texts: object) -> tuple[str, ...]:
     return tuple(cleaned for text in single if (cleaned := caption(text)))
 
 
+def listed(cell: Cell) -> tuple[str, ...]:
+    """The texts of a cell; a list that was written into it as text is taken apart."""
+    if not isinstance(cell, str):
+        return cell
+    if cell.startswith("[") and cell.endswith("]"):
+        try:
+            value = cell_of(ast.literal_eval(cell))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return (cell,)
+        return value if isinstance(value, tuple) else (cell,)
+    return (cell,)
+
+
 def split_called(name: str) -> str | None:
     """ "train", "val" or "test" when the name of a split or file says so."""
     name = name.lower()
@@ -284,9 +350,9 @@ def split_of(name: str, path: Path) -> str:
     return split_called(name) or name or split_called(path.stem) or "train"
 
 
-def span_names(video: str, start: float, end: float) -> tuple[Name, ...]:
-    """Files cut out by downloaders: NAME_START_END in seconds or in milliseconds."""
-    return (video, start, end), (video, 1000 * start, 1000 * end)
+def span_names(video: str, start: float, end: float | None) -> tuple[Name, ...]:
+    """Files cut out by downloaders: NAME_START_END in seconds or in milliseconds; none without an end."""
+    return () if end is None else ((video, start, end), (video, 1000 * start, 1000 * end))
 
 
 def start_names(video: str, start: float) -> tuple[Name, ...]:

@@ -6,7 +6,6 @@ a set does not say in the form of rows and columns has a function of its own (va
 
 from __future__ import annotations
 
-import ast
 import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,21 @@ from pathlib import Path
 
 from ..media_types import AUDIO
 from ..media_types import MEDIA_SUFFIXES as VIDEO
-from ..tables import MAX_CELL, Cell, TableError, cell_of, encoding_of, read_rows
-from .records import Record, SourceError, captions, files_in, seconds, span_names, split_of, start_names, stem
+from ..tables import MAX_CELL, Cell, TableError, encoding_of, read_rows
+from .records import (
+    BLOCK,
+    Record,
+    SourceError,
+    captions,
+    files_in,
+    listed,
+    seconds,
+    span_names,
+    split_of,
+    start_names,
+    stem,
+    transposed,
+)
 
 Row = dict[str, Cell]
 
@@ -241,9 +253,26 @@ def rows_of(path: Path, form: TableFormat) -> Iterator[Row]:
     if form.columns:
         yield from _rows_without_names(path, form.columns)
         return
+    for columns in columns_in(path, form):
+        for cells in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, cells, strict=True))
+
+
+def columns_in(path: Path, form: TableFormat) -> Iterator[dict[str, list[Cell]]]:
+    """The same by columns, thousands of rows at a time; what stands before a fault is given before it is raised."""
+    kept: list[list[Cell]] = []
+    names: list[str] = []
+
+    def packed() -> Iterator[dict[str, list[Cell]]]:
+        if kept:
+            columns: list[tuple[Cell, ...]] = transposed(kept)
+            columns += [("",) * len(kept)] * (len(names) - len(columns))
+            yield {name: list(column) for name, column in zip(names, columns, strict=False)}
+            kept.clear()
+
     try:
         table = read_rows(path, form.video, frozenset())
-        names = [name.replace("-", "_").replace(" ", "_") for name in table.columns]
+        names += [name.replace("-", "_").replace(" ", "_") for name in table.columns]
         needed: list[tuple[str, ...]] = [
             form.video,
             form.start,
@@ -254,14 +283,16 @@ def rows_of(path: Path, form: TableFormat) -> Iterator[Row]:
             if columns and not set(columns) & set(names):
                 raise SourceError(f"{path}: no column {' or '.join(columns)}; found: {', '.join(names) or 'nothing'}")
         for number, cells in table.rows:
-            if any(cells[len(names) :]):
+            if len(cells) > len(names) and any(cells[len(names) :]):
                 raise SourceError(f"{path}:{number}: more cells than the {len(names)} columns; put commas in quotes")
             if any(cells):
-                row: Row = dict.fromkeys(names, "")
-                row.update(zip(names, cells, strict=False))
-                yield row
-    except TableError as error:
+                kept.append(cells)
+                if len(kept) == BLOCK:
+                    yield from packed()
+    except (TableError, SourceError) as error:
+        yield from packed()
         raise SourceError(str(error)) from error
+    yield from packed()
 
 
 def _rows_without_names(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -306,6 +337,14 @@ def _record(form: TableFormat, row: Row, path: Path, fold: int) -> Record:
     return Record(video, begin, stop, tuple(named), texts, split, cut)
 
 
+def first_column(of: Mapping[str, Sequence[Cell]], columns: Sequence[str]) -> list[str]:
+    """`first_of` each row."""
+    for column in columns:
+        if column in of:
+            return [cell if isinstance(cell, str) else " ".join(cell) for cell in of[column]]
+    return [""] * len(next(iter(of.values())))
+
+
 def first_of(row: Row, columns: Sequence[str]) -> str:
     for column in columns:
         cell = row.get(column)
@@ -322,19 +361,6 @@ def _pieces(row: Row, columns: Sequence[str], divider: str) -> Iterator[str]:
             continue
         for text in listed(row.get(column, "")):
             yield from text.split(divider) if divider else [text]
-
-
-def listed(cell: Cell) -> tuple[str, ...]:
-    """The texts of a cell; a list that was written into it as text is taken apart."""
-    if not isinstance(cell, str):
-        return cell
-    if cell.startswith("[") and cell.endswith("]"):
-        try:
-            value = cell_of(ast.literal_eval(cell))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return (cell,)
-        return value if isinstance(value, tuple) else (cell,)
-    return (cell,)
 
 
 def _grouped(records: Iterable[Record]) -> Iterator[Record]:
