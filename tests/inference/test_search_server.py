@@ -17,7 +17,7 @@ import vatt
 from vatt import search
 from vatt.inference.search.cards import clock, key_frame, search_page
 
-MICROPHONE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
+FAKE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
 gradio = pytest.importorskip("gradio", reason="Gradio comes with pip install -e '.[serve]'")
 from fastapi.testclient import TestClient  # noqa: E402
 
@@ -134,7 +134,7 @@ def browser():
         "disable-gpu",
         "disable-dev-shm-usage",
         "window-size=1000,900",
-        *MICROPHONE,
+        *FAKE,
     ):
         options.add_argument(f"--{flag}")
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
