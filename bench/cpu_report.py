@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +22,7 @@ from typing import Any
 
 from harness import cli, timing
 from harness import report as harness
+from harness.checkouts import checkout
 from harness.pages import BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
@@ -43,10 +47,12 @@ from vatt.runtime.progress import progress_bar
 
 NAME = "cpu_report"
 CPU = torch.device("cpu")
-PARTS = ("features", "videomae", "dropout", "loader")
+PARTS = ("features", "videomae", "dropout", "loader", "training")
+HERE = "here"
 EXAMPLES = """examples:
   python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
   python bench/cpu_report.py --parts features       one part
+  python bench/cpu_report.py --before 20a74a7       training beside that commit's, too: 10 minutes more
   python bench/cpu_report.py --quick                two layers, two rounds: to see it work
 
 exit codes: 0 done, 1 failed, 2 wrong usage."""
@@ -162,6 +168,50 @@ def loader(rounds: int, layers: int | None) -> Iterator[list[Row]]:
             ]
 
 
+def training(before: str, rounds: int, *, quick: bool) -> Iterator[list[Row]]:
+    """Clips a second of `python -m vatt.train --fused` without a cache, in turn with and without the code of `before`.
+
+    Of a run its first third is left out: processes start in it. Raises `ReportError` where a run fails.
+    """
+    steps, batch = (3, 4) if quick else (18, 32)
+    found: dict[tuple[str, int], list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        clips = build_corpus(Path(folder) / "corpus", clips=4 * batch, progress=False)
+        trees = {name: Path(folder) / name for name in ([before] if before else []) + [HERE]}
+        for name, tree in trees.items():
+            tree.mkdir()
+            checkout("" if name == HERE else name, tree)
+        for turn in range(1 if quick else min(rounds, 3)):
+            for workers in (1,) if quick else (0, 1, 2):
+                for name, tree in trees.items():
+                    out = tree / f"run{turn}-{workers}"
+                    sizes = (f"data.workers={workers}", "data.cache_gb=0", f"data.batch_size={batch}")
+                    settings = [part for size in sizes for part in ("--set", size)]
+                    command = ["-m", "vatt.train", "--fused", "--data", str(clips), "--out", str(out), *settings]
+                    command += ["--steps", str(steps)]
+                    environment = {**os.environ, "PYTHONPATH": str(tree)}
+                    done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True)
+                    if done.returncode:
+                        last = (done.stderr.decode().strip().splitlines() or ["?"])[-1]
+                        raise ReportError(f"training with the code of {name} failed: {last}")
+                    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+                    seconds = [line["step_seconds"] for line in lines if line["step"] > steps // 3]
+                    found.setdefault((name, workers), []).append(batch * len(seconds) / sum(seconds))
+    rates = {key: median(values) for key, values in found.items()}
+    base, most = max(
+        ((key, rate) for key, rate in rates.items() if key[0] == (before or HERE)), key=lambda pair: pair[1]
+    )
+    for (name, workers), rate in rates.items():
+        row = {
+            "part": "training",
+            "what": "tiny, no cache",
+            "candidate": f"{name}, {workers} workers",
+            "workers": workers,
+        }
+        row |= {"base": f"{base[0]}, {base[1]} workers", "clips_per_second": rate, "times_as_fast": rate / most}
+        yield [row | {"runs": found[name, workers]}]
+
+
 MEASURES = {"features": features, "videomae": beside_videomae, "dropout": dropout, "loader": loader}
 
 
@@ -200,8 +250,10 @@ def page(report: Report) -> str:
         [
             report.method["advice"],
             table(columns, lines, left=3),
-            "Version 1 of dropout is the form that runs had before version 2, and is what they go on with. Models have "
-            "random weights. Products of bfloat16 need AMX or AVX512-BF16; what is rounded is in docs/search.md.",
+            "Training is `python -m vatt.train --fused --set data.cache_gb=0`, clips a second are those of the "
+            "last two thirds of its steps. Version 1 of dropout is the form that runs had before version 2, and "
+            "is what they go on with. Models have random weights. Products of bfloat16 need AMX or AVX512-BF16; "
+            "what is rounded is in docs/search.md.",
         ]
     )
 
@@ -237,7 +289,7 @@ def measure(args: argparse.Namespace) -> Path:
     report, path = harness.open_report(
         NAME,
         "What a CPU does best",
-        settings={"rounds": rounds, "layers": layers, "parts": args.parts},
+        settings={"rounds": rounds, "layers": layers, "parts": args.parts, "before": args.before},
         method={"timing": f"candidates of a row alternate, one warm-up, {rounds} rounds; p20, p50, p80"},
         out=cli.output_folder(args),
         resume=args.resume,
@@ -248,7 +300,12 @@ def measure(args: argparse.Namespace) -> Path:
     with progress_bar(len(args.parts), NAME, "part", len(done)) as bar:
         for part in missing:
             try:
-                report.rows += [row for rows in MEASURES[part](rounds, layers) for row in rows]
+                measured = (
+                    training(args.before, rounds, quick=args.quick)
+                    if part == "training"
+                    else MEASURES[part](rounds, layers)
+                )
+                report.rows += [row for rows in measured for row in rows]
             except (ReportError, ConfigError) as error:  # a rival that is not installed costs its part
                 print(f"{part} is left out: {error}", file=sys.stderr)
             report.save(path)
@@ -262,6 +319,7 @@ def measure(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser(NAME, "Measure which dtype, threads and workers suit this machine's CPU.", EXAMPLES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default all)")
+    parser.add_argument("--before", default="", metavar="COMMIT", help="train with this commit's code as well, in turn")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="timed rounds of each (default 9)")
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)

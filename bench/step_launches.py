@@ -7,11 +7,9 @@ milliseconds by rates that are assumptions (RATES): it ranks, and is no measurem
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from harness import cli
 from harness import report as harness
+from harness.checkouts import checkout
 from harness.pages import BLUE, GREEN, ORANGE, ReportPage, table
 from harness.report import Report, ReportError
 
@@ -53,21 +52,6 @@ EXAMPLES = """examples:
   python bench/step_launches.py --before HEAD~3   another commit to compare with
 
 exit codes: 0 done, 1 failed, 2 wrong usage."""
-
-
-def checkout(commit: str, folder: Path) -> Path:
-    """`vatt` and `vatt_kernels` of a commit, in `folder`; "" is what is here. Raises `ReportError`."""
-    if not commit:
-        (folder / "vatt").symlink_to(harness.ROOT / "vatt")
-        (folder / "vatt_kernels").symlink_to(harness.ROOT / "kernels")
-        return folder
-    done = subprocess.run(["git", "archive", commit, "vatt", "kernels"], cwd=harness.ROOT, capture_output=True)
-    if done.returncode:
-        raise ReportError(f"--before {commit}: {done.stderr.decode().strip() or 'git cannot read it'}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    (folder / "kernels").rename(folder / "vatt_kernels")
-    return folder
 
 
 def operations(tree: Path, *flags: str, modes: Sequence[str] = ("trace", "replay")) -> dict[str, Any]:

@@ -13,13 +13,17 @@ from helpers.interpreted import interpreter_fails, quicken
 from helpers.processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-LONGEST = ("test_promises.py", "test_triton_interpreter.py", "test_distributed.py", "test_readme_commands.py")
+LONGEST = (
+    *("test_triton_interpreter.py", "test_promises.py", "test_distributed.py", "test_readme_commands.py"),
+    *("test_compile.py", "test_aot.py", "test_bench.py"),
+)
 CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that none is at work alone when all others are done."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
     _skip_a_failing_interpreter(items)
 
 

@@ -85,7 +85,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=get_args(ClassLoss),
         help="softmax: one class a clip; sigmoid: any number of them (default: sigmoid for audio)",
     )
-    add("--steps", metavar="N", type=int, help="number of updates; the warm-up keeps its share of them")
+    add("--steps", metavar="N", type=int, help="number of updates; warm-up and pretraining keep their shares")
+    add("--pretrain-steps", metavar="N", type=int, help="so many of them learn sound without labels first (audio)")
     add("--batch-size", metavar="N", type=int, help="clips an update")
     add("--rate", metavar="R", type=float, help="learning rate after the warm-up")
     add("--size", metavar="N", type=int, help="pixels of a frame's side; position tables follow by a spline")
@@ -106,6 +107,7 @@ def resolve_config(args: argparse.Namespace, saved: FinetuneConfig | None = None
                 raise ConfigError(f"a resumed run keeps its {flag}: leave --{flag} out")
     flags = {
         "loss": args.loss,
+        "pretrain_steps": args.pretrain_steps,
         "optim.rate": args.rate,
         "model.video.size": args.size,
         "model.video.frames": args.frames,
@@ -128,8 +130,10 @@ def preset_of(args: argparse.Namespace) -> FinetuneConfig:
     if args.loss == "sigmoid":
         config = replace(config, smoothing=0.0)
     if args.steps:
-        warmup, alone = (round(n * args.steps / config.steps) for n in (config.optim.warmup, config.optim.head_steps))
-        config = replace(config, optim=replace(config.optim, warmup=warmup, head_steps=alone))
+        parts = config.optim.warmup, config.optim.head_steps, config.pretrain_steps
+        warmup, alone, before = (round(n * args.steps / config.steps) for n in parts)
+        optim = replace(config.optim, warmup=warmup, head_steps=alone)
+        config = replace(config, optim=optim, pretrain_steps=before)
     return config
 
 

@@ -56,7 +56,8 @@ class Esc10Clips(NamedTuple):
 def recipe(*, quick: bool = False) -> FinetuneConfig:
     """Return the settings of `--preset small` from scratch; `quick`: a few steps, to see it work."""
     config = small(audio(tiny().model))
-    return replace(config, steps=20, optim=replace(config.optim, warmup=5)) if quick else config
+    short = replace(config, steps=20, pretrain_steps=10, optim=replace(config.optim, warmup=5))
+    return short if quick else config
 
 
 def at_drop_rate(config: FinetuneConfig, rate: float) -> FinetuneConfig:

@@ -218,7 +218,7 @@ def trace(tree: Tree, config: Any, batch: int, narrow: bool) -> dict[str, Any]:
             if type(module).__name__ == "Layer":
                 module.register_forward_pre_hook(seen)
             if type(module).__name__ == "Encoder":
-                module.narrow = narrow
+                module.narrow = narrow  # type: ignore[assignment]
         frames = torch.empty(batch, model.video.frames, model.video.size, model.video.size, 3, dtype=torch.uint8)
         samples = torch.empty(batch, model.audio.samples)
         words = torch.empty(batch, model.text.captions, model.text.words, dtype=torch.int64)

@@ -32,6 +32,7 @@ RECIPE = replace(
     waveform=replace(_SMALL.waveform, speed=1.02),
     optim=replace(_SMALL.optim, rate=3e-3, warmup=8),
     steps=80,
+    pretrain_steps=0,
 )
 
 
@@ -174,7 +175,7 @@ def test_real_clips_make_rows_and_a_crash_loses_none(folder, tmp_path, monkeypat
 def test_five_folds_are_measured_over_several_sittings(folder, tmp_path, monkeypatch):
     small(monkeypatch)
     monkeypatch.setattr(esc10_from_scratch, "recipe", lambda quick: replace(RECIPE, steps=8))
-    argv = ["--quick", "--esc10", str(folder), "--folds", "1", "2", "--out", str(tmp_path)]
+    argv = ["--quick", "--esc10", str(folder), "--folds", "1", "2", "--out", str(tmp_path), "--processes", "1"]
     assert esc10_small.main(argv) == 0
     path = next(tmp_path.glob("*/esc10_small.json"))
     first = harness.load(path).rows

@@ -344,10 +344,10 @@ def test_batches_in_order_whatever_runs_them(corpus: Manifest, needs_dali: None)
 def test_a_clip_that_ends_the_pipeline_spoils_no_other_batch(
     corpus: Manifest, needs_dali: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Damage inside of a packet, which no demuxer sees: the Huffman tables of frame 20, 0.8 s into the clip."""
+    """Damage inside of a packet, which no demuxer sees: Huffman tables at 0.4 s, so that over a second is missing."""
     data = corpus[2].path.read_bytes()
     frames = data.split(b"\xff\xd8\xff")
-    frames[21] = frames[21].replace(b"\xff\xc4\x01\xa2", b"\xff\xc4\x01\xa2" + b"\xff" * 8, 1)[: len(frames[21])]
+    frames[11] = frames[11].replace(b"\xff\xc4\x01\xa2", b"\xff\xc4\x01\xa2" + b"\xff" * 8, 1)[: len(frames[11])]
     path = corpus.root / "damaged.mkv"
     path.write_bytes(b"\xff\xd8\xff".join(frames))
     clips = Manifest((Clip(0, path, path.name), *corpus.clips[1:6]), corpus.root, ())

@@ -153,7 +153,8 @@ def test_many_rows_get_an_index_whose_recall_is_told(small, monkeypatch):
     assert "index of 708 rows of video_to_text" in told[0]
     again = open_archive(small.source)
     assert again.indexes["video_to_text"]["recall"] >= 0.95
-    assert {index.index_type for index in again.table.list_indices()} == {"IvfRq"}
+    kinds = {index.columns[0]: index.index_type for index in again.table.list_indices()}
+    assert kinds == {"id": "BTree", "path": "BTree", "video_to_text": "IvfRq", "video_to_audio": "IvfRq"}
     queries, nearest = again._sample("video_to_text", 708)
     vectors = np.stack([row["video_to_text"] for row in rows("/long.mp4", 700)])
     cosine = vectors @ queries[7] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(queries[7])
@@ -164,8 +165,12 @@ def test_many_rows_get_an_index_whose_recall_is_told(small, monkeypatch):
     again.put(rows("/later.mp4", 30, seed=5), stamp("/later.mp4"))
     hit = again.nearest("video_to_text", rows("/later.mp4", 30, seed=5)[7]["video_to_text"], 1)[0]
     assert (hit["path"], hit["start"]) == ("/later.mp4", 7.0)  # found before it is in the index
+    assert again.holds("/later.mp4")
     assert again.settle() == []
     assert len(spans(again)) == 738
+    again.remove(["/later.mp4"])
+    assert not again.holds("/later.mp4")
+    assert len(spans(again)) == 708
 
 
 def test_archives_that_are_none(small, tmp_path, capsys):

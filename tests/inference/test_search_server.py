@@ -17,6 +17,7 @@ import vatt
 from vatt import search
 from vatt.inference.search.cards import clock, key_frame, search_page
 
+MICROPHONE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
 gradio = pytest.importorskip("gradio", reason="Gradio comes with pip install -e '.[serve]'")
 from fastapi.testclient import TestClient  # noqa: E402
 
@@ -127,7 +128,14 @@ def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = program
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1000,900"):
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "window-size=1000,900",
+        *MICROPHONE,
+    ):
         options.add_argument(f"--{flag}")
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as opened:
         yield opened
@@ -157,18 +165,18 @@ def until(condition, seconds: float = 60.0):
     return found
 
 
-def test_a_browser_types_finds_and_plays_the_moment(browser, address, index):
+def test_a_browser_types_finds_and_plays_the_moment(browser, address, index, place):
     def select(css: str) -> list:
         return browser.find_elements("css selector", css)
 
     wanted = index.search("a square", top=12)
-    later = next(place for place, hit in enumerate(wanted) if hit["start"] > 1)
+    later = next(number for number, hit in enumerate(wanted) if hit["start"] > 1)
     browser.get(address)
     until(lambda: select("#words textarea, #words input"))[0].send_keys("a square\n")
     players = until(lambda: len(select(".hit video")) == len(wanted) and select(".hit video"))
     names = [element.text for element in select(".hit strong")]
     assert names[0] == f"1. {Path(wanted[0]['path']).name}"
-    assert [place["id"] for place in wanted] == [e.get_attribute("data-id") for e in select(".hit-place")]
+    assert [hit["id"] for hit in wanted] == [e.get_attribute("data-id") for e in select(".hit-place")]
     browser.execute_script("arguments[0].scrollIntoView()", players[later])
     browser.execute_script("arguments[0].muted = true; arguments[0].play()", players[later])
     times = until(
@@ -184,6 +192,18 @@ def test_a_browser_types_finds_and_plays_the_moment(browser, address, index):
     assert first.get_attribute("data-id") == wanted[later]["id"]
     until(lambda: select("a[href*='like=']"))[1].click()
     until(lambda: "like=" in browser.current_url and len(select(".hit video")) == len(wanted))
+    # A film that is uploaded, and the microphone, are queries as well.
+    browser.get(address)
+    film = place / "two.mp4"
+    until(lambda: [button for button in select("button") if button.text.startswith("A sound or a video")])[0].click()
+    until(lambda: select("input[type=file][accept*=video]"))[0].send_keys(str(film))
+    alike = [hit["id"] for hit in index.search(video=film, top=12)]
+    until(lambda: [place.get_attribute("data-id") for place in select(".hit-place")] == alike)
+    browser.get(address)
+    until(lambda: [button for button in select("button") if button.text.startswith("A sound or a video")])[0].click()
+    for name in ("button[aria-label='Record audio']", ".record-button", ".stop-button"):
+        until(lambda name=name: [button for button in select(name) if button.is_displayed()])[0].click()
+    until(lambda: len(select(".hit-place")) == len(wanted))
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     assert len(asked) > 10

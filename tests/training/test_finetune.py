@@ -223,6 +223,8 @@ def test_clips_without_sound_are_replaced_and_named(tmp_path, pretrained, corpus
         (["--task=video", "--data={data}", "--init=none", "--set=time_mask=1"], 2, "time_mask"),
         (["--task=audio", "--data={data}", "--init=none", "--set=waveform.speed=0.5"], 2, "waveform.speed"),
         (["--task=audio", "--data={data}", "--init=none", "--set=smoothing=0.1"], 2, "smoothing must be 0"),
+        (["--task=image", "--data={data}", "--init=none", "--pretrain-steps=9"], 2, "pretrain_steps must be 0 but for"),
+        (["--task=audio", "--data={data}", "--init=none", "--pretrain-steps=3", "--steps=3"], 2, "fewer than the 3"),
         (["--task=image", "--data={data}", "--init=none", "--frames=8"], 2, "one row of voxels"),
         (["--task=video", "--data={data}", "--init=none", "--drop-rate=1"], 2, "model.drop.rate"),
         (["--task=video", "--data={data}", "--init=none", "--set=optim.rat=1"], 2, "did you mean 'optim.rate'"),
@@ -270,6 +272,24 @@ def test_the_small_preset_resumes_to_the_bit(tmp_path, pretrained, corpus):
     backbone = [name for name in last if name.startswith("backbone.")]
     assert all(torch.equal(alone[name], before[name]) for name in backbone)
     assert not any(torch.equal(last[name], before[name]) for name in backbone if name.endswith("weight"))
+
+
+def test_sound_is_learned_without_labels_first_and_resumed_to_the_bit(tmp_path, corpus):
+    arguments = ("--task=audio", "--preset=small", "--data", corpus, "--init=none", "--batch-size=4", "--steps=4")
+    few = ("--set=data.workers=0", "--set=save_every=1", "--set=keep_checkpoints=9", "--set=optim.warmup=1")
+    assert run(*arguments, *few, "--pretrain-steps=3", "--out", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for step in (2, 3, 4):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"step-{step:08d}")
+    assert run("--out", tmp_path / "cut", "--resume") == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    records = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [r["pretraining"] for r in records] == [True, True, True, False]
+    assert records[3]["rate"] == 0  # a schedule of its own
+    before, after = (load(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}").model for step in (1, 3))
+    same = {name.split(".")[0] for name in after if torch.equal(before[name], after[name])}
+    assert same == {"head"}
+    assert run("--out", tmp_path / "cut", "--resume", "--pretrain-steps=2") == 2
 
 
 def test_presets_are_the_release(capsys):

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from vatt.config.finetuning import DESCRIPTORS
+from vatt.config.model import AudioConfig
 from vatt.config.pretraining import LossConfig
 from vatt.model.heads import Embeddings
 from vatt.model.losses import (
@@ -14,6 +17,7 @@ from vatt.model.losses import (
     softmax_cross_entropy,
 )
 from vatt.ops import REFERENCE, choose
+from vatt.training.descriptors import BANDS, describe, descriptor_loss
 from vatt.training.optimizers import SGD
 from vatt.training.schedules import multilevel_rate
 
@@ -47,6 +51,23 @@ def test_clips_without_a_class_have_no_loss():
     balanced_sigmoid_cross_entropy(logits, labels).backward()
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad[1] == 0).all()
+
+
+def test_sound_is_described_patch_by_patch_and_as_a_whole():
+    config = AudioConfig(samples=8_192, rate=16_000, patch=512)
+    seconds = torch.arange(config.samples) / config.rate
+    swelling = torch.sin(2 * torch.pi * torch.tensor([[300.0], [3_000.0]]) * seconds) * (0.1 + seconds)
+    patches, whole = describe(swelling, config)
+    low, high = patches[:, -1].argmax(dim=-1)
+    assert (patches.shape, whole.shape) == ((2, 16, BANDS), (2, DESCRIPTORS))
+    assert low < high
+    assert patches[0, -1, low] > patches[0, 0, low] + 1
+    torch.testing.assert_close(describe(swelling / 5, config)[1], whole, rtol=0, atol=1e-3)  # loudness says nothing
+    features = torch.cat([F.pad(whole[:, None], (0, 8)), F.pad(patches, (0, 80 - BANDS), value=7.0)], dim=1)
+    keep = torch.tensor([3, 9])
+    assert descriptor_loss(features, swelling, config, None) == 0
+    assert descriptor_loss(features[:, [0, 4, 10]], swelling, config, keep) == 0
+    assert descriptor_loss(features[:, [0, 4, 11]], swelling, config, keep.expand(2, 2)) > 1e-4
 
 
 def literal_sgd(weight, gradients, rates):

@@ -19,6 +19,7 @@ Task = Literal["video", "audio", "image"]
 ClassLoss = Literal["softmax", "sigmoid"]  # one class a clip, or any number of them
 CropStyle = Literal["inception", "vgg"]
 Optimizer = Literal["sgd", "adamw"]
+DESCRIPTORS = 72  # numbers of a sound that pre-training regresses, see `training.descriptors`
 FPS, RATE = 12.5, 24_000  # of the release's fine-tuning: half of 25 frames a second, half of 48 kHz
 
 
@@ -87,6 +88,8 @@ class FinetuneConfig(RunConfig):
         mixup: a = b of the Beta distribution from which the shares of two mixed clips and their labels come, 0 is off.
         time_mask: longest span of a training clip that is silent or grey, as a share of it, 0 is off.
         head_dropout: before the class head.
+        pretrain_steps: so many first steps look at no labels: the sound encoder learns to tell the log-mel spectrogram
+            of what it hears, and statistics of it. Then follow those of the class loss, with a schedule of their own.
         eval_windows, eval_crops: temporal windows of a test clip and crops of each; their logits are averaged.
     """
 
@@ -101,6 +104,7 @@ class FinetuneConfig(RunConfig):
     time_mask: float = 0.0
     waveform: WaveformConfig = field(default_factory=WaveformConfig)
     head_dropout: float = 0.5
+    pretrain_steps: int = field(default=0, metadata=FIXED)
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     save_every: int = 5_000
     keep_checkpoints: int = 10
@@ -155,8 +159,9 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
     """The settings `config` of a task, changed for a few hundred clips with one label each.
 
     AdamW and sounds that are turned, faster or slower and coloured let a model learn that much, but not by heart.
-    From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones. A
-    pre-trained model keeps its sizes, its class head is trained alone at first, and lower layers change less.
+    From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones.
+    The first steps teach the encoder what log-mel spectrograms say, without labels. A pre-trained model keeps its
+    sizes, its class head is trained alone at first, and lower layers change less.
 
     `python -m vatt.finetune --task audio --preset small --data esc10.csv --init none`
     """
@@ -165,7 +170,7 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         sound = AudioConfig(samples=79_872, rate=16_000, patch=512, level=20.0, tones=True)
         model = replace(model, audio=sound, audio_encoder=EncoderConfig(96, 3, 3, 32, 192, dropout=0.0))
         if config.task == "audio":
-            config = replace(config, eval_windows=1)
+            config = replace(config, eval_windows=1, pretrain_steps=1_500)
     else:
         optim = replace(optim, rate=5e-4, layer_decay=0.75, head_steps=100, warmup=200)
     return replace(
@@ -180,7 +185,7 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         head_dropout=0.1,
         optim=optim,
         data=replace(config.data, batch_size=16, workers=1, cache_gb=1.0),
-        steps=3_000,
+        steps=2_500 if config.pretrain_steps else 3_000,
         save_every=1_000,
         keep_checkpoints=3,
     )

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from ..errors import ConfigError
 from .data import DATA_ORDER, DATA_VERSION, DataConfig
-from .finetuning import FinetuneConfig
+from .finetuning import DESCRIPTORS, FinetuneConfig
 from .model import EncoderConfig, ModelConfig, kept_tokens
 from .pretraining import Config
 from .run import DROPOUT_VERSION, RunConfig
@@ -107,6 +107,13 @@ def _finetuning(c: FinetuneConfig) -> Iterator[Finding]:
     )
     yield "optim.layer_decay", 0 < c.optim.layer_decay <= 1, "above 0 and at most 1"
     yield "optim.head_steps", 0 <= c.optim.head_steps <= c.steps, f"between 0 and the {c.steps} steps of the run"
+    yield "pretrain_steps", 0 <= c.pretrain_steps < c.steps, f"at least 0 and fewer than the {c.steps} steps of the run"
+    if c.pretrain_steps:
+        m = c.model
+        yield "pretrain_steps", c.task == "audio", "0 but for sound"
+        width = m.audio_encoder.width if m.kind == "specific" else m.post_width
+        yield "pretrain_steps", width >= DESCRIPTORS, f"0 for features narrower than {DESCRIPTORS}"
+        yield "pretrain_steps", m.audio.tokens >= 4, "0 for sound of fewer than 4 patches"
     low, high = c.crop.area
     yield "crop.area", 0 < low <= high <= 1, "two shares above 0, the smaller one first"
     low, high = c.crop.aspect

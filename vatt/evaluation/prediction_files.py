@@ -156,7 +156,13 @@ def draw_training(records: list[dict[str, Any]], path: Path) -> None:
     records = [r for r in records if r["updated"]]
     steps = [r["step"] for r in records]
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
-    panels[0].plot(steps, [r["loss"] for r in records], color="black", linewidth=1)
+    unlabelled = [r for r in records if r.get("pretraining")]
+    panels[0].plot(
+        steps[len(unlabelled) :], [r["loss"] for r in records[len(unlabelled) :]], color="black", linewidth=1
+    )
+    if unlabelled:
+        panels[0].plot(steps[: len(unlabelled)], [r["loss"] for r in unlabelled], color="gray", label="without labels")
+        panels[0].legend()
     panels[0].set(ylabel="loss (nats)", title="Fine-tuning")
     panels[1].plot(steps, [r["gradient_norm"] for r in records], color="#0072b2", linewidth=1, label="backbone")
     panels[1].plot(steps, [r["head_gradient_norm"] for r in records], color="#d55e00", linewidth=1, label="class head")

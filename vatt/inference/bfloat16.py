@@ -97,11 +97,18 @@ class _Encoder(nn.Module):
             attention, mlp = layer.attention, layer.mlp
             attention.add_module("qkv", _Linear(attention.qkv))
             attention.add_module("out", _Linear(attention.out))
-            layer.add_module("mlp", nn.Sequential(_Linear(mlp.wi, gelu=True), _Linear(mlp.wo)))
+            layer.add_module("mlp", _MLP(_Linear(mlp.wi, gelu=True), _Linear(mlp.wo)))
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         out: Tensor = self.encoder(x.bfloat16(), *arguments, **options)
         return out.float()
+
+
+class _MLP(nn.Sequential):
+    def forward(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
+        """As `MLP.forward`; nothing is dropped, so the seed has no use."""
+        out: Tensor = super().forward(x)
+        return out
 
 
 class _Linear(nn.Module):

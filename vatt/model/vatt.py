@@ -342,11 +342,26 @@ class Classifier(nn.Module):
         count = self.head.linear.out_features
         return tuple(map(str, self.record.get("labels") or range(count)))
 
-    def forward(self, x: Tensor, *, views: int = 1, seed: int = 0, rows: BatchRows | None = None) -> Tensor:
-        """x [B*views, ...], views of a clip side by side -> logits [B,classes]; in training [B*views,classes]."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        views: int = 1,
+        seed: int = 0,
+        rows: BatchRows | None = None,
+        keep: Tensor | None = None,
+        headless: bool = False,
+    ) -> Tensor:
+        """x [B*views, ...], views of a clip side by side -> logits [B,classes]; in training [B*views,classes].
+
+        `headless`: return what `Backbone.features` does, to which `keep` goes.
+        """
         check = _check_samples if self.modality == "audio" else _check_frames
         check("a classifier", x, self.backbone.config)
-        logits = self.head(self.backbone.features(self.modality, x, seed=seed, rows=rows)[:, 0])
+        features = self.backbone.features(self.modality, x, seed=seed, keep=keep, rows=rows)
+        if headless:
+            return features
+        logits = self.head(features[:, 0])
         return logits if self.training else logits.unflatten(0, (-1, views)).mean(dim=1)
 
     def predict(

@@ -29,6 +29,9 @@ class Metric(NamedTuple):
 METRICS = (
     Metric("step", "steps", "number of the step, from 1"),
     Metric("loss", "nats", "what was minimised, over the clips of all processes; null: not finite"),
+    Metric(
+        "pretraining", "bool", "true: no labels were looked at, and the loss is a mean squared error", "pretrain_steps"
+    ),
     Metric("video_text", "nats", "its video-text part (MIL-NCE)", "pre-training"),
     Metric("video_audio", "nats", "its video-audio part (NCE)", "pre-training"),
     Metric("gradient_norm", "", "Euclidean norm before clipping: of all parameters, in fine-tuning of the backbone's"),

@@ -226,7 +226,8 @@ class Archive:
 
     def holds(self, path: str) -> bool:
         """Whether the archive has rows of that file."""
-        return bool(path) and self.count(f"path = {_quoted(path)}") > 0
+        with _failing(self.source, "is damaged"):
+            return bool(path) and self.table.count_rows(f"path = {_quoted(path)}") > 0
 
     # -- adding
 
@@ -276,6 +277,10 @@ class Archive:
             self.table.checkout_latest()
             self.table.optimize()
             self._reader = None
+            if self.table.count_rows() > INDEXED_FROM:
+                there = {name for index in self.table.list_indices() for name in index.columns}
+                for column in {"id", "path"} - there:  # a page that shows twelve hits asks for each of their files
+                    self.table.create_index(column, config=_lancedb().index.BTree())
             for space in SPACES[:2]:
                 count = self.table.count_rows(f"{space} IS NOT NULL")
                 if count > INDEXED_FROM and count >= 4 * self.indexes.get(space, {}).get("rows", 0):

@@ -255,12 +255,13 @@ class SearchIndex:
         self.sources: list[Index | Archive] = [*([index] if files else []), *archives]
         self.windows: int = opened[0].metadata["windows"]
         self.silent = sum(len(one.arrays["path"]) for one in files) - len(index) + sum(one.silent() for one in archives)
-        if not len(self):
+        self._count = sum(len(source) for source in self.sources)
+        if not self._count:
             names = ", ".join(str(one.source) for one in opened)
             raise FeaturesError(f"{names}: none of the {self.silent} clips has video, which all queries ask for")
 
     def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
+        return self._count
 
     def search(
         self,
