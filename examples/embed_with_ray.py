@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     numbers.map_batches(Embedder, fn_constructor_args=given, batch_size=1, **options).take_all()
     model = vatt.load(args.model)
     about = {"model": given[0], "windows": model.settings.eval_windows, "weights_sha256": weights_fingerprint(model)}
-    counts = assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about)
-    print(counts)
+    print(counts := assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about))
     return 0 if counts["clips"] else 1
 
 
