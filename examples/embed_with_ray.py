@@ -3,7 +3,8 @@
 python examples/embed_with_ray.py MODEL CLIPS OUT.parquet --actors 8     (pip install -e '.[ray,features]')
 
 All three lie on a disk that all machines share. A part of the clips is a file in OUT.parts/ as soon as it is done: one
-that is made twice is the same file, one that is there is not made again. OUT is the table that `vatt embed` writes.
+that is made twice is the same file, one that is there is not made again, one of bad clips alone stops nothing. OUT is
+the table that `vatt embed` writes.
 """
 
 import argparse
@@ -27,7 +28,6 @@ class Embedder:
         for number in batch["id"].tolist():
             if not (path := self.parts / f"{number:08d}.npz").exists():
                 rows = self.clips[number * self.size : (number + 1) * self.size]
-                # A part may have no clip that can be read: its clips are counted as bad, and the job goes on.
                 made = vatt.embed(self.model, Manifest(rows, self.clips.root, self.clips.labels), max_bad_share=None)
                 write_npz(path, made.arrays.items())
         return batch
@@ -48,12 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     given = (str(Path(args.model).absolute()), str(Path(args.clips).absolute()), parts, args.size)
     options = {"num_gpus": args.gpus or None, "concurrency": args.actors}  # what fails is tried again by default
     numbers = ray.data.from_items([{"id": i} for i in range(count)], override_num_blocks=count)
-    done = numbers.map_batches(Embedder, fn_constructor_args=given, batch_size=1, **options).take_all()
-    assert len(done) == count
+    numbers.map_batches(Embedder, fn_constructor_args=given, batch_size=1, **options).take_all()
     model = vatt.load(args.model)
     about = {"model": given[0], "windows": model.settings.eval_windows, "weights_sha256": weights_fingerprint(model)}
-    counts = assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about)
-    print(counts)
+    print(counts := assemble([parts / f"{number:08d}.npz" for number in range(count)], Path(args.out), about))
     return 0 if counts["clips"] else 1
 
 
