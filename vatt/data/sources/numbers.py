@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 2**16
-SHARE = 2**20  # numbers that are compared at a time
+SHARE = 2**19  # numbers that are compared at a time, which takes some 80 bytes each
 
 
 class Numbers:
