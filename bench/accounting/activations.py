@@ -56,7 +56,7 @@ class _CudaDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Any) -> Tensor:  # seeds are for compiled layers
         return torch.native_dropout(x, self.p, True)[0]
 
 

@@ -45,9 +45,13 @@ def inputs(batch: int = 4, dtype: torch.dtype = torch.float32):
     return video, audio, text, torch.tensor([1.0, 1, 0, 1])[:batch], torch.tensor([1.0, 0, 1, 1])[:batch]
 
 
-def step(config, ops, dtype=torch.float32, seed=3):
+def step(config, ops, dtype=torch.float32, seed=3, rounding=0.0):
     torch.manual_seed(0)
     model = VATT(config, ops).to(dtype)
+    if rounding:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight *= 1 + rounding * (2 * torch.rand_like(weight) - 1)
     video, audio, text, audio_mask, text_mask = inputs(dtype=dtype)
     if dtype is torch.float64:
         video = video.double() * (2 / 255) - 1
@@ -65,13 +69,15 @@ def test_fused_equals_reference_in_results_and_gradients(kind, drop):
     loss, reference, gradients = step(config, REFERENCE)
     fused_loss, fused, fused_gradients = step(config, FUSED)
     eps = torch.finfo(torch.float32).eps
+    # Batch norm of four clips divides by what may be small: how much it enlarges a rounding, exact arithmetic tells.
+    _, moved, _ = step(config, REFERENCE, torch.float64, rounding=eps)
 
     def error(ours, exact):
         return (ours.double() - exact).norm() / exact.norm()
 
     assert abs(fused_loss - truth_loss) <= 2 * abs(loss - truth_loss) + 16 * eps * truth_loss
-    for ours, plain, exact in zip(fused, reference, truth, strict=True):
-        assert error(ours, exact) <= 2 * error(plain, exact) + 16 * eps
+    for ours, plain, exact, nearby in zip(fused, reference, truth, moved, strict=True):
+        assert error(ours, exact) <= 2 * error(plain, exact) + 16 * max(eps, error(nearby, exact))
     assert fused_gradients.keys() == gradients.keys() == truth_gradients.keys()
     # A gradient that vanishes in exact arithmetic (a shift before batch norm) carries the rounding of what cancels.
     largest = max(g.norm() for g in truth_gradients.values())
