@@ -192,73 +192,72 @@ def queries_kernel(
         outs = load_at(out, first, start, head, row, row, WIDTH, length, ROWS, WIDTH, PADDED)
         part = tl.sum(outs.to(tl.float32) * grads.to(tl.float32), axis=1)
     tl.store(delta + here, part, mask=query < length)
-    if dq is None:
-        return
-    acc = tl.zeros([ROWS, PADDED], dtype=tl.float32)
-    whole = length // KEYS * KEYS
-    for n in range(0, whole, KEYS):
-        key = n + tl.arange(0, KEYS)
-        keys = load_rows(k_tile, key, length, WIDTH, PADDED, False)
-        values = load_rows(v_tile, key, length, WIDTH, PADDED, False)
-        weights, _, weight_grads = recompute(
-            queries,
-            keys,
-            values,
-            grads,
-            statistic,
-            factor,
-            query,
-            n,
-            lines,
-            key_mask,
-            diagonals,
-            first,
-            length,
-            head,
-            reach,
-            scale,
-            threshold,
-            rescale,
-            DROPOUT,
-            EXACT,
-            KEYS,
-            False,
-        )
-        ds = weights * (weight_grads - part[:, None])
-        acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
-        k_tile += KEYS * k_row
-        v_tile += KEYS * v_row
-    if whole < length:
-        key = whole + tl.arange(0, KEYS)
-        keys = load_rows(k_tile, key, length, WIDTH, PADDED, True)
-        values = load_rows(v_tile, key, length, WIDTH, PADDED, True)
-        weights, _, weight_grads = recompute(
-            queries,
-            keys,
-            values,
-            grads,
-            statistic,
-            factor,
-            query,
-            whole,
-            lines,
-            key_mask,
-            diagonals,
-            first,
-            length,
-            head,
-            reach,
-            scale,
-            threshold,
-            rescale,
-            DROPOUT,
-            EXACT,
-            KEYS,
-            True,
-        )
-        ds = weights * (weight_grads - part[:, None])
-        acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
-    store_rows(dq, acc * (scale * LN2), first, query, length, head, d_row, WIDTH, PADDED)
+    if dq is not None:  # a return would not end what Triton compiles
+        acc = tl.zeros([ROWS, PADDED], dtype=tl.float32)
+        whole = length // KEYS * KEYS
+        for n in range(0, whole, KEYS):
+            key = n + tl.arange(0, KEYS)
+            keys = load_rows(k_tile, key, length, WIDTH, PADDED, False)
+            values = load_rows(v_tile, key, length, WIDTH, PADDED, False)
+            weights, _, weight_grads = recompute(
+                queries,
+                keys,
+                values,
+                grads,
+                statistic,
+                factor,
+                query,
+                n,
+                lines,
+                key_mask,
+                diagonals,
+                first,
+                length,
+                head,
+                reach,
+                scale,
+                threshold,
+                rescale,
+                DROPOUT,
+                EXACT,
+                KEYS,
+                False,
+            )
+            ds = weights * (weight_grads - part[:, None])
+            acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
+            k_tile += KEYS * k_row
+            v_tile += KEYS * v_row
+        if whole < length:
+            key = whole + tl.arange(0, KEYS)
+            keys = load_rows(k_tile, key, length, WIDTH, PADDED, True)
+            values = load_rows(v_tile, key, length, WIDTH, PADDED, True)
+            weights, _, weight_grads = recompute(
+                queries,
+                keys,
+                values,
+                grads,
+                statistic,
+                factor,
+                query,
+                whole,
+                lines,
+                key_mask,
+                diagonals,
+                first,
+                length,
+                head,
+                reach,
+                scale,
+                threshold,
+                rescale,
+                DROPOUT,
+                EXACT,
+                KEYS,
+                True,
+            )
+            ds = weights * (weight_grads - part[:, None])
+            acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
+        store_rows(dq, acc * (scale * LN2), first, query, length, head, d_row, WIDTH, PADDED)
 
 
 @triton.jit
