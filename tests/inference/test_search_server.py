@@ -156,7 +156,7 @@ def address(app):
         thread.join(30)
 
 
-def until(condition, seconds: float = 60.0):
+def until(condition, seconds: float = 180.0):
     """What `condition` returns, as soon as it is something."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -78,8 +78,7 @@ def test_a_sharded_run_with_a_killed_process_goes_on_as_one(folder, two, tmp_pat
     out = tmp_path / "run"
     (tmp_path / "killed.py").write_text(KILLED)
     died = torchrun(2, tmp_path / "killed.py", "--data", folder / "clips.csv", "--out", out, "--parallel=fsdp", *FEW)
-    assert died.returncode != 0
-    assert "SIGKILL" in died.stderr  # torchrun names the process that began it, and ends the others
+    assert died.returncode != 0  # torchrun names the process that it saw end first, which may be the other one
     assert [p.name for p in (out / "checkpoints").glob("step-*")] == ["step-00000002"]
     assert (out / "checkpoints" / "step-00000002" / "shards").is_dir()
     assert train.main(["--out", str(out), "--resume"]) == 0
