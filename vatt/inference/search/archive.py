@@ -27,7 +27,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from ...errors import ConfigError, MissingPackage, RunError, VattError
 from ...runtime.forms import printable
 from ..features_file import FeaturesError
 
+Real = TypeVar("Real", np.float32, np.float64)
 SUFFIX = ".lance"
 SPACES = ("video_to_text", "video_to_audio", "audio_embedding")
 SHOWN = ("id", "path", "start", "end", "label", "captions")
@@ -71,6 +72,12 @@ def moment_id(path: str, start: float, end: float | None) -> str:
     """Return the id of the row of that span."""
     span = float(start), None if end is None else float(end)
     return hashlib.sha256(f"{path}\n{span[0]!r}\n{span[1]!r}".encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def normalised(vectors: NDArray[Real]) -> NDArray[Real]:
+    """Return vectors [...,D] divided by their length; zeros stay zeros."""
+    unit: NDArray[Real] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 def _lancedb() -> Any:
@@ -190,8 +197,7 @@ class Archive:
         with _failing(self.source, "cannot be searched"):
             found = LOOP.run(self._candidates(space, np.asarray(vector, np.float32), top, where))
         vectors = found[space].combine_chunks().flatten().to_numpy().reshape(-1, len(vector)).astype(np.float64)
-        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        cosine = unit @ (np.asarray(vector, np.float64) / np.linalg.norm(vector))
+        cosine = normalised(vectors) @ normalised(np.asarray(vector, np.float64))
         order, windows = np.argsort(-cosine, kind="stable")[:top], self.metadata["windows"]
         return [
             {"cosine": near, "id": moment_id(row["path"], row["start"], row["end"]), **row, "windows": windows}
@@ -323,19 +329,15 @@ class Archive:
         for ids, vectors in batches():
             taken.append(vectors[-first % step :: step])
             first += len(ids)
-        queries = _unit(np.concatenate(taken)[:SAMPLES])
-        queries += _unit(np.random.default_rng(0).standard_normal(queries.shape, np.float32))
+        queries = normalised(np.concatenate(taken)[:SAMPLES])
+        queries += normalised(np.random.default_rng(0).standard_normal(queries.shape, np.float32))
         best: list[list[tuple[float, str]]] = [[] for _ in queries]
         for ids, vectors in batches():
-            cosine = _unit(queries) @ _unit(vectors).T
+            cosine = normalised(queries) @ normalised(vectors).T
             near = np.argpartition(-cosine, min(10, len(ids) - 1))[:, :10]
             for held, row, columns in zip(best, cosine, near, strict=True):
                 held[:] = sorted([*held, *((float(row[i]), ids[i]) for i in columns)], reverse=True)[:10]
         return queries, [{identity for _, identity in held} for held in best]
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def gone(path: str) -> bool:

@@ -24,7 +24,7 @@ from ...errors import ConfigError, DataError, RunError
 from ...model.vatt import VATT
 from ..bfloat16 import choose_dtype, inference_form
 from ..features_file import Features, FeaturesError, read_features
-from .archive import Archive, gone, is_archive, moment_id, open_archive
+from .archive import Archive, gone, is_archive, moment_id, normalised, open_archive
 
 SPACE = {"text": "video_to_text", **dict.fromkeys(("audio", "video", "like"), "video_to_audio")}
 COLUMNS = ("path", "start", "end", "label", "video_clip", "text_clip", "caption")
@@ -67,7 +67,7 @@ class Index:
         """
         if where is not None:
             raise ConfigError("only archives are filtered; write the features with vatt embed --out NAME.lance")
-        cosine = self.spaces[space] @ _normalised(vector)
+        cosine = self.spaces[space] @ normalised(vector)
         order = np.argsort(-cosine, kind="stable")[:top]  # NaN comes last
         return [self._hit(i, cosine[i]) for i in order.tolist() if np.isfinite(cosine[i])]
 
@@ -104,16 +104,9 @@ def build_index(files: list[Features], spaces: set[str]) -> Index:
         index.captions.extend(captions.values())
         index.windows.extend([features.metadata["windows"]] * len(seen))
         for name in spaces:
-            parts[name].append(_normalised(arrays[name]))
+            parts[name].append(normalised(arrays[name]))
     index.spaces.update({name: np.concatenate(part) for name, part in parts.items()})
     return index
-
-
-def _normalised(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = np.divide(
-        x, np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12), dtype=np.float32
-    )
-    return unit
 
 
 def rank(
