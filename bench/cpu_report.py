@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -168,11 +169,12 @@ def loader(rounds: int, layers: int | None) -> Iterator[list[Row]]:
             ]
 
 
-def training(before: str, rounds: int, *, quick: bool) -> Iterator[list[Row]]:
+def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list[Row]]:
     """Clips a second of `python -m vatt.train --fused` without a cache, in turn with and without the code of `before`.
 
     Of a run its first third is left out: processes start in it. Raises `ReportError` where a run fails.
     """
+    quick = layers is not None
     steps, batch = (3, 4) if quick else (18, 32)
     found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -297,15 +299,11 @@ def measure(args: argparse.Namespace) -> Path:
     )
     done = {row["part"] for row in report.rows}
     missing = [part for part in args.parts if part not in done]
+    measures = MEASURES | {"training": partial(training, before=args.before)}
     with progress_bar(len(args.parts), NAME, "part", len(done)) as bar:
         for part in missing:
             try:
-                measured = (
-                    training(args.before, rounds, quick=args.quick)
-                    if part == "training"
-                    else MEASURES[part](rounds, layers)
-                )
-                report.rows += [row for rows in measured for row in rows]
+                report.rows += [row for rows in measures[part](rounds, layers) for row in rows]
             except (ReportError, ConfigError) as error:  # a rival that is not installed costs its part
                 print(f"{part} is left out: {error}", file=sys.stderr)
             report.save(path)

@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(0 <= rate < 1 for rate in args.drop_rates):
         parser.error("--drop-rates are shares, 0 <= R < 1")
     args.seeds = args.seeds or ([1] if args.quick else [1, 2, 3])
-    args.processes = args.processes or len(os.sched_getaffinity(0))
+    args.processes = args.processes or os.cpu_count() or 1
     args.folds = args.folds or ([1] if args.quick else list(FOLDS))
     try:
         return cli.run_benchmark(lambda: measure(args), REPORT_PAGE, args)
