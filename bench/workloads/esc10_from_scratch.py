@@ -2,7 +2,7 @@
 
 The model is VATT's audio tower with a class head, trained as `python -m vatt.finetune --task audio --preset small` does
 from scratch, with the clips in memory. DropToken acts in training only; every test clip is heard with all its tokens,
-four times, turned by a quarter each time, and the logits are averaged. Everything random is a function of (seed, fold,
+eight times, turned by an eighth each time, and the logits are averaged. Everything random is a function of (seed, fold,
 step), and none of it of the drop rate, so that the rates are compared on the same weights, clips and mixtures.
 
 Data: https://github.com/karolpiczak/ESC-50 (the ESC-10 subset, CC BY; Piczak 2015).
@@ -41,7 +41,7 @@ from vatt.training.optimizers import finetuning_optimizer
 
 FOLDS = (1, 2, 3, 4, 5)
 SECONDS = 5  # of a clip
-VIEWS = 4  # of a test clip
+VIEWS = 8  # of a test clip
 
 
 class Esc10Clips(NamedTuple):

@@ -31,7 +31,8 @@ class FinetuneOptimConfig:
         optimizer: "sgd" with momentum, the rate inside the velocity, or "adamw".
         weight_decay: of AdamW, of matrices alone.
         clip: largest global norm of the backbone's gradients, 0 is off; those of the class head are never clipped.
-        layer_decay: the rate of a layer is that of the one above it times this; the class head has `rate`.
+        layer_decay: the rate of a layer is that of the one above it times this; the class head has `rate`, and so have
+            all layers in steps without labels.
         head_steps: so many first steps train the class head alone.
     """
 
@@ -161,7 +162,7 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
     AdamW and sounds that are turned, faster or slower and coloured let a model learn that much, but not by heart.
     From scratch a sound is heard whole: 5 s at 16 kHz, at a level that moves the projection, which starts as tones.
     The first steps teach the encoder what log-mel spectrograms say, without labels. A pre-trained model keeps its
-    sizes, its class head is trained alone at first, and lower layers change less.
+    sizes, and its class head is trained alone at first. What was learned without labels changes less in lower layers.
 
     `python -m vatt.finetune --task audio --preset small --data esc10.csv --init none`
     """
@@ -170,7 +171,8 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
         sound = AudioConfig(samples=79_872, rate=16_000, patch=512, level=20.0, tones=True)
         model = replace(model, audio=sound, audio_encoder=EncoderConfig(96, 3, 3, 32, 192, dropout=0.0))
         if config.task == "audio":
-            config = replace(config, eval_windows=1, pretrain_steps=1_500)
+            config = replace(config, eval_windows=1, pretrain_steps=2_000)
+            optim = replace(optim, rate=3e-3, layer_decay=0.3)
     else:
         optim = replace(optim, rate=5e-4, layer_decay=0.75, head_steps=100, warmup=200)
     return replace(

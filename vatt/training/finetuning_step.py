@@ -68,7 +68,7 @@ def finetune_step(
         optimizer.state.clear()  # gradients of the other loss say nothing of the size of this one's
     for group in optimizer.param_groups:
         waits = not pretrains and done < config.optim.head_steps and not group.get("head", True)
-        group["lr"] = 0.0 if waits else rate * group.get("scale", 1.0)
+        group["lr"] = 0.0 if waits else rate * (1.0 if pretrains else group.get("scale", 1.0))
     x, labels = batch.audio if config.modality == "audio" else batch.video, batch.labels
     rows = BatchRows(world.rank * len(x), world.size * len(x))
     torch.manual_seed(mix_seed(seed, rows.first))  # element-wise dropout
