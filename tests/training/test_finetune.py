@@ -289,6 +289,9 @@ def test_sound_is_learned_without_labels_first_and_resumed_to_the_bit(tmp_path, 
     before, after = (load(tmp_path / "whole" / "checkpoints" / f"step-{step:08d}").model for step in (1, 3))
     same = {name.split(".")[0] for name in after if torch.equal(before[name], after[name])}
     assert same == {"head"}
+    unlabelled = load(tmp_path / "whole" / "checkpoints" / "step-00000003").state["optimizer"]["param_groups"]
+    assert len({group["scale"] for group in unlabelled}) == 5  # the head, three layers, tokens
+    assert len({group["lr"] for group in unlabelled}) == 1
     assert run("--out", tmp_path / "cut", "--resume", "--pretrain-steps=2") == 2
 
 
