@@ -140,12 +140,14 @@ ret;
         ("", "@%p3 bra $L__BB0_1;\nst.shared.b32 [%r2], %r3;", 1),
         ("bar.sync 0;\nst.shared.b32 [%r2], %r3;", "ld.shared.b32 %r4, [%r2];\nst.global.b32 [%rd4], %r4;", 0),
         ("", "cp.async.commit_group;\ncp.async.wait_group 0;", 0),
+        ("add.s32 %r2, %r5, 4000;", "st.shared::cta.b32 [ %r2 + 96 ], {%r3};", 0),  # behind all tiles
+        ("add.s32 %r2, %r5, 4000;", "st.shared::cta.b32 [ %r2 + 92 ], {%r3};", 1),
     ],
 )
 def test_writes_before_the_barrier_after_wgmma_are_noticed(ahead: str, behind: str, early: int) -> None:
     from vatt_kernels.aot import early_writes
 
-    assert len(early_writes(LOOP.format(ahead=ahead, behind=behind))) == early
+    assert len(early_writes(LOOP.format(ahead=ahead, behind=behind), shared=4096 + 512)) == early
 
 
 EARLY = """
