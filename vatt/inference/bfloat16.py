@@ -96,7 +96,7 @@ class _Encoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder.bfloat16()
-        encoder.layers = nn.ModuleList(map(_Layer, encoder.layers))
+        encoder.layers = nn.ModuleList(_Layer(x) for x in encoder.modules() if isinstance(x, Layer))
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         out: Tensor = self.encoder(x.bfloat16(), *arguments, **options)
