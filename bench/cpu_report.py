@@ -28,11 +28,13 @@ from harness.pages import BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
 import torch
+from accounting.flops import backbone_flops
 from torch.nn import functional as F
-from workloads import dropped_step, model_steps
+from workloads import dropped_step, model_steps, tower_floors
 from workloads.model_steps import StepCase
 from workloads.videomae_step import fast_bfloat16, rival, rival_step, video_model
 
+from vatt.config.model import ModelConfig
 from vatt.config.presets import preset
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.loader import make_loader
@@ -48,7 +50,7 @@ from vatt.runtime.progress import progress_bar
 
 NAME = "cpu_report"
 CPU = torch.device("cpu")
-PARTS = ("features", "videomae", "dropout", "loader", "training")
+PARTS = ("features", "floors", "videomae", "dropout", "loader", "training")
 HERE = "here"
 EXAMPLES = """examples:
   python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
@@ -75,29 +77,49 @@ def compared(part: str, what: str, candidates: Mapping[str, Callable[[], object]
     ]
 
 
-def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:
-    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16."""
+def towers(layers: int | None) -> tuple[ModelConfig, dict[str, VATT], dict[str, torch.Tensor]]:
+    """Return settings of `bbs`, it in float32 and in the form for CPUs with bfloat16, and a clip of each modality."""
     require_bfloat16(CPU)
     config = preset("bbs").model
     encoder = config.video_encoder if layers is None else replace(config.video_encoder, layers=layers)
+    config = replace(config, video_encoder=encoder, audio_encoder=encoder)
     torch.manual_seed(0)
-    exact = VATT(replace(config, video_encoder=encoder, audio_encoder=encoder), choose(True, CPU)).eval()
+    exact = VATT(config, choose(True, CPU)).eval()
     light = copy.deepcopy(exact)
     use_bfloat16(light)
     draw = torch.Generator().manual_seed(1)
     size = config.video.size
     clip = torch.randint(0, 256, (1, config.video.frames, size, size, 3), generator=draw, dtype=torch.uint8)
     inputs = {"video": clip, "audio": torch.rand(1, config.audio.samples, generator=draw) * 2 - 1}
+    return config, {"float32": exact, "bfloat16": light}, inputs
+
+
+@torch.inference_mode()
+def pooled(model: VATT, modality: str, x: torch.Tensor) -> torch.Tensor:
+    return model.backbone.features(modality, x)[:, 0]
+
+
+def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16."""
+    _, models, inputs = towers(layers)
     for modality, x in inputs.items():
-
-        @torch.inference_mode()
-        def pooled(model: VATT, modality: str = modality, x: torch.Tensor = x) -> torch.Tensor:
-            return model.backbone.features(modality, x)[:, 0]
-
-        candidates = {"float32": lambda f=pooled: f(exact), "bfloat16": lambda f=pooled: f(light)}
+        candidates = {name: partial(pooled, model, modality, x) for name, model in models.items()}
         rows = compared("features", f"bbs {modality} tower", candidates, rounds, "float32")
-        rows[1]["cosine"] = F.cosine_similarity(pooled(exact), pooled(light)).item()
+        exact, light = (candidate() for candidate in candidates.values())
+        rows[1]["cosine"] = F.cosine_similarity(exact, light).item()
         yield rows
+
+
+def floors(rounds: int, layers: int | None) -> Iterator[list[Row]]:
+    """Where the time of these towers goes, and the floor of their products and attention."""
+    config, models, inputs = towers(layers)
+    for modality, x in inputs.items():
+        flops = backbone_flops(config, modality, drop=False, project_all=False)
+        tokens = (config.video.tokens if modality == "video" else config.audio.tokens) + 1
+        for name, model in models.items():
+            rate = tower_floors.best_rate(config.video_encoder, tokens, getattr(torch, name), rounds)
+            run = partial(pooled, model, modality, x)
+            yield tower_floors.rows(f"bbs {modality} tower, {name}", run, flops, rate, rounds)
 
 
 def beside_videomae(rounds: int, layers: int | None) -> Iterator[list[Row]]:
@@ -214,7 +236,7 @@ def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list
         yield [row | {"runs": found[name, workers]}]
 
 
-MEASURES = {"features": features, "videomae": beside_videomae, "dropout": dropout, "loader": loader}
+MEASURES = {"features": features, "floors": floors, "videomae": beside_videomae, "dropout": dropout, "loader": loader}
 
 
 def advice(rows: Sequence[Row]) -> str:
@@ -243,15 +265,36 @@ def page(report: Report) -> str:
             number(row.get("clips_per_second"), 1),
         ]
         for row in report.rows
+        if row["part"] != "floors"
     ]
     columns = [
         *("part", "what", "candidate", "p20 s", "p50 s", "p80 s", "times as fast as the first", "cosine to float32"),
         *("gained by dropping tokens", "FLOP ratio", "clips/s"),
     ]
+    floor_lines = [
+        [row["what"], row["candidate"]]
+        + [number(None if row.get(name) is None else 1000 * row[name], 1) for name in ("p20", "p50", "p80", "floor")]
+        + [f"{row['share']:.0%}", number(row.get("gflops"), 0), number(row.get("best_gflops"), 0)]
+        for row in report.rows
+        if row["part"] == "floors"
+    ]
+    floor_columns = [
+        "tower",
+        "operations",
+        "p20 ms",
+        "p50 ms",
+        "p80 ms",
+        "floor ms",
+        "share",
+        "GFLOP/s",
+        "best GFLOP/s",
+    ]
+    where = "Where a tower's time goes, one clip; the floor is its FLOPs at the best rate of a product of its shapes."
     return "\n\n".join(
         [
             report.method["advice"],
             table(columns, lines, left=3),
+            *([where, table(floor_columns, floor_lines, left=2)] if floor_lines else []),
             "Training is `python -m vatt.train --fused --set data.cache_gb=0`, clips a second are those of the "
             "last two thirds of its steps. Version 1 of dropout is the form that runs had before version 2, and "
             "is what they go on with. Models have random weights. Products of bfloat16 need AMX or AVX512-BF16; "

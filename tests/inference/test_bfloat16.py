@@ -86,6 +86,34 @@ def test_features_are_those_of_float32_but_for_rounding(packs, monkeypatch):
         assert all(x.dtype == torch.float32 for x in light.embed_video(video.byte()))
 
 
+@pytest.mark.parametrize(("shape", "products"), [((1, 320), 1), ((1, 1201), 4), ((3, 401), 4), ((1, 1569), 1)])
+def test_products_that_one_core_would_compute_go_in_parts(shape, products, monkeypatch):
+    """Those whose output is narrower than their input; what a product is called with is looked at, not who computes."""
+    sizes = []
+
+    class Products:
+        def __call__(self, x, weight, bias, *how):
+            sizes.append(len(x))
+            return F.linear(x, weight, bias)
+
+        def binary(self, x, tokens, weight, bias, how):
+            return tokens + self(x, weight, bias)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight: weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Products())
+    draw = torch.Generator().manual_seed(1)
+    for width, count in ((8, products), (32, 1)):
+        dense = torch.nn.Linear(16, width).bfloat16()
+        linear = bfloat16._Linear(dense)
+        x, tokens = (torch.randn(*shape, size, generator=draw).bfloat16() for size in (16, width))
+        for added in (None, tokens):
+            sizes.clear()
+            expected = dense(x) if added is None else added + dense(x)
+            assert torch.allclose(linear(x, added), expected, rtol=2**-7, atol=2**-7)
+            assert len(sizes) == count
+            assert sum(sizes) == shape[0] * shape[1]
+
+
 def test_where_pytorch_cannot_the_way_out_is_named(monkeypatch):
     def fails(*tensors):
         raise RuntimeError("pack_vnni2 is only supported when avx512 is supported")

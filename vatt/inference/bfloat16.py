@@ -19,6 +19,9 @@ from ..model.vatt import VATT, Classifier
 from ..runtime.device import autocast_for, compute_dtype, cpu_multiplies_bfloat16
 
 SMALLEST_WIDTH = 512  # of VATT-Small; casts cost narrower models more than products gain
+# oneDNN computes a product whose output is narrower than its input with one core alone when it has some 400 to 1,400
+# rows, such as one window of sound; fewer rows, and more, it shares among the cores. So such products go in parts.
+PART_ROWS, WHOLE_ROWS = 320, 1536
 
 
 def choose_dtype(
@@ -93,21 +96,36 @@ class _Encoder(nn.Module):
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder.bfloat16()
-        for layer in [x for x in encoder.modules() if isinstance(x, Layer)]:
-            attention, mlp = layer.attention, layer.mlp
-            attention.add_module("qkv", _Linear(attention.qkv))
-            attention.add_module("out", _Linear(attention.out))
-            layer.add_module("mlp", _MLP(_Linear(mlp.wi, gelu=True), _Linear(mlp.wo)))
+        encoder.layers = nn.ModuleList(_Layer(x) for x in encoder.modules() if isinstance(x, Layer))
 
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         out: Tensor = self.encoder(x.bfloat16(), *arguments, **options)
         return out.float()
 
 
-class _MLP(nn.Sequential):
-    def forward(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
-        """As `MLP.forward`; nothing is dropped, so the seed has no use."""
-        out: Tensor = super().forward(x)
+class _Layer(nn.Module):
+    """`transformer.Layer` without dropout; products add what they find to the tokens before it is rounded."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.attention_norm, self.attention, self.mlp_norm = layer.attention_norm, layer.attention, layer.mlp_norm
+        self.attention.add_module("qkv", _Linear(layer.attention.qkv))
+        self.attention.add_module("out", _Linear(layer.attention.out))
+        self.wi, self.wo = _Linear(layer.mlp.wi, gelu=True), _Linear(layer.mlp.wo)
+
+    def forward(
+        self, x: Tensor, key_mask: Tensor | None, bias_table: Tensor | None, max_distance: int, seed: Tensor | None
+    ) -> Tensor:
+        one = self.attention
+        heads = one.ops.attention(
+            one.project(self.attention_norm(x)),
+            key_mask=key_mask,
+            bias_table=bias_table,
+            max_distance=max_distance,
+            scale=one.scale,
+        )
+        x = one.out(heads.flatten(-2), x)
+        out: Tensor = self.wo(self.wi(self.mlp_norm(x)), x)
         return out
 
 
@@ -120,14 +138,26 @@ class _Linear(nn.Module):
         self.packed: Tensor | None = None
         try:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.detach())
-            self.forward(torch.zeros(1, dense.in_features, dtype=torch.bfloat16))
+            row = torch.zeros(1, dense.in_features, dtype=torch.bfloat16)
+            self.forward(row, None if gelu else self.forward(row))
         except (AttributeError, NotImplementedError, RuntimeError):  # not public: a release may have it otherwise
             self.packed = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Return what is computed from x, added to `tokens` where they are given."""
         if self.packed is None:
             x = self.dense(x)
-            return F.gelu(x) if self.gelu else x
-        kind, how = ("gelu", "none") if self.gelu else ("none", "")  # "none" of GELU: exact, not tanh
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.dense.bias, kind, [], how)
-        return out
+            x = F.gelu(x) if self.gelu else x
+            return x if tokens is None else tokens + x
+        product, rows = torch.ops.mkldnn._linear_pointwise, x.flatten(0, -2)
+        parts = 1
+        if self.dense.out_features < self.dense.in_features and PART_ROWS < len(rows) < WHOLE_ROWS:
+            parts = -(-len(rows) // PART_ROWS)
+        if tokens is None:
+            kind, how = ("gelu", "none") if self.gelu else ("none", "")  # "none" of GELU: exact, not tanh
+            found = [product(part, self.packed, self.dense.bias, kind, [], how) for part in rows.chunk(parts)]
+        else:
+            pairs = zip(rows.chunk(parts), tokens.flatten(0, -2).chunk(parts), strict=True)
+            found = [product.binary(part, to, self.packed, self.dense.bias, "add") for part, to in pairs]
+        out = torch.cat(found) if parts > 1 else found[0]
+        return out.unflatten(0, x.shape[:-1])
