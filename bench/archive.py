@@ -32,6 +32,7 @@ from vatt.inference.search.index import build_index, rank
 NAME = "archive"
 SPACE, TOP, MOMENTS = "video_to_text", 10, 600  # of a file
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)
+PAUSE = 0.1  # seconds between turns: threads of a BLAS wait for the next product on a core that another one needs
 SPREAD = (0.1, 0.7)  # length of a move, as a share of the vector's
 CONTENDERS = ("archive", "features in memory", "numpy")
 COLOURS = dict(zip(CONTENDERS, (BLUE, ORANGE, GREEN), strict=True))
@@ -173,6 +174,7 @@ def contest(folder: Path, queries: NDArray[np.float32]) -> list[dict[str, Any]]:
     for number_of, query in enumerate(queries):
         for turn in range(len(CONTENDERS)):
             name = CONTENDERS[(number_of + turn) % len(CONTENDERS)]
+            time.sleep(PAUSE)
             pipes[name].send(query)
             found[name].append(pipes[name].recv())
     rows = []

@@ -26,6 +26,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,8 +48,10 @@ INDEXED_FROM = 100_000
 BITS = 4  # of each number, where the width is a multiple of 8; else 8
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
-PROBES = ((2, 2), (5, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+PROBES = ((2, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
 FEW = 100  # rows, which the partitions looked into hold
+# Bytes of an index that a process keeps: a query reads about 1 MB of it, which the operating system keeps as well.
+KEPT = 16 << 20
 IDENTITY = ("weights_sha256", "windows", "every", "window")
 OWN = {"id": "", "path": "", "reason": "{}"}
 TRIES = 20  # of a change that others were faster than
@@ -88,6 +91,12 @@ def _lancedb() -> Any:
             "an archive in .lance needs LanceDB: pip install -e '.[archive]' in the project's folder"
         ) from error
     return lancedb
+
+
+@lru_cache(maxsize=1)
+def _session() -> Any:
+    """The caches of all tables of this process."""
+    return _lancedb().Session(index_cache_size_bytes=KEPT)
 
 
 @contextlib.contextmanager
@@ -213,7 +222,7 @@ class Archive:
         """
         if self._reader is None:
             folder, name = _place(self.source)
-            self._reader = await (await _lancedb().connect_async(folder)).open_table(name)
+            self._reader = await (await _lancedb().connect_async(folder, session=_session())).open_table(name)
         query = self._reader.query().nearest_to(vector).column(space).distance_type("cosine")
         if where is not None:
             query = query.where(where)
@@ -357,7 +366,7 @@ def open_archive(source: str | Path) -> Archive:
     if "://" not in folder and not Path(str(source)).exists():
         raise FeaturesError(f"{source}: no such archive; python -m vatt.embed --out writes it")
     with _failing(str(source), "is damaged or no archive"):
-        return Archive(str(source), _lancedb().connect(folder).open_table(name))
+        return Archive(str(source), _lancedb().connect(folder, session=_session()).open_table(name))
 
 
 def create_archive(source: str | Path, metadata: Mapping[str, Any], widths: Mapping[str, int]) -> Archive:
@@ -380,7 +389,8 @@ def create_archive(source: str | Path, metadata: Mapping[str, Any], widths: Mapp
         schema = _schema(widths, metadata)
         own = _table([OWN], schema)
         try:
-            table = lancedb.connect(folder).create_table(name, data=own, schema=schema, on_bad_vectors="null")
+            database = lancedb.connect(folder, session=_session())
+            table = database.create_table(name, data=own, schema=schema, on_bad_vectors="null")
             return Archive(str(source), table)
         except (ValueError, OSError, RuntimeError) as error:
             if not there and "exist" not in str(error):
