@@ -32,8 +32,8 @@ from vatt.inference.search.index import build_index, rank
 NAME = "archive"
 SPACE, TOP, MOMENTS = "video_to_text", 10, 600  # of a file
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)
-# Queries of a turn, so that most meet warm caches, and seconds before it: threads of a BLAS wait for the next product on
-# a core that another contender needs.
+# Queries of a turn, so that most meet warm caches, and seconds before it: threads of a BLAS wait for the next product
+# on a core that another contender needs.
 TURN, PAUSE = 10, 0.1
 SPREAD = (0.1, 0.7)  # length of a move, as a share of the vector's
 CONTENDERS = ("archive", "features in memory", "numpy")
@@ -297,11 +297,11 @@ def page(report: Report) -> str:
     told = [f"- {line.rpartition('bench.lance: ')[2]}" for row in sizes.values() for line in row["index"]]
     return "\n\n".join(
         [
-            f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns of {TURN}, each "
-            "in its own process; the first tenth of the queries is not counted. Features in memory are what vatt search of "
-            "commit 20a74a7 made of .npz files and ranked; NumPy multiplies and partitions the same matrix. Memory is "
-            "what the process alone holds after all queries, less what it held before it opened anything; code of "
-            "LanceDB is in it as far as it is written to.",
+            f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns of {TURN} "
+            "queries, each in its own process; the first tenth of the queries is not counted. Features in memory are "
+            "what vatt search of commit 20a74a7 made of .npz files and ranked; NumPy multiplies and partitions the "
+            "same matrix. Memory is what the process alone holds after all queries, less what it held before it opened "
+            "anything; code of LanceDB is in it as far as it is written to.",
             table(columns, cells, left=2),
             "## Building",
             table(
