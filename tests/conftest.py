@@ -20,6 +20,12 @@ LONGEST = (
 CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that none is at work alone when all others are done."""
     places = {name: place for place, name in enumerate(LONGEST)}
