@@ -20,6 +20,7 @@ LONGEST = (
 CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist is not everywhere that tests run
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
