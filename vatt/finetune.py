@@ -130,9 +130,9 @@ def preset_of(args: argparse.Namespace) -> FinetuneConfig:
     if args.loss == "sigmoid":
         config = replace(config, smoothing=0.0)
     if args.steps:
-        parts = config.optim.warmup, config.optim.head_steps, config.pretrain_steps
-        warmup, alone, before = (round(n * args.steps / config.steps) for n in parts)
+        warmup, alone = (round(n * args.steps / config.steps) for n in (config.optim.warmup, config.optim.head_steps))
         optim = replace(config.optim, warmup=warmup, head_steps=alone)
+        before = config.pretrain_steps * args.steps // config.steps  # at least one step sees labels
         config = replace(config, optim=optim, pretrain_steps=before)
     return config
 
