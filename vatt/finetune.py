@@ -134,6 +134,9 @@ def preset_of(args: argparse.Namespace) -> FinetuneConfig:
         optim = replace(config.optim, warmup=warmup, head_steps=alone)
         before = config.pretrain_steps * args.steps // config.steps  # at least one step sees labels
         config = replace(config, optim=optim, pretrain_steps=before)
+    labels_alone = not (config.pretrain_steps if args.pretrain_steps is None else args.pretrain_steps)
+    if not config.init and labels_alone:  # lower layers have learned nothing that they should keep
+        config = replace(config, optim=replace(config.optim, layer_decay=1.0))
     return config
 
 

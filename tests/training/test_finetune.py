@@ -450,3 +450,12 @@ def test_crops_show_what_they_should():
         for seed in range(8)
     }
     assert mirrored == {False, True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "decay"), [((), 2000, 0.3), (("--pretrain-steps=0",), 0, 1.0), (("--steps=2",), 1, 0.3)]
+)
+def test_lower_layers_that_learned_nothing_without_labels_learn_as_fast_as_others(flags, before, decay):
+    wanted = ("--task=audio", "--preset=small", "--data=x.csv", "--init=none")
+    config = finetune.resolve_config(finetune.parse_arguments([*wanted, *flags]))
+    assert (config.pretrain_steps, config.optim.layer_decay) == (before, decay)
