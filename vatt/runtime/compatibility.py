@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 from av.codec import Codec
+from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
@@ -42,6 +43,13 @@ ANIMATED_WEBP = "webp_anim"
 # levels of 255 off white and grey; to an odd width it interpolates all colours, and white stays white. Flags that ask
 # for the second at every width. As a number: PyAV combines its own names from release 18 on only.
 SCALING = 2 | 0x2000  # bilinear, and "full chroma horizontal interpolation"
+
+
+def one_thread(graph: Graph) -> Graph:
+    """Keep a graph without filters from starting a thread for each core; PyAV can from release 17.0.1 on only."""
+    if hasattr(graph, "threads"):
+        graph.threads = 1
+    return graph
 
 
 def frame_duration(frame: VideoFrame, of_packet: int) -> int:

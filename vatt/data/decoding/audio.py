@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,16 @@ from numpy.typing import NDArray
 
 from ...config.model import AudioConfig
 from ...runtime.compatibility import OPEN_OPTIONS
-from .container import OPTIONS, BadClip, Deadline, Late, Reader, decoders_own, plain, seconds_of
+from .container import OPTIONS, BadClip, Deadline, Late, Reader, clock_of, decoders_own, plain, seconds_of
+from .mono import Mono, first_channel, kind_of, opposed
 
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several
 GAP = 0.05  # seconds by which timestamps may stray before the sound is cut and placed anew
 STEP = 0.01  # seconds of a step of the timestamps behind which, if they stay there, the sound is placed anew
 STAYS = 4  # frames that tell a step from one frame that strays
 KEPT = 64  # frames of two channels that are kept to look at when their mix is quiet
+TOGETHER = 32  # frames resampled at once: most of the time of one goes into the call
 QUIET = 512  # of 32768: the peak of a mix of which one may ask whether its channels are each other's opposite
-OPPOSITE = 1e-3  # of the energy of both channels that such a mix may have
 END_TOLERANCE = 1.0  # seconds by which a stream may end before its declared end
 
 UNMIXED = "its channels cannot be mixed down: the first one is its sound"
@@ -88,6 +88,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     assert stream is not None
     origin = reader.origin or 0.0
     begins = (seconds_of(stream.start_time, stream) or 0.0) - origin
+    seconds = clock_of(stream)
     track = _Track(start, rate, samples)
     begun_there = failed = False
     cut = PaddingCut(reader.container, stream)
@@ -106,7 +107,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
             track.cut()
             continue
         for frame in cut(decoded):
-            at = seconds_of(frame.pts, stream)
+            at = seconds(frame.pts)
             at = track.expected if at is None else at - origin
             if not begun_there and not reader.from_start and at > max(start, begins + GAP):
                 raise Late
@@ -121,7 +122,7 @@ def _track_from(reader: Reader, start: float, rate: int, samples: int) -> _Track
     if not begun_there and failed:
         raise Late  # only the whole track tells one broken place from a track that does not decode
     for frame in cut.rest():
-        at = seconds_of(frame.pts, stream)
+        at = seconds(frame.pts)
         assert at is not None  # only frames with a time are held back
         track.add(frame, at - origin)
     track.finish()
@@ -132,9 +133,11 @@ class PaddingCut:
     """Cuts the padding off the decoded frames of an MP4 track; those of other containers pass as they are."""
 
     def __init__(self, container: InputContainer, stream: AudioStream) -> None:
-        self.end: Fraction | None = None  # seconds
-        if "mp4" in container.format.name.split(",") and stream.duration and stream.time_base:
-            self.end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        self.end: int | None = None  # in ticks of `base` seconds, whose parts are whole numbers: sums of them are exact
+        self.base = base = stream.time_base
+        if "mp4" in container.format.name.split(",") and stream.duration and base:
+            self.end = (stream.start_time or 0) + stream.duration
+            self.ticks, self.second = base.numerator, base.denominator
         self.held: list[AudioFrame] = []
 
     def __call__(self, frames: Iterable[Frame]) -> list[AudioFrame]:
@@ -142,14 +145,16 @@ class PaddingCut:
         passed: list[AudioFrame] = []
         for frame in frames:
             assert isinstance(frame, AudioFrame)
-            if self.end is None or frame.pts is None or frame.time_base is None:
+            if self.end is None or frame.pts is None:
                 passed.append(frame)
                 continue
-            at, length = frame.pts * frame.time_base, Fraction(frame.samples, frame.sample_rate)
-            if at > self.end + length:  # more than the rest of a packet: this is sound, and the declared end is none
+            # What is left behind the frame's beginning, and the frame's length, as numbers of one unit of time.
+            left = (self.end - frame.pts) * self.ticks * frame.sample_rate
+            length = frame.samples * self.second
+            if left < -length:  # more than the rest of a packet: this is sound, and the declared end is none
                 passed += [*self.held, frame]
                 self.held, self.end = [], None
-            elif at + length > self.end:
+            elif left < length:
                 self.held.append(frame)
             else:
                 passed.append(frame)
@@ -160,9 +165,9 @@ class PaddingCut:
         kept = []
         for frame in self.held:
             assert self.end is not None
+            assert self.base is not None
             assert frame.pts is not None
-            assert frame.time_base is not None
-            samples = round((self.end - frame.pts * frame.time_base) * frame.sample_rate)
+            samples = round((self.end - frame.pts) * self.base * frame.sample_rate)
             if samples > 0:
                 kept.append(frame if samples >= frame.samples else _shortened(frame, samples))
         return kept
@@ -196,11 +201,14 @@ class _Track:
         self.placed = False
         self.pending: list[tuple[AudioFrame, float]] = []
         self.stepped = 0.0  # where the first pending one was expected
+        self.gathered, self.count = av.AudioFifo(), 0  # frames of `kind`, to be resampled together
         self.cut()
 
     def cut(self) -> None:
         """The sound breaks off; the next frame is placed by its timestamp."""
-        self.resampler: av.AudioResampler | None = None
+        self._resample_gathered()
+        self.resampler: Mono | None = None
+        self.kind: tuple[str, str, int] | None = None  # of the frames that the resampler has seen
         self.pending.clear()
 
     def add(self, frame: AudioFrame, at: float) -> None:
@@ -234,11 +242,12 @@ class _Track:
         if self.pending:
             self._step()
         if self.resampler is not None:
+            self._resample_gathered()
             self._place(self.resampler.resample(None))
             self.cut()
 
     def _begin(self, at: float) -> None:
-        self.resampler = av.AudioResampler("s16", "mono", self.rate)
+        self.resampler = Mono(self.rate)
         self.expected = at
         self.strayed.clear()
         self.position = round((at - self.start) * self.rate)
@@ -258,21 +267,41 @@ class _Track:
             self.stereo.append(frame)
         if self.resampler is None:  # the frames of a step before it did not mix
             return
+        kind = kind_of(frame)
+        if kind == self.kind:
+            mono = first_channel(frame) if self.unmixed else frame
+            mono.pts = None  # the queue takes no times that stray
+            self.gathered.write(mono)
+            self.count += 1
+            if self.count == TOGETHER:
+                self._resample_gathered()
+            return
+        self._resample_gathered()
         try:
-            mixed = self.resampler.resample(_first_channel(frame) if self.unmixed else frame)
+            mixed = self.resampler.resample(first_channel(frame) if self.unmixed else frame)
         except (FFmpegError, ValueError):
             if self.unmixed or self.placed:  # the format changed in the stream
                 self.cut()
                 return
             self.unmixed = frame.layout.nb_channels
-            self.resampler = av.AudioResampler("s16", "mono", self.rate)
+            self.resampler = Mono(self.rate)
             self._mix(frame)
             return
+        self.kind = kind
         self._place(mixed)
+
+    def _resample_gathered(self) -> None:
+        if self.count:
+            assert self.resampler is not None
+            together = self.gathered.read(0, partial=True)
+            self.gathered, self.count = av.AudioFifo(), 0
+            if together is not None:  # frames without a sample
+                self._place(self.resampler.resample(together))
 
     def _place(self, frames: list[AudioFrame]) -> None:
         for frame in frames:
-            piece = frame.to_ndarray().reshape(-1)
+            plane: Any = frame.planes[0]
+            piece = np.frombuffer(plane, np.int16, frame.samples)
             first, last = max(0, self.position), min(len(self.samples), self.position + len(piece))
             if first < last:
                 self.samples[first:last] = piece[first - self.position : last - self.position]
@@ -285,30 +314,9 @@ class _Track:
         remarks = {UNMIXED} if self.unmixed else set()
         if not self.end or np.abs(self.samples).max() > QUIET:
             return remarks
-        if _opposed(self.stereo):
+        if opposed(self.stereo):
             return remarks | {OPPOSED}
         return remarks if self.samples.any() else remarks | {SILENT}
-
-
-def _first_channel(frame: AudioFrame) -> AudioFrame:
-    """The first channel: of ambisonics the omnidirectional one."""
-    data: Any = frame.to_ndarray()
-    data = data[:1] if frame.format.is_planar else data[:, :: frame.layout.nb_channels]
-    mono = AudioFrame.from_ndarray(np.ascontiguousarray(data), frame.format.name, "mono")
-    mono.sample_rate, mono.pts, mono.time_base = frame.sample_rate, frame.pts, frame.time_base
-    return mono
-
-
-def _opposed(frames: list[AudioFrame]) -> bool:
-    """Whether two channels are each other's opposite, up to what a codec adds."""
-    both, mixed = 0.0, 0.0
-    for frame in frames:
-        data = frame.to_ndarray().astype(np.float64)
-        left, right = data if frame.format.is_planar else (data[0, ::2], data[0, 1::2])
-        middle = (left.mean() + right.mean()) / 2  # of unsigned samples
-        both += float(((left - middle) ** 2 + (right - middle) ** 2).sum())
-        mixed += float(((left + right - 2 * middle) ** 2).sum()) / 2
-    return both > 0 and mixed < OPPOSITE * both
 
 
 def to_float(samples: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -333,7 +341,7 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
         raise BadClip(path, "not a file" if path.exists() else "missing")
     frames: list[AudioFrame] = []
     unmixed = False
-    resampler = av.AudioResampler("s16", "mono", rate)
+    resampler = Mono(rate)
 
     def mixed(frame: AudioFrame) -> list[AudioFrame]:
         nonlocal unmixed, resampler
@@ -341,9 +349,9 @@ def read_sound(path: Path, rate: int, time_limit: float) -> NDArray[np.int16]:
             try:
                 return resampler.resample(frame)
             except (FFmpegError, ValueError):
-                unmixed, resampler = True, av.AudioResampler("s16", "mono", rate)
+                unmixed, resampler = True, Mono(rate)
         with decoders_own(path, fault):
-            return resampler.resample(_first_channel(frame) if unmixed else frame)
+            return resampler.resample(first_channel(frame) if unmixed else frame)
 
     try:
         with decoders_own(path, fault):

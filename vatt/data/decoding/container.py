@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -507,5 +507,13 @@ def plain(error: BaseException) -> str:
 
 
 def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
-    base = None if value is None else stream.time_base
-    return None if value is None or base is None else value * base.numerator / base.denominator
+    return clock_of(stream)(value)
+
+
+def clock_of(stream: VideoStream | AudioStream) -> Callable[[int | None], float | None]:
+    """Return what turns timestamps of a stream into seconds. For many: PyAV makes a fraction anew at each look."""
+    base = stream.time_base
+    if base is None:
+        return lambda value: None
+    numerator, denominator = base.numerator, base.denominator
+    return lambda value: None if value is None else value * numerator / denominator

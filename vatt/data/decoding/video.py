@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ...runtime.compatibility import codec_name, converted, frame_duration
 from .audio import END_TOLERANCE
 from .clock import Version, remember
-from .container import UNKNOWN_RATE, BadClip, Late, Reader, decoders_own, plain, seconds_of
+from .container import UNKNOWN_RATE, BadClip, Late, Reader, clock_of, decoders_own, plain
 from .h264 import PictureOrder, Unusual
 from .orientation import orientation
 
@@ -96,6 +96,7 @@ class Span:
     def clear(self) -> None:
         """Forget all frames."""
         self.count = 0
+        self.expected = self.frames
         self.store = np.zeros((0, 0, 0, 3), np.uint8)
         self.size: tuple[int, int] | None = None  # a stream may change its size midway: all take that of the first
 
@@ -106,7 +107,11 @@ class Span:
     @property
     def video(self) -> NDArray[np.uint8]:
         """The frames that there are, uint8 [T, h, w, 3]."""
-        return self.store if self.complete else self.store[: self.count].copy()
+        return self.store if self.count == len(self.store) else self.store[: self.count].copy()
+
+    def expect(self, ends: float) -> None:
+        """Make room for the frames of a video that ends at `ends` seconds first, and for all only if it does not."""
+        self.expected = min(self.frames, grid_frames(max(0.0, ends - self.start), self.fps))
 
     def before(self, seconds: float) -> int:
         """Return how many times of the grid lie before `seconds`."""
@@ -120,8 +125,9 @@ class Span:
         image = convert(frame, self.size)
         if count > len(self.store):
             # A header may promise frames for more memory than there is, and the file have one.
-            at_once = max(count, AT_ONCE // image.nbytes) if self.count == 0 else self.frames
-            store = np.empty((min(self.frames, at_once), *image.shape), np.uint8)
+            room = self.expected if count <= self.expected and len(self.store) < self.expected else self.frames
+            at_once = max(count, AT_ONCE // image.nbytes) if self.count == 0 else room
+            store = np.empty((min(room, at_once), *image.shape), np.uint8)
             store[: self.count] = self.store[: self.count] if self.count else 0
             self.store = store
         self.store[self.count : count] = image
@@ -174,6 +180,9 @@ def _spans_from(reader: Reader, waiting: deque[Span], short_side: int | None) ->
     convert = _Converter(reader.path, short_side)
     slack = min(1e-3, float(stream.time_base or 0) / 2)  # containers round timestamps to their time base
     first, fps = waiting[0].start, waiting[0].fps
+    if reader.declared is not None:
+        for span in waiting:
+            span.expect(reader.declared)
     sparing = _Sparing(reader, waiting, slack)
     current: VideoFrame | None = None
     shown = ends = 0.0
@@ -217,15 +226,17 @@ class _Sparing:
 
     def __init__(self, reader: Reader, waiting: deque[Span], slack: float) -> None:
         self.reader, self.waiting = reader, waiting
-        self.second_0 = (reader.origin or 0.0, slack)
         self.order: PictureOrder | None = None
         self.spared = 0  # frames left out
         self.due: list[int] = []  # times, in ticks, of those that are to come
         self.began = False
         stream = reader.video
         assert stream is not None
+        self.seconds, self.second_0 = clock_of(stream), ((reader.origin or 0.0), slack)
         context = stream.codec_context
         known = reader.origin is not None and reader.joined is None and reader.container.format.name != "avi"
+        all_shown = stream.average_rate and float(stream.average_rate) <= max(span.fps for span in waiting)
+        known = known and not all_shown
         # Without frames that are shown in another order, hardly a stream has any that nothing builds on.
         if known and context.has_b_frames and codec_name(context.codec) == "h264" and reader.version not in _surprising:
             with contextlib.suppress(Unusual):
@@ -280,9 +291,8 @@ class _Sparing:
         return True
 
     def _shown(self, since: int, until: int) -> bool:
-        stream, (origin, slack) = self.reader.video, self.second_0
-        assert stream is not None
-        begins, ends = ((seconds_of(stamp, stream) or 0.0) - origin - slack for stamp in (since, until))
+        origin, slack = self.second_0
+        begins, ends = ((self.seconds(stamp) or 0.0) - origin - slack for stamp in (since, until))
         for span in self.waiting:
             if span.start > ends:
                 break
@@ -337,6 +347,7 @@ def _timed_frames(reader: Reader, sparing: _Sparing | None = None) -> Iterator[t
     last = -math.inf
     times: list[float] = []
     held: deque[VideoFrame] = deque()
+    seconds = clock_of(stream)
     durations: dict[int | None, int] = {}  # of the packets, by their timestamps
     errors = 0
     broken: str | None = None  # not the error itself, which would keep these frames, and they it
@@ -355,11 +366,11 @@ def _timed_frames(reader: Reader, sparing: _Sparing | None = None) -> Iterator[t
         last = max(last, heapq.heappop(times) - delay)
         frame = held.popleft()
         length = frame_duration(frame, durations.pop(frame.pts, 0))
-        return last, seconds_of(length, stream) or 0.0, frame
+        return last, seconds(length) or 0.0, frame
 
     for packet in reader.packets(stream) if sparing is None else sparing.packets(stream):
         if first is None:
-            first = seconds_of(packet.dts, stream)
+            first = seconds(packet.dts)
         durations[packet.pts] = packet.duration or 0
         try:
             with decoders_own(reader.path):
@@ -377,7 +388,7 @@ def _timed_frames(reader: Reader, sparing: _Sparing | None = None) -> Iterator[t
             if sparing is not None:
                 sparing.came(frame)
             broken = None  # errors before the first frame
-            stamp = seconds_of(frame.pts, stream)
+            stamp = seconds(frame.pts)
             if origin is None:
                 origin = stamp or 0.0
             at = at + step if stamp is None else stamp - origin
