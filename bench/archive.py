@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from vatt.errors import VattError
 from vatt.inference.features_file import Features, read_features
-from vatt.inference.search.archive import Archive, KnownFile, create_archive, moment_id, open_archive
+from vatt.inference.search.archive import Archive, KnownFile, create_archive, moment_id, open_archive, shown
 from vatt.inference.search.index import build_index, rank
 
 NAME = "archive"
@@ -96,6 +96,10 @@ def build(folder: Path, vectors: NDArray[np.float32]) -> tuple[Archive, dict[str
                 "start": list(starts),
                 "end": [start + 1 for start in starts],
                 "label": [f"label{row % 50}" for row in rows],
+                "shown": [
+                    shown({"path": path, "start": start, "end": start + 1, "label": f"label{row % 50}"})
+                    for path, start, row in zip(paths, starts, rows, strict=True)
+                ],
                 SPACE: pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].ravel()), width),
             }
             columns = [values.get(f.name, pa.nulls(len(rows), f.type)) for f in schema]

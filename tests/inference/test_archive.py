@@ -1,5 +1,6 @@
 """Archives: grown, searched, filtered, killed in the middle, written by two at once, damaged."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -151,6 +152,7 @@ def test_many_rows_get_an_index_whose_recall_is_told(small, monkeypatch):
     told = small.settle()
     assert len(told) == 2
     assert "index of 708 rows of video_to_text" in told[0]
+    assert small.settle() == []  # there is nothing new
     again = open_archive(small.source)
     assert again.indexes["video_to_text"]["recall"] >= 0.95
     kinds = {index.columns[0]: index.index_type for index in again.table.list_indices()}
@@ -171,6 +173,25 @@ def test_many_rows_get_an_index_whose_recall_is_told(small, monkeypatch):
     again.remove(["/later.mp4"])
     assert not again.holds("/later.mp4")
     assert len(spans(again)) == 708
+    assert again.settle() == []  # no row that is new to the index has a vector
+
+
+def test_an_archive_of_an_earlier_version_is_searched_and_added_to(tmp_path, monkeypatch):
+    """Without the column that holds what is shown, and with a row that tells how an index is searched."""
+    schema_of = archive._schema
+    with monkeypatch.context() as earlier:
+        earlier.setattr(archive, "_schema", lambda *a: schema_of(*a).remove(schema_of(*a).get_field_index("shown")))
+        made = create_archive(tmp_path / "a.lance", RECORD, WIDTHS)
+    made.put(rows("/a.mp4", 5, label="dog"), stamp("/a.mp4"))
+    told = {"rows": 5, "partitions": 3, "refined": 2, "recall": 1.0}
+    made._commit([{"id": "video_to_text", "path": "", "reason": json.dumps(told)}], "false")
+    again = open_archive(made.source)
+    assert again.indexes == {"video_to_text": told}
+    again.indexes.clear()  # there is no index in so small a table
+    again.put(rows("/b.mp4", 2), stamp("/b.mp4"))
+    assert spans(again) == [("/a.mp4", float(i)) for i in range(5)] + [("/b.mp4", 0.0), ("/b.mp4", 1.0)]
+    hit = again.nearest("video_to_text", rows("/a.mp4", 5)[2]["video_to_text"], 1)[0]
+    assert (hit["path"], hit["start"], hit["end"], hit["label"]) == ("/a.mp4", 2.0, 4.0, "dog")
 
 
 def test_archives_that_are_none(small, tmp_path, capsys):

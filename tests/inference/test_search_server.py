@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from helpers.media import steady, write_clip
+from helpers.media_alone import write_sound
 from helpers.small_model import write_model
 
 import vatt
@@ -168,7 +170,7 @@ def until(condition, seconds: float = 180.0, again=None):
     return found
 
 
-def test_a_browser_types_finds_and_plays_the_moment(browser, address, index, place):
+def test_a_browser_types_finds_and_plays_the_moment(browser, address, index, place, tmp_path):
     def select(css: str) -> list:
         return browser.find_elements("css selector", css)
 
@@ -199,13 +201,14 @@ def test_a_browser_types_finds_and_plays_the_moment(browser, address, index, pla
     assert first.get_attribute("data-id") == wanted[later]["id"]
     until(lambda: select("a[href*='like=']"))[1].click()
     until(lambda: "like=" in browser.current_url and len(select(".hit video")) == len(wanted))
-    # A film that is uploaded, and the microphone, are queries as well.
-    browser.get(address)
-    film = place / "two.mp4"
-    until(lambda: [button for button in select("button") if button.text.startswith("A sound or a video")])[0].click()
-    until(lambda: select("input[type=file][accept*=video]"))[0].send_keys(str(film))
-    alike = [hit["id"] for hit in index.search(video=film, top=12)]
-    until(lambda: [place.get_attribute("data-id") for place in select(".hit-place")] == alike)
+    # A film or a sound that is uploaded, and the microphone, are queries as well.
+    sound = write_sound(tmp_path / "bell.wav", (9000 * np.sin(np.arange(32_000) / 20)).astype(np.int16), 16_000)
+    for kind, file in (("video", place / "two.mp4"), ("audio", sound)):
+        browser.get(address)
+        until(lambda: [b for b in select("button") if b.text.startswith("A sound or a video")])[0].click()
+        until(lambda kind=kind: select(f"input[type=file][accept*={kind}]"))[0].send_keys(str(file))
+        alike = [hit["id"] for hit in index.search(**{kind: file}, top=12)]
+        until(lambda alike=alike: [place.get_attribute("data-id") for place in select(".hit-place")] == alike)
     browser.get(address)
     until(lambda: [button for button in select("button") if button.text.startswith("A sound or a video")])[0].click()
     for name in ("button[aria-label='Record audio']", ".record-button", ".stop-button"):

@@ -6,6 +6,7 @@ A row is a clip or a moment that could be read, or that could not and says why:
     start, end double             seconds; end null: to the end of the file
     split, label string           null without one
     captions list<string>
+    shown string                  what a search tells of it, as JSON: one column is read faster than five
     reason string                 null, or why it could not be read; it has no vectors then
     size, modified int64          of the file when it was read: bytes, nanoseconds since the epoch
     content, rows string          digests of the file's bytes (`checkpoints.content`) and of its rows in the manifest
@@ -15,8 +16,8 @@ A row is a clip or a moment that could be read, or that could not and says why:
 The schema's metadata hold under "vatt" what made the vectors, as in a file of features. Each change is one version of
 the table: a file's moments come, or are replaced, all at once, and what a killed process had not committed is not
 there. LanceDB lets two inserts of the same row pass side by side; therefore every change also updates the row with the
-id "", so that of two at once the second is done again, upon what the first left. Rows with the id of a space say how
-its index is searched.
+id "", so that of two at once the second is done again, upon what the first left. How an index is searched lies in the
+metadata of its column: a row about it would be new to it, and a query looks at new rows one by one.
 """
 
 from __future__ import annotations
@@ -134,9 +135,15 @@ class Archive:
             try:
                 self.metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[b"vatt"])
                 own = {row["id"]: json.loads(row["reason"]) for row in self._select("path = ''", ["id", "reason"])}
-                self.indexes: dict[str, dict[str, Any]] = {name: own[name] for name in own if own[name]}
                 if "" not in own:
                     raise KeyError("")
+                # The columns that hold what a search tells of a row: in older archives these are five.
+                self._shown = ["shown"] if "shown" in table.schema.names else list(SHOWN[1:])
+                # In archives without the column `shown` a row of its own tells of an index.
+                self.indexes: dict[str, dict[str, Any]] = {name: own[name] for name in own if own[name]}
+                for space in SPACES:
+                    if told := (table.schema.field(space).metadata or {}).get(b"vatt"):
+                        self.indexes[space] = json.loads(told)
             except (KeyError, TypeError) as error:
                 raise FeaturesError(f"{source} is a table, but not one that python -m vatt.embed wrote") from error
 
@@ -208,9 +215,12 @@ class Archive:
         vectors = found[space].combine_chunks().flatten().to_numpy().reshape(-1, len(vector)).astype(np.float64)
         cosine = normalised(vectors) @ normalised(np.asarray(vector, np.float64))
         order, windows = np.argsort(-cosine, kind="stable")[:top], self.metadata["windows"]
+        rows = found.select(self._shown).take(order).to_pylist()
+        if self._shown == ["shown"]:
+            rows = [json.loads(row["shown"]) for row in rows]
         return [
             {"cosine": near, "id": moment_id(row["path"], row["start"], row["end"]), **row, "windows": windows}
-            for near, row in zip(cosine[order].tolist(), found.select(SHOWN[1:]).take(order).to_pylist(), strict=True)
+            for near, row in zip(cosine[order].tolist(), rows, strict=True)
             if np.isfinite(near)
         ]
 
@@ -231,7 +241,7 @@ class Archive:
             if where is not None or top > FEW:
                 query = query.maximum_nprobes(0)  # further ones while there are too few rows
             top *= built["refined"]
-        return await query.limit(top).select([*SHOWN[1:], space, "_distance"]).to_arrow()
+        return await query.limit(top).select([*self._shown, space, "_distance"]).to_arrow()
 
     def vector(self, identity: str, space: str) -> NDArray[np.float32] | None:
         """Return the vector of the row of that id; None where there is no such row, or it has none."""
@@ -258,7 +268,7 @@ class Archive:
             stamp = files[row["path"]]._asdict()
             vectors = {name: _usable(row.get(name)) for name in SPACES}
             identity = moment_id(row["path"], row["start"], row["end"])
-            made.append({**row, **stamp, **vectors, "id": identity})
+            made.append({**row, **stamp, **vectors, "id": identity, "shown": shown(row)})
         self._commit(made, f"path IN ({', '.join(map(_quoted, files))})")
 
     def remove(self, paths: Iterable[str]) -> None:
@@ -290,7 +300,7 @@ class Archive:
         told: list[str] = []
         try:
             self.table.checkout_latest()
-            self.table.optimize()
+            self._optimize()
             self._reader = None
             if self.table.count_rows() > INDEXED_FROM:
                 there = {name for index in self.table.list_indices() for name in index.columns}
@@ -306,6 +316,15 @@ class Archive:
             told.append(f"{self.source}: another process writes; the next one that adds joins and indexes")
         return told
 
+    def _optimize(self) -> None:
+        try:
+            self.table.optimize()
+        except RuntimeError as error:
+            # LanceDB 0.40 raises where none of the rows that are new to an index has a vector, as when files were
+            # removed: fragments are joined then, and there is nothing that the index could take up.
+            if not re.search(r"Not found: \S*ivf_\d+\.lance", str(error)):
+                raise
+
     def _build(self, space: str, count: int) -> str:
         lancedb = _lancedb()
         index, width = lancedb.index, self.table.schema.field(space).type.list_size
@@ -320,7 +339,9 @@ class Archive:
             self.indexes[space]["recall"] = recall
             if recall >= RECALL:
                 break
-        self._commit([{"id": space, "path": "", "reason": json.dumps(self.indexes[space])}], "false")
+        told = {"vatt": json.dumps(self.indexes[space])}
+        self.table.update_field_metadata({"path": space, "metadata": told})
+        self._reader = None
         return (
             f"{self.source}: index of {count:,} rows of {space}: {recall:.3f} of the ten nearest are found "
             f"(mean of {len(queries)} rows moved by their length, {partitions} partitions and {10 * refined} rows each)"
@@ -347,6 +368,11 @@ class Archive:
             for held, row, columns in zip(best, cosine, near, strict=True):
                 held[:] = sorted([*held, *((float(row[i]), ids[i]) for i in columns)], reverse=True)[:10]
         return queries, [{identity for _, identity in held} for held in best]
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """Return what a search tells of a row, as its column holds it."""
+    return json.dumps({name: row.get(name) for name in SHOWN[1:]}, default=list)
 
 
 def gone(path: str) -> bool:
@@ -420,7 +446,7 @@ def _schema(widths: Mapping[str, int], metadata: Mapping[str, Any]) -> Any:
 
     text, number = pa.string(), pa.int64()
     kinds = {"id": text, "path": text, "start": pa.float64(), "end": pa.float64(), "split": text, "label": text}
-    kinds |= {"captions": pa.list_(text), "reason": text}
+    kinds |= {"captions": pa.list_(text), "shown": text, "reason": text}
     kinds |= {"size": number, "modified": number, "content": text, "rows": text}
     kinds |= {name: pa.list_(pa.float32(), widths[name]) for name in SPACES}
     return pa.schema(kinds).with_metadata({"vatt": json.dumps({"format": FORMAT, **metadata})})
