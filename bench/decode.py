@@ -27,7 +27,16 @@ from harness.report import Report, ReportError
 
 import numpy as np
 import torch
-from workloads.video_decoders import DECODERS, RATE, Decoder, OtherCheckout, Unavailable, made_clips
+from workloads.video_decoders import (
+    DECODERS,
+    RATE,
+    Decoder,
+    OtherCheckout,
+    Unavailable,
+    long_clip,
+    made_clips,
+    once_through,
+)
 
 from vatt.config.presets import PRESETS, preset
 from vatt.data.clip import Clip, Manifest
@@ -160,6 +169,15 @@ class _Counted(Span):
         self.count = max(self.count, count)
 
 
+def moments(path: Path, every: float) -> None:
+    """Decode a window with its sound every so many seconds of a whole clip."""
+    count = max(1, math.ceil((probe(path).duration - 0.1) / every))
+    spans = [(i * every, i * every + FRAMES / FPS) for i in range(count)]
+    for span in decode_spans(path, spans, fps=FPS, frames=FRAMES, rate=RATE, short_side=SIDE):
+        if isinstance(span, BadClip):
+            raise ReportError(f"{path}: {span.reason}")
+
+
 def stages(path: Path, other: OtherCheckout | None) -> dict[str, Callable[[], object]]:
     """What a window costs up to each stage; the overlapping windows of a clip beside those that follow each other."""
     job = jobs(path)["window"]
@@ -173,18 +191,12 @@ def stages(path: Path, other: OtherCheckout | None) -> dict[str, Callable[[], ob
         with opened(path, 30.0, ("video",)) as reader:
             next(read_spans(reader, [_Counted(start, fps, frames)], None))
 
-    def moments(every: float) -> None:
-        count = max(1, math.ceil((probe(path).duration - 0.1) / every))
-        spans = [(i * every, i * every + FRAMES / FPS) for i in range(count)]
-        for _ in decode_spans(path, spans, fps=FPS, frames=FRAMES, rate=RATE, short_side=SIDE):
-            pass
-
     steps: dict[str, Callable[[], object]] = {
         "open": open_,
         "decode": decode,
         "window": lambda: decode_span(path, start=start, fps=fps, frames=frames, rate=RATE, read=("video",)),
-        "through": lambda: moments(FRAMES / FPS),
-        "every second": lambda: moments(1.0),
+        "through": lambda: moments(path, FRAMES / FPS),
+        "every second": lambda: moments(path, 1.0),
     }
     return steps if other is None else {**steps, "other": lambda: other(path, *job)}
 
@@ -208,6 +220,23 @@ def measure_stages(args: argparse.Namespace, paths: list[Path], report: Report, 
         report.save(path)
     if other is not None:
         other.close()
+
+
+def measure_long(args: argparse.Namespace, folder: Path, report: Report, path: Path) -> None:
+    """A row: seconds of all frames of a long clip decoded by PyAV alone, and of a moment every second, in turn."""
+    if any(row["kind"] == "long" for row in report.rows):
+        return
+    clip = long_clip(folder, args.minutes)
+    steps: dict[str, Callable[[], object]] = {
+        "once through": lambda: once_through(clip),
+        "every second": lambda: moments(clip, 1.0),
+    }
+    row: dict[str, Any] = {"kind": "long", "minutes": args.minutes, "seconds": {name: [] for name in steps}}
+    for name, seconds in timing.time_interleaved(steps, min(args.rounds, 3), warmup=0):
+        if seconds is not None:
+            row["seconds"][name].append(seconds)
+    report.rows.append(row)
+    report.save(path)
 
 
 def stage_rows(report: Report) -> list[list[str]]:
@@ -364,6 +393,15 @@ def page(report: Report) -> str:
         "them windows that follow each other.",
         table(columns, stage_rows(report)),
     ]
+    for row in (row for row in report.rows if row["kind"] == "long"):
+        p50 = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
+        every, once = p50["every second"], p50["once through"]
+        parts += [
+            f"## {row['minutes']:g} minutes of 1280x720",
+            f"A window of {FRAMES / FPS:g} s every second, scaled and with its sound, takes {every:.1f} s; all frames "
+            f"decoded once by PyAV alone, not scaled and without sound, {once:.1f} s: {every / once:.2f}x (medians of "
+            f"{len(row['seconds']['every second'])} rounds in turn).",
+        ]
     loader = [row for row in report.rows if row["kind"] == "loader"]
     if loader:
         rows = [
@@ -456,6 +494,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="whose training step the loader feeds: %(choices)s (default tiny)",
     )
+    add("--minutes", type=float, metavar="N", help="of a made 720p clip cut into moments (default 1; --quick 0.1)")
     add("--batch", type=int, default=8, metavar="N", help="clips a step (default 8)")
     add("--steps", type=int, metavar="N", help="timed steps (default 20; with --quick 3)")
     add("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="loader processes (default 0 1 2)")
@@ -464,8 +503,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args.most = args.most or (3 if args.quick else 24)
     args.rounds = args.rounds or (2 if args.quick else 7)
     args.steps = args.steps or (3 if args.quick else 20)
-    if min(args.most, args.rounds, args.batch, args.steps) < 1 or min(args.workers) < 0:
-        parser.error("--most, --rounds, --batch and --steps are at least 1, --workers at least 0")
+    args.minutes = args.minutes or (0.1 if args.quick else 1.0)
+    if min(args.most, args.rounds, args.batch, args.steps) < 1 or min(args.workers) < 0 or args.minutes <= 0:
+        parser.error("--most, --rounds, --batch and --steps are at least 1, --workers at least 0, --minutes above 0")
     return args
 
 
@@ -484,6 +524,7 @@ def run(args: argparse.Namespace) -> Path:
             "batch": args.batch,
             "steps": args.steps,
             "workers": args.workers,
+            "minutes": args.minutes,
         }
         method = {
             "timing": f"decoders take turns on each clip, every second round backwards; 1 warm-up call each, "
@@ -498,6 +539,7 @@ def run(args: argparse.Namespace) -> Path:
         )
         measure_decoders(args, paths, report, path)
         measure_stages(args, paths, report, path)
+        measure_long(args, Path(folder), report, path)
         measure_loader(args, paths, report, path)
     report.finished = True
     report.save(path)

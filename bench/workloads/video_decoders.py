@@ -198,6 +198,51 @@ def made_clips(folder: Path) -> list[Path]:
     return clips
 
 
+def long_clip(folder: Path, minutes: float) -> Path:
+    """Return a clip of 1280x720, 30 frames a second, with a tone: two seconds of H.264, again and again."""
+    seconds = 2
+    part, path = folder / "part.mp4", folder / f"{minutes:g} minutes.mp4"
+    y, x = np.mgrid[:720, :1280].astype(np.float32)
+    pattern = (128 + 60 * np.sin(x / 17) * np.cos(y / 23) + 40 * np.sin((x + y) / 61)).astype(np.uint8)
+    grain = np.random.default_rng(0).integers(0, 9, (8, 720, 1280), np.uint8)
+    with av.open(str(part), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30, options={"crf": "23", "preset": "veryfast", "bf": "3"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for i in range(30 * seconds):
+            grey = np.roll(pattern, (i, 2 * i), (0, 1)) + grain[i % 8]
+            frame = av.VideoFrame.from_ndarray(np.stack([grey, grey[:, ::-1], 255 - grey], -1), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(part), **OPEN_OPTIONS) as container:
+        packets = [(bytes(p), p.pts, p.dts, p.is_keyframe) for p in container.demux(video=0) if p.size]
+        source = container.streams.video[0]
+        assert source.time_base is not None
+        step = round(seconds / source.time_base)
+        with av.open(str(path), "w") as copy:
+            video: Any = copy.add_stream_from_template(source)
+            audio: Any = copy.add_stream("aac", rate=RATE, layout="mono")
+            tone = (8000 * np.sin(np.arange(seconds * RATE) * (2 * np.pi * 440 / RATE))).astype(np.int16)
+            for turn in range(max(1, round(60 * minutes / seconds))):
+                for data, pts, dts, key in packets:
+                    packet = av.Packet(data)
+                    packet.stream, packet.time_base, packet.is_keyframe = video, source.time_base, key
+                    packet.pts, packet.dts = pts + turn * step, dts + turn * step
+                    copy.mux(packet)
+                piece = av.AudioFrame.from_ndarray(tone[None], "s16", "mono")
+                piece.sample_rate, piece.pts = RATE, turn * seconds * RATE
+                copy.mux(audio.encode(piece))
+            copy.mux(audio.encode(None))
+    return path
+
+
+def once_through(path: Path) -> int:
+    """Decode every frame of the video with PyAV alone, without converting one; return how many there are."""
+    with av.open(str(path), **OPEN_OPTIONS) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        return sum(1 for _ in container.decode(stream))
+
+
 def _times(start: float, fps: float, frames: int) -> NDArray[np.float64]:
     return start + np.arange(frames) / fps
 

@@ -51,8 +51,8 @@ RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it 
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
 PROBES = ((2, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
 FEW = 100  # rows, which the partitions looked into hold
-# Bytes of an index that a process keeps: a query reads about 1 MB of it, which the operating system keeps as well.
-KEPT = 16 << 20
+# Bytes of an index that a process keeps: a query reads 6 MB of it, which takes most of its time.
+KEPT = 96 << 20
 IDENTITY = ("weights_sha256", "windows", "every", "window")
 OWN = {"id": "", "path": "", "reason": "{}"}
 TRIES = 20  # of a change that others were faster than
