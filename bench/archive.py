@@ -251,7 +251,8 @@ def measure_size(folder: Path, real: NDArray[np.float32], size: int, count: int)
     archive.put(more, files)
     seconds["add_1000_s"] = time.perf_counter() - since
     disk = sum(file.stat().st_size for file in (folder / "bench.lance").rglob("*") if file.is_file())
-    common = {"rows": size, **seconds, "disk_bytes": disk, "index": told, "nearest": near}
+    common = {"rows": size, **seconds, "disk_bytes": disk, "nearest": near}
+    common["index"] = [line.rpartition("bench.lance: ")[2] for line in told]
     return [{**row, **common} for row in rows]
 
 
@@ -301,7 +302,7 @@ def page(report: Report) -> str:
         for size, row in sizes.items()
     ]
     real = " / ".join(f"{x:.3f}" for x in next(iter(sizes.values()))["nearest"]["real"])
-    told = [f"- {line.rpartition('bench.lance: ')[2]}" for row in sizes.values() for line in row["index"]]
+    told = [f"- {line}" for row in sizes.values() for line in row["index"]]
     return "\n\n".join(
         [
             f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns of {TURN} "
