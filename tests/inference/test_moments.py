@@ -123,3 +123,17 @@ def test_lengths_that_are_none_are_refused(flags, capsys):
         embed.main(["--model=m", "--data=d", "--out=o.npz", *flags])
     assert stopped.value.code == 2
     assert flags[-1].partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named_once_and_not_for_each_moment(film, model, tmp_path, capsys):
+    for name in ("good.mp4", "damaged.mp4"):
+        write_clip(tmp_path / name, steady(8, 25))
+    data = (tmp_path / "damaged.mp4").read_bytes()
+    begins, ends = data.index(b"mdat") + 4, data.rindex(b"moov") - 4
+    (tmp_path / "damaged.mp4").write_bytes(data[:begins] + bytes(ends - begins) + data[ends:])
+    command = ["--model", str(model), "--data", str(tmp_path), "--every", "2", "--out", str(tmp_path / "out.npz")]
+    command += ["--max-bad-share", "0.5"]
+    assert embed.main(command) == 0
+    said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "bad clip" in line]
+    assert [line[line.index("bad clip") :].partition(": ")[2].partition(":")[0] for line in said] == ["damaged.mp4"] * 2
+    assert said[1].endswith(": 4 rows")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,7 @@ def _make(
     bad = sum(len(_read(_shard(parts, n), BAD)["bad_row"]) for n in own if parts and n not in absent)
     made: list[Arrays] = []
     remarks = Remarks(dataset.clips)
+    left_out: Counter[str] = Counter()
     with progress_bar(len(dataset.clips), label, "clip", tried) as bar:
         for run in runs:
             start, stop = run.start * per_shard, min(run.stop * per_shard, len(dataset))
@@ -154,9 +156,10 @@ def _make(
                 shard: list[Arrays] = []
                 for batch in itertools.islice(batches, per_shard):
                     for index, reason in batch.bad:
-                        tqdm.write(
-                            printable(f"bad clip, left out: {dataset.clips.at(index).name}: {reason}"), file=sys.stderr
-                        )
+                        said = f"bad clip, left out: {dataset.clips.at(index).name}: {reason}"
+                        left_out[said] += 1
+                        if left_out[said] == 1:  # not again for each moment of a file
+                            tqdm.write(printable(said), file=sys.stderr)
                     remarks.add(batch.remarks)
                     bad, tried = bad + len(batch.bad), tried + len(batch.tried)
                     shard.append(function(batch) | _bad_arrays(batch.bad))
@@ -175,6 +178,9 @@ def _make(
                         f"more{' and --resume' if parts else ''}, or mend them{mended}"
                     )
     remarks.tell()
+    for said, count in left_out.items():
+        if count > 1:
+            print(printable(f"{said}: {count} rows"), file=sys.stderr)
     return made
 
 
