@@ -188,11 +188,11 @@ def contest(folder: Path, queries: NDArray[np.float32]) -> list[dict[str, Any]]:
     for name, answers in found.items():
         pipes[name].send(None)
         warm = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN >= FIRST]
-        first = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN < FIRST]
+        cold = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN < FIRST]
         recall = [len(set(a[0]) & set(b[0])) / TOP for a, b in zip(answers, found["numpy"], strict=True)]
         p50, p95 = (float(np.quantile(warm, share)) for share in (0.5, 0.95))
         row = {"contender": name, "p50": p50, "p95": p95, "recall": float(np.mean(recall))}
-        row["p50_first"] = float(np.median(first))
+        row["p50_first"] = float(np.median(cold))
         rows.append({**row, "uss_bytes": pipes[name].recv()})
     return rows
 
