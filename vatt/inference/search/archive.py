@@ -47,10 +47,9 @@ FORMAT = 1
 # Above so many vectors a search goes through an approximate index.
 INDEXED_FROM = 100_000
 BITS = 4  # of each number, where the width is a multiple of 8; else 8
-PARTITION_ROWS = 2048  # of an index: half as many as LanceDB's own choice, as reading them is most of a query
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
-PROBES = ((2, 2), (3, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+PROBES = ((2, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
 FEW = 100  # rows, which the partitions looked into hold
 # Bytes of an index that a process keeps: a query reads 6 MB of it, which takes most of its time.
 KEPT = 96 << 20
@@ -329,17 +328,12 @@ class Archive:
     def _build(self, space: str, count: int) -> str:
         lancedb = _lancedb()
         index, width = lancedb.index, self.table.schema.field(space).type.list_size
-        partitions = max(1, count // PARTITION_ROWS)
-        kind = (
-            index.IvfSq("cosine", num_partitions=partitions)
-            if width % 8
-            else index.IvfRq("cosine", num_partitions=partitions, num_bits=BITS)
-        )
+        kind = index.IvfSq("cosine") if width % 8 else index.IvfRq("cosine", num_bits=BITS)
         self.table.create_index(space, config=kind)
         self._reader = None
         queries, exact = self._sample(space, count)
-        for probed, refined in PROBES:
-            self.indexes[space] = {"rows": count, "partitions": probed, "refined": refined}
+        for partitions, refined in PROBES:
+            self.indexes[space] = {"rows": count, "partitions": partitions, "refined": refined}
             found = [{hit["id"] for hit in self.nearest(space, query, 10)} for query in queries]
             recall = float(np.mean([len(a & b) / len(b) for a, b in zip(found, exact, strict=True)]))
             self.indexes[space]["recall"] = recall
@@ -350,7 +344,7 @@ class Archive:
         self._reader = None
         return (
             f"{self.source}: index of {count:,} rows of {space}: {recall:.3f} of the ten nearest are found "
-            f"(mean of {len(queries)} rows moved by their length, {probed} partitions and {10 * refined} rows each)"
+            f"(mean of {len(queries)} rows moved by their length, {partitions} partitions and {10 * refined} rows each)"
         )
 
     def _sample(self, space: str, count: int) -> tuple[NDArray[np.float32], list[set[str]]]:
