@@ -24,7 +24,8 @@ from ...runtime.compatibility import codec_name
 from ..clip import Clip
 from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
-from ..decoding.container import BadClip, Late, Reader, plain, seconds_of
+from ..decoding.clock import seconds_of
+from ..decoding.container import BadClip, Late, Reader, plain
 from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
 from ..decoding.video import SEEK_STEP, frames_until, grid_frames

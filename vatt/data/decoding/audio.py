@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from ...config.model import AudioConfig
 from ...runtime.compatibility import OPEN_OPTIONS
-from .container import OPTIONS, BadClip, Deadline, Late, Reader, clock_of, decoders_own, plain, seconds_of
+from .clock import clock_of, seconds_of
+from .container import OPTIONS, BadClip, Deadline, Late, Reader, decoders_own, plain
 from .mono import Mono, first_channel, kind_of, opposed
 
 LEAD = 0.5  # seconds decoded ahead of a span: codecs overlap frames, MP3 reaches back several

@@ -1,4 +1,4 @@
-"""Clocks of files that do not run on: recordings joined with `cat`, streams without any timestamps.
+"""Seconds of timestamps; clocks of files that do not run on: recordings joined with `cat`, streams without timestamps.
 
 Where recordings of a streaming format are put one after the other, the timestamps of each begin anew, and no header
 tells of them all. Such a file is found by reading its packets once, and gets one clock: each part begins where the
@@ -15,9 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
+from av.video.stream import VideoStream
 
 RESTARTING = ("mpegts", "mpeg", "flv")  # formats without a table of contents, which parts can be appended to
 BACK = 0.25  # seconds that a decoding time goes back: no stream that runs on does so
@@ -186,3 +188,16 @@ def _scanned(container: InputContainer, stream: int, check: Callable[[], None]) 
         default=0.0,
     )
     return Joined(tuple(part.position for part in parts), tuple(offsets), tuple(sorted(times)), end)
+
+
+def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
+    return clock_of(stream)(value)
+
+
+def clock_of(stream: VideoStream | AudioStream) -> Callable[[int | None], float | None]:
+    """Return what turns timestamps of a stream into seconds. For many: PyAV makes a fraction anew at each look."""
+    base = stream.time_base
+    if base is None:
+        return lambda value: None
+    numerator, denominator = base.numerator, base.denominator
+    return lambda value: None if value is None else value * numerator / denominator

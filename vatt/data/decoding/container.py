@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ...runtime.compatibility import ANIMATED_WEBP, OPEN_OPTIONS, options_of_str
 from ..clip import ManifestError
 from ..media_types import AUDIO, IMAGE
 from ..shards.index import open_clip, tar_of
-from .clock import RESTARTING, Joined, Version, joined_clock
+from .clock import RESTARTING, Joined, Version, joined_clock, seconds_of
 
 # What libav prints about damaged files says nothing that the exceptions do not, once per frame.
 av.logging.set_level(av.logging.PANIC)
@@ -504,16 +504,3 @@ def info_of(reader: Reader, needs: Collection[str]) -> ClipInfo:
 
 def plain(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error)
-
-
-def seconds_of(value: int | None, stream: VideoStream | AudioStream) -> float | None:
-    return clock_of(stream)(value)
-
-
-def clock_of(stream: VideoStream | AudioStream) -> Callable[[int | None], float | None]:
-    """Return what turns timestamps of a stream into seconds. For many: PyAV makes a fraction anew at each look."""
-    base = stream.time_base
-    if base is None:
-        return lambda value: None
-    numerator, denominator = base.numerator, base.denominator
-    return lambda value: None if value is None else value * numerator / denominator

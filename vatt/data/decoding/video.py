@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from ...runtime.compatibility import codec_name, converted, frame_duration
 from .audio import END_TOLERANCE
-from .clock import Version, remember
-from .container import UNKNOWN_RATE, BadClip, Late, Reader, clock_of, decoders_own, plain
+from .clock import Version, clock_of, remember
+from .container import UNKNOWN_RATE, BadClip, Late, Reader, decoders_own, plain
 from .h264 import PictureOrder, Unusual
 from .orientation import orientation
 
