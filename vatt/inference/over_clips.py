@@ -180,7 +180,7 @@ def _make(
     remarks.tell()
     for said, count in left_out.items():
         if count > 1:
-            print(printable(f"{said}: {count} rows"), file=sys.stderr)
+            tqdm.write(printable(f"{said}: {count} rows"), file=sys.stderr)
     return made
 
 
