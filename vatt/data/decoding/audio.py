@@ -296,7 +296,7 @@ class _Track:
             assert self.resampler is not None
             together = self.gathered.read(0, partial=True)
             self.gathered, self.count = av.AudioFifo(), 0
-            if together is not None:  # frames without a sample
+            if together is not None:  # None of frames that hold no sample
                 self._place(self.resampler.resample(together))
 
     def _place(self, frames: list[AudioFrame]) -> None:

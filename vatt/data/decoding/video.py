@@ -232,7 +232,7 @@ class _Sparing:
         self.began = False
         stream = reader.video
         assert stream is not None
-        self.seconds, self.second_0 = clock_of(stream), ((reader.origin or 0.0), slack)
+        self.seconds, self.second_0 = clock_of(stream), (reader.origin or 0.0, slack)
         context = stream.codec_context
         known = reader.origin is not None and reader.joined is None and reader.container.format.name != "avi"
         all_shown = stream.average_rate and float(stream.average_rate) <= max(span.fps for span in waiting)
