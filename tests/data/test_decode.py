@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from helpers.garbage import left_behind
 from helpers.media import numbered_frame, numbers, onset, steady, tone_burst, write_clip
 from helpers.media_alone import IMAGES, SOUNDS, write_image, write_sound
 
 from vatt.data.decoding import container as reader
+from vatt.data.decoding.audio import read_sound
 from vatt.data.decoding.container import BadClip, Reader, probe
 from vatt.data.decoding.span import DecodedSpan, decode_span
 
@@ -327,6 +329,17 @@ def test_files_are_closed(tmp_path: Path) -> None:
             with pytest.raises(BadClip):
                 decode(bad, 50.0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_waits_for_the_garbage_collector(tmp_path: Path) -> None:
+    """It sees few small objects, not FFmpeg's memory behind them: that of hundreds of clips would wait."""
+    clip = write_clip(tmp_path / "clip.mp4", steady(2.0, 25), tone_burst(2.0, 0.5, RATE))
+    with left_behind() as left:
+        probe(clip)
+        decode(clip, 0.5)
+        decode_span(clip, start=0.0, fps=10.0, frames=4, rate=16_000)
+        assert len(read_sound(clip, 16_000, 30.0)) >= 2 * 16_000
+    assert not [name for name in left if name.startswith("av.")]
 
 
 def test_real_avi_frames_come_in_the_order_they_are_shown(shared: Path) -> None:

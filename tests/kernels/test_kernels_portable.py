@@ -37,12 +37,13 @@ def results(operation: Operation, leaves: Sequence[Tensor], grad: Tensor | None 
 
 
 def assert_within_budget(
-    operation: Operation, leaves: Sequence[Tensor], dtype: torch.dtype, magnitude: float = 0.0
+    operation: Operation, leaves: Sequence[Tensor], dtype: torch.dtype, magnitude: float = 0.0, order: float = 0.0
 ) -> None:
     """`operation(impl, *leaves)`: portable in `dtype` against reference in `dtype` and in float64.
 
     All three start from the leaves rounded to `dtype`. `magnitude` is that of terms that cancel in the result, where
-    these are larger than it: they are what is rounded.
+    these are larger than it: they are what is rounded. `order` is how far the output may be off because a library may
+    add its terms in any order.
     """
     rounded = [leaf.to(dtype) for leaf in leaves]
     exact = results(lambda *x: operation("reference", *x), [leaf.double() for leaf in rounded])
@@ -52,7 +53,7 @@ def assert_within_budget(
         assert p.dtype == r.dtype
         assert p.shape == r.shape
         rounding = torch.finfo(p.dtype).eps * max(float(e.norm()), magnitude * e.numel() ** 0.5)
-        allowed = 2 * float((r.double() - e).norm()) + rounding
+        allowed = 2 * float((r.double() - e).norm()) + rounding + (order if index == 0 else 0.0)
         error = float((p.double() - e).norm())
         assert error <= allowed, f"{'output' if index == 0 else f'gradient {index - 1}'}: {error:.3g} > {allowed:.3g}"
 
@@ -116,16 +117,27 @@ def test_projection_of_bytes(keep: str, kind: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("brightness", [0, 200])
 def test_projection_of_bytes_in_low_precision(dtype: torch.dtype, brightness: int) -> None:
-    """Dark and bright clips: the mean must not cost digits."""
+    """Dark and bright clips: the mean must not cost digits.
+
+    Of 3,072 terms the order of adding shows: MKL on SSE4.2 (that of torch 2.13.0, one thread) adds those of four rows
+    one by one, where other products are sums of blocks.
+    """
     frames = torch.randint(
         brightness, brightness + 40, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
     )
+    keep = torch.tensor([3, 1])
 
     def operation(impl: str, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
-        return vk.project_voxels(frames, weight, bias, keep=torch.tensor([3, 1]), position=position, impl=impl)
+        return vk.project_voxels(frames, weight, bias, keep=keep, position=position, impl=impl)
 
     leaves = [randn(3072, 33, scale=0.02) + 0.005, randn(33, seed=1), randn(4, 33, seed=2)]
-    assert_within_budget(operation, leaves, dtype)
+    values = (portable.gather_patches(frames, (4, 16, 16), keep).float() - 128) / 128
+    weight = leaves[0].float()
+    one_by_one = torch.zeros(*values.shape[:-1], weight.shape[-1])
+    for term, row in zip(values.unbind(-1), weight, strict=True):
+        one_by_one += term[..., None] * row
+    order = float((one_by_one.double() - values.double() @ weight.double()).norm())
+    assert_within_budget(operation, leaves, dtype, order=order)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -9,7 +9,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.filter import Graph
 
-from ...runtime.compatibility import one_thread
+from ...runtime.compatibility import one_thread, release
 
 OPPOSITE = 1e-3  # of the energy of two channels that a mix of each other's opposite may have
 
@@ -25,6 +25,10 @@ class Mono:
         self.rate = rate
         self.kind: tuple[str, str, int] | None = None  # of the frames
         self.graph: Graph | None = None  # None while `kind` is what is asked for
+
+    def __del__(self) -> None:
+        if self.graph is not None:
+            release(self.graph)
 
     def resample(self, frame: AudioFrame | None) -> list[AudioFrame]:
         """Return what comes of the next frame, or, of None, the rest.
