@@ -49,7 +49,7 @@ INDEXED_FROM = 100_000
 BITS = 4  # of each number, where the width is a multiple of 8; else 8
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
 # Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
-PROBES = ((2, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+PROBES = ((2, 2), (3, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
 FEW = 100  # rows, which the partitions looked into hold
 # Bytes of an index that a process keeps, of which a query reads 6 MB; LanceDB alone keeps all that it has read.
 KEPT = 96 << 20
