@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from harness import cli, timing
 from harness import report as harness
 from harness.memory import peak_memory
-from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, ReportPage, number, table
+from harness.pages import BLACK, BLUE, GREEN, ORANGE, PINK, SKY, ReportPage, number, table
 from harness.report import Report, ReportError
 
 import numpy as np
@@ -42,6 +43,7 @@ from vatt.config.presets import PRESETS, preset
 from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, opened, probe
+from vatt.data.decoding.h264 import PictureOrder, Unusual
 from vatt.data.decoding.span import decode_span, decode_spans
 from vatt.data.decoding.video import Span, read_spans
 from vatt.data.loader import make_loader
@@ -58,8 +60,9 @@ OURS = "pyav"
 FRAMES, FPS = 32, 10.0  # of a window of training
 SIDE = 336  # pixels of the shorter side, as training reads frames
 SEQUENCE = 64  # frames one after the other, at the clip's own rate
+COUNTED = 300  # packets that tell whether a clip has pictures that nothing builds on
 SAME = 3.0  # mean difference of two decoders' frames, of 255, that is still the colour conversion
-COLOURS = dict(zip(DECODERS, (BLUE, BLACK, ORANGE, GREEN, PINK), strict=True))
+COLOURS = dict(zip(DECODERS, (BLUE, BLACK, ORANGE, SKY, GREEN, PINK), strict=True))
 EXAMPLES = """examples:
   python bench/decode.py                                  three clips made here: H.264, VP9, MJPEG
   python bench/decode.py --data clips.csv --rounds 10     your clips, those that our decoder takes
@@ -178,6 +181,21 @@ def moments(path: Path, every: float) -> None:
             raise ReportError(f"{path}: {span.reason}")
 
 
+def unneeded(path: Path) -> float:
+    """The share of a clip's first packets of video whose pictures no other one builds on, as our decoder tells."""
+    with opened(path, 30.0, ("video",)) as reader:
+        stream = reader.video
+        assert stream is not None
+        if stream.codec_context.name != "h264":
+            return 0.0
+        try:
+            order = PictureOrder(stream.codec_context.extradata)
+        except Unusual:
+            return 0.0
+        said = [order.follow(packet) for packet in islice(reader.packets(stream), COUNTED)]
+    return sum(said) / len(said) if said and order.usual else 0.0
+
+
 def stages(path: Path, other: OtherCheckout | None) -> dict[str, Callable[[], object]]:
     """What a window costs up to each stage; the overlapping windows of a clip beside those that follow each other."""
     job = jobs(path)["window"]
@@ -212,6 +230,7 @@ def measure_stages(args: argparse.Namespace, paths: list[Path], report: Report, 
         if other is not None:
             job = jobs(clip)["window"]
             ours: Any = DECODERS[OURS]()(clip, *job)
+            row["unneeded"] = unneeded(clip)
             row["same"] = hashlib.sha256(ours).hexdigest() == other(clip, *job, digest=True)
         for name, seconds in timing.time_interleaved(steps, args.rounds):
             if seconds is not None:
@@ -343,6 +362,33 @@ def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[s
     }
 
 
+def beside_torchcodec(report: Report) -> tuple[int, float]:
+    """Return the number of clips, and how many times as fast ours is: the geometric mean over them.
+
+    Of a clip torchcodec's faster way of seeking counts that has the right frames.
+    """
+    windows = [row for row in report.rows if row["kind"] == "decoder" and row["job"] == "window"]
+    ours = {row["clip"]: row["p50"] for row in windows if row["decoder"] == OURS}
+    best: dict[str, float] = {}
+    for row in windows:
+        if row["decoder"].startswith("torchcodec"):
+            best[row["clip"]] = min(row["p50"], best.get(row["clip"], math.inf))
+    return len(best), statistics.geometric_mean(best[clip] / ours[clip] for clip in best) if best else math.nan
+
+
+def beside_checkout(report: Report) -> list[tuple[str, int, float, float]]:
+    """Return which clips, how many, and how many times as fast as the other checkout: geometric mean and least."""
+    ratios = {}
+    for row in report.rows:
+        if row["kind"] == "stages" and "other" in row["seconds"]:
+            p50 = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
+            ratios[row["clip"]] = p50["other"] / p50["window"], row["unneeded"]
+    every = [ratio for ratio, _ in ratios.values()]
+    some = [ratio for ratio, share in ratios.values() if share]
+    kinds = (("clips", every), ("clips of H.264 with pictures that nothing builds on", some))
+    return [(what, len(of), statistics.geometric_mean(of), min(of)) for what, of in kinds if of]
+
+
 def taking_part(report: Report) -> list[dict[str, Any]]:
     return [c for c in report.gate["checks"] if c["clips"]]
 
@@ -382,6 +428,12 @@ def page(report: Report) -> str:
         "frames differ by (of 255)",
     ]
     parts += ["## Decoders", table(columns, rows)]
+    count, times = beside_torchcodec(report)
+    if count:
+        parts.append(
+            f"Beside torchcodec's faster way of seeking among those with the right frames, clip by clip, a window here "
+            f"is {times:.2f}x as fast (geometric mean over {count} clips)."
+        )
     refused = [f"- {c['decoder']}: {text}" for c in report.gate["checks"] for text in c["refused"]]
     if refused:
         parts += ["Left out:", "\n".join(refused)]
@@ -392,6 +444,10 @@ def page(report: Report) -> str:
         f"Windows every second, each {FRAMES / FPS:g} s long, are read of a whole clip with their sound, and beside "
         "them windows that follow each other.",
         table(columns, stage_rows(report)),
+        *(
+            f"{count} {what}: {mean:.2f}x as fast as the other checkout (geometric mean; least {least:.2f}x)."
+            for what, count, mean, least in beside_checkout(report)
+        ),
     ]
     for row in (row for row in report.rows if row["kind"] == "long"):
         p50 = {name: statistics.median(seconds) for name, seconds in row["seconds"].items()}
@@ -433,6 +489,13 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
         label = f"open, seek and {FRAMES} frames with {c['decoder']}, one CPU thread, {len(c['clips'])} clips"
         lines.append((label, f"{result['milliseconds']:.1f} ms a clip"))
     loader = [row for row in report.rows if row["kind"] == "loader"]
+    count, times = beside_torchcodec(report)
+    if count:
+        lines.append((f"the same beside torchcodec's faster right way of seeking, {count} clips", f"{times:.2f}x"))
+    lines += [
+        (f"the same beside {report.settings['beside']}, {count} {what}", f"{mean:.2f}x")
+        for what, count, mean, _ in beside_checkout(report)
+    ]
     return lines + [
         (
             f"waiting for data, preset `{report.settings['preset']}` on a CPU, {row['workers']} workers",

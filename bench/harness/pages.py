@@ -25,7 +25,7 @@ def spans(losses: list[float]) -> list[float]:
 
 
 # Okabe-Ito: told apart with any colour vision, and by lightness in print.
-BLUE, ORANGE, GREEN, PINK, BLACK = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000"
+BLUE, ORANGE, GREEN, PINK, BLACK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9"
 
 
 FRONT_BEGIN, FRONT_END = "<!-- measured: drawn by make reports -->", "<!-- end of measured -->"

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,7 +87,8 @@ class OtherCheckout:
         self.process.communicate()
 
 
-def torchcodec() -> Decoder:
+def torchcodec(seek_mode: str = "exact") -> Decoder:
+    """Return torchcodec's decoder; "approximate" reads no index of the file first, and takes its rate as constant."""
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError) as error:
@@ -94,7 +96,7 @@ def torchcodec() -> Decoder:
 
     def decode(path: Path, start: float, fps: float, frames: int) -> Frames:
         try:
-            reader = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+            reader = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode=seek_mode)
             times = reader.metadata.begin_stream_seconds + _times(start, fps, frames)
             return reader.get_frames_played_at(times.tolist()).data.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
@@ -162,6 +164,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
     "pyav": pyav,
     "pyav, training": pyav_training,
     "torchcodec": torchcodec,
+    "torchcodec, approximate": partial(torchcodec, "approximate"),
     "decord": decord,
     "dali cpu": dali_cpu,
 }

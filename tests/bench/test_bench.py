@@ -367,6 +367,7 @@ def test_decoders_side_by_side(clips: Path, tmp_path: Path, capsys: pytest.Captu
         assert check["clips"] or check["refused"]
     stages = [row for row in report.rows if row["kind"] == "stages"]
     assert [(row["clip"], row["same"]) for row in stages] == [("0.mp4", True), ("1.mp4", True)]
+    assert all(row["unneeded"] > 0 for row in stages)  # libx264 makes B-frames
     (loader,) = (row for row in report.rows if row["kind"] == "loader")
     assert 0 < loader["wait_share"] < 1
     (long,) = (row for row in report.rows if row["kind"] == "long")
