@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -23,7 +24,7 @@ FAKE = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
 gradio = pytest.importorskip("gradio", reason="Gradio comes with pip install -e '.[serve]'")
 from fastapi.testclient import TestClient  # noqa: E402
 
-from vatt.inference.search.server import make_app  # noqa: E402
+from vatt.inference.search.server import Page, make_app  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,16 @@ def test_the_page_asks_nobody_else(client):
     assert "fonts.googleapis.com/css" not in page.text
     linked = client.get("/", headers={"sec-fetch-site": "cross-site", "sec-fetch-dest": "document"})
     assert linked.status_code == 200  # an address somebody was sent
+
+
+def test_the_address_fills_in_only_what_it_names(index):
+    """A page under load hears of its address when a visitor has typed already."""
+    (named,) = (fn.fn for fn in Page(index).blocks(gradio).fns.values() if fn.name == "from_address")
+    left = gradio.skip()
+    assert named(SimpleNamespace(query_params={})) == (left,) * 5
+    words, where, best, top, found = named(SimpleNamespace(query_params={"q": "a square", "top": "8"}))
+    assert (words, where, best, top) == ("a square", left, left, 8)
+    assert found.count('class="hit-place"') == min(8, len(index))
 
 
 def test_a_port_in_use_is_one_sentence(monkeypatch, capsys, index, app):

@@ -122,19 +122,20 @@ class Page:
                 where = gradio.Textbox(label="Only where (archives)", placeholder="label = 'dog' and start > 60")
                 best_only = gradio.Checkbox(label="Only the best moment of each file")
                 top = gradio.Slider(4, 60, value=TOP, step=4, label="Results")
-            found = gradio.HTML(elem_classes="vatt-page", elem_id="found")
+            found = gradio.HTML(self.show(None, None, None, None), elem_classes="vatt-page", elem_id="found")
             filters = [top, where, best_only]
 
-            def from_address(request: Any) -> tuple[str, str, bool, float, str]:
-                asked = dict(request.query_params)
+            def from_address(request: Any) -> tuple[Any, ...]:
+                """What the address names; the rest stays as it is, as a visitor may have begun to type."""
+                asked, left = dict(request.query_params), gradio.skip()
                 words, like, chosen = asked.get("q", ""), asked.get("like", ""), asked.get("id", "")
                 query = Query("like", like) if like else Query("text", words) if words else None
                 if query is None and chosen:
                     query = Query("like", chosen)
-                count = float(asked["top"]) if asked.get("top", "").isdecimal() else TOP
+                count = min(max(float(asked["top"]), 1), 60) if asked.get("top", "").isdecimal() else None
                 held, best = asked.get("where", ""), asked.get("best") == "1"
-                shown = self.show(query, min(max(count, 1), 60), held, best, chosen)
-                return words, held, best, count, shown
+                shown = left if query is None else self.show(query, count, held, best, chosen)
+                return words or left, held or left, best or left, count or left, shown
 
             # Gradio looks for this type, and cannot read it as text: its name is not one of this module.
             from_address.__annotations__["request"] = gradio.Request
