@@ -1,7 +1,8 @@
 """What this machine's CPU does best: dtype of features, time beside VideoMAE-Base, steps with dropout, loader workers.
 
 Each part alternates what it compares in one process. The last line says which dtype, threads and workers to use here.
-Features in float32 are what `vatt embed` computed before it knew bfloat16, on the same clips with all tokens.
+Features in float32 are what `vatt embed` computed before it knew bfloat16, on the same clips with all tokens; with
+`--before` those of that commit stand beside.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,12 +52,11 @@ from vatt.runtime.progress import progress_bar
 
 NAME = "cpu_report"
 CPU = torch.device("cpu")
-PARTS = ("features", "floors", "videomae", "dropout", "loader", "training")
 HERE = "here"
 EXAMPLES = """examples:
   python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
   python bench/cpu_report.py --parts features       one part
-  python bench/cpu_report.py --before 20a74a7       training beside that commit's, too: 10 minutes more
+  python bench/cpu_report.py --before 20a74a7       features and training beside that commit's, too: 10 minutes more
   python bench/cpu_report.py --quick                two layers, two rounds: to see it work
 
 exit codes: 0 done, 1 failed, 2 wrong usage."""
@@ -99,15 +100,65 @@ def pooled(model: VATT, modality: str, x: torch.Tensor) -> torch.Tensor:
     return model.backbone.features(modality, x)[:, 0]
 
 
-def features(rounds: int, layers: int | None) -> Iterator[list[Row]]:
-    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16."""
+@contextmanager
+def other_towers(
+    commit: str, layers: int | None, inputs: Mapping[str, torch.Tensor]
+) -> Iterator[Callable[[str, bool], list[float]]]:
+    """The towers of `bbs` by the code of `commit`, in a process: a function from a modality to the pooled features.
+
+    They are told only if asked for. Raises `ReportError` when the process ends.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tree, program = Path(folder), Path(__file__).with_name("workloads") / "other_towers.py"
+        checkout(commit, tree)
+        torch.save(inputs, tree / "inputs.pt")
+        process = subprocess.Popen(
+            [sys.executable, str(program), "bbs", str(layers or 0), str(tree / "inputs.pt")],
+            env={**os.environ, "PYTHONPATH": folder},
+            cwd=tree,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def ask(modality: str, values: bool = False) -> list[float]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(json.dumps({"modality": modality, "values": values}) + "\n")
+                process.stdin.flush()
+            except OSError as error:
+                raise ReportError(f"the towers of {commit} cannot be computed") from error
+            if not (line := process.stdout.readline()):
+                raise ReportError(f"the towers of {commit} cannot be computed")
+            pooled: list[float] = json.loads(line)
+            return pooled
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def features(rounds: int, layers: int | None, before: str = "") -> Iterator[list[Row]]:
+    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16.
+
+    With `before` also float32 with the code of that commit, which the others stand beside then.
+    """
     _, models, inputs = towers(layers)
-    for modality, x in inputs.items():
-        candidates = {name: partial(pooled, model, modality, x) for name, model in models.items()}
-        rows = compared("features", f"bbs {modality} tower", candidates, rounds, "float32")
-        exact, light = (candidate() for candidate in candidates.values())
-        rows[1]["cosine"] = F.cosine_similarity(exact, light).item()
-        yield rows
+    with other_towers(before, layers, inputs) if before else nullcontext() as other:
+        for modality, x in inputs.items():
+            candidates: dict[str, Callable[[], Any]] = (
+                {} if other is None else {before: partial(other, modality, False)}
+            )
+            candidates |= {name: partial(pooled, model, modality, x) for name, model in models.items()}
+            rows = compared("features", f"bbs {modality} tower", candidates, rounds, next(iter(candidates)))
+            exact = pooled(models["float32"], modality, x)
+            rows[-1]["cosine"] = F.cosine_similarity(exact, pooled(models["bfloat16"], modality, x)).item()
+            if other is not None:
+                rows[0]["cosine"] = F.cosine_similarity(exact, torch.tensor([other(modality, True)])).item()
+            yield rows
 
 
 def floors(rounds: int, layers: int | None) -> Iterator[list[Row]]:
@@ -236,7 +287,10 @@ def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list
         yield [row | {"runs": found[name, workers]}]
 
 
-MEASURES = {"features": features, "floors": floors, "videomae": beside_videomae, "dropout": dropout, "loader": loader}
+MEASURES: dict[str, Callable[..., Iterator[list[Row]]]] = {
+    **{"features": features, "floors": floors, "videomae": beside_videomae},
+    **{"dropout": dropout, "loader": loader, "training": training},
+}
 
 
 def advice(rows: Sequence[Row]) -> str:
@@ -342,7 +396,7 @@ def measure(args: argparse.Namespace) -> Path:
     )
     done = {row["part"] for row in report.rows}
     missing = [part for part in args.parts if part not in done]
-    measures = MEASURES | {"training": partial(training, before=args.before)}
+    measures = MEASURES | {part: partial(MEASURES[part], before=args.before) for part in ("features", "training")}
     with progress_bar(len(args.parts), NAME, "part", len(done)) as bar:
         for part in missing:
             try:
@@ -359,8 +413,15 @@ def measure(args: argparse.Namespace) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser(NAME, "Measure which dtype, threads and workers suit this machine's CPU.", EXAMPLES)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default all)")
-    parser.add_argument("--before", default="", metavar="COMMIT", help="train with this commit's code as well, in turn")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(MEASURES), default=list(MEASURES), help="what to measure (default all)"
+    )
+    parser.add_argument(
+        "--before",
+        default="",
+        metavar="COMMIT",
+        help="measure features and training with this commit's code as well, in turn",
+    )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="timed rounds of each (default 9)")
     cli.add_common_flags(parser)
     args = parser.parse_args(argv)
