@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.interpreted import interpreter_fails, quicken
+from helpers.interpreter.needs import interpreter_fails, quicken
 from helpers.processes import end_all
 
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -23,6 +23,9 @@ from vatt.runtime.compatibility import OPEN_OPTIONS
 
 Frames = NDArray[np.uint8]
 RATE = 48_000
+OURS = "pyav"
+FRAMES, FPS = 32, 10.0  # of a window of training
+SEQUENCE = 64  # frames one after the other, at the clip's own rate
 
 
 class Unavailable(RuntimeError):

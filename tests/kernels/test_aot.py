@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.interpreted import few
+from helpers.interpreter.needs import few
 
 SPEC = importlib.util.find_spec("triton")
 BIN = Path(SPEC.origin).parent / "backends" / "nvidia" / "bin" if SPEC and SPEC.origin else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import vatt_kernels
-from helpers.interpreted import few
+from helpers.interpreter.needs import few
 from torch import Tensor
 from vatt_kernels.catalog import SPECS, TRITON_FILES
 from vatt_kernels.spec.cases import Case

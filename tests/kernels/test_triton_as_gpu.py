@@ -23,7 +23,7 @@ if os.environ.get("TRITON_INTERPRET") != "1" or torch.cuda.is_available():
 
 import triton
 import triton.language as tl
-from helpers import interpreter_as_gpu
+from helpers.interpreter import as_gpu
 from triton.runtime.errors import InterpreterError
 
 DTYPES = os.environ.get("VATT_GPU_DTYPES", "bfloat16").split(",")
@@ -33,7 +33,7 @@ ALL = [pytest.param(spec, case, id=f"{spec.name}: {case.name}") for spec in SPEC
 @pytest.fixture
 def problems() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
-        yield interpreter_as_gpu.install(patch)
+        yield as_gpu.install(patch)
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered")  # in rows never stored
@@ -51,9 +51,9 @@ def test_bfloat16_is_rounded_to_nearest_even_as_torch_does() -> None:
         [torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 10.0**p for p in range(-40, 39, 3)]
     )
     x = torch.cat([x, torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 0.0, -0.0, torch.inf, -torch.inf, torch.nan])])
-    bits = interpreter_as_gpu.narrowed(x.numpy())
+    bits = as_gpu.narrowed(x.numpy())
     torch.testing.assert_close(
-        torch.from_numpy(interpreter_as_gpu.widened(bits)), x.bfloat16().float(), rtol=0, atol=0, equal_nan=True
+        torch.from_numpy(as_gpu.widened(bits)), x.bfloat16().float(), rtol=0, atol=0, equal_nan=True
     )
 
 
@@ -157,7 +157,7 @@ def test_a_sequence_longer_than_stated_stops_the_kernel() -> None:
 
 def test_the_changes_are_undone() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        interpreter_as_gpu.install(patch)
+        as_gpu.install(patch)
         assert vk.attention(*[torch.zeros(1, 3, 1, 16, dtype=torch.bfloat16)] * 3).dtype == torch.bfloat16
     with pytest.raises(TypeError, match="cannot multiply in bfloat16"):
         vk.attention(*[torch.zeros(1, 3, 1, 16, dtype=torch.bfloat16)] * 3)

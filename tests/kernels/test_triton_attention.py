@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import vatt_kernels as vk
-from helpers.interpreted import floats
+from helpers.interpreter.needs import floats
 from torch import Tensor
 from vatt_kernels import reference
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import vatt_kernels as vk
-from helpers.interpreted import floats
+from helpers.interpreter.needs import floats
 from torch import Tensor
 from vatt_kernels import reference
 from vatt_kernels.device import processors

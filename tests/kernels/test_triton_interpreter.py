@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.interpreted import interpreter_fails
+from helpers.interpreter.needs import interpreter_fails
 from vatt_kernels import dispatch
 
 from vatt.errors import ConfigError

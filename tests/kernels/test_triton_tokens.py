@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 import vatt_kernels as vk
-from helpers.interpreted import few
+from helpers.interpreter.needs import few
 from torch import Tensor
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":

@@ -252,7 +252,7 @@ MICRO = [
 QUICKENED = f"""
 import sys
 sys.path.append({str(ROOT / "tests")!r})
-from helpers.interpreted import quicken
+from helpers.interpreter.needs import quicken
 from vatt import train
 quicken()
 sys.exit(train.main(sys.argv[1:]))
