@@ -131,6 +131,7 @@ class Archive:
     def __init__(self, source: str, table: Any) -> None:
         self.source, self.table = source, table
         self._reader: Any = None  # the same table, as `nearest` opened it
+        self._complete: set[str] = set()  # columns whose index knows all rows of it
         with _failing(source, "is damaged or no archive"):
             try:
                 self.metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[b"vatt"])
@@ -232,12 +233,17 @@ class Archive:
         """
         if self._reader is None:
             folder, name = _place(self.source)
-            self._reader = await (await _lancedb().connect_async(folder, session=_session())).open_table(name)
+            reader = await (await _lancedb().connect_async(folder, session=_session())).open_table(name)
+            stats = [(index.columns[0], await reader.index_stats(index.name)) for index in await reader.list_indices()]
+            self._complete = {column for column, known in stats if known and not known.num_unindexed_rows}
+            self._reader = reader
         query = self._reader.query().nearest_to(vector).column(space).distance_type("cosine")
         if where is not None:
             query = query.where(where)
         if built := self.indexes.get(space):
             query = query.nprobes(built["partitions"])
+            if space in self._complete:
+                query = query.fast_search()  # does not look for rows that the index lacks
             if where is not None or top > FEW:
                 query = query.maximum_nprobes(0)  # further ones while there are too few rows
             top *= built["refined"]
