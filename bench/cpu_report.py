@@ -373,11 +373,25 @@ def figure(report: Report, plt: Any) -> Any:
 
 
 def readme_rows(report: Report) -> list[tuple[str, str]]:
-    wanted = [row for row in report.rows if row["part"] == "features" and "cosine" in row]
-    if not wanted:
-        return []
-    results = ", ".join(f"{row['what']} {row['times_as_fast']:.2f}x (cosine {row['cosine']:.5f})" for row in wanted)
-    return [("features in bfloat16 on a CPU that multiplies it, against float32", results)]
+    def told(part: str, candidate: str) -> list[Row]:
+        return [row for row in report.rows if row["part"] == part and candidate in row["candidate"]]
+
+    lines = []
+    if light := told("features", "bfloat16"):
+        base = {"float32": "float32"}.get(light[0]["base"], f"float32 of {light[0]['base']}")
+        values = [f"{row['what']} {row['times_as_fast']:.2f}x (cosine {row['cosine']:.5f})" for row in light]
+        lines.append((f"features in bfloat16 on a CPU that multiplies it, against {base}", ", ".join(values)))
+    if steps := told("dropout", "version 2"):
+        values = [f"{row['what'].split(', ')[1]} {row['times_as_fast']:.2f}x" for row in steps]
+        lines.append(("step of `sss` with dropout 0.1 in float32, against the form of older runs", ", ".join(values)))
+    if models := told("videomae", "vatt"):
+        values = [f"{row['what']} {row['times_as_fast']:.2f}x" for row in models]
+        lines.append(("Base video model beside VideoMAE-Base, all tokens", ", ".join(values)))
+    ours = max(told("training", f"{HERE}, "), key=lambda row: row["clips_per_second"], default=None)
+    if ours and not ours["base"].startswith(HERE):
+        rate = f"{ours['clips_per_second']:.0f} clips/s, {ours['times_as_fast']:.2f}x"
+        lines.append((f"training of `tiny` without a cache, against {ours['base'].split(', ')[0]}", rate))
+    return lines
 
 
 REPORT_PAGE = ReportPage(page, figure, readme_rows)

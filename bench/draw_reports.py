@@ -78,11 +78,11 @@ README_RESULTS = (
     ("tiny_training", "`tiny` on the built-in corpus, text to video"),
     ("tiny_training", "`tiny` on the built-in corpus, audio to video"),
     ("esc10_official", "ESC-10 top-1 over five folds"),
-    ("model_sizes", "parameters as Table 7 counts them"),
     ("resolution_sweep", "GFLOPs of ViT-Medium at 32x320x320"),
     ("droptoken_sweep", "DropToken, inference of `sss`, 50% dropped"),
     ("fused_vs_reference", "video step of `bbs` on a CPU, 50% dropped"),
     ("videomae", "Base video model beside VideoMAE-Base on a CPU, forward + backward"),
+    ("cpu_report", "features in bfloat16"),
     ("aot_table", "kernels compiled ahead of time"),
     ("chaos", "`tiny` and `tiny_ma` disturbed"),
 )
