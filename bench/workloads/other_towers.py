@@ -27,7 +27,7 @@ def first_of(*names: str) -> Any:
 
 @torch.inference_mode()
 def main(argv: Sequence[str]) -> None:
-    name, layers, inputs = argv[0], int(argv[1]), torch.load(argv[2])
+    name, layers, inputs = argv[0], int(argv[1]), torch.load(argv[2], weights_only=True)
     config = first_of("vatt.config.presets", "vatt.presets").preset(name).model
     if layers:
         encoders = {key: replace(getattr(config, key), layers=layers) for key in ("video_encoder", "audio_encoder")}
