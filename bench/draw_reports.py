@@ -77,7 +77,7 @@ REPORT_PAGES: dict[str, ReportPage] = {module.NAME: module.REPORT_PAGE for modul
 README_RESULTS = (
     ("tiny_training", "`tiny` on the built-in corpus, text to video"),
     ("tiny_training", "`tiny` on the built-in corpus, audio to video"),
-    ("esc10_official", "ESC-10 top-1 over five folds"),
+    ("esc10_small", "ESC-10 top-1 over five folds"),
     ("resolution_sweep", "GFLOPs of ViT-Medium at 32x320x320"),
     ("droptoken_sweep", "DropToken, inference of `sss`, 50% dropped"),
     ("fused_vs_reference", "video step of `bbs` on a CPU, 50% dropped"),

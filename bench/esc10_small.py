@@ -118,7 +118,7 @@ def figure(report: Report, plt: Any) -> Any:
             axis.plot([100 * rate - 4, 100 * rate + 4], [middle, middle], color=BLUE, lw=2)
             axis.annotate(f"{middle:.1f}", (100 * rate + 4.5, middle), va="center", fontsize=9)
     axis.axhline(RANDOM_FOREST, color=BLACK, ls=":", lw=1, label="random forest on MFCC (Piczak 2015)")
-    axis.set(xlabel="tokens dropped in training, %", ylabel="top-1 %, a sign a fold, a line the mean")
+    axis.set(xlabel="tokens dropped in training, %", ylabel="top-1 %, a sign a fold, a line the mean", xlim=(-8, 90))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     drawn.tight_layout(rect=(0, 0, 1, 0.92))
