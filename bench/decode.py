@@ -242,12 +242,15 @@ def measure_stages(args: argparse.Namespace, paths: list[Path], report: Report, 
 
 
 def measure_long(args: argparse.Namespace, folder: Path, report: Report, path: Path) -> None:
-    """A row: seconds of all frames of a long clip decoded by PyAV alone, and of a moment every second, in turn."""
+    """A row: seconds of all frames of a long clip decoded by PyAV alone, of windows that follow each other, and of one
+    every second, in turn.
+    """
     if any(row["kind"] == "long" for row in report.rows):
         return
     clip = long_clip(folder, args.minutes)
     steps: dict[str, Callable[[], object]] = {
-        "once through": lambda: once_through(clip),
+        "frames alone": lambda: once_through(clip),
+        "through": lambda: moments(clip, FRAMES / FPS),
         "every second": lambda: moments(clip, 1.0),
     }
     row: dict[str, Any] = {"kind": "long", "minutes": args.minutes, "seconds": {name: [] for name in steps}}
