@@ -288,8 +288,12 @@ def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list
 
 
 MEASURES: dict[str, Callable[..., Iterator[list[Row]]]] = {
-    **{"features": features, "floors": floors, "videomae": beside_videomae},
-    **{"dropout": dropout, "loader": loader, "training": training},
+    "features": features,
+    "floors": floors,
+    "videomae": beside_videomae,
+    "dropout": dropout,
+    "loader": loader,
+    "training": training,
 }
 
 
@@ -378,7 +382,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
 
     lines = []
     if light := told("features", "bfloat16"):
-        base = {"float32": "float32"}.get(light[0]["base"], f"float32 of {light[0]['base']}")
+        base = light[0]["base"] if light[0]["base"] == "float32" else f"float32 of {light[0]['base']}"
         values = [f"{row['what']} {row['times_as_fast']:.2f}x (cosine {row['cosine']:.5f})" for row in light]
         lines.append((f"features in bfloat16 on a CPU that multiplies it, against {base}", ", ".join(values)))
     if steps := told("dropout", "version 2"):

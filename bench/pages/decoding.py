@@ -47,7 +47,7 @@ def summary(report: Report, name: str, job: str, clips: Sequence[str]) -> dict[s
 def beside_torchcodec(report: Report) -> tuple[int, float]:
     """Return the number of clips, and how many times as fast ours is: the geometric mean over them.
 
-    Of a clip torchcodec's faster way of seeking counts that has the right frames.
+    Of a clip the fastest of torchcodec's ways counts that was measured and has the right frames.
     """
     windows = [row for row in report.rows if row["kind"] == "decoder" and row["job"] == "window"]
     ours = {row["clip"]: row["p50"] for row in windows if row["decoder"] == OURS}
@@ -113,8 +113,8 @@ def page(report: Report) -> str:
     count, times = beside_torchcodec(report)
     if count:
         parts.append(
-            f"Beside torchcodec's faster way of seeking among those with the right frames, clip by clip, a window here "
-            f"is {times:.2f}x as fast (geometric mean over {count} clips)."
+            f"Beside torchcodec, of each clip the fastest of its ways in the table that has the right frames, a window "
+            f"here is {times:.2f}x as fast (geometric mean over {count} clips)."
         )
     refused = [f"- {c['decoder']}: {text}" for c in report.gate["checks"] for text in c["refused"]]
     if refused:
@@ -173,7 +173,7 @@ def readme_rows(report: Report) -> list[tuple[str, str]]:
     loader = [row for row in report.rows if row["kind"] == "loader"]
     count, times = beside_torchcodec(report)
     if count:
-        lines.append((f"the same beside torchcodec's faster right way of seeking, {count} clips", f"{times:.2f}x"))
+        lines.append((f"the same beside torchcodec, the fastest of its ways measured, {count} clips", f"{times:.2f}x"))
     lines += [
         (f"the same beside {report.settings['beside']}, {count} {what}", f"{mean:.2f}x")
         for what, count, mean, _ in beside_checkout(report)
