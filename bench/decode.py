@@ -47,9 +47,10 @@ from vatt.config.presets import PRESETS, preset
 from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
 from vatt.data.decoding.container import BadClip, opened, probe
+from vatt.data.decoding.grid import Span
 from vatt.data.decoding.h264 import PictureOrder, Unusual
 from vatt.data.decoding.span import decode_span, decode_spans
-from vatt.data.decoding.video import Span, read_spans
+from vatt.data.decoding.video import read_spans
 from vatt.data.loader import make_loader
 from vatt.data.manifest import read_manifest
 from vatt.data.tokenizer import Tokenizer

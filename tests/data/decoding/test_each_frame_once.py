@@ -16,7 +16,7 @@ from helpers.media import numbered_frame, steady, tone_burst, write_clip
 from vatt.config.model import AudioConfig, VideoConfig
 from vatt.data.clip import Clip
 from vatt.data.datasets.windows import Window, WindowReader
-from vatt.data.decoding import video
+from vatt.data.decoding import grid, video
 from vatt.data.decoding.container import BadClip, Reader
 from vatt.data.decoding.h264 import PictureOrder, Unusual
 from vatt.data.decoding.span import decode_span, decode_spans
@@ -200,7 +200,7 @@ def test_only_a_decoders_error_is_a_bad_clip(tmp_path: Path, monkeypatch: pytest
     def fails(*_: object, **__: object) -> None:
         raise ValueError("injected")
 
-    for place, name in ((video._Converter, "__call__"), (video.Span, "before"), (Reader, "require")):
+    for place, name in ((video._Converter, "__call__"), (grid.Span, "before"), (Reader, "require")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fails)
             with pytest.raises(ValueError, match=r"^injected"):

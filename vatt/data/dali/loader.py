@@ -45,7 +45,7 @@ from ..datasets.batch import Batch
 from ..datasets.training import ClipDataset
 from ..decoding.audio import to_float
 from ..decoding.container import BadClip
-from ..decoding.video import shrunk
+from ..decoding.grid import shrunk
 from ..loader import make_loader
 from .colours import colour_matrix
 from .graph import UNCHANGED, build_graph, finish_graph, start_graph, warp_matrix

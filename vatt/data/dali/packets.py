@@ -26,9 +26,10 @@ from ..datasets.windows import WindowReader
 from ..decoding.audio import read_audio
 from ..decoding.clock import seconds_of
 from ..decoding.container import BadClip, Late, Reader, plain
+from ..decoding.grid import grid_frames
 from ..decoding.orientation import Orientation, orientation
 from ..decoding.span import DecodedSpan
-from ..decoding.video import SEEK_STEP, frames_until, grid_frames
+from ..decoding.video import SEEK_STEP, frames_until
 from .colours import LUMA, RESTORED
 
 # Codecs that DALI decodes, and the shorter side that NVDEC needs at least.

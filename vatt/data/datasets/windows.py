@@ -27,9 +27,9 @@ from ...config.model import AudioConfig, VideoConfig
 from ..clip import Clip
 from ..decoding.clock import Version
 from ..decoding.container import BOTH, BadClip, Reader, info_of, opened
+from ..decoding.grid import grid_frames
 from ..decoding.memory_limit import private_memory
 from ..decoding.span import DecodedSpan, decode_spans, span_of
-from ..decoding.video import grid_frames
 from ..decoding.watchdog import Watch
 
 WHOLE_SECONDS = 20.0

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .audio import read_audio, read_audio_alone
 from .container import BOTH, BadClip, Deadline, Reader, opened
-from .video import Span, grid_frames, read_spans, read_video
+from .grid import Span, grid_frames, share
+from .video import read_spans, read_video
 
 SOON = 4.0  # seconds between two spans up to which reading on is no slower than going to the next key frame
 
@@ -111,7 +112,8 @@ def decode_spans(
 
     Yields:
         Of each span, in order, what `decode_span` returns of it alone, or the `BadClip` that it raises. Between two of
-        them the file stays open. Held in memory are the spans that have begun and not ended.
+        them the file stays open. Held in memory are the spans that have begun and not ended; what overlaps is held
+        once, so frames are not to be written to.
     """
 
     def alone(start: float, end: float) -> DecodedSpan:
@@ -133,6 +135,7 @@ def decode_spans(
         done = 0
         if len(run) > 1:
             grids = [Span(start, fps, min(frames, grid_frames(end - start, fps))) for start, end in run]
+            share(grids)
             with contextlib.suppress(BadClip), opened(path, time_limit, read) as reader:
                 for grid, video in zip(
                     grids, read_spans(reader, grids, short_side) if _runs_on(reader) else (), strict=False

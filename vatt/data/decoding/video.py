@@ -34,13 +34,12 @@ from ...runtime.compatibility import codec_name, converted, frame_duration
 from .audio import END_TOLERANCE
 from .clock import Version, clock_of, remember
 from .container import UNKNOWN_RATE, BadClip, Late, Reader, decoders_own, plain
+from .grid import Span, grid_frames
 from .h264 import PictureOrder, Unusual
 from .orientation import orientation
 
 SEEK_STEP = 2.0  # seconds
 AVI_REORDER = 8  # frames looked ahead to sort decoding times
-MAX_FRAMES = 2.0**53  # rows may end at any finite time, also one whose frames no number counts
-AT_ONCE = 2**28  # bytes of frames that room is made for before they are there
 MAX_ERRORS = 300  # packets that may fail before the first frame
 
 
@@ -50,19 +49,6 @@ class _Broken(Exception):
 
 class _Surprise(Exception):
     """Other frames than expected, in a stream of which some were left out."""
-
-
-def grid_frames(seconds: float, fps: float) -> int:
-    """Frames at `fps` that `seconds` hold: the last one may be cut short, a hundredth of a frame is no frame."""
-    return max(1, math.ceil(min(seconds * fps, MAX_FRAMES) - 0.01))
-
-
-def shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """(width, height) that frames are kept in: with a shorter side of at most `short_side`."""
-    shorter = min(width, height)
-    if short_side is None or shorter <= short_side:
-        return width, height
-    return max(1, round(width * short_side / shorter)), max(1, round(height * short_side / shorter))
 
 
 def frames_until(
@@ -84,54 +70,6 @@ def frames_until(
     if ends <= start:
         raise BadClip(reader.path, f"no frames at {start:.2f} s: the video ends at {ends:.2f} s", whole=False)
     return min(frames, grid_frames(ends - start, fps))
-
-
-class Span:
-    """The frames of one span, gathered as those of the stream pass by: number i is what `start + i / fps` shows."""
-
-    def __init__(self, start: float, fps: float, frames: int) -> None:
-        self.start, self.fps, self.frames = start, fps, frames
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all frames."""
-        self.count = 0
-        self.expected = self.frames
-        self.store = np.zeros((0, 0, 0, 3), np.uint8)
-        self.size: tuple[int, int] | None = None  # a stream may change its size midway: all take that of the first
-
-    @property
-    def complete(self) -> bool:
-        return self.count == self.frames
-
-    @property
-    def video(self) -> NDArray[np.uint8]:
-        """The frames that there are, uint8 [T, h, w, 3]."""
-        return self.store if self.count == len(self.store) else self.store[: self.count].copy()
-
-    def expect(self, ends: float) -> None:
-        """Make room for the frames of a video that ends at `ends` seconds first, and for all only if it does not."""
-        self.expected = min(self.frames, grid_frames(max(0.0, ends - self.start), self.fps))
-
-    def before(self, seconds: float) -> int:
-        """Return how many times of the grid lie before `seconds`."""
-        return min(self.frames, math.ceil((seconds - self.start) * self.fps - 1e-9))
-
-    def show(self, frame: VideoFrame, count: int, convert: _Converter) -> None:
-        """Let `frame` be what is shown up to the grid's time number `count`."""
-        if count <= self.count:
-            return
-        self.size = self.size or shrunk(frame.width, frame.height, convert.short_side)
-        image = convert(frame, self.size)
-        if count > len(self.store):
-            # A header may promise frames for more memory than there is, and the file have one.
-            room = self.expected if count <= self.expected and len(self.store) < self.expected else self.frames
-            at_once = max(count, AT_ONCE // image.nbytes) if self.count == 0 else room
-            store = np.empty((min(room, at_once), *image.shape), np.uint8)
-            store[: self.count] = self.store[: self.count] if self.count else 0
-            self.store = store
-        self.store[self.count : count] = image
-        self.count = count
 
 
 def read_video(reader: Reader, start: float, fps: float, frames: int, short_side: int | None) -> NDArray[np.uint8]:

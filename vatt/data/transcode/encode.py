@@ -25,8 +25,8 @@ from ...runtime.files import write_atomically
 from ..clip import Clip
 from ..decoding.audio import read_audio
 from ..decoding.container import BOTH, BadClip, opened, plain, probe
+from ..decoding.grid import grid_frames
 from ..decoding.span import DecodedSpan, decode_span
-from ..decoding.video import grid_frames
 from ..encoders import REPEATABLE
 from ..media_types import IMAGE
 from ..shards.index import open_clip
