@@ -92,13 +92,6 @@ def update(parameters, optimizer, grads):
         optimizer.step()
 
 
-@pytest.fixture
-def whole_on_gpu(monkeypatch):
-    """The one kernel of a GPU, which PyTorch has for CPUs too."""
-    monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter: True)
-
-
-@pytest.mark.usefixtures("whole_on_gpu")
 def test_one_kernel_for_all_is_keras_adam_too():
     rng = np.random.default_rng(1)
     w, grads = rng.normal(size=(7,)), rng.normal(size=(5, 7)) * 10.0 ** rng.integers(-9, 1, size=(5, 7))
@@ -110,15 +103,29 @@ def test_one_kernel_for_all_is_keras_adam_too():
     np.testing.assert_allclose(p.detach().double().numpy(), expected, rtol=3e-6, atol=1e-8)
 
 
+def test_the_bits_of_one_kernel_do_not_depend_on_threads():
+    grads = torch.randn(3, 1, 100_003, generator=torch.Generator().manual_seed(0))
+    found, threads = [], torch.get_num_threads()
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        try:
+            parameter = nn.Parameter(torch.ones(100_003))
+            update([parameter], Adam([parameter], OptimConfig()), grads)
+        finally:
+            torch.set_num_threads(threads)
+        found.append(parameter)
+    assert torch.equal(*found)
+
+
 def test_a_run_goes_on_with_the_form_of_adam_it_began_with(monkeypatch):
     grads = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0))
     for began_fused in (False, True):
-        monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter, fused=began_fused: fused)
+        monkeypatch.setattr(optimizers, "is_whole", lambda parameter, fused=began_fused: fused)
         whole, first = ([nn.Parameter(torch.ones(5)) for _ in range(2)] for _ in range(2))
         update(whole, Adam(whole, OptimConfig()), grads)
         before = Adam(first, OptimConfig())
         update(first, before, grads[:3])
-        monkeypatch.setattr(optimizers, "on_one_gpu", lambda parameter, fused=began_fused: not fused)
+        monkeypatch.setattr(optimizers, "is_whole", lambda parameter, fused=began_fused: not fused)
         second = [nn.Parameter(p.detach().clone()) for p in first]
         after = Adam(second, OptimConfig())
         after.load_state_dict(before.state_dict())

@@ -20,8 +20,8 @@ class Adam(torch.optim.Adam):
     """Adam with eps added to sqrt(v) before bias correction, as Keras does.
 
     torch adds it after: sqrt(v) / c + eps with c = sqrt(1 - beta2^t). Passing eps / c makes that (sqrt(v) + eps) / c.
-    On a GPU whole float32 parameters are updated by one kernel that reads and writes everything once (torch's `fused`);
-    its results differ from those of the other form in the last bits. Its state says which form it is, so that a run
+    Whole float32 parameters are updated by one kernel that reads and writes everything once (torch's `fused`); its
+    results differ from those of the other form in the last bits. Its state says which form it is, so that a run
     which began with the other one goes on with that.
     """
 
@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
         self.keras_eps = config.eps
         betas = (config.beta1, config.beta2)
         trained = [p for p in parameters if p.requires_grad]
-        fused = True if all(map(on_one_gpu, trained)) else None
+        fused = True if all(map(is_whole, trained)) else None
         super().__init__(trained, lr=config.rate, betas=betas, eps=config.eps, fused=fused)
         self.updates = 0
 
@@ -53,9 +53,10 @@ class Adam(torch.optim.Adam):
         self.updates = max((int(s["step"]) for s in self.state.values()), default=0)
 
 
-def on_one_gpu(parameter: nn.Parameter) -> bool:
-    """Tell whether it is a whole float32 tensor on CUDA, not one that is sharded over processes."""
-    return parameter.is_cuda and parameter.dtype == torch.float32 and type(parameter.data) is torch.Tensor
+def is_whole(parameter: nn.Parameter) -> bool:
+    """Tell whether it is a float32 tensor on a CPU or CUDA that is not sharded over processes."""
+    known = parameter.device.type in ("cpu", "cuda") and parameter.dtype == torch.float32
+    return known and type(parameter.data) is torch.Tensor
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
@@ -116,8 +117,8 @@ def finetuning_optimizer(model: Classifier, config: FinetuneOptimConfig) -> torc
     ]
     if config.optimizer == "sgd":
         return SGD(made, config.rate, config.momentum)
-    on_gpu = all(map(on_one_gpu, model.parameters()))
-    return torch.optim.AdamW(made, lr=config.rate, fused=True if on_gpu else None)
+    whole = all(map(is_whole, model.parameters()))
+    return torch.optim.AdamW(made, lr=config.rate, fused=True if whole else None)
 
 
 def decays_down_to(name: str, model: Classifier) -> int:
