@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import gc
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from helpers.interpreter.needs import interpreter_fails, quicken
 from helpers.processes import end_all
 
+# Python's collector looks through all that PyTorch's modules are made of, again and again: a tenth of the tests' time.
+gc.set_threshold(20_000, 50, 100)
 SHARED = Path(os.environ.get("VATT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 LONGEST = (
     *("test_triton_interpreter.py", "test_promises.py", "test_distributed.py", "test_readme_commands.py"),
@@ -22,9 +25,9 @@ CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist is not everywhere that tests run
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
+    """Two more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (cores or 1) + 1
+    return (cores or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
