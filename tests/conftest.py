@@ -25,9 +25,9 @@ CACHES = ("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist is not everywhere that tests run
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
+    """One more than cores (`-n auto`): a good part of the time, tests wait for programs that they began."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (cores or 1) + 2
+    return (cores or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
