@@ -25,7 +25,7 @@ from typing import Any
 
 from harness import cli, timing
 from harness import report as harness
-from harness.checkouts import checkout
+from harness.checkouts import OtherCode, checkout
 from harness.pages import BLUE, ORANGE, ReportPage, number, table
 from harness.report import Report, ReportError
 
@@ -103,42 +103,22 @@ def pooled(model: VATT, modality: str, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def other_towers(
     commit: str, layers: int | None, inputs: Mapping[str, torch.Tensor]
-) -> Iterator[Callable[[str, bool], list[float]]]:
+) -> Iterator[Callable[..., list[float]]]:
     """The towers of `bbs` by the code of `commit`, in a process: a function from a modality to the pooled features.
 
-    They are told only if asked for. Raises `ReportError` when the process ends.
+    They are told only if asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree, program = Path(folder), Path(__file__).with_name("workloads") / "other_towers.py"
         checkout(commit, tree)
         torch.save(inputs, tree / "inputs.pt")
-        process = subprocess.Popen(
-            [sys.executable, str(program), "bbs", str(layers or 0), str(tree / "inputs.pt")],
-            env={**os.environ, "PYTHONPATH": folder},
-            cwd=tree,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        other = OtherCode(
+            program, "bbs", layers or 0, tree / "inputs.pt", env={**os.environ, "PYTHONPATH": folder}, cwd=tree
         )
-
-        def ask(modality: str, values: bool = False) -> list[float]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.stdin.write(json.dumps({"modality": modality, "values": values}) + "\n")
-                process.stdin.flush()
-            except OSError as error:
-                raise ReportError(f"the towers of {commit} cannot be computed") from error
-            if not (line := process.stdout.readline()):
-                raise ReportError(f"the towers of {commit} cannot be computed")
-            pooled: list[float] = json.loads(line)
-            return pooled
-
         try:
-            yield ask
+            yield lambda modality, values=False: other.ask(modality=modality, values=values)
         finally:
-            process.kill()
-            process.communicate()
+            other.close()
 
 
 def features(rounds: int, layers: int | None, before: str = "") -> Iterator[list[Row]]:

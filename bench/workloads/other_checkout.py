@@ -19,7 +19,7 @@ def main(root: str) -> None:
         job = json.loads(line)
         path, digest = Path(job.pop("path")), job.pop("digest")
         video = module.decode_span(path, read=("video",), **job).video
-        print(hashlib.sha256(video).hexdigest() if digest else "", flush=True)
+        print(json.dumps(hashlib.sha256(video).hexdigest() if digest else None), flush=True)
 
 
 if __name__ == "__main__":

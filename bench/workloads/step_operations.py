@@ -135,7 +135,8 @@ class Tree:
             from vatt.model.losses import pretraining_loss
             from vatt.training import optimizers
 
-            optimizers.on_one_gpu = lambda parameter: True  # as on a GPU
+            for name in ("is_whole", "on_one_gpu"):  # now and before: one kernel for all, as on a GPU
+                setattr(optimizers, name, lambda parameter: True)
             self.adam, self.clip = optimizers.Adam, optimizers.clip_gradients
         except ModuleNotFoundError:
             from vatt.model.loss import pretraining_loss  # type: ignore[import-not-found,no-redef]

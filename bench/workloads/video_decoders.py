@@ -5,13 +5,12 @@ All give the same: the frames shown at given times, uint8 [T, h, w, 3] RGB of th
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from harness.checkouts import OtherCode
 
 import av
 import numpy as np
@@ -62,32 +61,16 @@ def pyav_training() -> Decoder:
     return decode
 
 
-class OtherCheckout:
-    """Our decoder as it is in another checkout, in a process of its own; its frames stay there."""
+class OtherCheckout(OtherCode):
+    """Our decoder as it is in another checkout; its frames stay there."""
 
     def __init__(self, root: Path) -> None:
-        worker = Path(__file__).with_name("other_checkout.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(worker), str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(Path(__file__).with_name("other_checkout.py"), root)
 
-    def __call__(self, path: Path, start: float, fps: float, frames: int, digest: bool = False) -> str:
-        """Decode a window; return the SHA-256 of its frames if asked for."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        job = {"path": str(path), "start": start, "fps": fps, "frames": frames, "rate": RATE, "digest": digest}
-        try:
-            self.process.stdin.write(json.dumps(job) + "\n")
-            self.process.stdin.flush()
-        except OSError as error:
-            raise Unavailable("the other checkout does not decode") from error
-        if not (line := self.process.stdout.readline()):
-            raise Unavailable(f"the other checkout does not decode {path.name}")
-        return line.strip()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+    def __call__(self, path: Path, start: float, fps: float, frames: int, digest: bool = False) -> str | None:
+        """Decode a window; return the SHA-256 of its frames if asked for. Raises `ReportError` if it cannot."""
+        found: str | None = self.ask(path=str(path), start=start, fps=fps, frames=frames, rate=RATE, digest=digest)
+        return found
 
 
 def torchcodec(seek_mode: str = "exact") -> Decoder:
