@@ -29,7 +29,7 @@ from torch import Tensor
 from . import reference
 from .registration import differentiable, operator, present
 
-SCORES = 2**17  # of a block: with the tensors beside them 2 MB in float32
+SCORES = 2**18  # of a block: with the tensors beside them 4 MB in float32, so that few wait for each other
 
 
 class _Block(NamedTuple):
