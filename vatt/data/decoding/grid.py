@@ -136,7 +136,8 @@ class _Kept:
             # A header may promise frames for more memory than there is, and the file have one.
             room = span.expected if count <= span.expected and len(self.store) < span.expected else span.frames
         self.store = np.empty((room if span.count else min(room, max(count, at_once)), *image.shape), np.uint8)
-        self.store[: len(had)] = had if len(had) else 0
+        if len(had):
+            self.store[: len(had)] = had
         self.begins = span.first
 
 
