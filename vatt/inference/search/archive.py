@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -48,8 +49,12 @@ FORMAT = 1
 INDEXED_FROM = 100_000
 BITS = 4  # of each number, where the width is a multiple of 8; else 8
 RECALL, SAMPLES = 0.95, 100  # of the ten nearest, and over how many queries it is measured
-# Partitions looked into, and candidates ranked exactly (times top): cheap ones first.
-PROBES = ((2, 2), (3, 2), (5, 2), (7, 2), (10, 2), (10, 4), (20, 4), (40, 4), (40, 10), (100, 20), (400, 100))
+# Partitions looked into, and candidates ranked exactly (times top): cheap ones first. Reading a candidate takes as long
+# as most of a partition, so the fewest candidates that 4 bits order well enough are tried with more partitions.
+PROBES = (
+    *((2, 1.6), (3, 1.6), (4, 1.6), (5, 1.6), (7, 1.6), (7, 2.0), (10, 2.0)),
+    *((10, 4.0), (20, 4.0), (40, 4.0), (40, 10.0), (100, 20.0), (400, 100.0)),
+)
 FEW = 100  # rows, which the partitions looked into hold
 # Bytes of an index that a process keeps, of which a query reads 6 MB; LanceDB alone keeps all that it has read.
 KEPT = 96 << 20
@@ -246,7 +251,7 @@ class Archive:
                 query = query.fast_search()  # does not look for rows that the index lacks
             if where is not None or top > FEW:
                 query = query.maximum_nprobes(0)  # further ones while there are too few rows
-            top *= built["refined"]
+            top = math.ceil(top * built["refined"])
         return await query.limit(top).select([*self._shown, space, "_distance"]).to_arrow()
 
     def vector(self, identity: str, space: str) -> NDArray[np.float32] | None:
@@ -350,7 +355,8 @@ class Archive:
         self._reader = None
         return (
             f"{self.source}: index of {count:,} rows of {space}: {recall:.3f} of the ten nearest are found "
-            f"(mean of {len(queries)} rows moved by their length, {partitions} partitions and {10 * refined} rows each)"
+            f"(mean of {len(queries)} rows moved by their length, "
+            f"{partitions} partitions and {10 * refined:.0f} rows each)"
         )
 
     def _sample(self, space: str, count: int) -> tuple[NDArray[np.float32], list[set[str]]]:
