@@ -1,13 +1,15 @@
 """Archives of 10^4, 10^5 and 10^6 moments: build, add, warm queries and memory, beside features in memory and NumPy.
 
 Rows are embeddings of real moments, and copies of them moved at random. Each contender answers in a process of its own,
-and they take turns of fifty queries, so that what else the machine does meets all of them alike.
+and they take turns of 250 queries, so that what else the machine does meets all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
+import os
 import re
 import sys
 import tempfile
@@ -32,9 +34,10 @@ from vatt.inference.search.index import build_index, rank
 NAME = "archive"
 SPACE, TOP, MOMENTS = "video_to_text", 10, 600  # of a file
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)
-# Queries of a turn, the first of which find the processor's caches full of other contenders' data and are told apart,
-# and seconds before it: threads of a BLAS wait for the next product on a core that another contender needs.
-TURN, FIRST, PAUSE = 50, 5, 0.1
+# Queries of a turn, its first part, which is told apart, and seconds before it. At its beginning the processor's caches
+# hold other contenders' data, and a virtual machine may have lent out memory that lay idle for seconds (2 us a page to
+# have it again, 0.2 s of a first query); threads of a BLAS wait for the next product on a core that another one needs.
+TURN, FIRST, PAUSE = 250, 0.2, 0.1
 SPREAD = (0.1, 0.7)  # length of a move, as a share of the vector's
 CONTENDERS = ("archive", "features in memory", "numpy")
 COLOURS = dict(zip(CONTENDERS, (BLUE, ORANGE, GREEN), strict=True))
@@ -185,10 +188,11 @@ def contest(folder: Path, queries: NDArray[np.float32]) -> list[dict[str, Any]]:
                 pipes[name].send(query)
                 found[name].append(pipes[name].recv())
     rows = []
+    first = math.ceil(FIRST * min(TURN, len(queries)))
     for name, answers in found.items():
         pipes[name].send(None)
-        warm = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN >= FIRST]
-        cold = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN < FIRST]
+        warm = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN >= first]
+        cold = [seconds for number, (_, seconds) in enumerate(answers) if number % TURN < first]
         recall = [len(set(a[0]) & set(b[0])) / TOP for a, b in zip(answers, found["numpy"], strict=True)]
         p50, p95 = (float(np.quantile(warm, share)) for share in (0.5, 0.95))
         row = {"contender": name, "p50": p50, "p95": p95, "recall": float(np.mean(recall))}
@@ -212,7 +216,8 @@ def measure(args: argparse.Namespace) -> Path:
     report, path = harness.open_report(
         NAME,
         "Archives of moments",
-        settings={"sizes": sizes, "queries": args.queries, "real_moments": len(real), "spread": SPREAD},
+        settings={"sizes": sizes, "queries": args.queries, "real_moments": len(real), "spread": SPREAD}
+        | {"turn": TURN, "first": FIRST},
         method={
             "rows": f"{len(real)} embeddings of real moments ({SPACE}), and copies moved at random by {SPREAD[0]} to "
             f"{SPREAD[1]} of their length",
@@ -242,6 +247,7 @@ def measure_size(folder: Path, real: NDArray[np.float32], size: int, count: int)
     archive, seconds, told = build(folder, vectors)
     del vectors
     queries = moved(real, len(real) * 7, count, 2)
+    os.sync()  # what was written takes no time of those who answer
     rows = contest(folder, queries)
     seconds["page_s"] = page_seconds(archive, queries)
     files = {"/archive/added.mp4": KnownFile(1, 1, "", "")}
@@ -305,12 +311,12 @@ def page(report: Report) -> str:
     told = [f"- {line}" for row in sizes.values() for line in row["index"]]
     return "\n\n".join(
         [
-            f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns of {TURN} "
-            f"queries, each in its own process. The first {FIRST} of a turn find caches that others have filled: "
-            "their median stands apart. Features in memory are what vatt search of commit 20a74a7 made of .npz files "
-            "and ranked; NumPy multiplies and partitions the same matrix. Memory is what the process alone holds "
-            "after all queries, less what it held before it opened anything; code of LanceDB is in it as far as it "
-            "is written to.",
+            f"Rows: {report.method['rows']}. Queries: {report.method['queries']}. Contenders take turns of "
+            f"{report.settings['turn']} queries, each in its own process. The first {report.settings['first']:.0%} of "
+            "a turn find caches that others have filled and memory that lay idle: their median stands apart. "
+            "Features in memory are what vatt search of commit 20a74a7 made of .npz files and ranked; NumPy "
+            "multiplies and partitions the same matrix. Memory is what the process alone holds after all queries, "
+            "less what it held before it opened anything; code of LanceDB is in it as far as it is written to.",
             table(columns, cells, left=2),
             "## Building",
             table(

@@ -241,6 +241,12 @@ class Archive:
             reader = await (await _lancedb().connect_async(folder, session=_session())).open_table(name)
             stats = [(index.columns[0], await reader.index_stats(index.name)) for index in await reader.list_indices()]
             self._complete = {column for column, known in stats if known and not known.num_unindexed_rows}
+            schema = await reader.schema()
+
+            async def same() -> Any:
+                return schema
+
+            reader.schema = same  # which each query asks for: a tenth of its time
             self._reader = reader
         query = self._reader.query().nearest_to(vector).column(space).distance_type("cosine")
         if where is not None:
