@@ -162,9 +162,11 @@ def as_features(vectors: NDArray[np.float32]) -> Features:
 
 
 def answer(name: str, folder: Path, pipe: Any) -> None:
-    """A contender's process: answers queries that come by `pipe` with rows and seconds, and None with its memory."""
+    """A contender's process: says when it is ready, answers queries that come by `pipe` with rows and seconds, and None
+    with its memory."""
     before = private_bytes()
     ask = opened(name, folder)
+    pipe.send(None)
     while (query := pipe.recv()) is not None:
         since = time.perf_counter()
         rows = ask(query)
@@ -179,6 +181,8 @@ def contest(folder: Path, queries: NDArray[np.float32]) -> list[dict[str, Any]]:
     for name in CONTENDERS:
         pipes[name], theirs = context.Pipe()
         context.Process(target=answer, args=(name, folder, theirs), daemon=True).start()
+    for pipe in pipes.values():
+        pipe.recv()  # nobody answers while another one still reads its data
     found: dict[str, list[tuple[list[int], float]]] = {name: [] for name in CONTENDERS}
     for first in range(0, len(queries), TURN):
         for turn in range(len(CONTENDERS)):
