@@ -53,6 +53,7 @@ from vatt.runtime.progress import progress_bar
 NAME = "cpu_report"
 CPU = torch.device("cpu")
 HERE = "here"
+WINDOWS = 4  # of a large batch; `vatt embed` takes 32 at once, which take as long each
 EXAMPLES = """examples:
   python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
   python bench/cpu_report.py --parts features       one part
@@ -79,7 +80,7 @@ def compared(part: str, what: str, candidates: Mapping[str, Callable[[], object]
 
 
 def towers(layers: int | None) -> tuple[ModelConfig, dict[str, VATT], dict[str, torch.Tensor]]:
-    """Return settings of `bbs`, it in float32 and in the form for CPUs with bfloat16, and a clip of each modality."""
+    """Return settings of `bbs`, it in float32 and in the form for CPUs with bfloat16, and windows of each modality."""
     require_bfloat16(CPU)
     config = preset("bbs").model
     encoder = config.video_encoder if layers is None else replace(config.video_encoder, layers=layers)
@@ -90,8 +91,8 @@ def towers(layers: int | None) -> tuple[ModelConfig, dict[str, VATT], dict[str, 
     use_bfloat16(light)
     draw = torch.Generator().manual_seed(1)
     size = config.video.size
-    clip = torch.randint(0, 256, (1, config.video.frames, size, size, 3), generator=draw, dtype=torch.uint8)
-    inputs = {"video": clip, "audio": torch.rand(1, config.audio.samples, generator=draw) * 2 - 1}
+    clips = torch.randint(0, 256, (WINDOWS, config.video.frames, size, size, 3), generator=draw, dtype=torch.uint8)
+    inputs = {"video": clips, "audio": torch.rand(WINDOWS, config.audio.samples, generator=draw) * 2 - 1}
     return config, {"float32": exact, "bfloat16": light}, inputs
 
 
@@ -103,10 +104,10 @@ def pooled(model: VATT, modality: str, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def other_towers(
     commit: str, layers: int | None, inputs: Mapping[str, torch.Tensor]
-) -> Iterator[Callable[..., list[float]]]:
-    """The towers of `bbs` by the code of `commit`, in a process: a function from a modality to the pooled features.
+) -> Iterator[Callable[..., list[list[float]]]]:
+    """The towers of `bbs` by the code of `commit`, in a process.
 
-    They are told only if asked for.
+    What comes is a function from a modality and a number of windows to their pooled features, told only if asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree, program = Path(folder), Path(__file__).with_name("workloads") / "other_towers.py"
@@ -116,29 +117,33 @@ def other_towers(
             program, "bbs", layers or 0, tree / "inputs.pt", env={**os.environ, "PYTHONPATH": folder}, cwd=tree
         )
         try:
-            yield lambda modality, values=False: other.ask(modality=modality, values=values)
+            yield lambda modality, windows, values=False: other.ask(modality=modality, windows=windows, values=values)
         finally:
             other.close()
 
 
 def features(rounds: int, layers: int | None, before: str = "") -> Iterator[list[Row]]:
-    """Video and audio towers of `bbs`, one clip, all tokens: float32, and the form for CPUs with bfloat16.
+    """Video and audio towers of `bbs`, one window and several, all tokens: float32, and the form with bfloat16.
 
     With `before` also float32 with the code of that commit, which the others stand beside then.
     """
     _, models, inputs = towers(layers)
     with other_towers(before, layers, inputs) if before else nullcontext() as other:
-        for modality, x in inputs.items():
-            candidates: dict[str, Callable[[], Any]] = (
-                {} if other is None else {before: partial(other, modality, False)}
-            )
-            candidates |= {name: partial(pooled, model, modality, x) for name, model in models.items()}
-            rows = compared("features", f"bbs {modality} tower", candidates, rounds, next(iter(candidates)))
-            exact = pooled(models["float32"], modality, x)
-            rows[-1]["cosine"] = F.cosine_similarity(exact, pooled(models["bfloat16"], modality, x)).item()
-            if other is not None:
-                rows[0]["cosine"] = F.cosine_similarity(exact, torch.tensor([other(modality, True)])).item()
-            yield rows
+        for modality, windows in inputs.items():
+            for count, times in ((1, rounds), (WINDOWS, max(2, rounds // 3))):
+                x = windows[:count]
+                candidates: dict[str, Callable[[], Any]] = (
+                    {} if other is None else {before: partial(other, modality, count)}
+                )
+                candidates |= {name: partial(pooled, model, modality, x) for name, model in models.items()}
+                what = f"bbs {modality} tower, {count} window{'s' * (count > 1)}"
+                rows = compared("features", what, candidates, times, next(iter(candidates)))
+                exact = pooled(models["float32"], modality, x)
+                rows[-1]["cosine"] = F.cosine_similarity(exact, pooled(models["bfloat16"], modality, x)).min().item()
+                if other is not None:
+                    same = torch.tensor(other(modality, count, True))
+                    rows[0]["cosine"] = F.cosine_similarity(exact, same).min().item()
+                yield rows
 
 
 def floors(rounds: int, layers: int | None) -> Iterator[list[Row]]:
@@ -149,7 +154,7 @@ def floors(rounds: int, layers: int | None) -> Iterator[list[Row]]:
         tokens = (config.video.tokens if modality == "video" else config.audio.tokens) + 1
         for name, model in models.items():
             rate = tower_floors.best_rate(config.video_encoder, tokens, getattr(torch, name), rounds)
-            run = partial(pooled, model, modality, x)
+            run = partial(pooled, model, modality, x[:1])
             yield tower_floors.rows(f"bbs {modality} tower, {name}", run, flops, rate, rounds)
 
 
@@ -327,7 +332,7 @@ def page(report: Report) -> str:
         "GFLOP/s",
         "best GFLOP/s",
     ]
-    where = "Where a tower's time goes, one clip; the floor is its FLOPs at the best rate of a product of its shapes."
+    where = "Where a tower's time goes, one window; the floor is its FLOPs at the best rate of a product of its shapes."
     return "\n\n".join(
         [
             report.method["advice"],

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     model = importlib.import_module("vatt.model.vatt").VATT(config, ops).eval()
     for line in sys.stdin:
         job = json.loads(line)
-        features = model.backbone.features(job["modality"], inputs[job["modality"]])[0, 0]
+        features = model.backbone.features(job["modality"], inputs[job["modality"]][: job["windows"]])[:, 0]
         print(json.dumps(features.tolist() if job["values"] else []), flush=True)
 
 

@@ -86,6 +86,28 @@ def test_features_are_those_of_float32_but_for_rounding(packs, monkeypatch):
         assert all(x.dtype == torch.float32 for x in light.embed_video(video.byte()))
 
 
+def test_windows_are_computed_a_few_at_a_time(monkeypatch):
+    """In order, each with its own mask, whatever their number; also none."""
+    skip_without_bfloat16()
+    model = model_of_width(128)
+    bfloat16.use_bfloat16(model)
+    encoder, draw = model.backbone.encoder["video"], torch.Generator().manual_seed(1)
+    x = torch.randn(5, 7, 128, generator=draw)
+    mask = torch.rand(5, 7, generator=draw) < 0.7
+    mask[:, 0] = True
+    sizes = []
+    encoder.encoder.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    with torch.inference_mode():
+        for given in (None, mask):
+            whole = encoder(x, given)
+            sizes.clear()
+            monkeypatch.setattr(bfloat16, "TOGETHER", 15)
+            assert F.cosine_similarity(encoder(x, given), whole, dim=-1).min() >= 0.9995
+            assert sizes == [2, 2, 1]
+            assert encoder(x[:0]).shape == (0, 7, 128)
+            monkeypatch.undo()
+
+
 @pytest.mark.parametrize(("shape", "products"), [((1, 320), 1), ((1, 1201), 4), ((3, 401), 4), ((1, 1569), 1)])
 def test_products_that_one_core_would_compute_go_in_parts(shape, products, monkeypatch):
     """Those whose output is narrower than their input; what a product is called with is looked at, not who computes."""

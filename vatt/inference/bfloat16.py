@@ -22,6 +22,8 @@ SMALLEST_WIDTH = 512  # of VATT-Small; casts cost narrower models more than prod
 # oneDNN computes a product whose output is narrower than its input with one core alone when it has some 400 to 1,400
 # rows, such as one window of sound; fewer rows, and more, it shares among the cores. So such products go in parts.
 PART_ROWS, WHOLE_ROWS = 320, 1536
+# Tokens that go through a tower together: of more, what a layer computes lies in memory instead of the caches.
+TOGETHER = 3200
 
 
 def choose_dtype(
@@ -91,16 +93,19 @@ class _Projection(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """An encoder whose layers keep tokens in bfloat16; takes and returns float32."""
+    """An encoder whose layers keep tokens in bfloat16, of a few rows at a time; takes and returns float32."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder.bfloat16()
         encoder.layers = nn.ModuleList(_Layer(x) for x in encoder.modules() if isinstance(x, Layer))
 
-    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        out: Tensor = self.encoder(x.bfloat16(), *arguments, **options)
-        return out.float()
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, **options: Any) -> Tensor:
+        rows = max(1, TOGETHER // x.shape[1])
+        parts = x.split(rows)
+        masks = [None] * len(parts) if key_mask is None else key_mask.split(rows)
+        pairs = zip(parts, masks, strict=True)
+        return torch.cat([self.encoder(part.bfloat16(), mask, **options).float() for part, mask in pairs])
 
 
 class _Layer(nn.Module):
