@@ -23,6 +23,8 @@ from ...config.data import AugmentConfig
 
 Frames = NDArray[np.uint8]
 Plane = NDArray[np.float32]
+AT_ONCE = 64  # rows that are resampled together
+PLANE = 2**13  # numbers of one colour that are jittered together
 
 
 def short_side(size: int, augment: AugmentConfig | None) -> int:
@@ -81,11 +83,10 @@ def train_video(frames: Frames, size: int, augment: AugmentConfig, rng: np.rando
     if rows.whole and columns.whole and draw.colour is None:
         return np.ascontiguousarray(frames[:, rows.low][:, :, columns.low])
     out = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, frame in enumerate(frames):  # one frame at a time stays in the processor's cache
-        image = resample(frame, rows, columns)
-        if draw.colour is not None:
-            image = jitter_colours(image, *draw.colour)
-        out[i] = to_uint8(image)
+    resample = Resampler(rows, columns)
+    for frame, place in zip(frames, out, strict=True):
+        image = resample(frame)
+        store(image if draw.colour is None else jitter_colours(image, *draw.colour), place)
     return out
 
 
@@ -97,8 +98,9 @@ def centre_crop(frames: Frames, size: int) -> Frames:
     if rows.whole and columns.whole:
         return np.ascontiguousarray(frames[:, rows.low][:, :, columns.low])
     out = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        out[i] = to_uint8(resample(frame, rows, columns))
+    resample = Resampler(rows, columns)
+    for frame, place in zip(frames, out, strict=True):
+        store(resample(frame), place)
     return out
 
 
@@ -129,35 +131,82 @@ class Taps:
         self.whole = not self.weight.any()
 
 
-def resample(frame: Frames, rows: Taps, columns: Taps) -> Plane:
-    """Return uint8 [h, w, 3] to float32 [size, size, 3] in [0, 255]."""
-    left, right = int(columns.low.min()), int(columns.high.max()) + 1
-    region = frame[:, left:right]
-    # `take` is three times as fast as the same with brackets.
-    image = _lerp(region.take(rows.low, 0), region.take(rows.high, 0), rows.weight[:, None, None])
-    return _lerp(image.take(columns.low - left, 1), image.take(columns.high - left, 1), columns.weight[:, None])
+class Resampler:
+    """Resamples frames, one after the other, in memory of its own.
+
+    Memory that is new for each frame takes longer than the arithmetic, most of all in a loader's process, which gives
+    blocks of this size back to the system at once. So do images of many rows: what lies between two steps leaves the
+    processor's cache.
+    """
+
+    def __init__(self, rows: Taps, columns: Taps) -> None:
+        top, left = int(rows.low.min()), int(columns.low.min())
+        self.region = slice(top, int(rows.high.max()) + 1), slice(left, int(columns.high.max()) + 1)
+        height, width = (part.stop - part.start for part in self.region)
+        self.source = np.empty((height, width, 3), np.uint8)
+        self.rows = rows.low - top, rows.high - top, rows.weight[:, None, None]
+        self.columns = columns.low - left, columns.high - left, columns.weight[:, None]
+        at_once = min(AT_ONCE, len(rows.low))
+        self.bytes = np.empty((at_once, width, 3), np.uint8)
+        self.base, self.step = (np.empty((at_once, width, 3), np.float32) for _ in range(2))
+        self.across = np.empty((at_once, len(columns.low), 3), np.float32)
+        self.image = np.empty((len(rows.low), len(columns.low), 3), np.float32)
+
+    def __call__(self, frame: Frames) -> Plane:
+        """Return uint8 [h, w, 3] to float32 [size, size, 3] in [0, 255], which the next call writes over."""
+        self.source[...] = frame[self.region]  # `take` would copy what does not lie in one piece, at each call
+        left, right, weight = self.columns
+        for first in range(0, len(self.image), AT_ONCE):
+            image = self.image[first : first + AT_ONCE]
+            some, base, step, across = (x[: len(image)] for x in (self.bytes, self.base, self.step, self.across))
+            above, below, share = (x[first : first + AT_ONCE] for x in self.rows)
+            for places, plane in ((above, base), (below, step)):
+                self.source.take(places, 0, some, "clip")  # three times as fast as the same with brackets
+                plane[...] = some
+            _lerp(base, step, share)
+            base.take(left, 1, image, "clip")
+            base.take(right, 1, across, "clip")
+            _lerp(image, across, weight)
+        return self.image
 
 
-def _lerp(low: NDArray[np.generic], high: NDArray[np.generic], weight: Plane) -> Plane:
-    base = low.astype(np.float32)
-    step = high.astype(np.float32)
-    step -= base
-    step *= weight
-    base += step
-    return base
+def _lerp(base: Plane, other: Plane, weight: Plane) -> None:
+    """Move `base` towards `other` in place, which is overwritten."""
+    other -= base
+    other *= weight
+    base += other
 
 
-def to_uint8(image: Plane) -> Frames:
-    return np.rint(image).astype(np.uint8)
+def store(image: Plane, out: Frames) -> None:
+    """Round an image, in place, into `out`."""
+    np.rint(image, out=image)
+    out[...] = image
 
 
 def jitter_colours(image: Plane, brightness: float, saturation: float, contrast: float, hue: float) -> Plane:
     """Jitter the colours of one frame, float32 [h, w, 3] in [0, 255]; saturation and hue as in the HSV hexcone."""
-    x = np.ascontiguousarray(np.moveaxis(image, 2, 0))
-    x *= np.float32(1 / 255)
-    x += np.float32(brightness)
+    planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    at_once = max(1, PLANE // image.shape[1])
+    parts = [planes[:, first : first + at_once] for first in range(0, len(image), at_once)]
+    for x in parts:
+        x *= np.float32(1 / 255)
+        x += np.float32(brightness)
+        _saturate(x, saturation)
+    mean = planes.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
+    for x in parts:
+        x -= mean
+        x *= np.float32(contrast)
+        x += mean
+        np.clip(_rotate_hue(x, hue), 0, 1, out=x)
+        x *= np.float32(255)
+    return np.moveaxis(planes, 0, 2)
 
-    # Saturation S = (V - min) / V becomes min(1, S * saturation) at the same V: all channels move towards or from V.
+
+def _saturate(x: Plane, saturation: float) -> None:
+    """Make saturation S = (V - min) / V of float32 [3, h, w] min(1, S * saturation), in place.
+
+    V stays: all channels move towards or from it.
+    """
     value = np.maximum(np.maximum(x[0], x[1]), x[2])
     spread = value - np.minimum(np.minimum(x[0], x[1]), x[2])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,16 +216,6 @@ def jitter_colours(image: Plane, brightness: float, saturation: float, contrast:
     x -= value
     x *= factor
     x += value
-
-    mean = x.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-    x -= mean
-    x *= np.float32(contrast)
-    x += mean
-
-    x = _rotate_hue(x, hue)
-    np.clip(x, 0, 1, out=x)
-    x *= np.float32(255)
-    return np.moveaxis(x, 0, 2)
 
 
 def _rotate_hue(x: Plane, turns: float) -> Plane:

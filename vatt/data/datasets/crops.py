@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...config.data import AugmentConfig
-from .augment import Taps, fit_short_side, jitter_colours, resample, to_uint8
+from .augment import Resampler, Taps, fit_short_side, jitter_colours, store
 
 Frames = NDArray[np.uint8]
 ATTEMPTS = 100
@@ -62,11 +62,12 @@ def inception_video(
     rows = Taps(height, size, 0, size)
     columns = Taps(width, size, 0, size, augment.flip and flip < 0.5)
     out = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, frame in enumerate(region):
-        image = resample(frame, rows, columns)
+    resample = Resampler(rows, columns)
+    for frame, place in zip(region, out, strict=True):
+        image = resample(frame)
         if colour < augment.colour_jitter:
             image = jitter_colours(image, brightness, saturation, contrast, hue)
-        out[i] = to_uint8(image)
+        store(image, place)
     return out
 
 
@@ -81,6 +82,7 @@ def three_crops(frames: Frames, size: int) -> Frames:
     for crop, share in zip(out, (0.0, 0.5, 1.0), strict=True):
         rows = Taps(height, new_h, int(share * (new_h - size)), size)
         columns = Taps(width, new_w, int(share * (new_w - size)), size)
-        for i, frame in enumerate(frames):
-            crop[i] = to_uint8(resample(frame, rows, columns))
+        resample = Resampler(rows, columns)
+        for frame, place in zip(frames, crop, strict=True):
+            store(resample(frame), place)
     return out
