@@ -30,11 +30,11 @@ from vatt.config.data import DataConfig
 from vatt.config.presets import preset
 from vatt.data.clip import Clip, Manifest
 from vatt.data.datasets.training import ClipDataset
-from vatt.data.decoding.memory_limit import return_freed_memory
 from vatt.data.manifest import read_manifest
 from vatt.data.synthetic import build_corpus
 from vatt.data.tokenizer import Tokenizer
 from vatt.errors import DataError
+from vatt.runtime.memory import return_freed_memory
 from vatt.runtime.progress import progress_bar
 
 NAME = "soak"

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 
 from ..errors import DataError
 from ..runtime.faults import Fault
+from ..runtime.memory import keep_freed_memory
 from .datasets.batch import Batch
 from .decoding.watchdog import Watch
 from .workers import LOST, Failure, Lost, Workers, describe_exit
@@ -59,7 +60,8 @@ def make_loader(
     use.
 
     Each worker keeps up to `prefetch` batches ready; 0 workers build them in this process. Workers come from a fork
-    server: as with every such start, a script that calls this needs the `if __name__ == "__main__"` guard.
+    server: as with every such start, a script that calls this needs the `if __name__ == "__main__"` guard. With workers
+    this process computes and does not decode: it keeps up to 1 GiB of what it frees from then on (`runtime.memory`).
 
     A decoder that hangs is ended with its worker, one that crashes ends it; workers begin anew with the batch that is
     next, in which the clip is bad. One that wants more than `data.decode_gb` of memory fails alone. Without workers a
@@ -77,6 +79,7 @@ def make_loader(
         for index in range(start, stop):
             yield dataset[index]
         return
+    keep_freed_memory()
     losses = 0
     fallbacks: list[str] = []
     while start < stop:

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import VattError
-from .decoding.memory_limit import return_freed_memory
+from ..runtime.memory import return_freed_memory
 
 ALIGNMENT = 64  # bytes; of each array in a block
 LOST = 255  # exit code that is told of a process whose fork server has died

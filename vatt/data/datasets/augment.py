@@ -158,8 +158,9 @@ class Resampler:
         left, right, weight = self.columns
         for first in range(0, len(self.image), AT_ONCE):
             image = self.image[first : first + AT_ONCE]
-            some, base, step, across = (x[: len(image)] for x in (self.bytes, self.base, self.step, self.across))
+            base, step, across = (x[: len(image)] for x in (self.base, self.step, self.across))
             above, below, share = (x[first : first + AT_ONCE] for x in self.rows)
+            some = self.bytes[: len(image)]
             for places, plane in ((above, base), (below, step)):
                 self.source.take(places, 0, some, "clip")  # three times as fast as the same with brackets
                 plane[...] = some

@@ -1,16 +1,14 @@
-"""The memory of a process that decodes: what a hostile file asks for is refused, what is freed goes back."""
+"""The memory of a process that decodes: what a hostile file asks for is refused."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 STATM = Path("/proc/self/statm")
-M_MMAP_THRESHOLD, BLOCK = -3, 128 * 1024  # of mallopt; bytes, glibc's own value before it raises it
 
 
 def private_memory() -> int:
@@ -38,18 +36,3 @@ def memory_limit(gigabytes: float, before: int | None = None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def return_freed_memory() -> None:
-    """Makes glibc give large blocks back to the system as soon as they are freed, in this process, from now on.
-
-    On its own, it raises the size from which blocks are mapped apart to that of the largest one freed, up to 32 MiB.
-    Then pictures of all sizes lie in one heap between small things that stay, and over thousands of clips its resident
-    part grows in steps by tens of MiB, though no more is in use. The price is fresh pages for each picture, so this is
-    for processes that decode and do little else. Other C libraries are left as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, BLOCK)
