@@ -233,7 +233,7 @@ def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list
     Of a run its first third is left out: processes start in it. Raises `ReportError` where a run fails.
     """
     quick = layers is not None
-    steps, batch = (3, 4) if quick else (18, 32)
+    steps, batch = (3, 4) if quick else (24, 32)
     found: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         clips = build_corpus(Path(folder) / "corpus", clips=4 * batch, progress=False)
@@ -241,7 +241,7 @@ def training(rounds: int, layers: int | None, before: str = "") -> Iterator[list
         for name, tree in trees.items():
             tree.mkdir()
             checkout("" if name == HERE else name, tree)
-        for turn in range(1 if quick else min(rounds, 3)):
+        for turn in range(1 if quick else min(rounds, 5)):
             for workers in (1,) if quick else (0, 1, 2):
                 for name, tree in trees.items():
                     out = tree / f"run{turn}-{workers}"
