@@ -53,7 +53,7 @@ from vatt.runtime.progress import progress_bar
 NAME = "cpu_report"
 CPU = torch.device("cpu")
 HERE = "here"
-WINDOWS = 4  # of a large batch; `vatt embed` takes 32 at once, which take as long each
+WINDOWS = 4  # as a part of a large batch: `vatt embed` takes 32 at once
 EXAMPLES = """examples:
   python bench/cpu_report.py                        all of it, about 15 minutes on two quiet cores
   python bench/cpu_report.py --parts features       one part
@@ -354,7 +354,8 @@ def figure(report: Report, plt: Any) -> Any:
         [f"{row['what']}: {row['candidate']}" for row in rows], [r["times_as_fast"] for r in rows], color=colours
     )
     axis.bar_label(bars, fmt="%.2f", padding=3)
-    axis.axvline(1, color="black", linewidth=0.8)
+    axis.axvline(1, color="black", linewidth=0.8, zorder=0)
+    axis.margins(x=0.1, y=0.02)
     axis.set_xlabel("times as fast as what it stands beside")
     axis.invert_yaxis()
     drawn.tight_layout(rect=(0, 0, 1, 0.9))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vatt.config.data import AugmentConfig
+from vatt.data.datasets import augment as augmentation
 from vatt.data.datasets.augment import audio_noise, centre_crop, short_side, train_video
 from vatt.data.decoding.audio import to_float
 
@@ -120,6 +121,16 @@ def test_colour_jitter_against_colorsys(seed: int) -> None:
     draws = [rng.uniform(-0.1, 0.1), rng.uniform(0.6, 1.4), rng.uniform(0.8, 1.2), rng.uniform(-0.2, 0.2)]
     for t in range(2):
         assert np.abs(got[t] - colour_reference(frames[t].astype(float), *draws)).max() <= 0.5 + 1e-3
+
+
+def test_rows_that_are_computed_together_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a frame of 224 pixels, in parts that do not divide it, is beside one that is computed whole."""
+    frames, augment = noise(3, 60, 90, 3), AugmentConfig(scale_jitter=1.0, colour_jitter=1.0)
+    whole = [train_video(frames, 32, augment, np.random.default_rng(seed)) for seed in range(8)]
+    monkeypatch.setattr(augmentation, "AT_ONCE", 5)
+    monkeypatch.setattr(augmentation, "PLANE", 3 * 32)
+    for seed, expected in enumerate(whole):
+        assert np.array_equal(train_video(frames, 32, augment, np.random.default_rng(seed)), expected)
 
 
 def test_black_and_white_survive_colour_jitter() -> None:
